@@ -1,0 +1,109 @@
+"""The house rules that no linter knows: declared rooms, one-way imports, no borrowed network."""
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("kernels", "weights", "pipeline")  # each may import only the rooms before it
+PRODUCT = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+
+
+def imports_leaving(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every absolute import, and of relative ones that climb out of the room."""
+    depth = len(path.relative_to(ROOT).parts) - 1
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.lineno, node.module or ""
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.ImportFrom) and node.level > depth:
+            yield node.lineno, (node.module or "").split(".")[0]
+
+
+def test_every_package_folder_is_declared() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = {
+        ".".join(("denoise_batch", *init.parent.relative_to(ROOT).parts))
+        for room in ROOMS
+        for init in (ROOT / room).rglob("__init__.py")
+    }
+    assert found == set(pyproject["tool"]["setuptools"]["packages"])
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "tests", "scripts"])
+def test_imports_flow_one_way(room: str) -> None:
+    allowed = ROOMS[: ROOMS.index(room) + 1] if room in ROOMS else ROOMS
+    for path in (ROOT / room).rglob("*.py"):
+        for line, module in imports_leaving(path):
+            head, _, rest = module.partition(".")
+            assert head not in ROOMS, f"{path}:{line}: write denoise_batch.{module}"
+            if head == "denoise_batch" and rest:
+                target = rest.split(".")[0]
+                assert target in allowed, f"{path}:{line}: {room} may not import {module}"
+                assert target != room, f"{path}:{line}: inside a room imports are relative"
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_product_borrows_no_network_from_torch(path: Path) -> None:
+    """torch.nn, torch.autograd and torch.optim are the oracle in tests, never the product.
+
+    fold and unfold in reference/ are the one exception: they move pixels and learn nothing.
+    """
+    tree = ast.parse(path.read_text())
+    allowed = {"torch.nn.functional.fold", "torch.nn.functional.unfold"}
+    for line, module in imports_leaving(path):
+        borrowed = module.startswith(("torch.nn", "torch.autograd", "torch.optim"))
+        excepted = path.parent.name == "reference" and (
+            module == "torch.nn.functional" or module in allowed
+        )
+        assert not borrowed or excepted, f"{path}:{line}: {module}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in ("nn", "autograd", "optim"):
+            owner = node.value
+            is_torch = isinstance(owner, ast.Name) and owner.id == "torch"
+            assert not is_torch, f"{path}:{node.lineno}: torch.{node.attr}"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("conv2d", "conv_transpose2d", "requires_grad_"), (
+                f"{path}:{node.lineno}: {node.attr}"
+            )
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from denoise_batch.pipeline import cli, cli_train;"
+        "codes = [cli.main(['--help']), cli.main(['--version']), cli_train.main(['--help'])];"
+        "assert codes == [0, 0, 0], codes; assert 'torch' not in sys.modules"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_numpy_is_no_dependency() -> None:
+    code = (
+        "import sys, warnings; sys.modules['numpy'] = None;"
+        "warnings.filterwarnings('ignore', message='Failed to initialize NumPy');"
+        "import pathlib, tempfile, torch;"
+        "from denoise_batch.pipeline.checkpoint import load_weights, save_weights;"
+        "from denoise_batch.pipeline.networks import Network;"
+        "from denoise_batch.pipeline import images, stream, train;"
+        "path = pathlib.Path(tempfile.mkdtemp()) / 'x.safetensors';"
+        "save_weights(path, Network('tconv'), {}); load_weights(path)"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
