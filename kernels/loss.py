@@ -1,0 +1,41 @@
+"""The mean squared error, the loss of Noise2Noise for zero-mean noise (report, II-E)."""
+
+from torch import Tensor
+
+from . import ops
+from .errors import ShapeError, StateError
+
+
+class MSELoss:
+    """Σ (x − y)²/n over all n = N·C·H·W elements; not a Block, since it takes two tensors."""
+
+    def __init__(self) -> None:
+        self._saved: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss as a 0-d tensor.
+
+        Raises:
+            ShapeError: input and target differ in shape (torch would broadcast and only warn).
+        """
+        if input.shape != target.shape:
+            raise ShapeError(
+                f"MSELoss: input {tuple(input.shape)} and target {tuple(target.shape)} differ"
+            )
+        self._saved = input, target
+        return ops.mse_loss_forward(input, target)
+
+    def backward(self) -> Tensor:
+        """The gradient of `input`: 2·(x − y)/n.
+
+        Raises:
+            StateError: no forward came before.
+        """
+        if self._saved is None:
+            raise StateError("MSELoss.backward: call forward first (each serves one backward)")
+        (input, target), self._saved = self._saved, None
+        return ops.mse_loss_backward(input, target)
+
+    def __call__(self, input: Tensor, target: Tensor) -> Tensor:
+        """`forward(input, target)`."""
+        return self.forward(input, target)

@@ -1,0 +1,30 @@
+"""The only switchboard: which implementation does an op's work. No arithmetic here.
+
+Blocks call `ops.conv2d_forward(...)` and never a twin directly. Every op is a pure function of
+tensors; shapes, meaning and equations are documented at its specification in `reference/`.
+"""
+
+from .reference.activation import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward
+from .reference.conv import (
+    conv2d_backward,
+    conv2d_forward,
+    conv_transpose2d_backward,
+    conv_transpose2d_forward,
+)
+from .reference.loss import mse_loss_backward, mse_loss_forward
+from .reference.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
+
+__all__ = [
+    "conv2d_backward",
+    "conv2d_forward",
+    "conv_transpose2d_backward",
+    "conv_transpose2d_forward",
+    "mse_loss_backward",
+    "mse_loss_forward",
+    "relu_backward",
+    "relu_forward",
+    "sigmoid_backward",
+    "sigmoid_forward",
+    "upsample_nearest2d_backward",
+    "upsample_nearest2d_forward",
+]

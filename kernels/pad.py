@@ -1,0 +1,86 @@
+"""Reflection around a network: any image size goes in, the same size comes out."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .block import Block
+from .errors import ShapeError
+from .shapes import check_nchw
+
+
+class Padded(Block):
+    """Pad by reflection to sizes that `body` likes, run it, cut the padding off again.
+
+    `body` must return images of its input's size. Reflection does not repeat the edge pixel and
+    goes to and fro as often as needed, so that even a 1×1 image can be padded (torch's stops at
+    size − 1).
+
+    Args:
+        body: the block inside.
+        multiple: padded height and width are multiples of it.
+        minimum: padded height and width are at least this.
+        margin: pixels of reflected context on every side, at least.
+
+    Raises:
+        ShapeError: multiple or minimum below 1, or margin below 0.
+    """
+
+    def __init__(self, body: Block, multiple: int, minimum: int = 1, margin: int = 0) -> None:
+        super().__init__()
+        if multiple < 1 or minimum < 1 or margin < 0:
+            raise ShapeError(f"Padded: multiple={multiple}, minimum={minimum}, margin={margin}")
+        self.body = body
+        self.multiple = multiple
+        self.minimum = minimum
+        self.margin = margin
+
+    def named_children(self) -> Iterator[tuple[str, Block]]:
+        """The body, under the name "body"."""
+        yield "body", self.body
+
+    def padded_size(self, size: int) -> int:
+        """Extent that `body` sees for an image of extent `size`."""
+        wanted = max(size + 2 * self.margin, self.minimum)
+        return -(-wanted // self.multiple) * self.multiple
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) of any size; the body's output, cut to H×W."""
+        check_nchw(input.shape, None, "Padded input")
+        height, width = input.shape[2:]
+        rows, columns = self._indices(height, input.device), self._indices(width, input.device)
+        self._save((height, width, rows, columns))
+        inside = self.body.forward(_take(input, rows, columns))
+        return inside[:, :, self.margin : self.margin + height, self.margin : self.margin + width]
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        """Zero where the output was cut off; each pixel sums the gradients of its reflections."""
+        height, width, rows, columns = self._take_saved()
+        shape = (*grad_output.shape[:2], len(rows), len(columns))
+        if shape == tuple(grad_output.shape):
+            return self.body.backward(grad_output)
+        framed = grad_output.new_zeros(shape)
+        margin = self.margin
+        framed[:, :, margin : margin + height, margin : margin + width] = grad_output
+        grad = self.body.backward(framed)
+        if len(rows) != height:
+            grad = grad.new_zeros(*grad.shape[:2], height, len(columns)).index_add_(2, rows, grad)
+        if len(columns) != width:
+            grad = grad.new_zeros(*grad.shape[:3], width).index_add_(3, columns, grad)
+        return grad
+
+    def _indices(self, size: int, device: torch.device) -> Tensor:
+        """For every padded position, the image position that it mirrors."""
+        positions = torch.arange(-self.margin, self.padded_size(size) - self.margin, device=device)
+        period = max(2 * (size - 1), 1)
+        positions = positions.remainder(period)
+        return torch.minimum(positions, period - positions) if size > 1 else positions * 0
+
+
+def _take(input: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    if len(rows) != input.shape[2]:
+        input = input.index_select(2, rows)
+    if len(columns) != input.shape[3]:
+        input = input.index_select(3, columns)
+    return input

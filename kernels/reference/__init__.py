@@ -1,0 +1,1 @@
+"""The specification: each op in plain tensor arithmetic, on any device; slow and obvious."""

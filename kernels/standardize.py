@@ -1,0 +1,52 @@
+"""Standardisation: what section V of the report found to matter most."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .block import Block
+from .errors import ShapeError
+from .shapes import check_nchw
+
+
+class Standardize(Block):
+    """(x − mean)/std per channel: network inputs of mean 0 and deviation 1.
+
+    Args:
+        mean: one value, or one a channel, in the input's unit.
+        std: likewise, above 0.
+
+    Raises:
+        ShapeError: lengths that contradict each other, or a std that is not above 0.
+    """
+
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+        super().__init__()
+        self.mean = _as_tuple(mean)
+        self.std = _as_tuple(std)
+        lengths = {len(self.mean), len(self.std)} - {1}
+        if len(lengths) > 1 or 0 in lengths or not all(s > 0 for s in self.std):
+            raise ShapeError(
+                f"Standardize: mean={mean}, std={std}: one value or one a channel, std above 0"
+            )
+        self._channels = lengths.pop() if lengths else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W); the same shape."""
+        check_nchw(input.shape, len(self.mean) if len(self.mean) > 1 else None, "Standardize input")
+        self._save(True)
+        return (input - _per_channel(self.mean, input)) / _per_channel(self.std, input)
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        """grad_output / std."""
+        self._take_saved()
+        return grad_output / _per_channel(self.std, grad_output)
+
+
+def _as_tuple(value: float | Sequence[float]) -> tuple[float, ...]:
+    return (float(value),) if isinstance(value, (int, float)) else tuple(map(float, value))
+
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)

@@ -1,0 +1,86 @@
+"""NearestUpsample2d and UpsampleConv2d against torch."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Pair, images
+from tolerances import Function, assert_block_parity, assert_parity, autograd, each_dtype
+from torch import Tensor, nn
+from torch.nn import functional
+
+from denoise_batch.kernels import NearestUpsample2d, ShapeError, UpsampleConv2d
+from denoise_batch.kernels.reference import upsample as reference
+
+IMPLEMENTATIONS = {"reference": reference}
+
+each_implementation = pytest.mark.parametrize(
+    "ops", list(IMPLEMENTATIONS.values()), ids=list(IMPLEMENTATIONS)
+)
+factors = st.tuples(st.integers(1, 4), st.integers(1, 4))
+
+
+@each_dtype
+@each_implementation
+@given(input=images(), scale_factor=factors)
+def test_op_and_its_gradient_match_autograd(
+    ops: ModuleType, dtype: torch.dtype, input: Tensor, scale_factor: Pair
+) -> None:
+    input = input.to(dtype)
+    expected, gradients = autograd(
+        lambda image: functional.interpolate(image, scale_factor=scale_factor), input
+    )
+    output = ops.upsample_nearest2d_forward(input, scale_factor=scale_factor)
+    assert torch.equal(output, expected)
+    grad_output = torch.randn_like(output)
+    grad_input = ops.upsample_nearest2d_backward(grad_output, scale_factor=scale_factor)
+    assert_parity(grad_input, gradients(grad_output)[0], "grad_input", floor=1.0)
+
+
+@each_dtype
+@pytest.mark.parametrize("scale_factor", [1, 2, 3, (2, 3)], ids=str)
+def test_block_matches_torch_nn(scale_factor: int | Pair, dtype: torch.dtype) -> None:
+    input = torch.randn(2, 3, 5, 7, dtype=dtype)
+    module = nn.Upsample(scale_factor=scale_factor)
+    assert_block_parity(NearestUpsample2d(scale_factor), module, input)
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("scale_factor", "arguments"),
+    {
+        "report-2-48to24-k3-pad1": (2, (48, 24, 3, 1, 1)),
+        "scale2x3-k2x3-s2": ((2, 3), (3, 2, (2, 3), (2, 1))),
+        "scale3-dilation2-no-bias": (3, (2, 3, 3, 1, 2, 2, False)),
+    }.values(),
+    ids=["report-2-48to24-k3-pad1", "scale2x3-k2x3-s2", "scale3-dilation2-no-bias"],
+)
+def test_upsample_conv2d_matches_torch_nn(
+    scale_factor: int | Pair, arguments: tuple, dtype: torch.dtype
+) -> None:
+    block = UpsampleConv2d(scale_factor, *arguments)
+    keywords = {"bias": arguments[6]} if len(arguments) > 6 else {}
+    module = nn.Sequential(
+        nn.Upsample(scale_factor=scale_factor), nn.Conv2d(*arguments[:6], **keywords)
+    )
+    assert_block_parity(block, module, torch.randn(2, arguments[0], 7, 5, dtype=dtype))
+
+
+def test_factor_1_is_the_identity() -> None:
+    input = torch.randn(1, 2, 3, 5)
+    assert torch.equal(NearestUpsample2d(1)(input), input)
+    assert_block_parity(NearestUpsample2d(1), Function(lambda image: image * 1), input)
+
+
+@pytest.mark.parametrize("scale_factor", [0, -1, (2, 0), (1, 2, 3), (2, 1.5)], ids=str)
+def test_a_factor_that_is_no_whole_number_is_refused(scale_factor: object) -> None:
+    with pytest.raises(ShapeError, match="scale_factor="):
+        NearestUpsample2d(scale_factor)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 3, 0, 8)], ids=["unbatched", "empty"])
+def test_an_input_that_is_no_image_batch_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="NearestUpsample2d input"):
+        NearestUpsample2d(2)(torch.zeros(shape))
