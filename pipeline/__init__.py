@@ -1,0 +1,1 @@
+"""Images, folders and training runs around the blocks of denoise_batch.kernels."""

@@ -1,0 +1,127 @@
+"""Networks as safetensors files that say what they are.
+
+A file's metadata has one entry, `denoise-batch`: JSON with `format` (1), `network` (architecture,
+mean, std) and `training` (how the weights came about: noise, seed, scores; free in its keys). One
+entry, because safetensors writes several in random order, and equal weights shall be equal files.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import SafetensorError, TensorSpec, safe_open
+from torch import Tensor
+
+from denoise_batch import weights as shipped
+from denoise_batch.kernels import DenoiseBatchError, WeightsError
+
+from .atomic import atomic_write
+from .networks import Network
+
+KEY = "denoise-batch"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A loaded weights file.
+
+    Attributes:
+        network: in inference mode, on the CPU, float32.
+        training: how the weights came about.
+        sha256: of the file.
+    """
+
+    network: Network
+    training: dict[str, Any]
+    sha256: str
+
+
+def save_weights(path: Path, network: Network, training: Mapping[str, Any]) -> None:
+    """Write the network to `path`, wholly or not at all.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    standardize = network.standardize
+    header = {
+        "format": FORMAT,
+        "network": {
+            "architecture": network.architecture,
+            "mean": standardize.mean,
+            "std": standardize.std,
+        },
+        "training": dict(training),
+    }
+    metadata = {KEY: json.dumps(header, sort_keys=True)}
+    # safetensors' own torch door imports numpy, which is no dependency of ours. The plain tensors
+    # must outlive serialize: it reads their memory.
+    plain = {
+        name: value.to("cpu", torch.float32).contiguous()
+        for name, value in network.named_parameters()
+    }
+    specs = {name: _spec(value) for name, value in plain.items()}
+    try:
+        atomic_write(path, safetensors.serialize(specs, metadata))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot write the weights: {error.strerror}") from error
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a file that `save_weights` wrote.
+
+    Raises:
+        WeightsError: the file is missing, damaged, not of this tool, or its tensors do not fit
+            the architecture that it names.
+    """
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot read the weights: {error.strerror}") from error
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a whole safetensors file ({error})") from error
+    if KEY not in metadata:
+        raise WeightsError(
+            f"{path}: not weights of denoise-batch; take a file that denoise-train wrote, "
+            "or a name of the shipped ones"
+        )
+    try:
+        header = json.loads(metadata[KEY])
+        if header["format"] != FORMAT:
+            raise WeightsError(f"format {header['format']!r}, this version reads {FORMAT}")
+        spec, training = header["network"], header["training"]
+        network = Network(spec["architecture"], spec["mean"], spec["std"])
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, DenoiseBatchError) as error:
+        raise WeightsError(f"{path}: its tensors or header do not fit: {error}") from error
+    return Weights(network.eval(), training, digest)
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    size = tensor.numel() * tensor.element_size()
+    return TensorSpec(
+        dtype="float32", shape=list(tensor.shape), data_ptr=tensor.data_ptr(), data_len=size
+    )
+
+
+def find_weights(name_or_file: str | None) -> Path:
+    """The file that `--weights` means: a path, a shipped name, or the default.
+
+    Raises:
+        WeightsError: neither a file nor a shipped name.
+    """
+    if name_or_file is None:
+        return shipped.path(shipped.names()[0])
+    if Path(name_or_file).is_file():
+        return Path(name_or_file)
+    if Path(name_or_file).suffix:
+        raise WeightsError(f"{name_or_file}: there is no such weights file")
+    return shipped.path(name_or_file)

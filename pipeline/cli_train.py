@@ -1,0 +1,156 @@
+"""`denoise-train`: arguments → TrainOptions → train → exit code."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .exits import exit_codes, run_app
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from .train import Epoch, Watcher
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder of clean photographs (searched deeply).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Run folder; must not hold a run yet.")
+    ] = Path("runs/train"),
+    network: Annotated[str, typer.Option(help="Architecture: tconv or upsample.")] = "tconv",
+    noise: Annotated[
+        str, typer.Option(help="gaussian:S, gaussian:A-B (σ in 1/255) or subpixel:K.")
+    ] = "subpixel:8",
+    tiles: Annotated[int, typer.Option(help="Training tiles cut from the photographs.")] = 50_000,
+    tile_px: Annotated[int, typer.Option(help="Side of a tile, in pixels.")] = 32,
+    versions: Annotated[
+        int, typer.Option(help="Noisy versions stored of each tile (subpixel noise).")
+    ] = 2,
+    validation_tiles: Annotated[
+        int, typer.Option(help="Tiles of photographs that are never trained on.")
+    ] = 1_000,
+    validation_share: Annotated[
+        float, typer.Option(help="Share of the photographs held out.")
+    ] = 0.2,
+    epochs: Annotated[int, typer.Option(help="Passes over the tiles.")] = 15,
+    batch_size: Annotated[int, typer.Option(help="Tiles a step.")] = 8,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 4.0,
+    warmup_epochs: Annotated[
+        float, typer.Option(help="Epochs over which the rate rises from 0.")
+    ] = 0.2,
+    schedule: Annotated[str, typer.Option(help="After warm-up: cosine or constant.")] = "cosine",
+    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.9,
+    nesterov: Annotated[bool, typer.Option(help="Nesterov's look-ahead.")] = True,
+    weight_decay: Annotated[float, typer.Option(help="L2 penalty.")] = 0.0,
+    clip_norm: Annotated[
+        float, typer.Option(help="Longest gradient; 0 never scales one down.")
+    ] = 0.1,
+    augment: Annotated[bool, typer.Option(help="Turn and mirror tiles at random.")] = True,
+    shuffle: Annotated[bool, typer.Option(help="A new order in every epoch.")] = True,
+    seed: Annotated[int, typer.Option(help="Of tiles, noise, order and initial weights.")] = 0,
+    device: Annotated[
+        str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto",
+) -> None:
+    """Train a denoiser from photographs and synthetic noise, Noise2Noise-style.
+
+    Both the network's input and its target are noisy versions of a tile, drawn independently.
+    The run folder gets config.json, metrics.jsonl, best.safetensors and last.safetensors; use
+    best.safetensors with `denoise-batch --weights`.
+
+    Exit codes: 0 done, 1 diverged or no usable photographs, 2 usage, 4 device, 130 interrupted.
+    """
+    with exit_codes():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        from .options import TrainOptions
+        from .train import train as run
+
+        options = TrainOptions(
+            data=data,
+            output=output,
+            network=network,
+            noise=noise,
+            tiles=tiles,
+            tile_px=tile_px,
+            versions=versions,
+            validation_tiles=validation_tiles,
+            validation_share=validation_share,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            warmup_epochs=warmup_epochs,
+            schedule=schedule,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            augment=augment,
+            shuffle=shuffle,
+            seed=seed,
+            device=device,
+        )
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("steps"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            outcome = run(options, _watcher(progress))
+        best = outcome.best
+        typer.echo(
+            f"best: epoch {best.number}, {outcome.noisy_psnr:.2f} → {best.validation_psnr:.2f} dB "
+            f"over all validation tiles ({outcome.noisy_psnr_mean:.2f} → "
+            f"{best.validation_psnr_mean:.2f} dB averaged per tile): {outcome.weights}"
+        )
+
+
+def _watcher(progress: "Progress") -> "Watcher":
+    """Live steps, and a line for every epoch."""
+    from .tiles import Split
+    from .train import Watcher
+
+    task = progress.add_task("steps", total=None)
+
+    def on_start(split: Split, noisy_psnr: float) -> None:
+        skipped = f" ({split.too_small} more are too small)" if split.too_small else ""
+        progress.console.print(
+            f"{len(split.training)} photographs to train on, {len(split.validation)} to validate "
+            f"with{skipped}; noisy validation tiles: {noisy_psnr:.2f} dB",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def on_step(step: int, steps: int) -> None:
+        progress.update(task, completed=step, total=steps)
+
+    def on_epoch(epoch: "Epoch") -> None:
+        progress.console.print(
+            f"epoch {epoch.number}: training loss {epoch.training_loss:.6f}, validation "
+            f"{epoch.validation_psnr:.3f} dB, lr {epoch.lr:.3g}, {epoch.seconds:.0f} s"
+            f"{', best so far' if epoch.is_best else ''}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    return Watcher(on_start, on_step, on_epoch)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `denoise-train`; returns the exit code."""
+    return run_app(app, arguments)

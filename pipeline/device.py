@@ -1,0 +1,41 @@
+"""The device that a run asked for, or a clear error."""
+
+import torch
+
+from denoise_batch.kernels import DeviceError, OptionError
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as a device that is there.
+
+    `auto` takes CUDA, else Apple's MPS, else the CPU. A device asked for by name is never replaced
+    by another.
+
+    Raises:
+        OptionError: not a device's name.
+        DeviceError: the device is not there.
+    """
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and index.isdigit())):
+        raise OptionError(f"--device {name!r}: choose auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda":
+        _check_cuda(name, int(index or 0))
+    if kind == "mps" and not has_mps:
+        raise DeviceError("--device mps: this machine has no Apple GPU; use --device cpu")
+    return torch.device(name)
+
+
+def _check_cuda(name: str, index: int) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        reason = (
+            "this PyTorch was built without CUDA; install a CUDA build of torch"
+            if torch.version.cuda is None
+            else "PyTorch finds no usable NVIDIA GPU; check the driver with nvidia-smi"
+        )
+        raise DeviceError(f"--device {name}: {reason}, or use --device cpu")
+    if index >= count:
+        raise DeviceError(f"--device {name}: there are {count} CUDA devices, the first is cuda:0")

@@ -1,0 +1,36 @@
+"""How a command ends: errors as one line on stderr, and the exit code that they stand for."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Around a command's work: our errors and Ctrl-C become a line and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        # Imported here: the errors' package imports torch, which --help does not wait for.
+        from denoise_batch.kernels.errors import DenoiseBatchError
+
+        if not isinstance(error, DenoiseBatchError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str] | None) -> int:
+    """Run a Typer app on the arguments (the process's own by default); returns the exit code."""
+    try:
+        app(args=arguments)
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else 0
+    return 0

@@ -1,0 +1,148 @@
+"""Architectures, composed of the blocks of denoise_batch.kernels and chosen by name."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from denoise_batch.kernels import (
+    Block,
+    Conv2d,
+    ConvTranspose2d,
+    OptionError,
+    Padded,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    Standardize,
+    UpsampleConv2d,
+)
+from denoise_batch.kernels.shapes import check_nchw
+
+Layers = Callable[[torch.Generator | None], Sequence[Block]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network's layers and the image sizes that they accept.
+
+    Attributes:
+        layers: makes the blocks between standardised input and output, freshly initialised.
+        multiple: image height and width must be multiples of it …
+        minimum: … and at least this; other images are padded by reflection.
+        margin: pixels of reflected context around every image, for layers that do not pad.
+    """
+
+    layers: Layers
+    multiple: int
+    minimum: int
+    margin: int = 0
+
+
+class Network(Block):
+    """An architecture with its standardisation: any H×W ≥ 1, gray or RGB, values in [0, 1].
+
+    A gray image is shown to all three channels and the three outputs are averaged.
+
+    Args:
+        architecture: a name in `ARCHITECTURES`.
+        mean: what standardisation subtracts, one value or three.
+        std: what it divides by, one value or three.
+        generator: randomness of the initial weights.
+
+    Raises:
+        OptionError: no such architecture.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if architecture not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise OptionError(f"network {architecture!r}: there is no such one; choose of {known}")
+        self.architecture = architecture
+        spec = ARCHITECTURES[architecture]
+        self.standardize = Standardize(mean, std)
+        self.layers = Sequential(*spec.layers(generator))
+        self._body = Padded(
+            Sequential(self.standardize, self.layers),
+            multiple=spec.multiple,
+            minimum=spec.minimum,
+            margin=spec.margin,
+        )
+
+    def named_children(self) -> Iterator[tuple[str, Block]]:
+        """Only what holds parameters or state: the padded body."""
+        yield "body", self._body
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor), named by the layer's position: "0.weight", "0.bias", "2.weight", …"""
+        yield from self.layers.named_parameters(prefix)
+
+    def padded_size(self, size: int) -> int:
+        """Extent that the layers see for an image of extent `size`."""
+        return self._body.padded_size(size)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, 1 or 3, H, W) → the same shape, denoised.
+
+        Raises:
+            ShapeError: neither one nor three channels, or an empty image.
+        """
+        is_gray = input.ndim == 4 and input.shape[1] == 1
+        check_nchw(input.shape, 1 if is_gray else 3, "Network input")
+        self._save((is_gray,))
+        if not is_gray:
+            return self._body.forward(input)
+        return self._body.forward(input.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        """The gradient of the input; adds to the layers' parameters."""
+        (is_gray,) = self._take_saved()
+        if not is_gray:
+            return self._body.backward(grad_output)
+        return self._body.backward(grad_output.expand(-1, 3, -1, -1) / 3).sum(1, keepdim=True)
+
+
+def _tconv(generator: torch.Generator | None) -> Sequence[Block]:
+    """Architecture 1 (report, Table I): sizes 32 → 15 → 7 → 15 → 32, 23 139 parameters.
+
+    Without padding, a border pixel is made from far fewer inputs than an inner one; the margin
+    gives it mirrored ones instead.
+    """
+    return (
+        Conv2d(3, 24, 4, stride=2, generator=generator),
+        ReLU(),
+        Conv2d(24, 48, 3, stride=2, generator=generator),
+        ReLU(),
+        ConvTranspose2d(48, 24, 3, stride=2, generator=generator),
+        ReLU(),
+        ConvTranspose2d(24, 3, 4, stride=2, generator=generator),
+        Sigmoid(),
+    )
+
+
+def _upsample(generator: torch.Generator | None) -> Sequence[Block]:
+    """Architecture 2: upsampling + convolution instead; sizes 32 → 16 → 8 → 16 → 32."""
+    return (
+        Conv2d(3, 24, 4, stride=2, padding=1, generator=generator),
+        ReLU(),
+        Conv2d(24, 48, 3, stride=2, padding=1, generator=generator),
+        ReLU(),
+        UpsampleConv2d(2, 48, 24, 3, padding=1, generator=generator),
+        ReLU(),
+        UpsampleConv2d(2, 24, 3, 3, padding=1, generator=generator),
+        Sigmoid(),
+    )
+
+
+ARCHITECTURES = {
+    "tconv": Architecture(_tconv, multiple=4, minimum=8, margin=4),
+    "upsample": Architecture(_upsample, multiple=4, minimum=4),
+}

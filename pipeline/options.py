@@ -1,0 +1,123 @@
+"""What a run was asked for, checked once, here."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from denoise_batch.kernels import OptionError
+
+from .networks import ARCHITECTURES
+from .noise import NoiseModel, parse_noise
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """One training run.
+
+    Attributes:
+        data: folder of clean photographs.
+        output: run folder; holds config.json, metrics.jsonl, best and last safetensors.
+        network: architecture's name.
+        noise: noise model, as `--noise` spells it.
+        tiles: training tiles cut from the photographs.
+        tile_px: side of a tile that the network sees.
+        versions: noisy versions stored of a tile, for noise that cannot be drawn at each step.
+        validation_tiles: tiles of photographs that are never trained on.
+        validation_share: share of the photographs held out for them.
+        epochs: passes over the training tiles.
+        batch_size: tiles a step.
+        lr: highest learning rate; rises over `warmup_epochs`, then falls to 0 as a half cosine
+            with `schedule` "cosine", or stays with "constant".
+        momentum: of SGD.
+        nesterov: Nesterov's look-ahead.
+        weight_decay: L2 penalty.
+        clip_norm: longest gradient; a longer one is scaled down. 0 never clips.
+        augment: turn and mirror tiles at random.
+        shuffle: new order each epoch; otherwise sequential, as the report did.
+        seed: of tiles, noise, order and initial weights.
+        device: where everything happens.
+    """
+
+    data: Path
+    output: Path
+    network: str
+    noise: str
+    tiles: int = 50_000
+    tile_px: int = 32
+    versions: int = 2
+    validation_tiles: int = 1_000
+    validation_share: float = 0.2
+    epochs: int = 15
+    batch_size: int = 8
+    lr: float = 4.0
+    warmup_epochs: float = 0.2
+    schedule: str = "cosine"
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 0.0
+    clip_norm: float = 0.1
+    augment: bool = True
+    shuffle: bool = True
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.network not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise OptionError(f"--network {self.network!r}: choose of {known}")
+        if self.schedule not in ("cosine", "constant"):
+            raise OptionError(f"--schedule {self.schedule!r}: choose cosine or constant")
+        if not 0 < self.validation_share < 1:
+            raise OptionError(f"--validation-share {self.validation_share}: between 0 and 1")
+        least = {"tiles": 1, "tile_px": 8, "validation_tiles": 1, "versions": 2, "epochs": 1}
+        least |= {"batch_size": 1, "lr": 0, "warmup_epochs": 0, "momentum": 0, "weight_decay": 0}
+        least |= {"clip_norm": 0, "seed": 0}
+        for name, smallest in least.items():
+            if not getattr(self, name) >= smallest:
+                flag = name.replace("_", "-")
+                raise OptionError(f"--{flag} {getattr(self, name)}: must be at least {smallest}")
+        parse_noise(self.noise)
+
+    @property
+    def noise_model(self) -> NoiseModel:
+        """The parsed `noise`."""
+        return parse_noise(self.noise)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for config.json."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class DenoiseOptions:
+    """One run of denoise-batch.
+
+    Attributes:
+        inputs: folders, files and glob patterns.
+        output: where the outputs go; None puts them beside the input.
+        weights: a file, a shipped name, or None for the default.
+        device: auto, cpu, cuda, cuda:N or mps.
+        reference: folder with the clean images under the same names.
+        batch_size: images that go through the network together; None chooses by their size.
+        recursive: whether folders are searched to the bottom.
+        overwrite: denoise again what already has an output.
+        quality: of lossy formats, 1 to 100.
+    """
+
+    inputs: tuple[str, ...]
+    output: Path | None = None
+    weights: str | None = None
+    device: str = "auto"
+    reference: Path | None = None
+    batch_size: int | None = None
+    recursive: bool = True
+    overwrite: bool = False
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise OptionError(f"--batch-size {self.batch_size}: must be at least 1, or auto")
+        if not 1 <= self.quality <= 100:
+            raise OptionError(f"--quality {self.quality}: between 1 and 100")
+        if self.reference is not None and not self.reference.is_dir():
+            raise OptionError(f"--reference {self.reference}: not a folder")

@@ -1,0 +1,271 @@
+"""Inputs on the command line → jobs: which file is read, where its result goes.
+
+Rules:
+    * An input is a folder (with its sub-folders), a file, or a glob pattern that names no file.
+    * Without an output, results stand beside the input: folder `imgs` → `imgs-denoised/…`, file or
+      glob match `a.png` → `a-denoised.png`.
+    * With an output, it is a folder: a folder's tree is mirrored in it, glob matches are mirrored
+      from the pattern's fixed part, single files go in by name. One single file with an output
+      that has an image suffix and is no folder is written to exactly that path.
+    * The suffix is kept; formats that cannot be written become `.png`.
+    * Two sources that want one output are told apart: first, those whose suffix changes keep the
+      old one too (`a.gif` → `a.gif.png` beside `a.png`); then, those of different inputs go into
+      a folder with their input's name (`out/monday/a.png`, `out/tuesday/a.png`); then a number.
+    * In folders and globs these are passed over: hidden files and folders, the output folder, and
+      what an earlier run wrote (`x-denoised` beside `x`). Linked files are read, linked folders
+      are not entered. An input that is another input's default output is passed over as well.
+    * Each file is taken once, for the first input that holds it; within an input, in natural
+      order (`a2` before `a10`).
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from denoise_batch.kernels.errors import NoImagesError, OptionError
+
+from .images import READABLE_SUFFIXES, WRITABLE_SUFFIXES, output_suffix
+
+OUTPUT_MARK = "-denoised"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to do.
+
+    Attributes:
+        source: the file to read.
+        output: the file to write; distinct for every job, never a source.
+        name: the source relative to its input, with forward slashes; not always unique when
+            there are several inputs.
+    """
+
+    source: Path
+    output: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A source and where its output would go, before collisions are looked for."""
+
+    source: Path
+    root: Path
+    relative: Path
+    name: str
+    input_name: str
+
+
+def scan(inputs: Sequence[Path | str], output: Path | None, *, recursive: bool = True) -> list[Job]:
+    """List the jobs of a run, in the order of the inputs, by the rules above.
+
+    Raises:
+        OptionError: an input is missing or unreadable, or the output would overwrite an input.
+        NoImagesError: there is nothing to do.
+    """
+    found = [item for text in inputs for item in _expand(text, output, recursive)]
+    if output is not None and _is_exact(inputs, output):
+        found = [replace(found[0], root=output.parent, relative=Path(output.name))]
+    places = _places(path for item in found for path in (item.source, item.root / item.relative))
+    first = {places[item.source]: item for item in reversed(found)}
+    found = [item for item in found if first[places[item.source]] is item]
+    if output is None:
+        own = {places[item.root / item.relative] for item in found}
+        found = [item for item in found if places[item.source] not in own]
+    if not found:
+        given = ", ".join(str(text) for text in inputs) or "no input"
+        suffixes = " ".join(sorted(READABLE_SUFFIXES))
+        raise NoImagesError(f"{given}: no images found; looked for files with suffix {suffixes}")
+    outputs = _distinct_outputs(found)
+    _refuse_overwriting([item.source for item in found], outputs)
+    return [Job(item.source, path, item.name) for item, path in zip(found, outputs, strict=True)]
+
+
+def _is_exact(inputs: Sequence[Path | str], output: Path) -> bool:
+    """Whether the output names the one file to write; refused where it cannot."""
+    if output.is_dir():
+        return False
+    suffix = output.suffix.lower()
+    if len(inputs) == 1 and Path(inputs[0]).is_file() and suffix in READABLE_SUFFIXES:
+        if suffix not in WRITABLE_SUFFIXES:
+            raise OptionError(f"--output {output}: {suffix} cannot be written; use .png or .tif")
+        return True
+    if output.exists() or suffix in READABLE_SUFFIXES:
+        raise OptionError(f"--output {output}: is a file; name a folder for these inputs")
+    return False
+
+
+def _expand(text: Path | str, output: Path | None, recursive: bool) -> list[_Found]:
+    path = Path(text)
+    try:
+        if path.is_dir():
+            if output is not None and output.resolve() == path.resolve():
+                raise OptionError(f"--output {output}: would overwrite the input; name another")
+            inside = _strictly_inside(output, path)
+            return _in_folder(path, path, output or _beside(path), inside, recursive)
+        if path.exists() or path.is_symlink():
+            return [_file(path, Path(path.name), output)]
+    except OSError as error:
+        raise OptionError(f"{text}: {error.strerror}; check the path") from error
+    magic = next((i for i, part in enumerate(path.parts) if re.search(r"[*?[]", part)), None)
+    base = Path(*path.parts[:magic])
+    if magic is None or not base.is_dir():
+        raise OptionError(f"{text}: no such file or folder; check the path")
+    try:
+        matches = sorted(base.glob(str(Path(*path.parts[magic:]))), key=_natural)
+    except ValueError as error:
+        raise OptionError(f"{text}: {error}; mend the pattern") from error
+    inside = _strictly_inside(output, base)
+    found = []
+    for match in matches:
+        relative = match.relative_to(base)
+        if _is_passed_over(match, relative, inside):
+            continue
+        if match.is_dir():
+            root = output or _beside(match)
+            found += _in_folder(match, base if output else match, root, inside, recursive)
+        elif match.suffix.lower() in READABLE_SUFFIXES:
+            found.append(_file(match, relative, output))
+    return found
+
+
+def _in_folder(
+    folder: Path, base: Path, root: Path, inside: Path | None, recursive: bool
+) -> list[_Found]:
+    """The images of a folder, named and mirrored relative to `base`."""
+    input_name = base.resolve().name
+    return [
+        _Found(path, root, _renamed(relative), relative.as_posix(), input_name)
+        for path in sorted(_walk(folder, inside, recursive), key=_natural)
+        for relative in [path.relative_to(base)]
+    ]
+
+
+def _walk(folder: Path, inside: Path | None, recursive: bool) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise OptionError(
+            f"{error.filename or folder}: cannot be listed: {error.strerror}; "
+            "mend its permissions or leave it out"
+        ) from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        here = Path(parent)
+        relative = here.relative_to(folder)
+        folders[:] = [
+            name
+            for name in folders
+            if recursive and not _is_passed_over(here / name, relative / name, inside)
+        ]
+        for name in files:
+            path = here / name
+            if path.suffix.lower() in READABLE_SUFFIXES and not _is_passed_over(
+                path, Path(name), None
+            ):
+                yield path
+
+
+def _is_passed_over(path: Path, relative: Path, inside: Path | None) -> bool:
+    """Hidden below its input, in the output folder inside it, or written by an earlier run."""
+    if any(part.startswith(".") for part in relative.parts):
+        return True
+    if inside is not None and path.resolve().is_relative_to(inside):
+        return True
+    if not path.stem.endswith(OUTPUT_MARK):
+        return False
+    original = path.stem.removesuffix(OUTPUT_MARK)
+    if path.is_dir():
+        return path.name.endswith(OUTPUT_MARK) and path.with_name(original).is_dir()
+    suffixes = [
+        suffix for suffix in READABLE_SUFFIXES if output_suffix(Path("x" + suffix)) == path.suffix
+    ]
+    return any(path.with_name(original + suffix).is_file() for suffix in ["", *suffixes])
+
+
+def _strictly_inside(output: Path | None, folder: Path) -> Path | None:
+    """The output, resolved, where it stands inside a folder that is read."""
+    if output is None or folder.resolve() not in output.resolve().parents:
+        return None
+    return output.resolve()
+
+
+def _file(path: Path, relative: Path, output: Path | None) -> _Found:
+    renamed = _renamed(relative)
+    name, input_name = relative.as_posix(), path.parent.resolve().name
+    if output is not None:
+        return _Found(path, output, renamed, name, input_name)
+    marked = Path(f"{renamed.stem}{OUTPUT_MARK}{renamed.suffix}")
+    return _Found(path, path.parent, marked, name, input_name)
+
+
+def _renamed(relative: Path) -> Path:
+    return relative.with_name(relative.stem + output_suffix(relative))
+
+
+def _beside(folder: Path) -> Path:
+    named = folder if folder.name not in {"", ".."} else folder.resolve()
+    if not named.name:
+        raise OptionError(f"{folder}: has no place beside it; give --output")
+    return named.with_name(named.name + OUTPUT_MARK)
+
+
+def _distinct_outputs(found: Sequence[_Found]) -> list[Path]:
+    """Each source's output, after telling apart those that want the same."""
+
+    def with_old_suffix(item: _Found) -> Path:
+        if item.source.suffix.lower() == item.relative.suffix.lower():
+            return item.relative
+        ending = item.relative.name.removeprefix(item.source.stem)
+        return item.relative.with_name(item.source.name + ending)
+
+    def under_input(item: _Found) -> Path:
+        return item.input_name / with_old_suffix(item)
+
+    outputs = [item.root / item.relative for item in found]
+    for rename in (with_old_suffix, under_input):
+        places = _places(outputs)
+        wanted = Counter(places[path] for path in outputs)
+        if len(wanted) == len(outputs):
+            return outputs
+        outputs = [
+            item.root / rename(item) if wanted[places[path]] > 1 else path
+            for item, path in zip(found, outputs, strict=True)
+        ]
+    places = _places(outputs)
+    taken: set[str] = set()
+    distinct = []
+    for path in outputs:
+        candidate, place, number = path, places[path], 1
+        while place in taken or (number > 1 and place in places.values()):
+            number += 1
+            candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+            place = _places([candidate])[candidate]
+        taken.add(place)
+        distinct.append(candidate)
+    return distinct
+
+
+def _refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
+    read = set(_places(sources).values())
+    read |= {os.path.normcase(path.resolve()) for path in sources if path.is_symlink()}
+    for path, place in _places(outputs).items():
+        if place in read:
+            raise OptionError(f"{path}: the output would overwrite the input; name another")
+
+
+def _places(paths: Iterable[Path]) -> dict[Path, str]:
+    """Where paths really stand, spelled so that equal places compare equal; links stay links."""
+    unique = set(paths)
+    parents = {parent: str(parent.resolve()) for parent in {path.parent for path in unique}}
+    return {path: os.path.normcase(f"{parents[path.parent]}{os.sep}{path.name}") for path in unique}
+
+
+def _natural(path: Path) -> tuple[list[list[int | str]], str]:
+    """A sort key in which a2 comes before a10, folder by folder."""
+    parts = [
+        [int(run) if run.isdecimal() else run.casefold() for run in re.split(r"(\d+)", part)]
+        for part in path.parts
+    ]
+    return parts, str(path)

@@ -1,0 +1,41 @@
+"""Small pictures and weights that the tests of the pipeline share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from denoise_batch.pipeline.checkpoint import save_weights
+from denoise_batch.pipeline.networks import Network
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A smooth coloured picture with a little noise in it."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(3, 4, 4, generator=generator)
+    rows = torch.linspace(0, 3, height).round().long()
+    columns = torch.linspace(0, 3, width).round().long()
+    image = coarse[:, rows][:, :, columns]
+    image = image + 0.1 * torch.randn(image.shape, generator=generator)
+    pixels = (image.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).contiguous()
+    return Image.frombytes("RGB", (width, height), bytes(pixels.flatten().tolist()))
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder with ten photographs of 96×80, in two sub-folders."""
+    folder = tmp_path / "photographs"
+    for index in range(10):
+        path = folder / f"set{index % 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(96, 80, index).save(path)
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Untrained tconv weights: any image comes out nearly flat gray."""
+    path = tmp_path / "untrained.safetensors"
+    save_weights(path, Network("tconv", generator=torch.Generator().manual_seed(0)), {})
+    return path

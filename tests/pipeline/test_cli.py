@@ -1,0 +1,331 @@
+"""`denoise-batch` as its user sees it: files, table, exit codes, and what bad input does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from denoise_batch.pipeline import stream as stream_module
+from denoise_batch.pipeline.checkpoint import load_weights, save_weights
+from denoise_batch.pipeline.cli import main
+from denoise_batch.pipeline.images import read_image
+from denoise_batch.pipeline.networks import Network
+
+from .conftest import picture
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """imgs/a.png, imgs/ä ö/b.jpg, imgs/deep/er/c.png (gray)."""
+    root = tmp_path / "imgs"
+    for sub in ("ä ö", "deep/er"):
+        (root / sub).mkdir(parents=True)
+    picture(33, 21, 1).save(root / "a.png")
+    picture(40, 30, 2).save(root / "ä ö" / "b.jpg")
+    picture(17, 16, 3).convert("L").save(root / "deep" / "er" / "c.png")
+    return root
+
+
+def files_below(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def run(*arguments: object, weights: Path) -> int:
+    return main([*map(str, arguments), "--weights", str(weights), "--device", "cpu"])
+
+
+def test_the_tree_is_mirrored_and_the_pixels_are_the_networks(
+    folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    before = {path: (folder / path).read_bytes() for path in files_below(folder)}
+    assert run(folder, "-o", tmp_path / "out", weights=weights) == 0
+    assert files_below(tmp_path / "out") == {"a.png", "ä ö/b.jpg", "deep/er/c.png"}
+    assert before == {path: (folder / path).read_bytes() for path in files_below(folder)}
+    network = load_weights(weights).network
+    for name in ("a.png", "deep/er/c.png"):
+        expected = network(read_image(folder / name).pixels[None])[0]
+        written = read_image(tmp_path / "out" / name).pixels
+        torch.testing.assert_close(written, expected, atol=0.51 / 255, rtol=0)
+    with Image.open(tmp_path / "out" / "deep/er/c.png") as image:
+        assert image.mode == "L"
+
+
+def test_without_an_output_the_results_stand_beside_the_input(folder: Path, weights: Path) -> None:
+    assert run(folder, weights=weights) == 0
+    assert "a.png" in files_below(folder.with_name("imgs-denoised"))
+
+
+def test_a_single_file_goes_to_a_single_file(folder: Path, weights: Path, tmp_path: Path) -> None:
+    assert run(folder / "a.png", "-o", tmp_path / "x.png", weights=weights) == 0
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == (33, 21)
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2", "auto"])
+def test_the_batch_size_does_not_change_the_result(
+    weights: Path, tmp_path: Path, batch_size: str
+) -> None:
+    for index in range(5):
+        path = tmp_path / "imgs" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture(20, 20, index).save(path)
+    assert run(tmp_path / "imgs", "-b", batch_size, weights=weights) == 0
+    network = load_weights(weights).network
+    for index in range(5):
+        expected = network(read_image(tmp_path / "imgs" / f"{index}.png").pixels[None])[0]
+        written = read_image(tmp_path / "imgs-denoised" / f"{index}.png").pixels
+        torch.testing.assert_close(written, expected, atol=0.51 / 255, rtol=0)
+
+
+def test_references_add_psnr_per_image_and_overall(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The network turns everything into about 0.5, and the references say what that is worth.
+    for kind, value in (("noisy", 153), ("clean", 102)):
+        (tmp_path / kind).mkdir()
+        Image.new("RGB", (16, 16), (value,) * 3).save(tmp_path / kind / "flat.png")
+    assert run(tmp_path / "noisy", "--reference", tmp_path / "clean", weights=weights) == 0
+    out = capsys.readouterr().out
+    assert "PSNR in" in out
+    assert "13.98" in out  # −10·log10(0.2²)
+    assert "mean of 1" in out
+    assert "1 done" in out
+
+
+def test_a_missing_reference_and_one_of_another_size_are_said(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clean").mkdir()
+    picture(8, 8).save(tmp_path / "clean" / "a.png")
+    assert run(folder, "--reference", tmp_path / "clean", weights=weights) == 0
+    out = capsys.readouterr().out
+    assert "no reference" in out
+    assert "8x8" in out
+
+
+def test_bad_files_are_reported_and_the_rest_is_done(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("this is no picture")
+    whole = (folder / "a.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    assert run(folder, weights=weights) == 1
+    out = capsys.readouterr().out
+    output = folder.with_name("imgs-denoised")
+    assert files_below(output) == {"a.png", "ä ö/b.jpg", "deep/er/c.png"}
+    assert "3 done, 3 failed" in out
+    for name in ("empty.png", "text.png", "cut.png"):
+        assert name in out
+
+
+def test_when_every_file_fails_the_code_is_6(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "imgs").mkdir()
+    (tmp_path / "imgs" / "x.png").write_bytes(b"")
+    assert run(tmp_path / "imgs", weights=weights) == 6
+    assert files_below(tmp_path / "imgs") == {"x.png"}
+    assert "1 failed" in capsys.readouterr().out
+
+
+def test_a_second_run_skips_what_is_there_and_overwrite_does_not(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, weights=weights) == 0
+    target = folder.with_name("imgs-denoised") / "a.png"
+    target.write_bytes(b"mine")
+    assert run(folder, weights=weights) == 0
+    assert target.read_bytes() == b"mine"
+    assert "3 skipped" in capsys.readouterr().out
+    assert run(folder, "--overwrite", weights=weights) == 0
+    with Image.open(target) as image:
+        assert image.size == (33, 21)
+
+
+def test_an_output_inside_the_input_is_not_fed_back(folder: Path, weights: Path) -> None:
+    for _ in range(2):
+        assert run(folder, "-o", folder / "out", "--overwrite", weights=weights) == 0
+    assert files_below(folder / "out") == {"a.png", "ä ö/b.jpg", "deep/er/c.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["none"], 2, "none"),
+        ([], 2, "Missing argument"),
+        (["empty"], 3, "empty"),
+        (["imgs", "-b", "0"], 2, "batch-size"),
+        (["imgs", "-b", "x"], 2, "batch-size"),
+        (["imgs", "-q", "0"], 2, "quality"),
+        (["imgs", "--reference", "none"], 2, "--reference"),
+        (["imgs", "-o", "imgs"], 2, "overwrite the input"),
+        (["imgs", "--weights", "none.safetensors"], 5, "no such weights"),
+        (["imgs", "--weights", "imgs/a.png"], 5, "a.png"),
+        (["imgs", "--device", "tpu"], 2, "--device"),
+        (["imgs", "--nonsense"], 2, "nonsense"),
+    ],
+    ids=str,
+)
+def test_wrong_use_ends_with_a_reason_and_its_code(
+    folder: Path,
+    arguments: list[str],
+    code: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "empty").mkdir()
+    before = files_below(folder.parent)
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+    assert files_below(folder.parent) == before
+
+
+def test_missing_cuda_is_code_4(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([str(folder), "--device", "cuda"]) == 4
+    assert "--device cpu" in capsys.readouterr().err
+    assert not folder.with_name("imgs-denoised").exists()
+
+
+def test_an_output_that_cannot_be_written_fails_its_file_only(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A file where a folder should be stops even root, whom permissions do not.
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "deep").write_text("in the way")
+    assert run(folder, "-o", tmp_path / "out", weights=weights) == 1
+    assert files_below(tmp_path / "out") == {"a.png", "ä ö/b.jpg", "deep"}
+    assert "1 failed" in capsys.readouterr().out
+
+
+def test_output_that_is_not_finite_is_never_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = Network("tconv")
+    network.parameters()[-1].fill_(float("nan"))
+    save_weights(tmp_path / "nan.safetensors", network, {})
+    assert run(folder, weights=tmp_path / "nan.safetensors") == 6
+    assert files_below(folder.with_name("imgs-denoised")) == set()
+    assert "not finite" in capsys.readouterr().out
+
+
+def test_out_of_memory_halves_the_batch_then_fails_the_image(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(5):
+        path = tmp_path / "imgs" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture(20, 20, index).save(path)
+    picture(64, 64).save(tmp_path / "imgs" / "large.png")
+    forward = Network.forward
+    sizes = []
+
+    def little_memory(self: Network, input: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(input))
+        if len(input) > 1 or input.shape[2] > 32:
+            raise torch.OutOfMemoryError("no")
+        return forward(self, input)
+
+    monkeypatch.setattr(Network, "forward", little_memory)
+    assert run(tmp_path / "imgs", weights=weights) == 1
+    assert files_below(tmp_path / "imgs-denoised") == {f"{index}.png" for index in range(5)}
+    assert max(sizes) == 5
+
+
+def test_other_errors_of_the_network_are_not_hidden(
+    folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Network, input: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Network, "forward", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(folder, weights=weights)
+
+
+def test_long_folders_show_failures_first_and_say_what_is_hidden(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "imgs").mkdir()
+    for index in range(70):
+        picture(8, 8, index).save(tmp_path / "imgs" / f"{index}.png")
+    (tmp_path / "imgs" / "zz.png").write_bytes(b"")
+    assert run(tmp_path / "imgs", weights=weights) == 1
+    out = capsys.readouterr().out
+    assert "zz.png" in out
+    assert "11 more images are not shown" in out
+
+
+def test_memory_is_bounded_whatever_the_folder_holds(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At no time are more images in memory than a few batches, though every shape differs."""
+    (tmp_path / "imgs").mkdir()
+    for index in range(60):
+        picture(20 + index, 20, index).save(tmp_path / "imgs" / f"{index}.png")
+    monkeypatch.setattr(stream_module, "BATCH_PIXELS", 400)
+    alive, most = 0, 0
+    read, write = stream_module.read_image, stream_module.write_image
+
+    def counted_read(path: Path) -> object:
+        nonlocal alive, most
+        alive += 1
+        most = max(most, alive)
+        return read(path)
+
+    def counted_write(*arguments: object, **keywords: object) -> None:
+        nonlocal alive
+        write(*arguments, **keywords)  # type: ignore[arg-type]
+        alive -= 1
+
+    monkeypatch.setattr(stream_module, "MOST_IMAGES", 4)
+    monkeypatch.setattr(stream_module, "read_image", counted_read)
+    monkeypatch.setattr(stream_module, "write_image", counted_write)
+    assert run(tmp_path / "imgs", weights=weights) == 0
+    assert alive == 0
+    # read ahead + waiting in buckets + in the batch + being written
+    assert most <= 2 * stream_module.READERS + 3 + 1 + 5
+
+
+def test_an_interrupt_finishes_files_in_flight_and_leaves_only_whole_ones(
+    weights: Path, tmp_path: Path
+) -> None:
+    """The console script as a process of its own, and a real SIGINT."""
+    (tmp_path / "imgs").mkdir()
+    for index in range(400):
+        picture(200, 150, 0).save(tmp_path / "imgs" / f"{index}.png", compress_level=1)
+    command = [sys.executable, "-m", "denoise_batch.pipeline", str(tmp_path / "imgs"), "-b", "1"]
+    process = subprocess.Popen(
+        [*command, "--weights", str(weights), "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    output = tmp_path / "imgs-denoised"
+    while process.poll() is None and not (output.is_dir() and any(output.glob("*.png"))):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in out + err
+    assert "Traceback" not in err
+    written = files_below(output)
+    assert 0 < len(written) < 400
+    assert all(name.endswith(".png") and not name.startswith(".") for name in written)
+    for name in written:
+        with Image.open(output / name) as image:
+            image.load()

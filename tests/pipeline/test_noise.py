@@ -1,0 +1,96 @@
+"""The noise models: zero mean, independent draws, the spelling of --noise."""
+
+import pytest
+import torch
+
+from denoise_batch.kernels import OptionError
+from denoise_batch.pipeline.noise import GaussianNoise, SubpixelNoise, parse_noise
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_gaussian_noise_has_the_asked_for_deviation_and_no_bias() -> None:
+    clean = torch.full((1, 3, 200, 200), 0.5)
+    residual = GaussianNoise(25, 25).draw(clean, generator()) - clean
+    assert residual.std().item() == pytest.approx(25 / 255, rel=0.01)
+    assert residual.mean().item() == pytest.approx(0, abs=0.001)
+
+
+def test_each_image_draws_its_own_sigma_within_the_range() -> None:
+    clean = torch.zeros(64, 3, 32, 32)
+    sigmas = 255 * GaussianNoise(10, 50).draw(clean, generator()).std((1, 2, 3))
+    assert sigmas.min() > 9
+    assert sigmas.max() < 52
+    assert sigmas.max() - sigmas.min() > 25
+
+
+def test_two_draws_are_independent() -> None:
+    clean = torch.full((4, 3, 64, 64), 0.5)
+    rng, noise = generator(), GaussianNoise(25, 25)
+    first, second = noise.draw(clean, rng) - clean, noise.draw(clean, rng) - clean
+    correlation = (first * second).mean() / (first.std() * second.std())
+    assert abs(correlation.item()) < 0.02
+
+
+def test_subpixel_noise_takes_one_pixel_of_every_block_for_all_channels() -> None:
+    # Every source pixel is unique, so the drawn value tells where it came from.
+    values = torch.arange(16 * 24, dtype=torch.float32).view(1, 1, 16, 24)
+    source = torch.cat([values, values + 1000, values + 2000], 1)
+    drawn = SubpixelNoise(8).draw(source, generator())
+    assert drawn.shape == (1, 3, 2, 3)
+    position = drawn[0, 0].long()
+    rows, columns = position // 24, position % 24
+    assert torch.equal(rows // 8, torch.tensor([[0, 0, 0], [1, 1, 1]]))
+    assert torch.equal(columns // 8, torch.tensor([[0, 1, 2], [0, 1, 2]]))
+    assert torch.equal(
+        drawn[:, 1:] - drawn[:, :1],
+        torch.tensor([1000.0, 2000]).view(1, 2, 1, 1).expand(1, 2, 2, 3),
+    )
+
+
+def test_subpixel_draws_average_to_the_clean_tile() -> None:
+    source = torch.rand(1, 3, 16, 16, generator=generator())
+    noise, rng = SubpixelNoise(4), generator(1)
+    mean = torch.stack([noise.draw(source, rng) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(mean, noise.clean(source), atol=0.02, rtol=0)
+
+
+def test_subpixel_noise_leaves_flat_areas_alone() -> None:
+    source = torch.full((2, 3, 32, 32), 0.25)
+    assert torch.equal(SubpixelNoise(8).draw(source, generator()), torch.full((2, 3, 4, 4), 0.25))
+
+
+@pytest.mark.parametrize(
+    ("text", "model"),
+    [
+        ("gaussian:25", GaussianNoise(25, 25)),
+        ("gaussian:0-55", GaussianNoise(0, 55)),
+        ("gaussian:2.5-7.5", GaussianNoise(2.5, 7.5)),
+        ("subpixel:8", SubpixelNoise(8)),
+    ],
+)
+def test_noise_is_spelled_as_documented(text: str, model: object) -> None:
+    assert parse_noise(text) == model
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "gaussian",
+        "gaussian:",
+        "gaussian:-5",
+        "gaussian:50-10",
+        "gaussian:256",
+        "subpixel:1",
+        "subpixel:8.5",
+        "subpixel:65",
+        "salt:3",
+        "gaussian:25:3",
+    ],
+)
+def test_any_other_spelling_is_refused_with_the_right_one(text: str) -> None:
+    with pytest.raises(OptionError, match=r"gaussian:25.*subpixel:8"):
+        parse_noise(text)

@@ -1,0 +1,106 @@
+"""Tiles: the split by photograph, even shares, and one outcome for one seed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from denoise_batch.kernels import OptionError, TrainingError
+from denoise_batch.pipeline.noise import GaussianNoise, SubpixelNoise
+from denoise_batch.pipeline.pairs import training_pairs, validation_tiles
+from denoise_batch.pipeline.tiles import map_tiles, split_photographs
+
+CPU = torch.device("cpu")
+
+
+def squares_as_they_are(squares: Tensor, generator: torch.Generator) -> Tensor:
+    return squares
+
+
+def test_no_photograph_is_on_both_sides_and_none_is_lost(photographs: Path) -> None:
+    split = split_photographs(photographs, 32, 0.3)
+    assert not set(split.training) & set(split.validation)
+    assert len(split.training) + len(split.validation) == 10
+    assert split.too_small == 0
+
+
+def test_more_photographs_move_none_to_the_other_side(photographs: Path) -> None:
+    before = split_photographs(photographs, 32, 0.3)
+    (photographs / "more").mkdir()
+    for path in before.training:
+        (photographs / "more" / path.name).write_bytes(path.read_bytes())
+    after = split_photographs(photographs, 32, 0.3)
+    assert set(before.training) <= set(after.training)
+    assert set(before.validation) <= set(after.validation)
+
+
+def test_too_small_photographs_are_counted_and_left_out(photographs: Path) -> None:
+    with pytest.raises(TrainingError, match="10 are smaller than 81 px"):
+        split_photographs(photographs, 81, 0.3)
+
+
+def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="not a folder"):
+        split_photographs(tmp_path / "none", 32, 0.2)
+
+
+def test_a_broken_photograph_is_named(photographs: Path) -> None:
+    (photographs / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(TrainingError, match=r"broken\.png"):
+        split_photographs(photographs, 32, 0.2)
+
+
+def test_the_seed_alone_decides_the_tiles(photographs: Path) -> None:
+    paths = split_photographs(photographs, 32, 0.3).training
+    first = map_tiles(paths, 23, 32, 5, squares_as_they_are)
+    assert first.shape == (23, 3, 32, 32)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, map_tiles(paths, 23, 32, 5, squares_as_they_are))
+    assert not torch.equal(first, map_tiles(paths, 23, 32, 6, squares_as_they_are))
+
+
+def test_every_photograph_gives_its_even_share(photographs: Path) -> None:
+    paths = split_photographs(photographs, 32, 0.3).training
+
+    def shares(squares: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.full((len(squares), 1), len(squares))
+
+    assert set(map_tiles(paths, 5 * len(paths), 32, 0, shares).flatten().tolist()) == {5}
+
+
+def test_a_stored_pair_is_two_different_versions_of_the_same_tile(photographs: Path) -> None:
+    noise = SubpixelNoise(4)
+    paths = split_photographs(photographs, 32, 0.3).training
+    pairs = training_pairs(paths, noise, count=9, tile_px=8, versions=2, seed=0, device=CPU)
+    rng = torch.Generator().manual_seed(0)
+    one, other = pairs.batch(torch.arange(9), rng)
+    assert one.shape == other.shape == (9, 3, 8, 8)
+    assert not torch.equal(one, other)
+    again = torch.stack(pairs.batch(torch.arange(9), rng))
+    both = torch.stack([one, other])
+    same = (again == both).flatten(2).all(2).all(0)
+    swapped = (again == both.flip(0)).flatten(2).all(2).all(0)
+    assert (same | swapped).all()
+    assert swapped.any()
+
+
+def test_gaussian_pairs_are_drawn_anew_each_time(photographs: Path) -> None:
+    paths = split_photographs(photographs, 32, 0.3).training
+    noise = GaussianNoise(25, 25)
+    pairs = training_pairs(paths, noise, count=6, tile_px=32, versions=2, seed=0, device=CPU)
+    rng = torch.Generator().manual_seed(0)
+    first, second = pairs.batch(torch.arange(6), rng)
+    third, _ = pairs.batch(torch.arange(6), rng)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, third)
+    torch.testing.assert_close(first.mean(), second.mean(), atol=0.01, rtol=0)
+
+
+def test_validation_keeps_the_clean_tiles_beside_the_noisy_ones(photographs: Path) -> None:
+    paths = split_photographs(photographs, 32, 0.3).validation
+    tiles = validation_tiles(paths, GaussianNoise(25, 25), count=7, tile_px=32, seed=1, device=CPU)
+    residual = tiles.noisy - tiles.clean
+    assert residual.std().item() == pytest.approx(25 / 255, rel=0.03)
+    assert tiles.clean.min() >= 0
+    assert tiles.clean.max() <= 1

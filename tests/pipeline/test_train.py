@@ -1,0 +1,157 @@
+"""Training: what a run leaves behind, that it learns, and that it is reproducible."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from denoise_batch.kernels import OptionError, TrainingError
+from denoise_batch.pipeline.checkpoint import load_weights
+from denoise_batch.pipeline.cli_train import main
+from denoise_batch.pipeline.options import TrainOptions
+from denoise_batch.pipeline.train import Epoch, Watcher, train
+
+
+@pytest.fixture
+def options(photographs: Path, tmp_path: Path) -> TrainOptions:
+    return TrainOptions(
+        data=photographs,
+        output=tmp_path / "run",
+        network="tconv",
+        noise="gaussian:25",
+        tiles=64,
+        tile_px=32,
+        validation_tiles=8,
+        validation_share=0.3,
+        epochs=2,
+        batch_size=16,
+        lr=2.0,
+        device="cpu",
+    )
+
+
+def test_a_run_leaves_weights_metrics_and_its_configuration(options: TrainOptions) -> None:
+    outcome = train(options)
+    files = {path.name for path in options.output.iterdir()}
+    assert files == {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors"}
+    rows = list(map(json.loads, (options.output / "metrics.jsonl").read_text().splitlines()))
+    assert [row["number"] for row in rows] == [1, 2]
+    assert max(row["validation_psnr"] for row in rows) == outcome.best.validation_psnr
+    config = json.loads((options.output / "config.json").read_text())
+    assert config["noise"] == "gaussian:25"
+    weights = load_weights(outcome.weights)
+    assert weights.training["epoch"] == outcome.best.number
+    assert weights.training["noise"] == "gaussian:25"
+    assert weights.network.architecture == "tconv"
+
+
+def test_training_on_noisy_targets_alone_lowers_the_error_to_the_clean_image(
+    options: TrainOptions,
+) -> None:
+    strong = replace(options, noise="gaussian:50", tiles=256, epochs=8, batch_size=8, lr=4.0)
+    outcome = train(strong)
+    assert outcome.best.validation_psnr > outcome.noisy_psnr + 3.0
+
+
+def test_one_seed_gives_one_result(options: TrainOptions, tmp_path: Path) -> None:
+    first = train(options)
+    second = train(replace(options, output=tmp_path / "again"))
+    other = train(replace(options, output=tmp_path / "other", seed=1))
+    assert first.weights.read_bytes() == second.weights.read_bytes()
+    assert first.weights.read_bytes() != other.weights.read_bytes()
+
+
+def test_the_network_is_standardised_by_the_noisy_tiles(options: TrainOptions) -> None:
+    network = load_weights(train(options).weights).network
+    assert len(network.standardize.mean) == 3
+    assert all(0.2 < mean < 0.8 for mean in network.standardize.mean)
+    assert all(25 / 255 < std < 0.6 for std in network.standardize.std)
+
+
+def test_subpixel_noise_trains_too(options: TrainOptions) -> None:
+    outcome = train(replace(options, noise="subpixel:2", epochs=1))
+    assert outcome.best.validation_psnr > 0
+
+
+def test_the_watcher_sees_every_step_and_epoch(options: TrainOptions) -> None:
+    steps: list[tuple[int, int]] = []
+    epochs: list[Epoch] = []
+    train(options, Watcher(on_step=lambda *s: steps.append(s), on_epoch=epochs.append))
+    assert steps == [(step, 8) for step in range(1, 9)]
+    assert [epoch.number for epoch in epochs] == [1, 2]
+    assert epochs[-1].lr < options.lr / 2
+
+
+def test_divergence_ends_the_run_and_says_how_to_mend(options: TrainOptions) -> None:
+    with pytest.raises(TrainingError, match="smaller --lr"):
+        train(replace(options, lr=1e38, warmup_epochs=0, clip_norm=0, momentum=0, nesterov=False))
+
+
+def test_a_run_folder_is_never_overwritten(options: TrainOptions) -> None:
+    train(options)
+    before = (options.output / "best.safetensors").read_bytes()
+    with pytest.raises(OptionError, match="already holds a run"):
+        train(options)
+    assert (options.output / "best.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": "resnet"}, {"noise": "salt:1"}, {"epochs": 0}, {"batch_size": 0}, {"lr": -1.0},
+        {"schedule": "steps"}, {"validation_share": 1.0}, {"tiles": 0}, {"lr": float("nan")},
+        {"clip_norm": -1.0}, {"versions": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_out_of_range_are_refused(options: TrainOptions, change: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match=f"--{next(iter(change)).replace('_', '-')}"):
+        replace(options, **change)  # type: ignore[arg-type]
+
+
+def test_the_command_trains_and_says_what_came_of_it(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    code = main(
+        [
+            str(photographs), "-o", str(output), "--noise", "gaussian:25", "--tiles", "32",
+            "--validation-tiles", "4", "--epochs", "1", "--device", "cpu",
+        ]
+    )  # fmt: skip
+    captured = capsys.readouterr()
+    assert code == 0
+    assert "best: epoch 1" in captured.out
+    assert "photographs to train on" in captured.err
+    assert (output / "best.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["none"], 2), ([], 2), (["."], 1), (["--network", "x", "."], 2),
+        (["--epochs", "x", "."], 2), (["--device", "tpu", "."], 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_command_ends_with_the_documented_code(
+    arguments: list[str],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    assert capsys.readouterr().err
+
+
+def test_cuda_that_is_missing_ends_with_code_4(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = [str(photographs), "-o", str(tmp_path / "run"), "--device", "cuda"]
+    assert main(arguments) == 4
+    assert not (tmp_path / "run").exists()
