@@ -6,7 +6,8 @@ Knows tensors (N, C, H, W); nothing of images, files or screens.
 """
 
 from .activation import ReLU, Sigmoid
-from .block import Block, Sequential
+from .block import Block
+from .container import Residual, Sequential, Skip
 from .conv import Conv2d, ConvTranspose2d
 from .errors import (
     DenoiseBatchError,
@@ -20,31 +21,40 @@ from .errors import (
     WeightsError,
 )
 from .loss import MSELoss
-from .optim import SGD
+from .optim import SGD, Adam, AdamW, ExponentialMovingAverage, clip_grad_norm_
 from .pad import Padded
+from .shuffle import PixelShuffle, PixelUnshuffle
 from .standardize import Standardize
 from .upsample import NearestUpsample2d, UpsampleConv2d
 
 __all__ = [
     "SGD",
+    "Adam",
+    "AdamW",
     "Block",
     "Conv2d",
     "ConvTranspose2d",
     "DenoiseBatchError",
     "DeviceError",
+    "ExponentialMovingAverage",
     "ImageError",
     "MSELoss",
     "NearestUpsample2d",
     "NoImagesError",
     "OptionError",
     "Padded",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "ReLU",
+    "Residual",
     "Sequential",
     "ShapeError",
     "Sigmoid",
+    "Skip",
     "Standardize",
     "StateError",
     "TrainingError",
     "UpsampleConv2d",
     "WeightsError",
+    "clip_grad_norm_",
 ]

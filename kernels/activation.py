@@ -12,12 +12,12 @@ class ReLU(Block):
     def forward(self, input: Tensor) -> Tensor:
         """Any shape; the same shape."""
         output = ops.relu_forward(input)
-        self._save(output)
+        self._save(output, output)
         return output
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """grad_output where the output was positive, 0 elsewhere."""
-        return ops.relu_backward(grad_output, self._take_saved())
+        return ops.relu_backward(grad_output, self._take_saved(grad_output))
 
 
 class Sigmoid(Block):
@@ -26,9 +26,9 @@ class Sigmoid(Block):
     def forward(self, input: Tensor) -> Tensor:
         """Any shape; the same shape, values in [0, 1]."""
         output = ops.sigmoid_forward(input)
-        self._save(output)
+        self._save(output, output)
         return output
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """grad_output · σ · (1 − σ)."""
-        return ops.sigmoid_backward(grad_output, self._take_saved())
+        return ops.sigmoid_backward(grad_output, self._take_saved(grad_output))

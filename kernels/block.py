@@ -25,6 +25,7 @@ class Block(ABC):
 
     def __init__(self) -> None:
         self.training = True
+        self.compute_dtype: torch.dtype | None = None
         self._saved: Any = None
 
     @abstractmethod
@@ -37,11 +38,16 @@ class Block(ABC):
 
         Raises:
             StateError: no forward in training mode came before.
+            ShapeError: grad_output is not shaped as the output was.
         """
 
     def __call__(self, input: Tensor) -> Tensor:
         """`forward(input)`."""
         return self.forward(input)
+
+    def backward_parameters(self, grad_output: Tensor) -> None:
+        """`backward` where nobody wants the input's gradient, as at a network's first layer."""
+        self.backward(grad_output)
 
     def named_children(self) -> Iterator[tuple[str, "Block"]]:
         """Blocks inside this one, with the names under which their parameters appear."""
@@ -68,9 +74,26 @@ class Block(ABC):
     def train(self, mode: bool = True) -> Self:
         """Training mode (keep what backward needs) or inference mode (keep nothing)."""
         self.training = mode
-        self._saved = None
+        self.forget()
         for _, child in self.named_children():
             child.train(mode)
+        return self
+
+    def forget(self) -> None:
+        """Drop what forward kept, here and inside."""
+        self._saved = None
+        for _, child in self.named_children():
+            child.forget()
+
+    def compute_in(self, dtype: torch.dtype | None) -> Self:
+        """Let convolutions compute in `dtype` (None: in the parameters' own).
+
+        The parameters and their gradients stay as they are: with float32 parameters and bfloat16
+        computation this is mixed precision (Micikevicius et al., 2018).
+        """
+        self.compute_dtype = dtype
+        for _, child in self.named_children():
+            child.compute_in(dtype)
         return self
 
     def eval(self) -> Self:
@@ -113,55 +136,30 @@ class Block(ABC):
         for name, value in own.items():
             value.copy_(state[name])
 
-    def _save(self, value: Any) -> None:
-        """Keep `value` for backward, in training mode only."""
-        self._saved = value if self.training else None
+    def _save(self, value: Any, output: Tensor) -> None:
+        """Keep `value` for the backward of `output`, in training mode only."""
+        self._saved = (value, output.shape) if self.training else None
 
-    def _take_saved(self) -> Any:
+    def _take_saved(self, grad_output: Tensor) -> Any:
         """What forward kept; the block forgets it, so its memory can go."""
         if self._saved is None:
             raise StateError(
                 f"{type(self).__name__}.backward: call forward in training mode first "
                 "(each forward serves one backward)"
             )
-        saved, self._saved = self._saved, None
+        saved, shape = self._saved
+        if grad_output.shape != shape:
+            raise ShapeError(
+                f"{type(self).__name__}.backward: grad_output has shape "
+                f"{tuple(grad_output.shape)}, the output had {tuple(shape)}"
+            )
+        self._saved = None
         return saved
 
 
-class Sequential(Block):
-    """Blocks one after the other; backward runs them in reverse (the chain rule)."""
-
-    def __init__(self, *blocks: Block) -> None:
-        super().__init__()
-        self.blocks = blocks
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply every block in order."""
-        for block in self.blocks:
-            input = block.forward(input)
-        return input
-
-    def backward(self, grad_output: Tensor) -> Tensor:
-        """Apply every block's backward in reverse order."""
-        for block in reversed(self.blocks):
-            grad_output = block.backward(grad_output)
-        return grad_output
-
-    def named_children(self) -> Iterator[tuple[str, Block]]:
-        """Blocks named by their position: "0", "1", …"""
-        for index, block in enumerate(self.blocks):
-            yield str(index), block
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, index: int) -> Block:
-        return self.blocks[index]
-
-
 def accumulate_grad(parameter: Tensor, grad: Tensor) -> None:
-    """Add `grad` to `parameter.grad`."""
+    """Add `grad` to `parameter.grad`, in the parameter's precision."""
     if parameter.grad is None:
-        parameter.grad = grad
+        parameter.grad = grad.to(parameter.dtype)
     else:
         parameter.grad += grad

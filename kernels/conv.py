@@ -1,16 +1,25 @@
 """Conv2d and ConvTranspose2d: torch's signatures, weight shapes, initialisation and errors."""
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
 from . import ops
 from .block import Block, accumulate_grad
 from .init import bias_uniform_, kaiming_uniform_
-from .shapes import Int2, check_nchw, conv2d_output_size, conv_transpose2d_output_size, pair
+from .shapes import (
+    Activation,
+    Int2,
+    check_nchw,
+    conv2d_output_size,
+    conv_transpose2d_output_size,
+    pair,
+)
 
 
-class _Convolution(Block):
-    """Arguments and parameters that both convolutions share."""
+class Convolution(Block):
+    """What both convolutions share: arguments, parameters, precision, the fused activation."""
 
     parameter_names = ("weight", "bias")
 
@@ -38,13 +47,49 @@ class _Convolution(Block):
             bias_uniform_(torch.empty(out_channels), self.weight, generator) if bias else None
         )
 
-    def _accumulate(self, grad_weight: Tensor, grad_bias: Tensor) -> None:
+    @abstractmethod
+    def forward(self, input: Tensor, activation: Activation = None) -> Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation."""
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        """The gradient of the input; adds to weight.grad and bias.grad."""
+        grad_input = self._backward(grad_output, needs_grad_input=True)
+        assert grad_input is not None  # it was asked for
+        return grad_input
+
+    def backward_parameters(self, grad_output: Tensor) -> None:
+        """Adds to weight.grad and bias.grad, and saves a third of the work."""
+        self._backward(grad_output, needs_grad_input=False)
+
+    def _backward(self, grad_output: Tensor, *, needs_grad_input: bool) -> Tensor | None:
+        input, output, weight = self._take_saved(grad_output)
+        grad_input, grad_weight, grad_bias = self._backward_op(
+            grad_output.to(weight.dtype), input, weight, output, needs_grad_input
+        )
         accumulate_grad(self.weight, grad_weight)
         if self.bias is not None:
             accumulate_grad(self.bias, grad_bias)
+        return grad_input
+
+    @abstractmethod
+    def _backward_op(
+        self,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        output: Tensor | None,
+        needs_grad_input: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The op behind backward, with this block's geometry."""
+
+    def _operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Input, weight and bias in the precision to compute in."""
+        dtype = self.compute_dtype or self.weight.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return input.to(dtype), self.weight.to(dtype), bias
 
 
-class Conv2d(_Convolution):
+class Conv2d(Convolution):
     """2-D convolution (cross-correlation, as torch calls it) over (N, in_channels, H, W).
 
     Args:
@@ -89,8 +134,8 @@ class Conv2d(_Convolution):
             generator,
         )
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, in_channels, H, W) → (N, out_channels, oh, ow).
+    def forward(self, input: Tensor, activation: Activation = None) -> Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation.
 
         Raises:
             ShapeError: wrong number of channels, or an image smaller than the kernel.
@@ -99,31 +144,40 @@ class Conv2d(_Convolution):
         conv2d_output_size(
             input.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation
         )
-        self._save(input)
-        return ops.conv2d_forward(
+        input, weight, bias = self._operands(input)
+        output = ops.conv2d_forward(
             input,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
+            activation=activation,
         )
+        self._save((input, output if activation else None, weight), output)
+        return output
 
-    def backward(self, grad_output: Tensor) -> Tensor:
-        """The gradient of the input; adds to weight.grad and bias.grad."""
-        grad_input, grad_weight, grad_bias = ops.conv2d_backward(
+    def _backward_op(
+        self,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        output: Tensor | None,
+        needs_grad_input: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        return ops.conv2d_backward(
             grad_output,
-            self._take_saved(),
-            self.weight,
+            input,
+            weight,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
+            output=output,
+            needs_grad_input=needs_grad_input,
         )
-        self._accumulate(grad_weight, grad_bias)
-        return grad_input
 
 
-class ConvTranspose2d(_Convolution):
+class ConvTranspose2d(Convolution):
     """Transposed 2-D convolution, the adjoint of Conv2d, over (N, in_channels, H, W).
 
     Args:
@@ -181,8 +235,8 @@ class ConvTranspose2d(_Convolution):
             self.dilation,
         )
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, in_channels, H, W) → (N, out_channels, oh, ow).
+    def forward(self, input: Tensor, activation: Activation = None) -> Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation.
 
         Raises:
             ShapeError: wrong number of channels, or padding that leaves no output.
@@ -196,27 +250,36 @@ class ConvTranspose2d(_Convolution):
             self.output_padding,
             self.dilation,
         )
-        self._save(input)
-        return ops.conv_transpose2d_forward(
+        input, weight, bias = self._operands(input)
+        output = ops.conv_transpose2d_forward(
             input,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             stride=self.stride,
             padding=self.padding,
             output_padding=self.output_padding,
             dilation=self.dilation,
+            activation=activation,
         )
+        self._save((input, output if activation else None, weight), output)
+        return output
 
-    def backward(self, grad_output: Tensor) -> Tensor:
-        """The gradient of the input; adds to weight.grad and bias.grad."""
-        grad_input, grad_weight, grad_bias = ops.conv_transpose2d_backward(
+    def _backward_op(
+        self,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        output: Tensor | None,
+        needs_grad_input: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        return ops.conv_transpose2d_backward(
             grad_output,
-            self._take_saved(),
-            self.weight,
+            input,
+            weight,
             stride=self.stride,
             padding=self.padding,
             output_padding=self.output_padding,
             dilation=self.dilation,
+            output=output,
+            needs_grad_input=needs_grad_input,
         )
-        self._accumulate(grad_weight, grad_bias)
-        return grad_input

@@ -22,6 +22,11 @@ def kaiming_uniform_(weight: Tensor, generator: torch.Generator | None = None) -
     return weight.uniform_(-bound, bound, generator=generator)
 
 
+def kaiming_normal_(weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fill a weight from N(0, 2/fan_in), which keeps the deviation through a ReLU (He et al.)."""
+    return weight.normal_(0.0, math.sqrt(2.0 / fan_in(weight)), generator=generator)
+
+
 def bias_uniform_(bias: Tensor, weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Fill a bias from U(−1/√fan_in, 1/√fan_in) of its weight."""
     bound = 1 / math.sqrt(fan_in(weight))

@@ -12,6 +12,7 @@ from .reference.conv import (
     conv_transpose2d_forward,
 )
 from .reference.loss import mse_loss_backward, mse_loss_forward
+from .reference.shuffle import pixel_shuffle, pixel_unshuffle
 from .reference.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "conv_transpose2d_forward",
     "mse_loss_backward",
     "mse_loss_forward",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "relu_backward",
     "relu_forward",
     "sigmoid_backward",

@@ -1,13 +1,63 @@
-"""Stochastic gradient descent (report, II-F), with torch's arguments and torch's arithmetic."""
+"""Optimisers with the arguments and arithmetic of torch (report, II-F), clipping, averaging."""
 
-from collections.abc import Iterable
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
-from .errors import OptionError
+from .errors import OptionError, ShapeError
 
 
-class SGD:
+class Optimizer(ABC):
+    """Parameters, a learning rate, and tensors of state for each parameter.
+
+    Args:
+        parameters: tensors whose `.grad` a backward fills; one without a gradient is left alone.
+        lr: learning rate, ≥ 0; may be changed between steps.
+        weight_decay: ≥ 0.
+
+    Raises:
+        OptionError: an argument out of range.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        _check_range("lr", lr)
+        _check_range("weight_decay", weight_decay)
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise OptionError("there are no parameters to optimise")
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self._state: dict[str, Tensor] = {}
+
+    def zero_grad(self) -> None:
+        """Forget the gradients, before the next backward adds new ones."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Move every parameter that has a gradient, in place."""
+        for index, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                self._move(index, parameter, parameter.grad)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the optimiser remembers between steps, by name; the tensors themselves."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state that `state_dict` gave, with the same parameters."""
+        self._state = {name: value.clone() for name, value in state.items()}
+
+    @abstractmethod
+    def _move(self, index: int, parameter: Tensor, grad: Tensor) -> None:
+        """One step of one parameter."""
+
+
+class SGD(Optimizer):
     """p ← p − lr·v, with weight decay, momentum and Nesterov's look-ahead as in torch.optim.SGD.
 
     g = p.grad + weight_decay·p;  v = g at the first step, then v = momentum·v + g;  the step is
@@ -32,36 +82,178 @@ class SGD:
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ) -> None:
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise OptionError(f"SGD: {name}={value}: must be at least 0")
+        super().__init__(parameters, lr, weight_decay)
+        _check_range("momentum", momentum)
         if nesterov and momentum == 0:
-            raise OptionError("SGD: nesterov needs momentum above 0, such as momentum=0.9")
-        self.parameters = list(parameters)
-        self.lr = lr
+            raise OptionError("nesterov needs momentum above 0, such as momentum=0.9")
         self.momentum = momentum
         self.nesterov = nesterov
-        self.weight_decay = weight_decay
-        self._velocities: list[Tensor | None] = [None] * len(self.parameters)
 
-    def zero_grad(self) -> None:
-        """Forget the gradients, before the next backward adds new ones."""
-        for parameter in self.parameters:
-            parameter.grad = None
+    def _move(self, index: int, parameter: Tensor, grad: Tensor) -> None:
+        if self.weight_decay:
+            grad = grad.add(parameter, alpha=self.weight_decay)
+        if self.momentum:
+            velocity = self._state.get(f"velocity.{index}")
+            if velocity is None:
+                velocity = self._state[f"velocity.{index}"] = grad.clone()
+            else:
+                velocity.mul_(self.momentum).add_(grad)
+            grad = grad.add(velocity, alpha=self.momentum) if self.nesterov else velocity
+        parameter.sub_(grad, alpha=self.lr)
 
-    def step(self) -> None:
-        """Move every parameter that has a gradient, in place."""
-        for index, parameter in enumerate(self.parameters):
-            grad = parameter.grad
-            if grad is None:
-                continue
-            if self.weight_decay:
-                grad = grad.add(parameter, alpha=self.weight_decay)
-            if self.momentum:
-                velocity = self._velocities[index]
-                if velocity is None:
-                    velocity = self._velocities[index] = grad.clone()
-                else:
-                    velocity.mul_(self.momentum).add_(grad)
-                grad = grad.add(velocity, alpha=self.momentum) if self.nesterov else velocity
-            parameter.sub_(grad, alpha=self.lr)
+
+class Adam(Optimizer):
+    """Kingma and Ba, "Adam: a method for stochastic optimization" (2015), as torch.optim.Adam.
+
+    m = β₁·m + (1 − β₁)·g;  v = β₂·v + (1 − β₂)·g²;
+    p ← p − lr · m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + eps).
+
+    Args:
+        parameters: tensors whose `.grad` a backward fills; one without a gradient is left alone.
+        lr: learning rate, ≥ 0; may be changed between steps.
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ≥ 0.
+        weight_decay: L2 penalty, ≥ 0.
+
+    Raises:
+        OptionError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, lr, weight_decay)
+        _check_range("eps", eps)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise OptionError(f"betas={betas}: each must be at least 0 and below 1")
+        self.betas = betas
+        self.eps = eps
+
+    def _decayed(self, parameter: Tensor, grad: Tensor) -> Tensor:
+        """The gradient with its L2 penalty."""
+        return grad.add(parameter, alpha=self.weight_decay) if self.weight_decay else grad
+
+    def _move(self, index: int, parameter: Tensor, grad: Tensor) -> None:
+        grad = self._decayed(parameter, grad)
+        if f"mean.{index}" not in self._state:
+            self._state[f"mean.{index}"] = torch.zeros_like(grad)
+            self._state[f"square.{index}"] = torch.zeros_like(grad)
+            self._state[f"steps.{index}"] = torch.zeros((), dtype=torch.int64)  # on the host
+        mean, square = self._state[f"mean.{index}"], self._state[f"square.{index}"]
+        steps = int(self._state[f"steps.{index}"].add_(1))
+        beta1, beta2 = self.betas
+        mean.lerp_(grad, 1 - beta1)
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        denominator = square.sqrt().div_(math.sqrt(1 - beta2**steps)).add_(self.eps)
+        parameter.addcdiv_(mean, denominator, value=-self.lr / (1 - beta1**steps))
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: p ← p·(1 − lr·weight_decay) before Adam's step.
+
+    Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), as torch.optim.AdamW.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(parameters, lr, betas, eps, weight_decay)
+
+    def _decayed(self, parameter: Tensor, grad: Tensor) -> Tensor:
+        parameter.mul_(1 - self.lr * self.weight_decay)
+        return grad
+
+
+class ExponentialMovingAverage:
+    """A slow copy of the parameters: a ← decay·a + (1 − decay)·p after every step.
+
+    The decay of step t is at most (1 + t)/(10 + t), so that the start is soon forgotten. Polyak and
+    Juditsky (1992).
+
+    Args:
+        parameters: what to average; must have their final device and precision.
+        decay: in [0, 1).
+
+    Raises:
+        OptionError: decay out of range.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise OptionError(f"decay={decay}: must be at least 0 and below 1")
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.averages = [parameter.clone() for parameter in self.parameters]
+        self.steps = 0
+
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for average, parameter in zip(self.averages, self.parameters, strict=True):
+            average.lerp_(parameter, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the parameters are their averages; afterwards they are what they were."""
+        originals = [parameter.clone() for parameter in self.parameters]
+        self._load(self.averages)
+        try:
+            yield
+        finally:
+            self._load(originals)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages and the number of steps, by name."""
+        state = {f"average.{index}": value for index, value in enumerate(self.averages)}
+        return state | {"steps": torch.tensor(self.steps)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state that `state_dict` gave, with the same parameters.
+
+        Raises:
+            ShapeError: it belongs to other parameters.
+        """
+        names = [f"average.{index}" for index in range(len(self.averages))]
+        if {*names, "steps"} != state.keys():
+            raise ShapeError("the averages belong to other parameters")
+        for average, name in zip(self.averages, names, strict=True):
+            average.copy_(state[name])
+        self.steps = int(state["steps"])
+
+    def _load(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients down together where their joint length exceeds `max_norm`.
+
+    Pascanu et al. (2013), as torch.nn.utils.clip_grad_norm_; never waits for the device.
+
+    Returns:
+        The length before, a 0-d tensor.
+    """
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    norm: Tensor = torch.stack([grad.norm() for grad in grads]).norm()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad *= scale
+    return norm
+
+
+def _check_range(name: str, value: float) -> None:
+    if not value >= 0:
+        raise OptionError(f"{name}={value}: must be at least 0")

@@ -46,29 +46,49 @@ class Padded(Block):
         return -(-wanted // self.multiple) * self.multiple
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) of any size; the body's output, cut to H×W."""
+        """(N, C, H, W) of any size; the body's output, cut to H×W.
+
+        Raises:
+            ShapeError: an empty image, or the body does not keep the size.
+        """
         check_nchw(input.shape, None, "Padded input")
         height, width = input.shape[2:]
         rows, columns = self._indices(height, input.device), self._indices(width, input.device)
-        self._save((height, width, rows, columns))
         inside = self.body.forward(_take(input, rows, columns))
-        return inside[:, :, self.margin : self.margin + height, self.margin : self.margin + width]
+        if inside.shape[2:] != (len(rows), len(columns)):
+            raise ShapeError(
+                f"Padded: the body turned an image of size {len(rows)}x{len(columns)} into one of "
+                f"size {inside.shape[2]}x{inside.shape[3]}; it must keep the size"
+            )
+        bottom, right = self.margin + height, self.margin + width
+        output = inside[:, :, self.margin : bottom, self.margin : right]
+        self._save((height, width, rows, columns), output)
+        return output
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """Zero where the output was cut off; each pixel sums the gradients of its reflections."""
-        height, width, rows, columns = self._take_saved()
-        shape = (*grad_output.shape[:2], len(rows), len(columns))
-        if shape == tuple(grad_output.shape):
-            return self.body.backward(grad_output)
-        framed = grad_output.new_zeros(shape)
-        margin = self.margin
-        framed[:, :, margin : margin + height, margin : margin + width] = grad_output
-        grad = self.body.backward(framed)
+        height, width, rows, columns = self._take_saved(grad_output)
+        grad = self.body.backward(self._framed(grad_output, len(rows), len(columns)))
         if len(rows) != height:
             grad = grad.new_zeros(*grad.shape[:2], height, len(columns)).index_add_(2, rows, grad)
         if len(columns) != width:
             grad = grad.new_zeros(*grad.shape[:3], width).index_add_(3, columns, grad)
         return grad
+
+    def backward_parameters(self, grad_output: Tensor) -> None:
+        """As backward, without the input's gradient."""
+        _, _, rows, columns = self._take_saved(grad_output)
+        self.body.backward_parameters(self._framed(grad_output, len(rows), len(columns)))
+
+    def _framed(self, grad_output: Tensor, padded_height: int, padded_width: int) -> Tensor:
+        """The output's gradient with zeros where the output was cut off."""
+        n, c, height, width = grad_output.shape
+        if (height, width) == (padded_height, padded_width):
+            return grad_output
+        framed = grad_output.new_zeros(n, c, padded_height, padded_width)
+        margin = self.margin
+        framed[:, :, margin : margin + height, margin : margin + width] = grad_output
+        return framed
 
     def _indices(self, size: int, device: torch.device) -> Tensor:
         """For every padded position, the image position that it mirrors."""

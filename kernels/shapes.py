@@ -1,11 +1,13 @@
-"""Output sizes of convolutions and the checks of their arguments, on plain integers."""
+"""Geometry of convolutions: types, output sizes and argument checks, on plain integers."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from .errors import ShapeError
 
 IntPair = tuple[int, int]
 Int2 = int | Sequence[int]
+Activation = Literal["relu"] | None
 
 
 def pair(value: Int2, name: str, *, minimum: int) -> IntPair:
@@ -14,7 +16,8 @@ def pair(value: Int2, name: str, *, minimum: int) -> IntPair:
     Raises:
         ShapeError: not one or two integers, or one of them below `minimum`.
     """
-    values = (value, value) if isinstance(value, int) else tuple(value)
+    both = (value, value) if isinstance(value, int) else value
+    values = tuple(both) if isinstance(both, Sequence) else ()
     if len(values) != 2 or not all(type(v) is int for v in values):
         raise ShapeError(f"{name}={value!r}: give one integer or two")
     if min(values) < minimum:

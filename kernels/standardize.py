@@ -34,13 +34,13 @@ class Standardize(Block):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W); the same shape."""
-        check_nchw(input.shape, len(self.mean) if len(self.mean) > 1 else None, "Standardize input")
-        self._save(True)
+        check_nchw(input.shape, self._channels, "Standardize input")
+        self._save((), input)
         return (input - _per_channel(self.mean, input)) / _per_channel(self.std, input)
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """grad_output / std."""
-        self._take_saved()
+        self._take_saved(grad_output)
         return grad_output / _per_channel(self.std, grad_output)
 
 

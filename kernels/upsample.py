@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .block import Block, Sequential
+from .block import Block
+from .container import Sequential
 from .conv import Conv2d
 from .shapes import Int2, check_nchw, pair
 
@@ -23,12 +24,13 @@ class NearestUpsample2d(Block):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H·sh, W·sw)."""
         check_nchw(input.shape, None, "NearestUpsample2d input")
-        self._save(True)
-        return ops.upsample_nearest2d_forward(input, scale_factor=self.scale_factor)
+        output = ops.upsample_nearest2d_forward(input, scale_factor=self.scale_factor)
+        self._save((), output)
+        return output
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """The sum of the gradients of each pixel's copies."""
-        self._take_saved()
+        self._take_saved(grad_output)
         return ops.upsample_nearest2d_backward(grad_output, scale_factor=self.scale_factor)
 
 

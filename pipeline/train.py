@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoise_batch.kernels import SGD, MSELoss, OptionError, TrainingError
+from denoise_batch.kernels import SGD, MSELoss, OptionError, TrainingError, clip_grad_norm_
 
 from .atomic import atomic_write
 from .checkpoint import save_weights
@@ -130,8 +130,9 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
                 noisy, target = _turn(noisy, target, generator)
             loss_sum += criterion(network(noisy), target)
             optimizer.zero_grad()
-            network.backward(criterion.backward())
-            _clip_gradients(network.parameters(), options.clip_norm)
+            network.backward_parameters(criterion.backward())
+            if options.clip_norm:
+                clip_grad_norm_(network.parameters(), options.clip_norm)
             optimizer.step()
             step += 1
             watcher.on_step(step, steps_per_epoch * options.epochs)
@@ -200,17 +201,6 @@ def _learning_rate(options: TrainOptions, epoch: float) -> float:
         return options.lr
     done = (epoch - options.warmup_epochs) / max(options.epochs - options.warmup_epochs, 1e-9)
     return options.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def _clip_gradients(parameters: list[Tensor], longest: float) -> None:
-    """Scale all gradients down together when their joint length exceeds `longest`."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not longest or not grads:
-        return
-    norm = torch.stack([grad.norm() for grad in grads]).norm()
-    scale = (longest / norm).clamp(max=1.0)
-    for grad in grads:
-        grad *= scale
 
 
 def _psnrs(images: Tensor, clean: Tensor) -> tuple[float, float]:

@@ -10,8 +10,8 @@ def relu_forward(input: Tensor) -> Tensor:
 
 
 def relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
-    """grad_output where the output is positive, otherwise 0 (torch's choice at exactly 0)."""
-    return torch.where(output > 0, grad_output, 0)
+    """0 where the output is 0, grad_output elsewhere (torch's choices at exactly 0 and at NaN)."""
+    return torch.where(output <= 0, 0, grad_output)
 
 
 def sigmoid_forward(input: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import fold, unfold
 
-from ..shapes import IntPair, conv2d_output_size, conv_transpose2d_output_size
+from ..shapes import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
+from .activation import relu_backward, relu_forward
 
 
 def conv2d_forward(
@@ -20,8 +21,9 @@ def conv2d_forward(
     stride: IntPair,
     padding: IntPair,
     dilation: IntPair,
+    activation: Activation = None,
 ) -> Tensor:
-    """Y = W · unfold(X) + b.
+    """Y = W · unfold(X) + b, then the activation.
 
     Args:
         input: (N, in_channels, H, W).
@@ -30,6 +32,7 @@ def conv2d_forward(
         stride: step between output positions, in pixels.
         padding: zeros added on each side.
         dilation: distance between kernel taps.
+        activation: None, or "relu" applied to the output.
 
     Returns:
         (N, out_channels, oh, ow).
@@ -40,7 +43,7 @@ def conv2d_forward(
     output = weight.flatten(1) @ columns
     if bias is not None:
         output += bias.view(1, -1, 1)
-    return output.view(len(input), len(weight), oh, ow)
+    return _activate(output.view(len(input), len(weight), oh, ow), activation)
 
 
 def conv2d_backward(
@@ -51,19 +54,35 @@ def conv2d_backward(
     stride: IntPair,
     padding: IntPair,
     dilation: IntPair,
-) -> tuple[Tensor, Tensor, Tensor]:
+    output: Tensor | None = None,
+    needs_grad_input: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """dX = fold(Wᵀ · dY), dW = Σ_n dY_n · unfold(X_n)ᵀ, db = Σ_{n,y,x} dY.
 
+    Args:
+        grad_output: shaped as the output.
+        input: what forward was given.
+        weight: likewise.
+        stride: likewise.
+        padding: likewise.
+        dilation: likewise.
+        output: what forward returned, if its activation was "relu"; otherwise None.
+        needs_grad_input: False saves the work for a layer that nothing learns before.
+
     Returns:
-        grad_input, grad_weight and grad_bias, shaped as input, weight and bias.
+        grad_input (None if not needed), grad_weight and grad_bias, shaped as input, weight, bias.
     """
+    if output is not None:
+        grad_output = relu_backward(grad_output, output)
     kernel_size = (weight.shape[2], weight.shape[3])
     size = (input.shape[2], input.shape[3])
     grad = grad_output.flatten(2)  # (N, out_channels, oh·ow)
     columns = unfold(input, kernel_size, dilation, padding, stride)
     grad_weight = torch.einsum("nol,nkl->ok", grad, columns).view_as(weight)
-    grad_columns = weight.flatten(1).T @ grad
-    grad_input = fold(grad_columns, size, kernel_size, dilation, padding, stride)
+    grad_input = None
+    if needs_grad_input:
+        grad_columns = weight.flatten(1).T @ grad
+        grad_input = fold(grad_columns, size, kernel_size, dilation, padding, stride)
     return grad_input, grad_weight, grad.sum((0, 2))
 
 
@@ -76,6 +95,7 @@ def conv_transpose2d_forward(
     padding: IntPair,
     output_padding: IntPair,
     dilation: IntPair,
+    activation: Activation = None,
 ) -> Tensor:
     """Y = crop(fold(Wᵀ · X)) + b: every input pixel stamps its weighted kernel on the output.
 
@@ -87,6 +107,7 @@ def conv_transpose2d_forward(
         padding: rows and columns cut off each side.
         output_padding: rows and columns added at the bottom and right.
         dilation: distance between kernel taps.
+        activation: None, or "relu" applied to the output.
 
     Returns:
         (N, out_channels, oh, ow).
@@ -101,7 +122,7 @@ def conv_transpose2d_forward(
     output = _window(canvas, padding, output_size)
     if bias is not None:
         output += bias.view(1, -1, 1, 1)
-    return output
+    return _activate(output, activation)
 
 
 def conv_transpose2d_backward(
@@ -113,19 +134,26 @@ def conv_transpose2d_backward(
     padding: IntPair,
     output_padding: IntPair,
     dilation: IntPair,
-) -> tuple[Tensor, Tensor, Tensor]:
+    output: Tensor | None = None,
+    needs_grad_input: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """With C = unfold(uncrop(dY)): dX = W · C, dW = Σ_n X_n · C_nᵀ, db = Σ_{n,y,x} dY.
 
-    Returns:
-        grad_input, grad_weight and grad_bias, shaped as input, weight and bias.
+    Args and Returns as of `conv2d_backward`.
     """
+    if output is not None:
+        grad_output = relu_backward(grad_output, output)
     kernel_size = (weight.shape[2], weight.shape[3])
     canvas_size = _canvas_size(input, kernel_size, stride, dilation)
     canvas = _window(grad_output, (-padding[0], -padding[1]), canvas_size)
     columns = unfold(canvas, kernel_size, dilation, 0, stride)
-    grad_input = (weight.flatten(1) @ columns).view_as(input)
+    grad_input = (weight.flatten(1) @ columns).view_as(input) if needs_grad_input else None
     grad_weight = torch.einsum("ncl,nkl->ck", input.flatten(2), columns).view_as(weight)
     return grad_input, grad_weight, grad_output.sum((0, 2, 3))
+
+
+def _activate(output: Tensor, activation: Activation) -> Tensor:
+    return relu_forward(output) if activation == "relu" else output
 
 
 def _canvas_size(

@@ -51,6 +51,11 @@ CONVOLUTIONS = {
     "stride-beyond-kernel": case(2, 2, 2, stride=5, size=(13, 19)),
     "one-output-pixel": case(4, 5, (7, 5), size=(7, 5)),
     "one-input-pixel": case(4, 5, 3, padding=1, size=(1, 1)),
+    # On a square image with one differing pair, swapped axes give arrays of the right size.
+    "only-kernel-differs": case(2, 3, (2, 3), padding=1, size=(8, 8)),
+    "only-stride-differs": case(2, 3, 3, stride=(1, 2), padding=1, size=(8, 8)),
+    "only-padding-differs": case(2, 3, 3, padding=(0, 2), size=(8, 8)),
+    "only-dilation-differs": case(2, 3, 3, padding=2, dilation=(2, 1), size=(8, 8)),
 }
 TRANSPOSED = {
     "table1-48to24-k3-s2": case(48, 24, 3, stride=2, size=(7, 7)),
@@ -73,6 +78,11 @@ TRANSPOSED = {
     ),
     "no-bias": case(2, 3, 3, bias=False, size=(7, 5)),
     "one-input-pixel": case(4, 5, (3, 2), size=(1, 1)),
+    "only-kernel-differs": case(2, 3, (2, 3), padding=1, size=(6, 6)),
+    "only-stride-differs": case(2, 3, 3, stride=(1, 2), padding=1, size=(6, 6)),
+    "only-padding-differs": case(2, 3, 3, padding=(0, 2), size=(6, 6)),
+    "only-output-padding-differs": case(2, 3, 3, stride=2, output_padding=(0, 1), size=(6, 6)),
+    "only-dilation-differs": case(2, 3, 3, padding=2, dilation=(2, 1), size=(6, 6)),
 }
 
 

@@ -133,7 +133,6 @@ def test_an_option_out_of_range_is_refused_by_value(options: dict, named: str) -
         SGD([torch.zeros(1)], **options)
 
 
-@pytest.mark.xfail(reason="an empty list passes unnoticed; torch raises ValueError")
 def test_nothing_to_optimise_is_refused() -> None:
     with pytest.raises(OptionError, match="parameters"):
         SGD([], lr=0.1)

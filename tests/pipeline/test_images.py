@@ -22,6 +22,7 @@ from denoise_batch.pipeline.images import (
     read_image,
     write_image,
 )
+from denoise_batch.pipeline.pixels import sample_bits
 
 CHANNELS = {"L": 1, "LA": 2, "P": 1, "PA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3}
 
@@ -227,11 +228,14 @@ def test_float_results_are_scaled_back_and_not_clamped(tmp_path: Path) -> None:
     assert struct.unpack("2f", opened(tmp_path / "b.tif").tobytes()) == (200, 350)
 
 
-def test_cmyk_is_read_as_rgb_and_says_so(tmp_path: Path) -> None:
-    picture = read_image(saved(tmp_path / "a.jpg", noise_image("CMYK", 16, 16)))
-    assert picture.pixels.shape == (3, 16, 16)
+@pytest.mark.parametrize("profile", [None, b"no profile"])
+def test_cmyk_is_read_as_rgb_and_says_so(profile: bytes | None, tmp_path: Path) -> None:
+    white = Image.new("CMYK", (16, 16))
+    picture = read_image(saved(tmp_path / "a.jpg", white, icc_profile=profile))
+    torch.testing.assert_close(picture.pixels, torch.ones(3, 16, 16))
     assert picture.layout.mode == "RGB"
-    assert "CMYK" in picture.layout.note
+    assert picture.layout.note == "CMYK is written as RGB"
+    assert picture.metadata.icc_profile is None
 
 
 def test_lossy_formats_come_back_close(tmp_path: Path) -> None:
@@ -400,6 +404,11 @@ def test_suffix_lists_agree() -> None:
         assert output_format(Path("a" + output_suffix(Path("a" + suffix))))
 
 
+def test_a_bare_jpeg_2000_codestream_stays_one(tmp_path: Path) -> None:
+    source = saved(tmp_path / "a.j2k", noise_image("RGB"))
+    assert rewritten(source).read_bytes()[:4] == b"\xff\x4f\xff\x51"
+
+
 def test_gif_becomes_png(tmp_path: Path) -> None:
     source = saved(tmp_path / "a.gif", noise_image("P"))
     picture = read_image(source)
@@ -522,6 +531,40 @@ def test_tiff_samples_that_would_lose_bits_are_refused(
     with pytest.raises(ImageError, match=reason) as error:
         read_image(path)
     one_line(error, path)
+
+
+def test_16_bit_colour_of_jpeg_2000_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jp2", noise_image("RGB"))
+    content = bytearray(path.read_bytes())
+    first = content.index(b"\xff\x4f\xff\x51") + 42
+    content[first : first + 9 : 3] = b"\x0f\x0f\x0f"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match="16-bit samples in mode RGB"):
+        read_image(path)
+
+
+@pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="Pillow without AVIF")
+def test_10_bit_samples_of_avif_are_told_from_8(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.avif", noise_image("RGB", 16, 16))
+    content = path.read_bytes()
+    at = content.index(b"av1C") + 6  # tier, high bit depth, twelve bits, monochrome, ...
+    deep = content[:at] + bytes([content[at] | 0x40]) + content[at + 1 :]
+    with Image.open(path) as image:
+        assert sample_bits(image, io.BytesIO(content)) == 8
+        assert sample_bits(image, io.BytesIO(deep)) == 10
+
+
+def test_a_transparent_colour_of_16_bit_gray_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="transparent colour"):
+        read_image(saved(tmp_path / "a.png", noise_image("I;16"), transparency=5))
+
+
+def test_dropped_extra_samples_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff_bytes({258: (8,) * 4, 262: 2, 277: 4, 338: 0}, b"\xff\0\xff\7"))
+    picture = read_image(path)
+    assert picture.pixels.flatten().tolist() == [1, 0, 1]
+    assert "extra samples" in picture.layout.note
 
 
 def test_float_with_nan_is_refused(tmp_path: Path) -> None:

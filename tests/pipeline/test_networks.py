@@ -50,8 +50,31 @@ def test_images_of_a_batch_do_not_touch_each_other(name: str) -> None:
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
+def unet_twin(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    """What unet's layers predict, in torch's own operations."""
+
+    def conv(x: Tensor, name: str, **options: int) -> Tensor:
+        return F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], **options)
+
+    def body(x: Tensor, name: str) -> Tensor:
+        first = conv(x, f"{name}.body.0", padding=1).relu()
+        return x + conv(first, f"{name}.body.2", padding=1)
+
+    def level(x: Tensor, name: str, depth: int) -> Tensor:
+        if depth == 3:
+            return body(body(x, f"{name}.0"), f"{name}.1")
+        encoded = body(x, f"{name}.encoder")
+        inner = level(conv(encoded, f"{name}.down", stride=2), f"{name}.inner", depth + 1)
+        up = F.conv_transpose2d(inner, p[f"{name}.up.weight"], p[f"{name}.up.bias"], stride=2)
+        return body(encoded + up, f"{name}.decoder")
+
+    x = conv(F.pixel_unshuffle(x, 2), "1", padding=1)
+    return F.pixel_shuffle(conv(level(x, "2", 0), "3", padding=1), 2)
+
+
 def torch_twin(name: str, p: dict[str, Tensor], image: Tensor) -> Tensor:
     """The architecture in torch's own operations, for images that need no more than the margin."""
+    rgb = image.expand(-1, 3, -1, -1)
     x = (image.expand(-1, 3, -1, -1) - torch.tensor(MEAN, dtype=image.dtype).view(1, 3, 1, 1)) / STD
     if name == "tconv":
         x = F.pad(x, (4, 4, 4, 4), mode="reflect")
@@ -59,15 +82,18 @@ def torch_twin(name: str, p: dict[str, Tensor], image: Tensor) -> Tensor:
         x = F.conv2d(x, p["2.weight"], p["2.bias"], stride=2).relu()
         x = F.conv_transpose2d(x, p["4.weight"], p["4.bias"], stride=2).relu()
         x = F.conv_transpose2d(x, p["6.weight"], p["6.bias"], stride=2)[:, :, 4:-4, 4:-4]
+        x = x.sigmoid()
+    elif name == "unet":
+        x = F.pad(x, (0, -x.shape[3] % 16, 0, -x.shape[2] % 16), mode="reflect")
+        x = rgb + unet_twin(p, x)[:, :, : image.shape[2], : image.shape[3]]
     else:
         x = F.conv2d(x, p["0.weight"], p["0.bias"], stride=2, padding=1).relu()
         x = F.conv2d(x, p["2.weight"], p["2.bias"], stride=2, padding=1).relu()
         x = F.interpolate(x, scale_factor=2, mode="nearest")
         x = F.conv2d(x, p["4.1.weight"], p["4.1.bias"], padding=1).relu()
         x = F.interpolate(x, scale_factor=2, mode="nearest")
-        x = F.conv2d(x, p["6.1.weight"], p["6.1.bias"], padding=1)
-    output = x.sigmoid()
-    return output.mean(1, keepdim=True) if image.shape[1] == 1 else output
+        x = F.conv2d(x, p["6.1.weight"], p["6.1.bias"], padding=1).sigmoid()
+    return x.mean(1, keepdim=True) if image.shape[1] == 1 else x
 
 
 @names
@@ -75,7 +101,7 @@ def torch_twin(name: str, p: dict[str, Tensor], image: Tensor) -> Tensor:
 def test_output_and_all_gradients_agree_with_torch(name: str, channels: int) -> None:
     generator = torch.Generator().manual_seed(3)
     network = Network(name, MEAN, STD, generator).to(dtype=torch.float64)
-    image = torch.rand(2, channels, 12, 20, dtype=torch.float64, generator=generator)
+    image = torch.rand(2, channels, 12, 28, dtype=torch.float64, generator=generator)
     leaf = image.clone().requires_grad_()
     twins = {k: p.clone().requires_grad_() for k, p in network.named_parameters()}
     expected = torch_twin(name, twins, leaf)

@@ -1,0 +1,154 @@
+"""Blocks made of blocks: one after the other, around a shortcut, or as a level of a U-Net."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from .activation import ReLU
+from .block import Block
+from .conv import Convolution
+from .shapes import Activation
+
+
+class Sequential(Block):
+    """Blocks one after the other; backward runs them in reverse (the chain rule).
+
+    A convolution and the ReLU behind it run as one op, which saves a pass over memory.
+    """
+
+    def __init__(self, *blocks: Block) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply every block in order."""
+        for block, activation in self._stages():
+            input = _forward(block, input, activation)
+        return input
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        """Apply every block's backward in reverse order."""
+        for block, _ in reversed(self._stages()):
+            grad_output = block.backward(grad_output)
+        return grad_output
+
+    def backward_parameters(self, grad_output: Tensor) -> None:
+        """Stop at the first block that has parameters; nothing before it learns."""
+        stages = [block for block, _ in self._stages()]
+        first = next((i for i, block in enumerate(stages) if block.parameters()), len(stages))
+        for block in reversed(stages[first + 1 :]):
+            grad_output = block.backward(grad_output)
+        if first < len(stages):
+            stages[first].backward_parameters(grad_output)
+        for block in stages[:first]:
+            block.forget()
+
+    def named_children(self) -> Iterator[tuple[str, Block]]:
+        """Blocks named by their position: "0", "1", …"""
+        for index, block in enumerate(self.blocks):
+            yield str(index), block
+
+    def _stages(self) -> list[tuple[Block, Activation]]:
+        """What runs: every block but the ReLUs that the convolution before them takes along."""
+        stages: list[tuple[Block, Activation]] = []
+        for block in self.blocks:
+            if isinstance(block, ReLU) and stages and isinstance(stages[-1][0], Convolution):
+                stages[-1] = (stages[-1][0], "relu")
+            else:
+                stages.append((block, None))
+        return stages
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> Block:
+        return self.blocks[index]
+
+
+class Residual(Block):
+    """x + body(x) (He et al., "Deep residual learning", 2016).
+
+    Args:
+        body: a block whose output has its input's shape.
+    """
+
+    def __init__(self, body: Block) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input plus what the body makes of it."""
+        output = self.body.forward(input)
+        # In inference the body's output belongs to nobody else.
+        return output + input if self.training else output.add_(input)
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        """d(x + f(x))/dx = 1 + f'(x)."""
+        return grad_output + self.body.backward(grad_output)
+
+    def backward_parameters(self, grad_output: Tensor) -> None:
+        """The shortcut has no parameters."""
+        self.body.backward_parameters(grad_output)
+
+    def named_children(self) -> Iterator[tuple[str, Block]]:
+        """The body, under the name "body"."""
+        yield "body", self.body
+
+
+class Skip(Block):
+    """A level of a U-Net: decoder(e + up(inner(down(e)))) with e = encoder(x).
+
+    Ronneberger et al. (2015), with the skip connection added rather than concatenated, which costs
+    no channels. `inner` may be a Skip again.
+
+    Args:
+        encoder: keeps the size.
+        down: to the inner level's size and channels.
+        inner: the coarser level.
+        up: back to this level's size and channels.
+        decoder: keeps the size.
+    """
+
+    def __init__(
+        self, encoder: Block, down: Block, inner: Block, up: Block, decoder: Block
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.down = down
+        self.inner = inner
+        self.up = up
+        self.decoder = decoder
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W), H and W multiples of what `down` divides by; the same shape."""
+        encoded = self.encoder.forward(input)
+        coarse = self.up.forward(self.inner.forward(self.down.forward(encoded)))
+        merged = coarse + encoded if self.training else coarse.add_(encoded)
+        return self.decoder.forward(merged)
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        """The encoder's gradient comes along the skip and up from the inner level."""
+        return self.encoder.backward(self._backward_to_encoder(grad_output))
+
+    def backward_parameters(self, grad_output: Tensor) -> None:
+        """As backward, without the input's gradient."""
+        self.encoder.backward_parameters(self._backward_to_encoder(grad_output))
+
+    def _backward_to_encoder(self, grad_output: Tensor) -> Tensor:
+        grad_merged = self.decoder.backward(grad_output)
+        grad_coarse = self.inner.backward(self.up.backward(grad_merged))
+        return grad_merged + self.down.backward(grad_coarse)
+
+    def named_children(self) -> Iterator[tuple[str, Block]]:
+        """The five parts by their names."""
+        yield "encoder", self.encoder
+        yield "down", self.down
+        yield "inner", self.inner
+        yield "up", self.up
+        yield "decoder", self.decoder
+
+
+def _forward(block: Block, input: Tensor, activation: Activation) -> Tensor:
+    if isinstance(block, Convolution):
+        return block.forward(input, activation)
+    return block.forward(input)
