@@ -16,7 +16,7 @@ def pair(value: Int2, name: str, *, minimum: int) -> IntPair:
     Raises:
         ShapeError: not one or two integers, or one of them below `minimum`.
     """
-    both = (value, value) if isinstance(value, int) else value
+    both: object = (value, value) if isinstance(value, int) else value
     values = tuple(both) if isinstance(both, Sequence) else ()
     if len(values) != 2 or not all(type(v) is int for v in values):
         raise ShapeError(f"{name}={value!r}: give one integer or two")

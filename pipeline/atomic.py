@@ -3,30 +3,36 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; on leaving it is flushed to disk and becomes `path`.
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; on leaving it is flushed to disk and becomes `path`.
 
-    When the block raises, the temporary file goes and what stood at `path` stays.
+    It is `.NAME.RANDOM.tmp` in the same folder meanwhile. When the block raises, that file goes and
+    what stood at `path` stays.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
     """
-    temporary = path.parent / f".{path.name[-100:]}.{secrets.token_hex(4)}.tmp"
+    # 40 characters are at most 160 bytes: with the rest, below every file system's 255.
+    unfinished = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
+        with unfinished.open("x+b") as file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        unfinished.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
 
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` to `path`, wholly or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    with atomic_file(path) as file:
+        file.write(data)

@@ -1,6 +1,7 @@
 """How a command ends: errors as one line on stderr, and the exit code that they stand for."""
 
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ INTERRUPTED = 130
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Around a command's work: our errors and Ctrl-C become a line and an exit code."""
+    # torch misses numpy aloud on import; the tool does not need it.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
         yield
     except KeyboardInterrupt:

@@ -8,26 +8,26 @@ takes: its own, or `.png` for formats that cannot be written or cannot hold a de
 
 import functools
 import os
-import secrets
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
+from .atomic import atomic_file
+from .metadata import ORIENTATION, Metadata, exif_block, read_metadata, save_options
 from .pixels import (
     Layout,
     decode,
     encode,
     is_lossless_webp,
-    png_chunks,
     refuse_unsupported,
     sample_bits,
 )
@@ -51,39 +51,6 @@ READABLE_SUFFIXES: frozenset[str] = WRITABLE_SUFFIXES | {".gif", ".qoi", ".pcx",
 
 # Never opened, whatever a file is called: EPS runs Ghostscript, WMF and EMF the system's renderer.
 _REFUSED_FORMATS = {"EPS", "WMF", "EMF"}
-# Tags that describe how a TIFF file stores its samples; the writer sets its own.
-_TIFF_STRUCTURE = {
-    *range(254, 260), 262, 266, 273, *range(277, 282), 284, 317, *range(320, 326), 330,
-    *range(338, 342), 347, *range(512, 522), *range(529, 533), 34675,
-}  # fmt: skip
-_TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "packbits", "tiff_adobe_deflate"}
-_ORIENTATION = 274
-_NESTED_TAGS = {0x8769, 0x8825}  # EXIF, GPS
-_PNG_CHUNKS = {b"gAMA", b"cHRM", b"sRGB", b"cICP", b"tEXt", b"zTXt", b"iTXt"}
-_XMP_KEY = b"XML:com.adobe.xmp"
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What a file says beside its pixels.
-
-    Attributes:
-        exif: the EXIF block as it is, led by b"Exif\\0\\0"; of a TIFF file, its descriptive tags.
-        icc_profile: the colour profile.
-        dpi: horizontal and vertical resolution in pixels per inch.
-        xmp: the XMP packet.
-        comment: the JPEG comment.
-        segments: XMP and Photoshop/IPTC segments of a JPEG file, verbatim.
-        chunks: text and colour chunks of a PNG file, verbatim.
-    """
-
-    exif: bytes | None = None
-    icc_profile: bytes | None = None
-    dpi: tuple[float, float] | None = None
-    xmp: bytes | None = None
-    comment: bytes | None = None
-    segments: bytes = b""
-    chunks: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,21 +108,12 @@ def write_image(path: Path, picture: Picture, pixels: Tensor, *, quality: int = 
     with _as_image_error(path, "written"), _PILLOW_WARNINGS:
         name = output_format(path)
         image = encode(pixels, picture.alpha, picture.layout, name, _FORMATS[name][1].split())
-        options = _save_options(name, picture, quality)
+        options = save_options(name, picture.metadata, picture.layout, quality)
         if path.suffix.lower() in {".j2k", ".j2c", ".jpc"}:
             options["no_jp2"] = True
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
-        try:
-            with unfinished.open("x+b") as file:
-                image.save(file, format=name, **options)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise
+        with atomic_file(path) as file:
+            image.save(file, format=name, **options)
 
 
 def output_suffix(path: Path) -> str:
@@ -177,24 +135,24 @@ def output_format(path: Path) -> str:
 
 def _read(image: Image.Image, file: BinaryIO) -> Picture:
     refuse_unsupported(image, file)
-    metadata, tags = _read_metadata(image, file), getattr(image, "tag_v2", {})
+    metadata, tags = read_metadata(image, file), getattr(image, "tag_v2", {})
     bits, white_is_zero = sample_bits(image, file), tags.get(262) == 0
-    orientation = image.getexif().get(_ORIENTATION) if tags else None
+    orientation = image.getexif().get(ORIENTATION) if tags else None
     notes = []
     if tags and tags.get(277, 1) > len(image.getbands()):
         notes.append("extra samples that are not alpha are dropped")
     image.load()
     if image.format == "PNG" and "exif" in image.info:  # eXIf may follow the pixels
-        metadata = replace(metadata, exif=_exif_block(image.info["exif"]))
+        metadata = replace(metadata, exif=exif_block(image.info["exif"]))
     if image.mode == "CMYK":
         notes.append("CMYK is written as RGB")
         metadata = replace(metadata, icc_profile=None)
     if image.format == "MPO":
         notes.append("only the first picture of a multi-picture JPEG is kept")
     stored: Image.Image = image
-    if orientation and _ORIENTATION not in image.getexif():
+    if orientation and ORIENTATION not in image.getexif():
         # Pillow turns TIFF files upright on loading, and no other format: turn them back.
-        image.getexif()[_ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
+        image.getexif()[ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
         stored = ImageOps.exif_transpose(image)
     wide_bits = bits if bits == 12 else 16
     pixels, alpha, mode, samples = decode(stored, bits=wide_bits, white_is_zero=white_is_zero)
@@ -210,94 +168,6 @@ def _read(image: Image.Image, file: BinaryIO) -> Picture:
         note="; ".join(notes),
     )
     return Picture(pixels, alpha, layout, metadata)
-
-
-def _read_metadata(image: Image.Image, file: BinaryIO) -> Metadata:
-    """Taken before the pixels are decoded: loading a TIFF file strips its orientation."""
-    info = image.info
-    exif = info.get("exif")
-    if image.format == "TIFF":
-        tags = image.getexif()
-        for tag in _TIFF_STRUCTURE & set(tags):
-            if tag != _ORIENTATION:
-                del tags[tag]
-        exif = _text_kept(tags).tobytes() if tags else None
-    dpi = info.get("dpi")
-    try:
-        dpi = (float(dpi[0]), float(dpi[1])) if dpi else None
-    except (TypeError, ValueError, ZeroDivisionError, IndexError):
-        dpi = None
-    segments = (
-        bytes([0xFF, 0xE0 + int(name[3:])]) + (len(data) + 2).to_bytes(2) + data
-        for name, data in getattr(image, "applist", [])
-        if (name == "APP1" and data.startswith(b"http://ns.adobe.com/x")) or name == "APP13"
-    )
-    return Metadata(
-        exif=_exif_block(exif),
-        icc_profile=info.get("icc_profile") or None,
-        dpi=dpi if dpi and all(0 < value < 65536 for value in dpi) else None,
-        xmp=info.get("xmp"),
-        comment=info.get("comment") if image.format in {"JPEG", "MPO"} else None,
-        segments=b"".join(segments),
-        chunks=tuple(png_chunks(file, _PNG_CHUNKS)) if image.format == "PNG" else (),
-    )
-
-
-def _exif_block(data: bytes | None) -> bytes | None:
-    return data if not data or data.startswith(b"Exif\0\0") else b"Exif\0\0" + data
-
-
-def _save_options(name: str, picture: Picture, quality: int) -> dict[str, Any]:
-    metadata, layout = picture.metadata, picture.layout
-    common = {"exif": metadata.exif, "icc_profile": metadata.icc_profile}
-    subsampling = "4:4:4" if quality >= 90 else "4:2:0"
-    dpi, xmp = metadata.dpi, metadata.xmp
-    options: dict[str, Any] = {}
-    if name == "PNG":
-        options = {**common, "dpi": dpi, "pnginfo": _png_info(metadata)}
-    elif name == "JPEG":
-        options = {**common, "dpi": dpi, "quality": quality, "subsampling": subsampling}
-        options |= {"comment": metadata.comment, "progressive": layout.is_progressive}
-        options |= {"extra": metadata.segments} if metadata.segments else {"xmp": xmp}
-    elif name == "TIFF":
-        keep = layout.compression in _TIFF_COMPRESSIONS
-        options = {**common, "dpi": None if layout.format == "TIFF" else dpi}
-        options["compression"] = layout.compression if keep else "tiff_adobe_deflate"
-        if metadata.exif:
-            tags = Image.Exif()
-            tags.load(metadata.exif)
-            options["exif"] = _text_kept(tags)
-            if _NESTED_TAGS & set(tags):  # lost by Pillow in compressed files
-                options["compression"] = "raw"
-    elif name == "WEBP":
-        options = {**common, "xmp": xmp, "lossless": layout.is_lossless, "exact": True}
-        options["quality"] = 75 if layout.is_lossless else quality  # of lossless: the effort
-    elif name == "AVIF":
-        options = {**common, "xmp": xmp, "quality": quality}
-        options["subsampling"] = "4:0:0" if layout.mode in {"1", "L"} else subsampling
-    elif name == "BMP":
-        options = {"dpi": dpi}
-    elif name == "TGA":
-        options = {"rle": layout.compression == "tga_rle"}
-    return {key: value for key, value in options.items() if value is not None}
-
-
-def _text_kept(exif: Image.Exif) -> Image.Exif:
-    """Texts that are not ASCII as bytes; Pillow reads them as Latin-1 and would write `?`."""
-    for tag, value in exif.items():
-        if isinstance(value, str) and not value.isascii():
-            exif[tag] = value.encode("latin-1", "replace")
-    return exif
-
-
-def _png_info(metadata: Metadata) -> PngImagePlugin.PngInfo:
-    info = PngImagePlugin.PngInfo()
-    for name, data in metadata.chunks:
-        info.add(name, data)
-    if metadata.xmp and not any(data.startswith(_XMP_KEY) for _, data in metadata.chunks):
-        # Keyword, no compression, no language, no translated keyword, text.
-        info.add(b"iTXt", _XMP_KEY + b"\0" * 5 + metadata.xmp)
-    return info
 
 
 class _Muted:

@@ -10,18 +10,20 @@ from .denoise import Summary
 from .stream import Result
 
 MOST_ROWS = 60
+MOST_NOTES = 20
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Failures in full, images up to `MOST_ROWS` lines, and the totals."""
-    has_references = any(r.psnr_out is not None or r.remark for r in summary.results)
+    """Images up to `MOST_ROWS` lines, notes, every failure in full, and the totals."""
     shown = _shown(summary.results)
-    console.print(_table(summary.results, shown, has_references))
+    console.print(_table(summary.results, shown))
     if len(shown) < len(summary.results):
         console.print(f"{len(summary.results) - len(shown)} more images are not shown")
-    remarks = sorted({r.remark for r in summary.results if r.remark and r.remark != "no reference"})
-    for remark in remarks:
-        console.print(f"note: {remark}", markup=False, highlight=False, soft_wrap=True)
+    notes = [note for result in summary.results for note in result.notes]
+    for note in notes[:MOST_NOTES]:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if len(notes) > MOST_NOTES:
+        console.print(f"{len(notes) - MOST_NOTES} more notes are not shown")
     for result in summary.results:
         if result.status == "failed":
             line = f"[red]failed[/red] {escape(result.reason)}"
@@ -29,17 +31,18 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(_totals(summary), highlight=False, soft_wrap=True)
 
 
-def _table(results: Sequence[Result], shown: Sequence[Result], has_references: bool) -> Table:
+def _table(results: Sequence[Result], shown: Sequence[Result]) -> Table:
+    scored = _scored(results)
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("image", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
-    if has_references:
+    if scored:
         for heading in ("PSNR in", "PSNR out", "gain"):
             table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     for result in shown:
-        table.add_row(*_row(result, has_references))
-    if has_references and (scored := _scored(results)):
+        table.add_row(*_row(result, bool(scored)))
+    if scored:
         mean_in = sum(psnr_in for psnr_in, _ in scored) / len(scored)
         mean_out = sum(psnr_out for _, psnr_out in scored) / len(scored)
         gain = f"[bold]{mean_out - mean_in:+.2f}[/bold]"
@@ -55,10 +58,10 @@ def _shown(results: Sequence[Result]) -> list[Result]:
     return [results[i] for i in sorted(order[:MOST_ROWS])]
 
 
-def _row(result: Result, has_references: bool) -> list[str]:
+def _row(result: Result, has_scores: bool) -> list[str]:
     size = f"{result.size[0]}×{result.size[1]}" if result.size else ""
     row = [escape(result.job.name), size]
-    if has_references:
+    if has_scores:
         if result.psnr_in is None or result.psnr_out is None:
             row += ["–", "–", "–"]
         else:
@@ -67,8 +70,7 @@ def _row(result: Result, has_references: bool) -> list[str]:
             row += [f"{result.psnr_in:.2f}", f"{result.psnr_out:.2f}"]
             row += [f"[{colour}]{gain:+.2f}[/{colour}]"]
     status = {"done": "done", "failed": "[red]failed[/red]", "skipped": "skipped (exists)"}
-    remark = " (no reference)" if result.remark == "no reference" else ""
-    return [*row, status[result.status] + remark]
+    return [*row, status[result.status]]
 
 
 def _scored(results: Sequence[Result]) -> list[tuple[float, float]]:

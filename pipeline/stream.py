@@ -36,7 +36,8 @@ class Result:
         size: (width, height), once it was read.
         psnr_in: dB of the input against the reference, if there is one.
         psnr_out: dB of the output.
-        remark: why there is no PSNR although references were given.
+        notes: what the user should know of a finished image: something its file could not keep,
+            or why there is no PSNR although references were given.
     """
 
     job: Job
@@ -45,7 +46,7 @@ class Result:
     size: tuple[int, int] | None = None
     psnr_in: float | None = None
     psnr_out: float | None = None
-    remark: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,13 +184,15 @@ def _write(item: _Item, output: Tensor, reference: Path | None, quality: int) ->
     except OSError as error:
         reason = f"{job.output.parent}: cannot be created: {error.strerror}"
         return Result(job, "failed", reason, size)
-    if reference is None:
-        return Result(job, "done", size=size)
-    clean = find_reference(reference, job.name)
-    if clean is None:
-        return Result(job, "done", size=size, remark="no reference")
-    try:
-        psnr_in, psnr_out = psnr_in_and_out(pixels, output, clean)
-    except ImageError as error:
-        return Result(job, "done", size=size, remark=str(error))
-    return Result(job, "done", size=size, psnr_in=psnr_in, psnr_out=psnr_out)
+    notes = [f"{job.name}: {item.picture.layout.note}"] if item.picture.layout.note else []
+    psnr_in, psnr_out = None, None
+    if reference is not None:
+        clean = find_reference(reference, job.name)
+        if clean is None:
+            notes.append(f"{job.name}: no reference in {reference}")
+        else:
+            try:
+                psnr_in, psnr_out = psnr_in_and_out(pixels, output, clean)
+            except ImageError as error:
+                notes.append(str(error))
+    return Result(job, "done", "", size, psnr_in, psnr_out, tuple(notes))

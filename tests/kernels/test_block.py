@@ -18,10 +18,14 @@ from denoise_batch.kernels import (
     ConvTranspose2d,
     NearestUpsample2d,
     Padded,
+    PixelShuffle,
+    PixelUnshuffle,
     ReLU,
+    Residual,
     Sequential,
     ShapeError,
     Sigmoid,
+    Skip,
     Standardize,
     StateError,
     UpsampleConv2d,
@@ -43,6 +47,17 @@ def report_like() -> Sequential:
     return Sequential(first, ReLU(), second, ReLU(), ConvTranspose2d(6, 3, 4, 2), Sigmoid())
 
 
+def u_net_level() -> Skip:
+    """Full and half resolution, every part with its own weights."""
+    return Skip(
+        encoder=Conv2d(3, 3, 3, padding=1),
+        down=Conv2d(3, 5, 2, stride=2),
+        inner=Sequential(Residual(Conv2d(5, 5, 3, padding=1)), Sigmoid()),
+        up=ConvTranspose2d(5, 3, 2, stride=2),
+        decoder=Conv2d(3, 3, 1),
+    )
+
+
 # All take (N, 3, H, W), and in gradcheck values in [−1, 1] away from 0.
 BLOCKS: dict[str, Callable[[], Block]] = {
     "conv": lambda: Conv2d(3, 4, (3, 2), stride=(2, 1), padding=1),
@@ -55,6 +70,9 @@ BLOCKS: dict[str, Callable[[], Block]] = {
     "standardize": lambda: Standardize((0.4, 0.5, 0.6), (0.2, 0.3, 4.0)),
     "sequential": report_like,
     "padded": lambda: Padded(Conv2d(3, 2, 3, padding=1), multiple=4, minimum=12, margin=2),
+    "shuffle": lambda: Padded(Sequential(PixelUnshuffle(2), PixelShuffle(2)), multiple=2),
+    "residual": lambda: Residual(Conv2d(3, 3, 3, padding=1)),
+    "skip": lambda: Padded(u_net_level(), multiple=2),
     "nested": lambda: Sequential(Standardize(0.5, 2.0), Padded(Sequential(report_like()), 10, 10)),
 }
 with_parameters = [name for name, build in BLOCKS.items() if build().parameters()]
@@ -100,6 +118,55 @@ def test_sequential_matches_torch_nn(dtype: torch.dtype) -> None:
         nn.ReLU(),
     )
     assert_block_parity(block, module, torch.randn(3, 3, 7, 5, dtype=dtype))
+
+
+@each_dtype
+def test_residual_matches_autograd(dtype: torch.dtype) -> None:
+    class TorchResidual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, input: Tensor) -> Tensor:
+            return input + self.body(input)
+
+    block = Residual(Conv2d(3, 3, 3, padding=1))
+    assert_block_parity(block, TorchResidual(), torch.randn(2, 3, 5, 7, dtype=dtype))
+
+
+@each_dtype
+def test_skip_matches_autograd(dtype: torch.dtype) -> None:
+    class TorchSkip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Conv2d(3, 3, 3, padding=1)
+            self.down = nn.Conv2d(3, 5, 2, stride=2)
+            self.inner = nn.Sequential(nn.Sequential(), nn.Sigmoid())
+            self.inner[0].body = nn.Conv2d(5, 5, 3, padding=1)
+            self.up = nn.ConvTranspose2d(5, 3, 2, stride=2)
+            self.decoder = nn.Conv2d(3, 3, 1)
+
+        def forward(self, input: Tensor) -> Tensor:
+            encoded = self.encoder(input)
+            coarse = self.down(encoded)
+            coarse = self.inner[1](coarse + self.inner[0].body(coarse))
+            return self.decoder(encoded + self.up(coarse))
+
+    assert_block_parity(u_net_level(), TorchSkip(), torch.randn(2, 3, 6, 8, dtype=dtype))
+
+
+def test_a_relu_behind_a_convolution_is_the_same_alone_and_fused() -> None:
+    conv, relu, input = Conv2d(3, 4, 3), ReLU(), an_input()
+    fused = Sequential(conv, relu)
+    expected = relu(conv(input))
+    grad_output = torch.randn_like(expected)
+    grad_input = conv.backward(relu.backward(grad_output))
+    gradients = [parameter.grad for parameter in conv.parameters()]
+    conv.zero_grad()
+    assert_parity(fused(input), expected)
+    assert_parity(fused.backward(grad_output), grad_input, "grad_input")
+    for parameter, grad in zip(conv.parameters(), gradients, strict=True):
+        assert_parity(parameter.grad, grad, "parameter")
 
 
 def test_an_empty_sequential_is_the_identity() -> None:
@@ -174,6 +241,69 @@ def test_zero_grad_forgets_every_gradient(parametric: Block) -> None:
     assert all(parameter.grad is None for parameter in parametric.parameters())
 
 
+def test_backward_parameters_gives_the_same_gradients_and_keeps_nothing(block: Block) -> None:
+    input = an_input()
+    grad_output = torch.randn_like(block(input))
+    block.backward(grad_output)
+    gradients = [parameter.grad for parameter in block.parameters()]
+    block.zero_grad()
+    block(input)
+    block.backward_parameters(grad_output)
+    assert all(part._saved is None for part in tree(block))
+    for parameter, grad in zip(block.parameters(), gradients, strict=True):
+        assert_parity(parameter.grad, grad, "parameter")
+
+
+def test_forget_drops_what_forward_kept(block: Block) -> None:
+    grad_output = torch.ones_like(block(an_input()))
+    block.forget()
+    assert all(part._saved is None for part in tree(block))
+    with pytest.raises(StateError):
+        block.backward(grad_output)
+
+
+def test_bfloat16_computation_leaves_parameters_and_gradients_in_float32(parametric: Block) -> None:
+    input = an_input()
+    expected = parametric(input)
+    grad_output = torch.randn_like(expected)
+    parametric.backward(grad_output)
+    gradients = [parameter.grad for parameter in parametric.parameters()]
+    parametric.zero_grad()
+    output = parametric.compute_in(torch.bfloat16)(input)
+    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+    parametric.backward(grad_output.to(output.dtype))
+    for parameter, grad in zip(parametric.parameters(), gradients, strict=True):
+        assert parameter.dtype == parameter.grad.dtype == torch.float32
+        scale = grad.abs().max().item()
+        torch.testing.assert_close(parameter.grad, grad, rtol=0, atol=0.05 * scale)
+    parametric.compute_in(None)
+    assert torch.equal(parametric(input), expected)
+
+
+def test_the_input_is_not_changed_in_either_mode(block: Block) -> None:
+    input = an_input()
+    before = input.clone()
+    block(input)
+    block.eval()(input)
+    assert torch.equal(input, before)
+
+
+@pytest.mark.xfail(reason="in inference Residual adds into the body's output, here the input")
+def test_a_residual_around_the_identity_leaves_its_input_alone() -> None:
+    input = torch.ones(1, 1, 2, 2)
+    output = Residual(Sequential()).eval()(input)
+    assert (output == 2).all()
+    assert (input == 1).all()
+
+
+@pytest.mark.xfail(reason="in inference Skip adds into `up`'s output, here the encoder's output")
+def test_a_skip_around_the_identity_leaves_its_input_alone() -> None:
+    input = torch.ones(1, 1, 2, 2)
+    output = Skip(*(Sequential() for _ in range(5))).eval()(input)
+    assert (output == 2).all()
+    assert (input == 1).all()
+
+
 def test_backward_leaves_grad_output_and_parameters_alone(block: Block) -> None:
     input = an_input()
     output = block(input)
@@ -199,15 +329,12 @@ WRONG_SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "wrong"),
-    [pytest.param(name, wrong, id=f"{name}-{wrong}") for name in BLOCKS for wrong in WRONG_SHAPES],
-)
-def test_a_gradient_of_another_shape_than_the_output_is_refused(name: str, wrong: str) -> None:
-    block = BLOCKS[name]()
+@pytest.mark.parametrize("wrong", WRONG_SHAPES)
+def test_a_gradient_of_another_shape_than_the_output_is_refused(block: Block, wrong: str) -> None:
     grad_output = WRONG_SHAPES[wrong](torch.ones_like(block(an_input())))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ShapeError, match="grad_output has shape"):
         block.backward(grad_output)
+    assert all(parameter.grad is None for parameter in block.parameters())
 
 
 def test_one_forward_serves_one_backward(block: Block) -> None:

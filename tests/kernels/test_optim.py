@@ -1,4 +1,6 @@
-"""SGD against torch.optim.SGD, step for step."""
+"""SGD, Adam and AdamW against torch.optim, step for step; clipping and averaging."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -7,21 +9,39 @@ from hypothesis import strategies as st
 from tolerances import assert_parity, each_dtype
 from torch import Tensor
 
-from denoise_batch.kernels import SGD, OptionError
+from denoise_batch.kernels import (
+    SGD,
+    Adam,
+    AdamW,
+    ExponentialMovingAverage,
+    OptionError,
+    clip_grad_norm_,
+)
 
 STEPS = 20
 SHAPES = ((4, 3, 3, 3), (4,), (1,))
 
-OPTIONS = {
-    "plain": {},
-    "weight-decay": {"weight_decay": 0.1},
-    "momentum": {"momentum": 0.9},
-    "momentum-weight-decay": {"momentum": 0.5, "weight_decay": 0.01},
-    "nesterov": {"momentum": 0.9, "nesterov": True},
-    "nesterov-weight-decay": {"momentum": 0.7, "nesterov": True, "weight_decay": 0.05},
-    "momentum1": {"momentum": 1.0},
+# Ours, torch's, options of both.
+OPTIMIZERS: dict[str, tuple[type, type, dict[str, Any]]] = {
+    name: (SGD, torch.optim.SGD, options)
+    for name, options in {
+        "sgd": {},
+        "sgd-decay": {"weight_decay": 0.1},
+        "momentum": {"momentum": 0.9},
+        "momentum-decay": {"momentum": 0.5, "weight_decay": 0.01},
+        "nesterov": {"momentum": 0.9, "nesterov": True},
+        "nesterov-decay": {"momentum": 0.7, "nesterov": True, "weight_decay": 0.05},
+        "momentum1": {"momentum": 1.0},
+    }.items()
+} | {
+    "adam": (Adam, torch.optim.Adam, {}),
+    "adam-decay": (Adam, torch.optim.Adam, {"weight_decay": 0.1, "betas": (0.8, 0.9)}),
+    "adamw": (AdamW, torch.optim.AdamW, {}),
+    "adamw-decay": (AdamW, torch.optim.AdamW, {"weight_decay": 0.3, "eps": 1e-3}),
 }
-each_option = pytest.mark.parametrize("options", list(OPTIONS.values()), ids=list(OPTIONS))
+each_optimizer = pytest.mark.parametrize(
+    ("kind", "oracle_kind", "options"), list(OPTIMIZERS.values()), ids=list(OPTIMIZERS)
+)
 
 
 def twins(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
@@ -43,10 +63,12 @@ def assert_same(ours: list[Tensor], oracles: list[Tensor]) -> None:
 
 @each_dtype
 @pytest.mark.parametrize("lr", [0.0, 1e-3, 0.3])
-@each_option
-def test_twenty_steps_match_torch(options: dict, lr: float, dtype: torch.dtype) -> None:
+@each_optimizer
+def test_twenty_steps_match_torch(
+    kind: type, oracle_kind: type, options: dict[str, Any], lr: float, dtype: torch.dtype
+) -> None:
     ours, oracles = twins(dtype)
-    optimizer, oracle = SGD(ours, lr, **options), torch.optim.SGD(oracles, lr, **options)
+    optimizer, oracle = kind(ours, lr, **options), oracle_kind(oracles, lr, **options)
     for _ in range(STEPS):
         give_gradients(ours, oracles)
         optimizer.step()
@@ -78,10 +100,12 @@ def test_a_changing_learning_rate_matches_torch(
     assert_same(ours, oracles)
 
 
-@each_option
-def test_a_parameter_without_gradient_rests_as_in_torch(options: dict) -> None:
+@each_optimizer
+def test_a_parameter_without_gradient_rests_as_in_torch(
+    kind: type, oracle_kind: type, options: dict[str, Any]
+) -> None:
     ours, oracles = twins(torch.float64)
-    optimizer, oracle = SGD(ours, 0.1, **options), torch.optim.SGD(oracles, 0.1, **options)
+    optimizer, oracle = kind(ours, 0.1, **options), oracle_kind(oracles, 0.1, **options)
     for step in range(STEPS):
         give_gradients(ours, oracles)
         resting = step % len(ours)
@@ -93,17 +117,40 @@ def test_a_parameter_without_gradient_rests_as_in_torch(options: dict) -> None:
     assert_same(ours, oracles)
 
 
-@each_option
-def test_a_step_moves_the_tensors_in_place_and_leaves_their_gradients_alone(options: dict) -> None:
+@each_optimizer
+def test_steps_move_the_tensors_in_place_and_leave_their_gradients_alone(
+    kind: type, oracle_kind: type, options: dict[str, Any]
+) -> None:
+    """The same gradient tensors stay in place over the steps, as when gradients accumulate."""
     ours, oracles = twins(torch.float64)
-    optimizer = SGD(iter(ours), 0.1, **options)
+    optimizer, oracle = kind(iter(ours), 0.1, **options), oracle_kind(oracles, 0.1, **options)
     addresses = [parameter.data_ptr() for parameter in ours]
+    give_gradients(ours, oracles)
     for _ in range(3):
+        optimizer.step()
+        oracle.step()
+        for parameter, other in zip(ours, oracles, strict=True):
+            assert torch.equal(parameter.grad, other.grad)
+            parameter.grad += 1
+            other.grad += 1
+    assert_same(ours, oracles)
+    assert [parameter.data_ptr() for parameter in ours] == addresses
+
+
+@each_optimizer
+def test_a_restored_state_goes_on_as_if_nothing_had_happened(
+    kind: type, oracle_kind: type, options: dict[str, Any]
+) -> None:
+    ours, oracles = twins(torch.float64)
+    optimizer, oracle = kind(ours, 0.1, **options), oracle_kind(oracles, 0.1, **options)
+    for _ in range(4):
         give_gradients(ours, oracles)
         optimizer.step()
-        for parameter, oracle in zip(ours, oracles, strict=True):
-            assert torch.equal(parameter.grad, oracle.grad)
-    assert [parameter.data_ptr() for parameter in ours] == addresses
+        oracle.step()
+        state = {name: value.clone() for name, value in optimizer.state_dict().items()}
+        optimizer = kind(ours, 0.1, **options)
+        optimizer.load_state_dict(state)
+    assert_same(ours, oracles)
 
 
 def test_zero_grad_forgets_the_gradients() -> None:
@@ -131,6 +178,55 @@ def test_zero_grad_forgets_the_gradients() -> None:
 def test_an_option_out_of_range_is_refused_by_value(options: dict, named: str) -> None:
     with pytest.raises(OptionError, match=named):
         SGD([torch.zeros(1)], **options)
+
+
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"betas": (1.0, 0.9)}, r"betas=\(1.0, 0.9\)"),
+        ({"betas": (0.9, -0.1)}, r"betas=\(0.9, -0.1\)"),
+        ({"eps": -1e-8}, "eps=-1e-08"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+    ],
+    ids=["lr-negative", "beta1", "beta-negative", "eps-negative", "weight-decay-negative"],
+)
+def test_an_adam_option_out_of_range_is_refused_by_value(
+    kind: type, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(OptionError, match=named):
+        kind([torch.zeros(1)], **options)
+
+
+@each_dtype
+@pytest.mark.parametrize("max_norm", [0.1, 1.0, 1e3])
+def test_clipping_matches_torch(max_norm: float, dtype: torch.dtype) -> None:
+    ours, oracles = twins(dtype)
+    give_gradients(ours, oracles)
+    ours[1].grad = oracles[1].grad = None
+    norm = clip_grad_norm_(iter(ours), max_norm)
+    assert_parity(norm, torch.nn.utils.clip_grad_norm_(oracles, max_norm), "norm")
+    for index in (0, 2):
+        assert_parity(ours[index].grad, oracles[index].grad, "gradient")
+
+
+def test_clipping_nothing_is_length_0() -> None:
+    assert clip_grad_norm_([torch.ones(3)], 1.0) == 0
+
+
+def test_a_moving_average_follows_and_gives_the_parameters_back() -> None:
+    parameter = torch.zeros(2, dtype=torch.float64)
+    average = ExponentialMovingAverage([parameter], decay=0.9)
+    expected = 0.0
+    for step in range(1, 200):
+        parameter.fill_(step)
+        average.update()
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    with average.applied():
+        assert_parity(parameter, torch.full_like(parameter, expected))
+    assert parameter.tolist() == [199, 199]
 
 
 def test_nothing_to_optimise_is_refused() -> None:

@@ -107,6 +107,7 @@ def test_a_missing_reference_and_one_of_another_size_are_said(
     out = capsys.readouterr().out
     assert "no reference" in out
     assert "8x8" in out
+    assert "PSNR out" not in out
 
 
 def test_bad_files_are_reported_and_the_rest_is_done(
