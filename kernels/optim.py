@@ -50,7 +50,12 @@ class Optimizer(ABC):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that `state_dict` gave, with the same parameters."""
-        self._state = {name: value.clone() for name, value in state.items()}
+        device = self.parameters[0].device
+        # Step counts are 0-d and stay on the host.
+        self._state = {
+            name: value.to(device if value.ndim else "cpu", copy=True)
+            for name, value in state.items()
+        }
 
     @abstractmethod
     def _move(self, index: int, parameter: Tensor, grad: Tensor) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors import SafetensorError, TensorSpec, safe_open
 from torch import Tensor
 
@@ -58,18 +57,8 @@ def save_weights(path: Path, network: Network, training: Mapping[str, Any]) -> N
         },
         "training": dict(training),
     }
-    metadata = {KEY: json.dumps(header, sort_keys=True)}
-    # safetensors' own torch door imports numpy, which is no dependency of ours. The plain tensors
-    # must outlive serialize: it reads their memory.
-    plain = {
-        name: value.to("cpu", torch.float32).contiguous()
-        for name, value in network.named_parameters()
-    }
-    specs = {name: _spec(value) for name, value in plain.items()}
-    try:
-        atomic_write(path, safetensors.serialize(specs, metadata))
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot write the weights: {error.strerror}") from error
+    tensors = {name: value.float() for name, value in network.named_parameters()}
+    save_tensors(path, tensors, header)
 
 
 def load_weights(path: Path) -> Weights:
@@ -79,13 +68,56 @@ def load_weights(path: Path) -> Weights:
         WeightsError: the file is missing, damaged, not of this tool, or its tensors do not fit
             the architecture that it names.
     """
+    tensors, header = load_tensors(path)
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if header["format"] != FORMAT:
+            raise WeightsError(f"format {header['format']!r}, this version reads {FORMAT}")
+        spec, training = header["network"], header["training"]
+        network = Network(spec["architecture"], spec["mean"], spec["std"])
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, DenoiseBatchError) as error:
+        raise WeightsError(f"{path}: its tensors or header do not fit: {error}") from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Weights(network.eval(), training, digest)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header to a safetensors file, wholly or not at all.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    # safetensors' own torch door imports numpy, which is no dependency of ours. The plain tensors
+    # must outlive serialize: it reads their memory.
+    plain = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
+    specs = {
+        name: TensorSpec(
+            dtype=str(value.dtype).removeprefix("torch."),
+            shape=list(value.shape),
+            data_ptr=value.data_ptr(),
+            data_len=value.numel() * value.element_size(),
+        )
+        for name, value in plain.items()
+    }
+    metadata = {KEY: json.dumps(dict(header), sort_keys=True)}
+    try:
+        atomic_write(path, safetensors.serialize(specs, metadata))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote: the tensors, on the CPU, and the header.
+
+    Raises:
+        WeightsError: the file is missing, damaged or not of this tool.
+    """
+    try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot read the weights: {error.strerror}") from error
+        raise WeightsError(f"{path}: cannot read the weights: {error}") from error
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a whole safetensors file ({error})") from error
     if KEY not in metadata:
@@ -95,21 +127,11 @@ def load_weights(path: Path) -> Weights:
         )
     try:
         header = json.loads(metadata[KEY])
-        if header["format"] != FORMAT:
-            raise WeightsError(f"format {header['format']!r}, this version reads {FORMAT}")
-        spec, training = header["network"], header["training"]
-        network = Network(spec["architecture"], spec["mean"], spec["std"])
-        network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, DenoiseBatchError) as error:
+    except ValueError as error:
         raise WeightsError(f"{path}: its tensors or header do not fit: {error}") from error
-    return Weights(network.eval(), training, digest)
-
-
-def _spec(tensor: Tensor) -> TensorSpec:
-    size = tensor.numel() * tensor.element_size()
-    return TensorSpec(
-        dtype="float32", shape=list(tensor.shape), data_ptr=tensor.data_ptr(), data_len=size
-    )
+    if not isinstance(header, dict):
+        raise WeightsError(f"{path}: its tensors or header do not fit: {header!r:.50}")
+    return tensors, header
 
 
 def find_weights(name_or_file: str | None) -> Path:

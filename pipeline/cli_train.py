@@ -11,7 +11,8 @@ from .exits import exit_codes, run_app
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from .train import Epoch, Watcher
+    from .runs import Epoch
+    from .train import Watcher
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -22,11 +23,12 @@ def train(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Run folder; must not hold a run yet.")
     ] = Path("runs/train"),
-    network: Annotated[str, typer.Option(help="Architecture: tconv or upsample.")] = "tconv",
+    network: Annotated[str, typer.Option(help="Architecture: tconv, upsample or unet.")] = "tconv",
     noise: Annotated[
         str, typer.Option(help="gaussian:S, gaussian:A-B (σ in 1/255) or subpixel:K.")
     ] = "subpixel:8",
-    tiles: Annotated[int, typer.Option(help="Training tiles cut from the photographs.")] = 50_000,
+    targets: Annotated[str, typer.Option(help="noisy (Noise2Noise) or clean.")] = "noisy",
+    tiles: Annotated[int, typer.Option(help="Training tiles of an epoch.")] = 50_000,
     tile_px: Annotated[int, typer.Option(help="Side of a tile, in pixels.")] = 32,
     versions: Annotated[
         int, typer.Option(help="Noisy versions stored of each tile (subpixel noise).")
@@ -39,23 +41,34 @@ def train(
     ] = 0.2,
     epochs: Annotated[int, typer.Option(help="Passes over the tiles.")] = 15,
     batch_size: Annotated[int, typer.Option(help="Tiles a step.")] = 8,
+    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 4.0,
     warmup_epochs: Annotated[
         float, typer.Option(help="Epochs over which the rate rises from 0.")
     ] = 0.2,
     schedule: Annotated[str, typer.Option(help="After warm-up: cosine or constant.")] = "cosine",
     momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.9,
-    nesterov: Annotated[bool, typer.Option(help="Nesterov's look-ahead.")] = True,
+    nesterov: Annotated[bool, typer.Option(help="Nesterov's look-ahead, of SGD.")] = True,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty.")] = 0.0,
     clip_norm: Annotated[
         float, typer.Option(help="Longest gradient; 0 never scales one down.")
     ] = 0.1,
+    ema: Annotated[
+        float, typer.Option(help="Decay of the parameters' moving average; 0: none.")
+    ] = 0.0,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 for mixed precision.")] = "fp32",
     augment: Annotated[bool, typer.Option(help="Turn and mirror tiles at random.")] = True,
     shuffle: Annotated[bool, typer.Option(help="A new order in every epoch.")] = True,
     seed: Annotated[int, typer.Option(help="Of tiles, noise, order and initial weights.")] = 0,
     device: Annotated[
         str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.")
     ] = "auto",
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="Between checkpoints, besides one after every epoch.")
+    ] = 5.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --output, if there is one.")
+    ] = False,
 ) -> None:
     """Train a denoiser from photographs and synthetic noise, Noise2Noise-style.
 
@@ -83,6 +96,7 @@ def train(
             output=output,
             network=network,
             noise=noise,
+            targets=targets,
             tiles=tiles,
             tile_px=tile_px,
             versions=versions,
@@ -90,6 +104,7 @@ def train(
             validation_share=validation_share,
             epochs=epochs,
             batch_size=batch_size,
+            optimizer=optimizer,
             lr=lr,
             warmup_epochs=warmup_epochs,
             schedule=schedule,
@@ -97,10 +112,14 @@ def train(
             nesterov=nesterov,
             weight_decay=weight_decay,
             clip_norm=clip_norm,
+            ema=ema,
+            precision=precision,
             augment=augment,
             shuffle=shuffle,
             seed=seed,
             device=device,
+            checkpoint_minutes=checkpoint_minutes,
+            resume=resume,
         )
         console = Console(stderr=True)
         columns = (

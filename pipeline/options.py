@@ -19,29 +19,36 @@ class TrainOptions:
         output: run folder; holds config.json, metrics.jsonl, best and last safetensors.
         network: architecture's name.
         noise: noise model, as `--noise` spells it.
-        tiles: training tiles cut from the photographs.
+        targets: "noisy" (Noise2Noise) or "clean".
+        tiles: training tiles of an epoch.
         tile_px: side of a tile that the network sees.
         versions: noisy versions stored of a tile, for noise that cannot be drawn at each step.
         validation_tiles: tiles of photographs that are never trained on.
         validation_share: share of the photographs held out for them.
         epochs: passes over the training tiles.
         batch_size: tiles a step.
+        optimizer: "sgd", "adam" or "adamw".
         lr: highest learning rate; rises over `warmup_epochs`, then falls to 0 as a half cosine
             with `schedule` "cosine", or stays with "constant".
         momentum: of SGD.
-        nesterov: Nesterov's look-ahead.
-        weight_decay: L2 penalty.
+        nesterov: Nesterov's look-ahead, of SGD.
+        weight_decay: L2 penalty, or AdamW's decay.
         clip_norm: longest gradient; a longer one is scaled down. 0 never clips.
+        ema: decay of the moving average of the parameters that is validated and saved; 0: none.
+        precision: "fp32", or "bf16" for mixed precision.
         augment: turn and mirror tiles at random.
         shuffle: new order each epoch; otherwise sequential, as the report did.
         seed: of tiles, noise, order and initial weights.
         device: where everything happens.
+        checkpoint_minutes: between two checkpoints, besides one at the end of every epoch.
+        resume: go on from the run folder's checkpoint, if it has one.
     """
 
     data: Path
     output: Path
     network: str
     noise: str
+    targets: str = "noisy"
     tiles: int = 50_000
     tile_px: int = 32
     versions: int = 2
@@ -49,6 +56,7 @@ class TrainOptions:
     validation_share: float = 0.2
     epochs: int = 15
     batch_size: int = 8
+    optimizer: str = "sgd"
     lr: float = 4.0
     warmup_epochs: float = 0.2
     schedule: str = "cosine"
@@ -56,22 +64,33 @@ class TrainOptions:
     nesterov: bool = True
     weight_decay: float = 0.0
     clip_norm: float = 0.1
+    ema: float = 0.0
+    precision: str = "fp32"
     augment: bool = True
     shuffle: bool = True
     seed: int = 0
     device: str = "auto"
+    checkpoint_minutes: float = 5.0
+    resume: bool = False
 
     def __post_init__(self) -> None:
-        if self.network not in ARCHITECTURES:
-            known = ", ".join(ARCHITECTURES)
-            raise OptionError(f"--network {self.network!r}: choose of {known}")
-        if self.schedule not in ("cosine", "constant"):
-            raise OptionError(f"--schedule {self.schedule!r}: choose cosine or constant")
+        choices = {
+            "network": tuple(ARCHITECTURES),
+            "targets": ("noisy", "clean"),
+            "optimizer": ("sgd", "adam", "adamw"),
+            "schedule": ("cosine", "constant"),
+            "precision": ("fp32", "bf16"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise OptionError(f"--{name} {getattr(self, name)!r}: choose {', '.join(known)}")
         if not 0 < self.validation_share < 1:
             raise OptionError(f"--validation-share {self.validation_share}: between 0 and 1")
+        if not 0 <= self.ema < 1:
+            raise OptionError(f"--ema {self.ema}: at least 0 and below 1")
         least = {"tiles": 1, "tile_px": 8, "validation_tiles": 1, "versions": 2, "epochs": 1}
         least |= {"batch_size": 1, "lr": 0, "warmup_epochs": 0, "momentum": 0, "weight_decay": 0}
-        least |= {"clip_norm": 0, "seed": 0}
+        least |= {"clip_norm": 0, "seed": 0, "checkpoint_minutes": 0}
         for name, smallest in least.items():
             if not getattr(self, name) >= smallest:
                 flag = name.replace("_", "-")

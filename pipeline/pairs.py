@@ -1,5 +1,6 @@
 """Batches of (input, target): what a training step reads. Everything lives on the device."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from denoise_batch.kernels import OptionError
+
 from .noise import NoiseModel
-from .tiles import map_tiles
+from .tiles import load_photograph, map_tiles
 
 
 class Pairs(ABC):
@@ -17,33 +20,79 @@ class Pairs(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many tiles."""
+        """Tiles of an epoch."""
 
     @abstractmethod
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, random: "StepRandom") -> tuple[Tensor, Tensor]:
         """(input, target), each float32 (n, 3, H, W), of the tiles at `indices`."""
 
 
-class DrawnPairs(Pairs):
-    """Clean tiles; both versions are drawn anew whenever a tile is asked for.
+class StepRandom:
+    """Randomness of one training step: a function of seed and step, so a run resumes bit for bit.
 
-    Args:
-        clean: uint8 (T, 3, H, W).
-        noise: the model, of factor 1.
+    Attributes:
+        host: for what Python reads: places, symmetries; never waits for the device.
+        device: for noise.
     """
 
-    def __init__(self, clean: Tensor, noise: NoiseModel) -> None:
-        self._clean = clean
+    def __init__(self, device: torch.device) -> None:
+        self.host = torch.Generator()
+        self.device = torch.Generator(device)
+
+    def start(self, seed: int, step: int) -> None:
+        """Forget everything before; begin step `step` of the run with this seed."""
+        digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+        self.host.manual_seed(int.from_bytes(digest[:8]) >> 1)
+        self.device.manual_seed(int.from_bytes(digest[8:16]) >> 1)
+
+
+class CropPairs(Pairs):
+    """Photographs on the device; every batch cuts new places and draws new noise.
+
+    Args:
+        photographs: uint8 (3, H, W), each at least `tile_px` a side.
+        noise: the model, of factor 1.
+        tile_px: side of a crop.
+        count: tiles of an epoch.
+        has_clean_targets: the target is the clean crop instead of a second noisy version.
+    """
+
+    def __init__(
+        self,
+        photographs: Sequence[Tensor],
+        noise: NoiseModel,
+        tile_px: int,
+        count: int,
+        has_clean_targets: bool = False,
+    ) -> None:
+        self._photographs = photographs
         self._noise = noise
+        self._tile_px = tile_px
+        self._count = count
+        self._has_clean_targets = has_clean_targets
+        areas = [p.shape[1] * p.shape[2] for p in photographs]
+        self._areas = torch.tensor(areas, dtype=torch.float64)
 
     def __len__(self) -> int:
-        """How many tiles."""
-        return len(self._clean)
+        """Tiles of an epoch."""
+        return self._count
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two fresh draws of every tile."""
-        source = _to_float(self._clean[indices])
-        return self._noise.draw(source, generator), self._noise.draw(source, generator)
+    def batch(self, indices: Tensor, random: StepRandom) -> tuple[Tensor, Tensor]:
+        """As many random crops as there are indices; large photographs give more of them."""
+        size = self._tile_px
+        chosen = torch.multinomial(self._areas, len(indices), True, generator=random.host)
+        places = torch.rand(len(indices), 2, generator=random.host, dtype=torch.float64)
+        crops = []
+        for number, (down, across) in zip(chosen.tolist(), places.tolist(), strict=True):
+            photograph = self._photographs[number]
+            top = int(down * (photograph.shape[1] - size + 1))
+            left = int(across * (photograph.shape[2] - size + 1))
+            crops.append(photograph[:, top : top + size, left : left + size])
+        clean = _to_float(torch.stack(crops))
+        noisy = self._noise.draw(clean, random.device)
+        if self._has_clean_targets:
+            return noisy, clean
+        return noisy, self._noise.draw(clean, random.device)
 
 
 class StoredPairs(Pairs):
@@ -60,12 +109,13 @@ class StoredPairs(Pairs):
         """How many tiles."""
         return len(self._versions)
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, random: StepRandom) -> tuple[Tensor, Tensor]:
         """Two different stored versions of every tile."""
         count, device = self._versions.shape[1], self._versions.device
         shape = (len(indices),)
-        first = torch.randint(count, shape, generator=generator, device=device)
-        step = torch.randint(1, count, shape, generator=generator, device=device)
+        indices = indices.to(device)
+        first = torch.randint(count, shape, generator=random.device, device=device)
+        step = torch.randint(1, count, shape, generator=random.device, device=device)
         second = (first + step) % count
         versions = self._versions
         return _to_float(versions[indices, first]), _to_float(versions[indices, second])
@@ -88,21 +138,29 @@ def training_pairs(
     versions: int,
     seed: int,
     device: torch.device,
+    has_clean_targets: bool = False,
 ) -> Pairs:
-    """Cut `count` tiles of `tile_px` a side out of the photographs, onto the device.
+    """The photographs as pairs of tiles of `tile_px` a side, on the device.
 
-    A noise model that samples a larger source (subpixel) is drawn `versions` times now, since the
-    sources would not fit in memory; any other noise is drawn anew at every step.
+    A noise model that samples a larger source (subpixel) is drawn `versions` times of `count` tiles
+    now, since the sources would not fit in memory; for any other, places and noise are drawn anew
+    at every step and `count` only says how many make an epoch.
+
+    Raises:
+        OptionError: clean targets with a noise model that has none.
     """
-    source_px = tile_px * noise.factor
     if noise.factor == 1:
-        clean = map_tiles(photographs, count, source_px, seed, lambda squares, _: squares)
-        return DrawnPairs(clean.to(device), noise)
+        loaded = [load_photograph(path).to(device) for path in photographs]
+        return CropPairs(loaded, noise, tile_px, count, has_clean_targets)
+    if has_clean_targets:
+        raise OptionError("--targets clean: not with subpixel noise, which stores noisy tiles")
 
     def draw(squares: Tensor, generator: torch.Generator) -> Tensor:
         return torch.stack([noise.draw(squares, generator) for _ in range(versions)], 1)
 
-    return StoredPairs(map_tiles(photographs, count, source_px, seed, draw).to(device))
+    source_px = tile_px * noise.factor
+    stored = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=True)
+    return StoredPairs(stored.to(device))
 
 
 def validation_tiles(
@@ -120,7 +178,8 @@ def validation_tiles(
         source = _to_float(squares)
         return torch.stack([noise.draw(source, generator), noise.clean(source)], 1)
 
-    tiles = map_tiles(photographs, count, tile_px * noise.factor, seed, draw).to(device)
+    source_px, is_zoomed = tile_px * noise.factor, noise.factor > 1
+    tiles = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=is_zoomed).to(device)
     return Validation(tiles[:, 0].contiguous(), tiles[:, 1].contiguous())
 
 

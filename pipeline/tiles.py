@@ -70,12 +70,13 @@ def map_tiles(
     size_px: int,
     seed: int,
     reduce: Callable[[Tensor, torch.Generator], Tensor],
+    *,
+    is_zoomed: bool,
 ) -> Tensor:
     """`reduce` of `count` random squares, in an order where neighbours differ in photograph.
 
-    Every photograph gives its even share. A square's side is log-uniform from `size_px` to the
-    photograph's short side; it is resized to `size_px` by area averaging. The outcome depends on
-    the arguments alone, not on the number of threads.
+    Every photograph gives its even share. The outcome depends on the arguments alone, not on the
+    number of threads.
 
     Args:
         photographs: image files, each at least `size_px` a side.
@@ -84,6 +85,8 @@ def map_tiles(
         seed: of the squares and of the generators that `reduce` gets.
         reduce: turns uint8 squares (n, 3, size_px, size_px) into n rows of the result, so that no
             more than a few photographs' squares are in memory at once.
+        is_zoomed: False cuts squares as they are; True cuts sides that are log-uniform from
+            `size_px` to the photograph's short side, and resizes them by area averaging.
 
     Returns:
         (count, …), as `reduce` shaped and typed it.
@@ -95,7 +98,8 @@ def map_tiles(
         share = order[number :: len(photographs)]
         if not share:
             return share, None
-        squares = _cut_squares(photographs[number], [f"{seed}:{i}" for i in share], size_px)
+        seeds = [f"{seed}:{i}" for i in share]
+        squares = _cut_squares(photographs[number], seeds, size_px, is_zoomed)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         return share, reduce(squares, generator)
 
@@ -112,14 +116,23 @@ def map_tiles(
     return result
 
 
-def _cut_squares(path: Path, seeds: list[str], size_px: int) -> Tensor:
+def load_photograph(path: Path) -> Tensor:
+    """One photograph as uint8 (3, H, W)."""
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+
+
+def _cut_squares(path: Path, seeds: list[str], size_px: int, is_zoomed: bool) -> Tensor:
     with Image.open(path) as file:
         image = file.convert("RGB")
     width, height = image.size
     tiles = []
     for seed in seeds:
         rng = random.Random(seed)
-        side = round(math.exp(rng.uniform(math.log(size_px), math.log(min(width, height)))))
+        longest = min(width, height) if is_zoomed else size_px
+        side = round(math.exp(rng.uniform(math.log(size_px), math.log(longest))))
         left, top = rng.randint(0, width - side), rng.randint(0, height - side)
         box = (left, top, left + side, top + side)
         tile = image.resize((size_px, size_px), Image.Resampling.BOX, box)

@@ -5,52 +5,37 @@ that is as noisy as the input, but independently, the mean squared error has its
 clean target would have put it.
 """
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from denoise_batch.kernels import SGD, MSELoss, OptionError, TrainingError, clip_grad_norm_
+from denoise_batch.kernels import (
+    SGD,
+    Adam,
+    AdamW,
+    ExponentialMovingAverage,
+    MSELoss,
+    TrainingError,
+    clip_grad_norm_,
+)
+from denoise_batch.kernels.optim import Optimizer
 
-from .atomic import atomic_write
 from .checkpoint import save_weights
 from .device import resolve_device
 from .metrics import mse, psnr_of_mse
 from .networks import Network
 from .options import TrainOptions
-from .pairs import Pairs, training_pairs, validation_tiles
+from .pairs import Pairs, StepRandom, training_pairs, validation_tiles
+from .runs import Epoch, Progress, RunFolder
 from .tiles import Split, split_photographs
 
 VALIDATION_SEED = 1_000_003  # the same held-out tiles whatever the training seed
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What an epoch came to.
-
-    Attributes:
-        number: 1 for the first.
-        training_loss: mean over the epoch's batches, against noisy targets.
-        validation_psnr: dB, one MSE over all validation tiles (the report's protocol).
-        validation_psnr_mean: dB, per tile and then averaged.
-        lr: learning rate of the last step.
-        seconds: training alone, without validation.
-        is_best: highest validation_psnr so far.
-    """
-
-    number: int
-    training_loss: float
-    validation_psnr: float
-    validation_psnr_mean: float
-    lr: float
-    seconds: float
-    is_best: bool
 
 
 @dataclass(frozen=True)
@@ -75,8 +60,11 @@ class Watcher:
 def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
     """Train a network as `options` say and leave its best weights in the run folder.
 
+    A run that was killed goes on with `resume` from its last checkpoint and ends with the same
+    weights, bit for bit, as one that was not.
+
     Raises:
-        OptionError: the run folder already holds a run.
+        OptionError: the run folder holds another run.
         TrainingError: no usable photographs, or the loss is no longer finite.
         DeviceError: the device is not there.
     """
@@ -84,7 +72,8 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
     device = resolve_device(options.device)
     noise = options.noise_model
     tile_px = options.tile_px
-    _start_run_folder(options)
+    folder = RunFolder(options.output)
+    folder.start(options)
 
     split = split_photographs(options.data, tile_px * noise.factor, options.validation_share)
     validation = validation_tiles(
@@ -103,90 +92,105 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
         versions=options.versions,
         seed=options.seed,
         device=device,
+        has_clean_targets=options.targets == "clean",
     )
     noisy_psnr, noisy_psnr_mean = _psnrs(validation.noisy, validation.clean)
     watcher.on_start(split, noisy_psnr)
 
-    generator = torch.Generator(device).manual_seed(options.seed)
-    network = _new_network(options, pairs, device, generator)
-    optimizer = SGD(
-        network.parameters(),
-        lr=options.lr,
-        momentum=options.momentum,
-        nesterov=options.nesterov,
-        weight_decay=options.weight_decay,
-    )
+    random = StepRandom(device)
+    network = _new_network(options, pairs, random).to(device)
+    network.compute_in(torch.bfloat16 if options.precision == "bf16" else None)
+    parameters = network.parameters()
+    optimizer = _new_optimizer(options, parameters)
+    average = ExponentialMovingAverage(parameters, options.ema)
     criterion = MSELoss()
-    steps_per_epoch = math.ceil(len(pairs) / options.batch_size)
-    step, best = 0, None
-    for number in range(1, options.epochs + 1):
-        started = time.perf_counter()
-        loss_sum = torch.zeros((), device=device)
-        network.train()
-        for indices in _epoch_indices(len(pairs), options, generator):
-            optimizer.lr = _learning_rate(options, step / steps_per_epoch)
-            noisy, target = pairs.batch(indices, generator)
-            if options.augment:
-                noisy, target = _turn(noisy, target, generator)
-            loss_sum += criterion(network(noisy), target)
-            optimizer.zero_grad()
-            network.backward_parameters(criterion.backward())
-            if options.clip_norm:
-                clip_grad_norm_(network.parameters(), options.clip_norm)
-            optimizer.step()
-            step += 1
-            watcher.on_step(step, steps_per_epoch * options.epochs)
-        training_loss = loss_sum.item() / steps_per_epoch
-        if not math.isfinite(training_loss):
-            kept = f"; the best weights so far are in {options.output}" if best else ""
-            raise TrainingError(
-                f"the loss became {training_loss} in epoch {number}: use a smaller --lr "
-                f"(now {options.lr:g}) or a longer --warmup-epochs{kept}"
-            )
-        seconds = time.perf_counter() - started
-        psnr, psnr_mean = _psnrs(denoise_tiles(network, validation.noisy), validation.clean)
-        is_best = best is None or psnr > best.validation_psnr
-        epoch = Epoch(number, training_loss, psnr, psnr_mean, optimizer.lr, seconds, is_best)
-        _record_epoch(options, network, epoch, noisy_psnr)
-        best = epoch if is_best else best
-        watcher.on_epoch(epoch)
-    if best is None:
+
+    per_epoch = math.ceil(len(pairs) / options.batch_size)
+    progress = Progress(loss_sum=torch.zeros((), device=device))
+    folder.load_checkpoint(progress, network, optimizer, average)
+    saved_at = time.monotonic()
+    try:
+        for number in range(progress.epochs, options.epochs):
+            order = _epoch_order(len(pairs), options, number)
+            network.train()
+            for position in range(progress.step - number * per_epoch, per_epoch):
+                started = time.perf_counter()
+                random.start(options.seed, progress.step)
+                indices = order[position * options.batch_size :][: options.batch_size]
+                noisy, target = pairs.batch(indices, random)
+                if options.augment:
+                    noisy, target = _turn(noisy, target, random)
+                progress.loss_sum += criterion(network(noisy), target)
+                optimizer.zero_grad()
+                network.backward_parameters(criterion.backward())
+                if options.clip_norm:
+                    clip_grad_norm_(parameters, options.clip_norm)
+                optimizer.lr = _learning_rate(options, progress.step / per_epoch)
+                optimizer.step()
+                average.update()
+                progress.step += 1
+                progress.seconds += time.perf_counter() - started
+                watcher.on_step(progress.step, per_epoch * options.epochs)
+                if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
+                    folder.save_checkpoint(progress, network, optimizer, average)
+                    saved_at = time.monotonic()
+            training_loss = _finite_loss(progress, per_epoch, number + 1, options)
+            with average.applied():
+                denoised = denoise_tiles(network, validation.noisy)
+                psnr, psnr_mean = _psnrs(denoised, validation.clean)
+                is_best = progress.best is None or psnr > progress.best.validation_psnr
+                seconds = progress.seconds
+                epoch = Epoch(
+                    number + 1, training_loss, psnr, psnr_mean, optimizer.lr, seconds, is_best
+                )
+                _save_weights(options, folder, network, epoch, noisy_psnr)
+            progress.finish(epoch)
+            folder.save_checkpoint(progress, network, optimizer, average)
+            saved_at = time.monotonic()
+            watcher.on_epoch(epoch)
+    except KeyboardInterrupt:
+        folder.save_checkpoint(progress, network, optimizer, average)
+        raise
+    if progress.best is None:
         raise TrainingError("no epoch was run")
-    return Outcome(best, noisy_psnr, noisy_psnr_mean, options.output / "best.safetensors")
+    return Outcome(progress.best, noisy_psnr, noisy_psnr_mean, folder.best)
 
 
-def denoise_tiles(network: Network, noisy: Tensor, batch_size: int = 250) -> Tensor:
+def denoise_tiles(network: Network, noisy: Tensor, batch_size: int = 50) -> Tensor:
     """The network's output for many tiles of one size, in inference mode."""
     network.eval()
     return torch.cat([network(part) for part in torch.split(noisy, batch_size)])
 
 
-def _new_network(
-    options: TrainOptions, pairs: Pairs, device: torch.device, generator: torch.Generator
-) -> Network:
+def _new_network(options: TrainOptions, pairs: Pairs, random: StepRandom) -> Network:
     """A fresh network, standardised by the noisy training tiles themselves (report, section V)."""
-    sample = torch.arange(min(len(pairs), 2_000), device=device)
-    noisy, _ = pairs.batch(sample, generator)
+    random.start(options.seed, -1)
+    noisy, _ = pairs.batch(torch.arange(min(len(pairs), 2_000)), random)
     mean, std = noisy.mean((0, 2, 3)).tolist(), noisy.std((0, 2, 3)).tolist()
     initial = torch.Generator().manual_seed(options.seed)
-    return Network(options.network, mean, std, initial).to(device)
+    return Network(options.network, mean, std, initial)
 
 
-def _epoch_indices(
-    count: int, options: TrainOptions, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Every tile once, in batches."""
-    if options.shuffle:
-        order = torch.randperm(count, generator=generator, device=generator.device)
-    else:
-        order = torch.arange(count, device=generator.device)
-    yield from torch.split(order, options.batch_size)
+def _new_optimizer(options: TrainOptions, parameters: list[Tensor]) -> Optimizer:
+    lr, decay = options.lr, options.weight_decay
+    if options.optimizer == "sgd":
+        nesterov = options.nesterov and options.momentum > 0
+        return SGD(parameters, lr, options.momentum, nesterov, decay)
+    kind = {"adam": Adam, "adamw": AdamW}[options.optimizer]
+    return kind(parameters, lr, weight_decay=decay)
 
 
-def _turn(noisy: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _epoch_order(count: int, options: TrainOptions, number: int) -> Tensor:
+    """Every tile once; the order depends on seed and epoch alone."""
+    if not options.shuffle:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
+    return torch.randperm(count, generator=generator)
+
+
+def _turn(noisy: Tensor, target: Tensor, random: StepRandom) -> tuple[Tensor, Tensor]:
     """One of the square's eight symmetries, the same for the whole batch."""
-    # Drawn on the generator's device but read on the host: cheap on a CPU, one sync on a GPU.
-    choice = int(torch.randint(8, (), generator=generator, device=generator.device))
+    choice = int(torch.randint(8, (), generator=random.host))
     if choice & 4:
         noisy, target = noisy.flip(3), target.flip(3)
     turns = choice & 3
@@ -203,28 +207,31 @@ def _learning_rate(options: TrainOptions, epoch: float) -> float:
     return options.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+def _finite_loss(progress: Progress, steps: int, number: int, options: TrainOptions) -> float:
+    """The epoch's mean loss; the one place where the host waits for the device."""
+    loss = progress.loss_sum.item() / steps
+    if not math.isfinite(loss):
+        kept = f"; the best weights so far are in {options.output}" if progress.best else ""
+        raise TrainingError(
+            f"the loss became {loss} in epoch {number}: use a smaller --lr (now {options.lr:g}) "
+            f"or a longer --warmup-epochs{kept}"
+        )
+    return loss
+
+
 def _psnrs(images: Tensor, clean: Tensor) -> tuple[float, float]:
     """PSNR of one MSE over all tiles, and the mean of each tile's own."""
     each = (images.double() - clean.double()).square().mean((1, 2, 3)).clamp_min(1e-10)
     return psnr_of_mse(mse(images, clean)), (-10 * each.log10()).mean().item()
 
 
-def _start_run_folder(options: TrainOptions) -> None:
-    config = options.output / "config.json"
-    if config.exists():
-        raise OptionError(f"{options.output}: already holds a run; give another --output")
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        atomic_write(config, json.dumps(options.to_json(), indent=2).encode() + b"\n")
-    except OSError as error:
-        raise OptionError(f"--output {options.output}: {error.strerror}") from error
-
-
-def _record_epoch(options: TrainOptions, network: Network, epoch: Epoch, noisy_psnr: float) -> None:
-    with (options.output / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(asdict(epoch)) + "\n")
+def _save_weights(
+    options: TrainOptions, folder: RunFolder, network: Network, epoch: Epoch, noisy_psnr: float
+) -> None:
+    folder.record(epoch)
     training: dict[str, Any] = {
         "noise": options.noise,
+        "targets": options.targets,
         "seed": options.seed,
         "epoch": epoch.number,
         "validation_psnr": round(epoch.validation_psnr, 3),
@@ -233,6 +240,6 @@ def _record_epoch(options: TrainOptions, network: Network, epoch: Epoch, noisy_p
         "tiles": options.tiles,
         "tile_px": options.tile_px,
     }
-    save_weights(options.output / "last.safetensors", network, training)
+    save_weights(folder.last, network, training)
     if epoch.is_best:
-        save_weights(options.output / "best.safetensors", network, training)
+        save_weights(folder.best, network, training)

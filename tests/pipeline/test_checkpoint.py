@@ -44,7 +44,7 @@ def test_nothing_but_the_file_is_left_in_the_folder(saved: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="cannot write"):
+    with pytest.raises(WeightsError, match="cannot be written"):
         save_weights(tmp_path / "none" / "net.safetensors", Network("tconv"), {})
 
 

@@ -1,6 +1,7 @@
 """Tiles: the split by photograph, even shares, and one outcome for one seed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.pipeline.noise import GaussianNoise, SubpixelNoise
-from denoise_batch.pipeline.pairs import training_pairs, validation_tiles
+from denoise_batch.pipeline.pairs import StepRandom, training_pairs, validation_tiles
 from denoise_batch.pipeline.tiles import map_tiles, split_photographs
 
 CPU = torch.device("cpu")
@@ -53,11 +54,11 @@ def test_a_broken_photograph_is_named(photographs: Path) -> None:
 
 def test_the_seed_alone_decides_the_tiles(photographs: Path) -> None:
     paths = split_photographs(photographs, 32, 0.3).training
-    first = map_tiles(paths, 23, 32, 5, squares_as_they_are)
+    first = map_tiles(paths, 23, 32, 5, squares_as_they_are, is_zoomed=True)
     assert first.shape == (23, 3, 32, 32)
     assert first.dtype == torch.uint8
-    assert torch.equal(first, map_tiles(paths, 23, 32, 5, squares_as_they_are))
-    assert not torch.equal(first, map_tiles(paths, 23, 32, 6, squares_as_they_are))
+    assert torch.equal(first, map_tiles(paths, 23, 32, 5, squares_as_they_are, is_zoomed=True))
+    assert not torch.equal(first, map_tiles(paths, 23, 32, 6, squares_as_they_are, is_zoomed=True))
 
 
 def test_every_photograph_gives_its_even_share(photographs: Path) -> None:
@@ -66,18 +67,25 @@ def test_every_photograph_gives_its_even_share(photographs: Path) -> None:
     def shares(squares: Tensor, generator: torch.Generator) -> Tensor:
         return torch.full((len(squares), 1), len(squares))
 
-    assert set(map_tiles(paths, 5 * len(paths), 32, 0, shares).flatten().tolist()) == {5}
+    assert set(
+        map_tiles(paths, 5 * len(paths), 32, 0, shares, is_zoomed=False).flatten().tolist()
+    ) == {5}
+
+
+def step(number: int) -> StepRandom:
+    random = StepRandom(CPU)
+    random.start(0, number)
+    return random
 
 
 def test_a_stored_pair_is_two_different_versions_of_the_same_tile(photographs: Path) -> None:
     noise = SubpixelNoise(4)
     paths = split_photographs(photographs, 32, 0.3).training
     pairs = training_pairs(paths, noise, count=9, tile_px=8, versions=2, seed=0, device=CPU)
-    rng = torch.Generator().manual_seed(0)
-    one, other = pairs.batch(torch.arange(9), rng)
+    one, other = pairs.batch(torch.arange(9), step(0))
     assert one.shape == other.shape == (9, 3, 8, 8)
     assert not torch.equal(one, other)
-    again = torch.stack(pairs.batch(torch.arange(9), rng))
+    again = torch.stack(pairs.batch(torch.arange(9), step(1)))
     both = torch.stack([one, other])
     same = (again == both).flatten(2).all(2).all(0)
     swapped = (again == both.flip(0)).flatten(2).all(2).all(0)
@@ -85,16 +93,37 @@ def test_a_stored_pair_is_two_different_versions_of_the_same_tile(photographs: P
     assert swapped.any()
 
 
-def test_gaussian_pairs_are_drawn_anew_each_time(photographs: Path) -> None:
+def test_crops_and_noise_are_drawn_anew_each_time(photographs: Path) -> None:
     paths = split_photographs(photographs, 32, 0.3).training
     noise = GaussianNoise(25, 25)
     pairs = training_pairs(paths, noise, count=6, tile_px=32, versions=2, seed=0, device=CPU)
-    rng = torch.Generator().manual_seed(0)
-    first, second = pairs.batch(torch.arange(6), rng)
-    third, _ = pairs.batch(torch.arange(6), rng)
+    first, second = pairs.batch(torch.arange(6), step(0))
+    third, _ = pairs.batch(torch.arange(6), step(1))
     assert not torch.equal(first, second)
     assert not torch.equal(first, third)
-    torch.testing.assert_close(first.mean(), second.mean(), atol=0.01, rtol=0)
+    assert (first - second).std().item() == pytest.approx(2**0.5 * 25 / 255, rel=0.05)
+
+
+def test_a_step_draws_the_same_whatever_came_before(photographs: Path) -> None:
+    paths = split_photographs(photographs, 32, 0.3).training
+    noise = GaussianNoise(0, 55)
+    pairs = training_pairs(paths, noise, count=6, tile_px=32, versions=2, seed=0, device=CPU)
+    expected = pairs.batch(torch.arange(6), step(7))
+    random = step(3)
+    pairs.batch(torch.arange(6), random)
+    random.start(0, 7)
+    assert all(map(torch.equal, pairs.batch(torch.arange(6), random), expected))
+
+
+def test_clean_targets_are_the_crop_itself(photographs: Path) -> None:
+    paths = split_photographs(photographs, 32, 0.3).training
+    options: dict[str, Any] = {"count": 6, "tile_px": 32, "versions": 2, "seed": 0, "device": CPU}
+    pairs = training_pairs(paths, GaussianNoise(25, 25), has_clean_targets=True, **options)
+    noisy, clean = pairs.batch(torch.arange(6), step(0))
+    torch.testing.assert_close(clean * 255, (clean * 255).round(), atol=1e-4, rtol=0)
+    assert (noisy - clean).std().item() == pytest.approx(25 / 255, rel=0.05)
+    with pytest.raises(OptionError, match="targets"):
+        training_pairs(paths, SubpixelNoise(2), has_clean_targets=True, **options)
 
 
 def test_validation_keeps_the_clean_tiles_beside_the_noisy_ones(photographs: Path) -> None:

@@ -1,8 +1,13 @@
 """Training: what a run leaves behind, that it learns, and that it is reproducible."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +16,8 @@ from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.pipeline.checkpoint import load_weights
 from denoise_batch.pipeline.cli_train import main
 from denoise_batch.pipeline.options import TrainOptions
-from denoise_batch.pipeline.train import Epoch, Watcher, train
+from denoise_batch.pipeline.runs import Epoch
+from denoise_batch.pipeline.train import Watcher, train
 
 
 @pytest.fixture
@@ -35,16 +41,17 @@ def options(photographs: Path, tmp_path: Path) -> TrainOptions:
 def test_a_run_leaves_weights_metrics_and_its_configuration(options: TrainOptions) -> None:
     outcome = train(options)
     files = {path.name for path in options.output.iterdir()}
-    assert files == {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors"}
+    weights = {f"{name}.safetensors" for name in ("best", "last", "checkpoint")}
+    assert files == {"config.json", "metrics.jsonl"} | weights
     rows = list(map(json.loads, (options.output / "metrics.jsonl").read_text().splitlines()))
     assert [row["number"] for row in rows] == [1, 2]
     assert max(row["validation_psnr"] for row in rows) == outcome.best.validation_psnr
     config = json.loads((options.output / "config.json").read_text())
     assert config["noise"] == "gaussian:25"
-    weights = load_weights(outcome.weights)
-    assert weights.training["epoch"] == outcome.best.number
-    assert weights.training["noise"] == "gaussian:25"
-    assert weights.network.architecture == "tconv"
+    loaded = load_weights(outcome.weights)
+    assert loaded.training["epoch"] == outcome.best.number
+    assert loaded.training["noise"] == "gaussian:25"
+    assert loaded.network.architecture == "tconv"
 
 
 def test_training_on_noisy_targets_alone_lowers_the_error_to_the_clean_image(
@@ -97,12 +104,87 @@ def test_a_run_folder_is_never_overwritten(options: TrainOptions) -> None:
     assert (options.output / "best.safetensors").read_bytes() == before
 
 
+RECIPES: dict[str, dict[str, object]] = {
+    "sgd": {},
+    "adamw-ema-bf16": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9, "precision": "bf16"},
+    "subpixel": {"noise": "subpixel:2", "shuffle": False},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("stop_at", [1, 5, 6, 11])
+def test_a_run_that_is_stopped_anywhere_resumes_to_the_same_weights(
+    options: TrainOptions, tmp_path: Path, recipe: dict[str, Any], stop_at: int
+) -> None:
+    options = replace(options, epochs=3, tiles=72, batch_size=16, **recipe)  # 5 steps an epoch
+    whole = train(replace(options, output=tmp_path / "whole"))
+
+    def stop(step: int, steps: int) -> None:
+        if step == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(options, Watcher(on_step=stop))
+    resumed = train(replace(options, resume=True))
+    for name in ("best.safetensors", "last.safetensors"):
+        expected = (tmp_path / "whole" / name).read_bytes()
+        assert (options.output / name).read_bytes() == expected
+    assert resumed.best.validation_psnr == whole.best.validation_psnr
+    metrics = (options.output / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["number"] for row in metrics] == [1, 2, 3]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(
+    options: TrainOptions, photographs: Path, tmp_path: Path
+) -> None:
+    """kill -9 of a process of its own, somewhere after its first epoch."""
+    command = [
+        sys.executable, "-c", "import sys; from denoise_batch.pipeline.cli_train import main; "
+        "sys.exit(main())", str(photographs), "--noise", "gaussian:25", "--tiles", "64",
+        "--validation-tiles", "4", "--epochs", "12", "--device", "cpu", "--batch-size", "4",
+        "--checkpoint-minutes", "0.001",
+    ]  # fmt: skip
+    # One thread: processes of several would wait for each other on a busy machine.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options_of_run: dict[str, Any] = {"check": True, "capture_output": True, "env": environment}
+    subprocess.run([*command, "-o", tmp_path / "whole"], **options_of_run)
+    command_of_run = [*command, "-o", str(options.output)]
+    with subprocess.Popen(command_of_run, stderr=subprocess.DEVNULL, env=environment) as killed:
+        while not (options.output / "best.safetensors").exists():
+            assert killed.poll() is None
+            time.sleep(0.01)
+        killed.kill()
+    assert killed.returncode == -9
+    subprocess.run([*command_of_run, "--resume"], **options_of_run)
+    for name in ("best.safetensors", "last.safetensors"):
+        expected = (tmp_path / "whole" / name).read_bytes()
+        assert (options.output / name).read_bytes() == expected
+
+
+def test_resume_without_a_run_begins_one(options: TrainOptions) -> None:
+    assert train(replace(options, resume=True)).weights.exists()
+
+
+def test_resume_with_other_options_names_them(options: TrainOptions) -> None:
+    train(options)
+    with pytest.raises(OptionError, match=r"lr was 2\.0, now 3\.0"):
+        train(replace(options, lr=3.0, resume=True))
+
+
+def test_a_finished_run_has_nothing_to_resume(options: TrainOptions) -> None:
+    first = train(options)
+    before = first.weights.read_bytes()
+    assert train(replace(options, resume=True)).best == first.best
+    assert first.weights.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"network": "resnet"}, {"noise": "salt:1"}, {"epochs": 0}, {"batch_size": 0}, {"lr": -1.0},
         {"schedule": "steps"}, {"validation_share": 1.0}, {"tiles": 0}, {"lr": float("nan")},
-        {"clip_norm": -1.0}, {"versions": 1},
+        {"clip_norm": -1.0}, {"versions": 1}, {"targets": "none"},
+        {"optimizer": "lion"}, {"precision": "fp8"}, {"ema": 1.0}, {"checkpoint_minutes": -1.0},
     ],
     ids=str,
 )  # fmt: skip

@@ -1,0 +1,154 @@
+"""A training run's folder: configuration, metrics, weights and the checkpoint to go on from."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from denoise_batch.kernels import Block, ExponentialMovingAverage, OptionError
+from denoise_batch.kernels.optim import Optimizer
+
+from .atomic import atomic_write
+from .checkpoint import load_tensors, save_tensors
+from .options import TrainOptions
+
+# What may differ between a run and its resumption.
+FREE_OPTIONS = {"output", "data", "device", "checkpoint_minutes", "resume"}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch came to.
+
+    Attributes:
+        number: 1 for the first.
+        training_loss: mean over the epoch's batches, against the targets.
+        validation_psnr: dB, one MSE over all validation tiles (the report's protocol).
+        validation_psnr_mean: dB, per tile and then averaged.
+        lr: learning rate of the last step.
+        seconds: training alone, without validation.
+        is_best: highest validation_psnr so far.
+    """
+
+    number: int
+    training_loss: float
+    validation_psnr: float
+    validation_psnr_mean: float
+    lr: float
+    seconds: float
+    is_best: bool
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        loss_sum: of the epoch under way; a 0-d tensor on the device.
+        step: steps done.
+        epochs: epochs done, validation included.
+        seconds: spent in the epoch under way.
+        best: the best epoch so far.
+    """
+
+    loss_sum: Tensor
+    step: int = 0
+    epochs: int = 0
+    seconds: float = 0.0
+    best: Epoch | None = None
+
+    def finish(self, epoch: Epoch) -> None:
+        """Go over to the next epoch."""
+        self.loss_sum.zero_()
+        self.seconds = 0.0
+        self.epochs = epoch.number
+        if epoch.is_best:
+            self.best = epoch
+
+
+class RunFolder:
+    """config.json, metrics.jsonl, best and last weights, checkpoint; each whole at any time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.best = path / "best.safetensors"
+        self.last = path / "last.safetensors"
+        self.checkpoint = path / "checkpoint.safetensors"
+
+    def start(self, options: TrainOptions) -> None:
+        """Begin the run, or with `options.resume` go on with the one that is there.
+
+        Raises:
+            OptionError: the folder cannot be written, or holds another run.
+        """
+        wanted = options.to_json()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.config.exists():
+                atomic_write(self.config, json.dumps(wanted, indent=2).encode() + b"\n")
+                return
+            found = json.loads(self.config.read_text())
+        except OSError as error:
+            raise OptionError(f"--output {self.path}: {error.strerror}") from error
+        except ValueError as error:
+            raise OptionError(f"{self.config}: damaged ({error}); use another folder") from error
+        if not options.resume:
+            raise OptionError(
+                f"{self.path}: already holds a run; give another --output, or --resume to go on"
+            )
+        names = sorted((wanted.keys() | found.keys()) - FREE_OPTIONS)
+        other = [n for n in names if wanted.get(n) != found.get(n)]
+        if other:
+            changes = ", ".join(f"{n} was {found.get(n)}, now {wanted.get(n)}" for n in other)
+            raise OptionError(f"--resume: {self.path} holds a run with other options: {changes}")
+
+    def record(self, epoch: Epoch) -> None:
+        """Set the epoch's line in metrics.jsonl; lines of epochs that are done anew go."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        lines = [*lines[: epoch.number - 1], json.dumps(asdict(epoch))]
+        atomic_write(self.metrics, "".join(f"{line}\n" for line in lines).encode())
+
+    def save_checkpoint(
+        self,
+        progress: Progress,
+        network: Block,
+        optimizer: Optimizer,
+        average: ExponentialMovingAverage,
+    ) -> None:
+        """Everything that the next step depends on."""
+        tensors = {f"network.{name}": value for name, value in network.named_parameters()}
+        tensors |= {f"optimizer.{name}": v for name, v in optimizer.state_dict().items()}
+        tensors |= {f"average.{name}": v for name, v in average.state_dict().items()}
+        header = {
+            "step": progress.step,
+            "epochs": progress.epochs,
+            "seconds": progress.seconds,
+            "best": asdict(progress.best) if progress.best else None,
+        }
+        save_tensors(self.checkpoint, tensors | {"loss_sum": progress.loss_sum}, header)
+
+    def load_checkpoint(
+        self,
+        progress: Progress,
+        network: Block,
+        optimizer: Optimizer,
+        average: ExponentialMovingAverage,
+    ) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        if not self.checkpoint.exists():
+            return
+        tensors, header = load_tensors(self.checkpoint)
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "average": {}}
+        progress.loss_sum.copy_(tensors.pop("loss_sum"))
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        network.load_state_dict(parts["network"])
+        optimizer.load_state_dict(parts["optimizer"])
+        average.load_state_dict(parts["average"])
+        progress.step, progress.epochs = header["step"], header["epochs"]
+        progress.seconds = header["seconds"]
+        progress.best = Epoch(**header["best"]) if header["best"] else None
