@@ -79,8 +79,7 @@ class Residual(Block):
     def forward(self, input: Tensor) -> Tensor:
         """The input plus what the body makes of it."""
         output = self.body.forward(input)
-        # In inference the body's output belongs to nobody else.
-        return output + input if self.training else output.add_(input)
+        return _add(output, input, is_training=self.training)
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """d(x + f(x))/dx = 1 + f'(x)."""
@@ -123,8 +122,7 @@ class Skip(Block):
         """(N, C, H, W), H and W multiples of what `down` divides by; the same shape."""
         encoded = self.encoder.forward(input)
         coarse = self.up.forward(self.inner.forward(self.down.forward(encoded)))
-        merged = coarse + encoded if self.training else coarse.add_(encoded)
-        return self.decoder.forward(merged)
+        return self.decoder.forward(_add(coarse, encoded, is_training=self.training))
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """The encoder's gradient comes along the skip and up from the inner level."""
@@ -146,6 +144,14 @@ class Skip(Block):
         yield "inner", self.inner
         yield "up", self.up
         yield "decoder", self.decoder
+
+
+def _add(fresh: Tensor, other: Tensor, *, is_training: bool) -> Tensor:
+    """Their sum; in inference in the place of `fresh`, which nobody keeps, unless it is a view."""
+    if is_training or fresh.dtype != other.dtype:
+        return fresh + other
+    is_view = fresh.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return fresh + other if is_view else fresh.add_(other)
 
 
 def _forward(block: Block, input: Tensor, activation: Activation) -> Tensor:

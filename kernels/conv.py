@@ -1,6 +1,9 @@
 """Conv2d and ConvTranspose2d: torch's signatures, weight shapes, initialisation and errors."""
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +14,7 @@ from .init import bias_uniform_, kaiming_uniform_
 from .shapes import (
     Activation,
     Int2,
+    IntPair,
     check_nchw,
     conv2d_output_size,
     conv_transpose2d_output_size,
@@ -22,6 +26,10 @@ class Convolution(Block):
     """What both convolutions share: arguments, parameters, precision, the fused activation."""
 
     parameter_names = ("weight", "bias")
+
+    # The ops with this block's geometry filled in.
+    _forward_op: Callable[..., Tensor]
+    _backward_op: Callable[..., tuple[Tensor | None, Tensor, Tensor]]
 
     def __init__(
         self,
@@ -48,8 +56,27 @@ class Convolution(Block):
         )
 
     @abstractmethod
+    def output_size(self, size: Sequence[int]) -> IntPair:
+        """(oh, ow) for an input of (H, W).
+
+        Raises:
+            ShapeError: the output would be empty.
+        """
+
     def forward(self, input: Tensor, activation: Activation = None) -> Tensor:
-        """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation."""
+        """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation.
+
+        Raises:
+            ShapeError: wrong number of channels, or an input too small for any output.
+        """
+        check_nchw(input.shape, self.in_channels, f"{type(self).__name__} input")
+        self.output_size(input.shape[2:])
+        dtype = self.compute_dtype or self.weight.dtype
+        input, weight = input.to(dtype), self.weight.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        output = self._forward_op(input, weight, bias, activation=activation)
+        self._save((input, output if activation else None, weight), output)
+        return output
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """The gradient of the input; adds to weight.grad and bias.grad."""
@@ -58,35 +85,22 @@ class Convolution(Block):
         return grad_input
 
     def backward_parameters(self, grad_output: Tensor) -> None:
-        """Adds to weight.grad and bias.grad, and saves a third of the work."""
+        """Adds to weight.grad and bias.grad, and saves the work for the input's gradient."""
         self._backward(grad_output, needs_grad_input=False)
 
     def _backward(self, grad_output: Tensor, *, needs_grad_input: bool) -> Tensor | None:
         input, output, weight = self._take_saved(grad_output)
         grad_input, grad_weight, grad_bias = self._backward_op(
-            grad_output.to(weight.dtype), input, weight, output, needs_grad_input
+            grad_output.to(weight.dtype),
+            input,
+            weight,
+            output=output,
+            needs_grad_input=needs_grad_input,
         )
         accumulate_grad(self.weight, grad_weight)
         if self.bias is not None:
             accumulate_grad(self.bias, grad_bias)
         return grad_input
-
-    @abstractmethod
-    def _backward_op(
-        self,
-        grad_output: Tensor,
-        input: Tensor,
-        weight: Tensor,
-        output: Tensor | None,
-        needs_grad_input: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """The op behind backward, with this block's geometry."""
-
-    def _operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Input, weight and bias in the precision to compute in."""
-        dtype = self.compute_dtype or self.weight.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return input.to(dtype), self.weight.to(dtype), bias
 
 
 class Conv2d(Convolution):
@@ -133,48 +147,17 @@ class Conv2d(Convolution):
             bias,
             generator,
         )
+        geometry: dict[str, Any] = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+        }
+        self._forward_op = partial(ops.conv2d_forward, **geometry)
+        self._backward_op = partial(ops.conv2d_backward, **geometry)
 
-    def forward(self, input: Tensor, activation: Activation = None) -> Tensor:
-        """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation.
-
-        Raises:
-            ShapeError: wrong number of channels, or an image smaller than the kernel.
-        """
-        check_nchw(input.shape, self.in_channels, "Conv2d input")
-        conv2d_output_size(
-            input.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation
-        )
-        input, weight, bias = self._operands(input)
-        output = ops.conv2d_forward(
-            input,
-            weight,
-            bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            activation=activation,
-        )
-        self._save((input, output if activation else None, weight), output)
-        return output
-
-    def _backward_op(
-        self,
-        grad_output: Tensor,
-        input: Tensor,
-        weight: Tensor,
-        output: Tensor | None,
-        needs_grad_input: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        return ops.conv2d_backward(
-            grad_output,
-            input,
-            weight,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            output=output,
-            needs_grad_input=needs_grad_input,
-        )
+    def output_size(self, size: Sequence[int]) -> IntPair:
+        """As `shapes.conv2d_output_size`."""
+        return conv2d_output_size(size, self.kernel_size, self.stride, self.padding, self.dilation)
 
 
 class ConvTranspose2d(Convolution):
@@ -225,61 +208,19 @@ class ConvTranspose2d(Convolution):
             generator,
         )
         self.output_padding = pair(output_padding, "output_padding", minimum=0)
-        # A kernel of any size fits an image of its own size: only the arguments can be wrong here.
-        conv_transpose2d_output_size(
-            (1 + 2 * self.padding[0], 1 + 2 * self.padding[1]),
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.output_padding,
-            self.dilation,
-        )
+        geometry: dict[str, Any] = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "output_padding": self.output_padding,
+            "dilation": self.dilation,
+        }
+        self._forward_op = partial(ops.conv_transpose2d_forward, **geometry)
+        self._backward_op = partial(ops.conv_transpose2d_backward, **geometry)
+        # An input that is large enough for any padding: only the arguments can be wrong here.
+        self.output_size((1 + 2 * self.padding[0], 1 + 2 * self.padding[1]))
 
-    def forward(self, input: Tensor, activation: Activation = None) -> Tensor:
-        """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation.
-
-        Raises:
-            ShapeError: wrong number of channels, or padding that leaves no output.
-        """
-        check_nchw(input.shape, self.in_channels, "ConvTranspose2d input")
-        conv_transpose2d_output_size(
-            input.shape[2:],
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.output_padding,
-            self.dilation,
-        )
-        input, weight, bias = self._operands(input)
-        output = ops.conv_transpose2d_forward(
-            input,
-            weight,
-            bias,
-            stride=self.stride,
-            padding=self.padding,
-            output_padding=self.output_padding,
-            dilation=self.dilation,
-            activation=activation,
-        )
-        self._save((input, output if activation else None, weight), output)
-        return output
-
-    def _backward_op(
-        self,
-        grad_output: Tensor,
-        input: Tensor,
-        weight: Tensor,
-        output: Tensor | None,
-        needs_grad_input: bool,
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        return ops.conv_transpose2d_backward(
-            grad_output,
-            input,
-            weight,
-            stride=self.stride,
-            padding=self.padding,
-            output_padding=self.output_padding,
-            dilation=self.dilation,
-            output=output,
-            needs_grad_input=needs_grad_input,
+    def output_size(self, size: Sequence[int]) -> IntPair:
+        """As `shapes.conv_transpose2d_output_size`."""
+        return conv_transpose2d_output_size(
+            size, self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation
         )

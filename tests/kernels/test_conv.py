@@ -185,6 +185,24 @@ def test_large_images_match_autograd(
     assert_gradients(ours, gradients(grad_output))
 
 
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_fused_relu_keeps_nan_and_passes_its_gradient_as_torch_does(
+    implementation: str, name: str
+) -> None:
+    ops = IMPLEMENTATIONS[implementation]
+    options: dict[str, Pair] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    if name == "conv_transpose2d":
+        options["output_padding"] = (0, 0)
+    input, weight = torch.tensor([-1.0, 1.0, float("nan")]).view(1, 1, 1, 3), torch.ones(1, 1, 1, 1)
+    output = getattr(ops, f"{name}_forward")(input, weight, None, activation="relu", **options)
+    assert output[..., :2].flatten().tolist() == [0, 1]
+    assert output[..., 2].isnan()
+    backward = getattr(ops, f"{name}_backward")
+    grad_input, _, _ = backward(torch.ones_like(output), input, weight, output=output, **options)
+    assert grad_input.flatten().tolist() == [0, 1, 1]
+
+
 @each_implementation
 @given(geometry=st.one_of(conv_geometries(), conv_transpose_geometries()))
 def test_without_grad_input_the_other_gradients_are_the_same(

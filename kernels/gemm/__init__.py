@@ -1,0 +1,6 @@
+"""The fast path on any device: convolutions as GEMMs over a window grid in cache, no im2col.
+
+`conv` holds the ops, with the names and signatures of `reference.conv`; `grid` the layout that
+makes a kernel's whole neighbourhood one contiguous run; `products` the three GEMM loops over it.
+Equations stand in `grid`, measurements in docs/performance.md.
+"""

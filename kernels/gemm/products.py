@@ -1,0 +1,251 @@
+"""The three GEMM loops over a window grid, and the weights arranged for them.
+
+With windows A (positions × kw·kh·C) of the larger image and the smaller image S (positions × C'):
+
+    correlate         S  = A · B          convolution; gradient of a transposed one's input
+    stamp             fold(S · Bᵀ)        the adjoint, as correlations: one per phase of the stride
+    weight_gradient   dB = Aᵀ · S
+
+Images are views (N, H, W, C) of any strides; arithmetic is in `compute` with float32 accumulation.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..shapes import IntPair
+from . import scratch
+from .grid import Chunk, Grid, Windows
+
+Emit = Callable[[Tensor, Chunk], None]
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of the GEMMs: the tensor's own, but float32 for float16 on the CPU.
+
+    float16 GEMMs have no hardware behind them there, and overflow where float32 does not.
+    """
+    if tensor.dtype == torch.float16 and tensor.device.type == "cpu":
+        return torch.float32
+    return tensor.dtype
+
+
+def correlate(image: Tensor, matrix: Tensor, bias: Tensor | None, grid: Grid, emit: Emit) -> None:
+    """emit(A · matrix + bias) chunk by chunk.
+
+    Args:
+        image: (N, H, W, C).
+        matrix: (kw·kh·C, M), in the compute dtype.
+        bias: (M,) in the compute dtype, or None.
+        grid: the windows.
+        emit: called with (n, y, pitch, M), of which only the first grid.output[1] columns
+            count, and its chunk.
+    """
+    dtype, width = matrix.dtype, matrix.shape[1]
+    chunks = grid.chunks(image, dtype.itemsize)
+
+    windows = Windows(image, grid, dtype, chunks[0])
+    for chunk in chunks:
+        positions = grid.positions(chunk)
+        rows = -(-positions // grid.phases)
+        product = scratch.take("product", rows * grid.phases * width, image, dtype)
+        by_phase = product.view(rows, grid.phases, width)
+        for phase, operand in enumerate(windows.matrices(chunk)):
+            if bias is None:
+                torch.mm(operand, matrix, out=by_phase[:, phase])
+            else:
+                torch.addmm(bias, operand, matrix, out=by_phase[:, phase])
+        shape = (chunk.n1 - chunk.n0, chunk.y1 - chunk.y0, grid.pitch, width)
+        emit(product[: positions * width].view(shape), chunk)
+
+
+def weight_gradient(image: Tensor, small: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+    """dB = Aᵀ · S, (kw·kh·C, C'), summed in float32 (float64 for float64).
+
+    Args:
+        image: (N, H, W, C), windowed by `grid`.
+        small: (N, oh, ow, C').
+        grid: the windows.
+        dtype: of the GEMMs.
+    """
+    channels = small.shape[3]
+    chunks = grid.chunks(image, dtype.itemsize)
+    total = torch.zeros(
+        grid.depth,
+        channels,
+        dtype=torch.promote_types(dtype, torch.float32),
+        device=image.device,
+    )
+    windows = Windows(image, grid, dtype, chunks[0])
+    rows = -(-grid.positions(chunks[0]) // grid.phases) * grid.phases
+    padded = scratch.take("small", rows * channels, image, dtype)
+    padded.zero_()
+    for chunk in chunks:
+        positions = grid.positions(chunk)
+        rows = -(-positions // grid.phases)
+        shape = (chunk.n1 - chunk.n0, chunk.y1 - chunk.y0, grid.pitch, channels)
+        values = padded[: positions * channels].view(shape)[:, :, : grid.output[1]]
+        values.copy_(small[chunk.n0 : chunk.n1, chunk.y0 : chunk.y1])
+        padded[positions * channels : rows * grid.phases * channels].zero_()
+        by_phase = padded[: rows * grid.phases * channels].view(rows, grid.phases, channels)
+        for phase, operand in enumerate(windows.matrices(chunk)):
+            if total.dtype == dtype:
+                total.addmm_(operand.T, by_phase[:, phase])
+            else:
+                total += torch.mm(operand.T, by_phase[:, phase])
+    return total
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of a stamp: output index + padding = stride·a + phase, a ≥ first."""
+
+    phases: tuple[int, ...]
+    taps: int
+    first: int
+    count: int
+
+
+def _axis(kernel: int, stride: int, padding: int, size: int, phases: tuple[int, ...]) -> _Axis:
+    firsts = [-((phase - padding) // stride) for phase in phases]
+    lasts = [(size - 1 + padding - phase) // stride for phase in phases]
+    first = min(firsts)
+    taps = max(-(-(kernel - phase) // stride) for phase in phases)
+    return _Axis(phases, taps, first, max(lasts) + 1 - first)
+
+
+def stamp(
+    small: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    *,
+    stride: IntPair,
+    padding: IntPair,
+    relu: bool = False,
+) -> None:
+    """Every pixel of `small` stamps its weighted kernel: output = crop(fold(small · W)) + bias.
+
+    Output rows of one remainder r modulo the stride depend on the kernel rows r, r + sh, … alone:
+    they are a stride-1 correlation with those rows, flipped. All columns of such a row come from
+    one product, with sw·C columns, that lies in memory as the output row does.
+
+    Args:
+        small: (N, h, w, C').
+        weight: (C', C, kh, kw), in the compute dtype.
+        bias: (C,) or None.
+        output: (N, H, W, C), written.
+        stride: distance between stamps.
+        padding: rows and columns cut off.
+        relu: max(0, ·) of the result.
+    """
+    (sh, sw), (_, _, kh, kw) = stride, weight.shape
+    size = (output.shape[1], output.shape[2])
+    across = _axis(kw, sw, padding[1], size[1], tuple(range(sw)))
+    groups = [tuple(range(sh))] if kh % sh == 0 else [(phase,) for phase in range(sh)]
+    for group in groups:
+        down = _axis(kh, sh, padding[0], size[0], group)
+        if down.count < 1:
+            continue
+        if down.taps < 1:
+            _fill_bias(output[:, sh * down.first + group[0] - padding[0] :: sh], bias, relu)
+            continue
+        _stamp_rows(small, weight, bias, output, down, across, stride, padding, relu)
+
+
+def _stamp_rows(
+    small: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    down: _Axis,
+    across: _Axis,
+    stride: IntPair,
+    padding: IntPair,
+    relu: bool,
+) -> None:
+    """The output rows of the phases in `down`."""
+    (sh, sw), channels = stride, weight.shape[1]
+    lines = len(down.phases)
+    matrix = _stamp_matrix(weight, stride, down, across.taps)
+    grid = Grid(
+        batch=small.shape[0],
+        size=(small.shape[1], small.shape[2]),
+        channels=small.shape[3],
+        kernel=(down.taps, across.taps),
+        stride=(1, 1),
+        offset=(down.taps - 1 - down.first, across.taps - 1 - across.first),
+        output=(down.count, across.count),
+    )
+    size = (output.shape[1], output.shape[2])
+    skip = padding[1] - sw * across.first  # columns of the product cut off at the left
+
+    def emit(product: Tensor, chunk: Chunk) -> None:
+        images, rows, pitch, _ = product.shape
+        columns = product.view(images, rows, pitch, lines, sw * channels)
+        for line, phase in enumerate(down.phases):
+            # Output row of grid row y: sh·(first + y) + phase − padding.
+            start = sh * down.first + phase - padding[0]
+            low = max(chunk.y0, -(start // sh))
+            high = min(chunk.y1, (size[0] - 1 - start) // sh + 1)
+            if high <= low:
+                continue
+            source = columns[:, low - chunk.y0 : high - chunk.y0, :, line]
+            target = output[
+                chunk.n0 : chunk.n1, start + low * sh : start + (high - 1) * sh + 1 : sh
+            ]
+            for values, place in _column_runs(source, target, skip, sw, channels):
+                write(values, place, relu)
+
+    repeated = None if bias is None else bias.repeat(lines * sw)
+    correlate(small, matrix, repeated, grid, emit)
+
+
+def _column_runs(
+    source: Tensor, target: Tensor, skip: int, sw: int, channels: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(n, y, b, sw·C) against the output's (n, y, X, C): X = sw·b + s − skip, in few copies."""
+    width = target.shape[2]
+    if source.stride(2) == sw * channels:
+        merged = source.unflatten(3, (sw, channels)).flatten(2, 3)
+        yield merged[:, :, skip : skip + width], target
+    elif skip == 0 and width % sw == 0 and target.is_contiguous():
+        yield source[:, :, : width // sw], target.view(*target.shape[:2], -1, sw * channels)
+    else:
+        for phase in range(sw):
+            start = phase - skip
+            low = -(start // sw) if start < 0 else 0
+            values = source[:, :, low:, phase * channels : (phase + 1) * channels]
+            place = target[:, :, start + low * sw :: sw]
+            yield values[:, :, : place.shape[2]], place
+
+
+def _stamp_matrix(weight: Tensor, stride: IntPair, down: _Axis, taps_across: int) -> Tensor:
+    """(kw'·kh'·C', r·sw·C): B[(j, i, c'), (r, s, c)] = W[c', c, sh·(m−1−i) + r, sw·(M−1−j) + s]."""
+    (sh, sw), (small, channels, kh, kw) = stride, weight.shape
+    padded = weight.new_zeros(small, channels, down.taps * sh, taps_across * sw)
+    padded[:, :, :kh, :kw] = weight[:, :, : down.taps * sh]
+    taps = padded.view(small, channels, down.taps, sh, taps_across, sw).flip(2, 4)
+    taps = taps[:, :, :, down.phases[0] : down.phases[-1] + 1]
+    lines = len(down.phases)
+    return taps.permute(4, 2, 0, 3, 5, 1).reshape(-1, lines * sw * channels)
+
+
+def _fill_bias(target: Tensor, bias: Tensor | None, relu: bool) -> None:
+    """Output rows that no kernel row reaches."""
+    if bias is None:
+        target.zero_()
+    else:
+        target.copy_(bias.relu() if relu else bias)
+
+
+def write(values: Tensor, target: Tensor, relu: bool) -> None:
+    """Target = values, or max(values, 0), while `values` is in cache."""
+    if relu and values.dtype == target.dtype:
+        torch.clamp_min(values, 0, out=target)
+    elif relu:
+        target.copy_(values.clamp_min_(0))
+    else:
+        target.copy_(values)

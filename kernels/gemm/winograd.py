@@ -1,0 +1,309 @@
+r"""Winograd's F(4×4, 3×3): 36 products per input and output channel for 16 outputs, not 144.
+
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016). With an input tile d
+(6 × 6, overlapping its neighbours by 2), kernel g (3 × 3) and output tile y (4 × 4)
+
+    y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A
+
+A chunk of T tiles has the layout (i, j, tile, channel) at every stage, so that Bᵀ · B is one GEMM
+over i and one batched GEMM over j (matrices of 6 × 6 times 6 × T·C: bound by the cache, not by
+arithmetic), and the products are 36 of (T × C)·(C × C'), one `bmm`.
+
+The adjoint gives the kernel's gradient: dM = A dY Aᵀ, dU_ξ = V_ξᵀ · dM_ξ, dg = Gᵀ dU G.
+
+For float32 and float64 alone: the transforms subtract numbers up to 5 times the input's, which
+float32 survives (1e-6 relative) and bfloat16 does not.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..shapes import IntPair
+from . import scratch
+from .grid import Chunk
+from .products import write
+
+TILE, REACH = 4, 6
+
+# Bytes of V per chunk.
+import os
+CHUNK_BYTES = int(os.environ.get("WB","2048")) * 1024
+
+# Below, the transforms cost more than the products save.
+MIN_CHANNELS = int(os.environ.get("WC","24"))
+
+_BT = (
+    (4.0, 0.0, -5.0, 0.0, 1.0, 0.0),
+    (0.0, -4.0, -4.0, 1.0, 1.0, 0.0),
+    (0.0, 4.0, -4.0, -1.0, 1.0, 0.0),
+    (0.0, -2.0, -1.0, 2.0, 1.0, 0.0),
+    (0.0, 2.0, -1.0, -2.0, 1.0, 0.0),
+    (0.0, 4.0, 0.0, -5.0, 0.0, 1.0),
+)
+_G = (
+    (1 / 4, 0.0, 0.0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0.0, 0.0, 1.0),
+)
+_AT = (
+    (1.0, 1.0, 1.0, 1.0, 1.0, 0.0),
+    (0.0, 1.0, -1.0, 2.0, -2.0, 0.0),
+    (0.0, 1.0, 1.0, 4.0, 4.0, 0.0),
+    (0.0, 1.0, -1.0, 8.0, -8.0, 1.0),
+)
+# Aᵀ's column of the point 1 is all ones: a bias added to M there is added to all 16 outputs.
+_ONES = 1 * REACH + 1
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Bᵀ (6 × 6), G⊗G (36 × 9) and Aᵀ (4 × 6)."""
+
+    input: Tensor
+    kernel: Tensor
+    output: Tensor
+
+
+@cache
+def transforms(dtype: torch.dtype, device: torch.device) -> Transforms:
+    """The three matrices; constants, shared by all calls."""
+    with torch.inference_mode(False):
+        bt, g, at = (torch.tensor(rows, dtype=torch.float64) for rows in (_BT, _G, _AT))
+        return Transforms(*(m.to(device, dtype) for m in (bt, torch.kron(g, g), at)))
+
+
+def applies(
+    weight: Tensor, stride: IntPair, output: IntPair, compute: torch.dtype
+) -> bool:
+    """Whether this is a 3 × 3 convolution, in an exact enough dtype, that gains by Winograd."""
+    if weight.shape[2:] != (3, 3) or stride != (1, 1):
+        return False
+    if compute not in (torch.float32, torch.float64) or min(weight.shape[:2]) < MIN_CHANNELS:
+        return False
+    tiles = _tiles(output)
+    return tiles[0] * tiles[1] * TILE * TILE <= 1.35 * output[0] * output[1]
+
+
+def correlate(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    *,
+    padding: IntPair,
+    relu: bool = False,
+) -> None:
+    """Output = weight ∗ image (+ bias, then max(0, ·)).
+
+    Args:
+        image: (N, H, W, C).
+        weight: (C', C, 3, 3).
+        bias: (C',) or None.
+        output: (N, oh, ow, C'), written.
+        padding: zeros above and left; what is missing below and right is zero too.
+        relu: whether max(0, ·) is applied.
+    """
+    matrices = transforms(weight.dtype, weight.device)
+    kernels = torch.mm(matrices.kernel, weight.reshape(-1, 9).T)
+    kernels = kernels.view(36, *weight.shape[:2]).transpose(1, 2)
+    _correlate(image, kernels, bias, output, padding, relu)
+
+
+def stamp(small: Tensor, weight: Tensor, output: Tensor, *, padding: IntPair) -> None:
+    """Output = the adjoint of `correlate` on `small`: its kernel is flipped and transposed."""
+    matrices = transforms(weight.dtype, weight.device)
+    kernels = torch.mm(matrices.kernel.flip(1), weight.reshape(-1, 9).T)
+    kernels = kernels.view(36, *weight.shape[:2])
+    _correlate(small, kernels, None, output, (2 - padding[0], 2 - padding[1]), False)
+
+
+def weight_gradient(image: Tensor, small: Tensor, *, padding: IntPair) -> Tensor:
+    """dW (C', C, 3, 3) of small = correlate(image); arguments (N, H, W, C) and (N, oh, ow, C')."""
+    channels, width = image.shape[3], small.shape[3]
+    matrices = transforms(image.dtype, image.device)
+    total = image.new_zeros(36, width, channels)
+    kinds = _kinds(_chunks(small, max(channels, width)))
+    for (images, rows), chunks in kinds.items():
+        size = (images, rows, _tiles(small.shape[1:3])[1])
+        inputs = _Gather("input", image, size, padding, REACH)
+        transform = _TwoSided(matrices.input, inputs.tiles, "transformed")
+        grads = _Gather("output", small, size, (0, 0), TILE)
+        adjoint = _TwoSided(matrices.output.T, grads.tiles, "products")
+        products = adjoint.result.flatten(0, 1).transpose(1, 2)
+        for chunk in chunks:
+            inputs.load(chunk)
+            transform.run()
+            grads.load(chunk)
+            adjoint.run()
+            total.baddbmm_(products, transform.result.flatten(0, 1))
+    kernels = total.view(36, -1).T @ matrices.kernel
+    return kernels.view(width, channels, 3, 3)
+
+
+def _correlate(
+    image: Tensor,
+    kernels: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    padding: IntPair,
+    relu: bool,
+) -> None:
+    channels, width = kernels.shape[1:]
+    matrices = transforms(image.dtype, image.device)
+    for (images, rows), chunks in _kinds(_chunks(output, max(channels, width))).items():
+        size = (images, rows, _tiles(output.shape[1:3])[1])
+        inputs = _Gather("input", image, size, padding, REACH)
+        transform = _TwoSided(matrices.input, inputs.tiles, "transformed")
+        transformed = transform.result.flatten(0, 1)
+        numel = 36 * transformed.shape[1] * width
+        flat = scratch.take("products", numel, image, image.dtype)
+        products = flat.view(36, -1, width)
+        ones = products[_ONES]
+        inverse = _TwoSided(matrices.output, flat.view(6, 6, -1, width), "output tiles")
+        scatter = _Scatter(inverse.result, output, size, relu)
+        for chunk in chunks:
+            inputs.load(chunk)
+            transform.run()
+            torch.bmm(transformed, kernels, out=products)
+            if bias is not None:
+                ones += bias
+            inverse.run()
+            scatter.store(chunk)
+
+
+def _tiles(size: Sequence[int]) -> IntPair:
+    return -(-size[0] // TILE), -(-size[1] // TILE)
+
+
+def _chunks(output: Tensor, channels: int) -> Iterator[Chunk]:
+    """Rows of tiles [y0, y1) of images [n0, n1); several images only if whole."""
+    batch = len(output)
+    down, across = _tiles(output.shape[1:3])
+    lines = max(CHUNK_BYTES // (36 * across * channels * output.element_size()), 1)
+    if lines >= down:
+        pieces = -(-batch // (lines // down))
+        images = -(-batch // pieces)
+        for n in range(0, batch, images):
+            yield Chunk(n, min(n + images, batch), 0, down)
+        return
+    lines = -(-down // -(-down // lines))
+    for n in range(batch):
+        for y in range(0, down, lines):
+            yield Chunk(n, n + 1, y, min(y + lines, down))
+
+
+def _kinds(chunks: Iterator[Chunk]) -> dict[IntPair, list[Chunk]]:
+    """Chunks by (images, rows of tiles): one set of views serves all of a kind."""
+    kinds: dict[IntPair, list[Chunk]] = {}
+    for chunk in chunks:
+        kinds.setdefault((chunk.n1 - chunk.n0, chunk.y1 - chunk.y0), []).append(chunk)
+    return kinds
+
+
+class _TwoSided:
+    """result (p, q, …) = Σ_ij matrix[p, i] · matrix[q, j] · source (i, j, …), with fixed memory.
+
+    MKL spreads a batch over threads but runs one 6 × 6 by 6 × n product on a single one; torch
+    takes transposed operands as they are but copies a transposed result (1.9 times as long).
+    """
+
+    def __init__(self, matrix: Tensor, source: Tensor, name: str) -> None:
+        after, before = matrix.shape
+        numel = source[0, 0].numel()
+        half = scratch.take("half", before * after * numel, source, source.dtype)
+        result = scratch.take(name, after * after * numel, source, source.dtype)
+        self.half = half.view(before, after, numel)
+        self.flat = result.view(after, after, numel)
+        self.result = result.view(after, after, *source.shape[2:])
+        self.operands = (
+            (matrix.expand(before, after, before), source.flatten(2).transpose(0, 1)),
+            (matrix.expand(after, after, before), self.half.transpose(0, 1)),
+        )
+
+    def run(self) -> None:
+        """Compute the result from what the source now holds."""
+        torch.bmm(*self.operands[0], out=self.half)
+        torch.bmm(*self.operands[1], out=self.flat)
+
+
+class _Gather:
+    """Overlapping tiles of an image: (i, j, T, c) = image[n, 4·ty + i − top, 4·tx + j − left, c].
+
+    The chunk is first copied with its surroundings into a strip padded by zeros, in cache.
+    """
+
+    def __init__(
+        self, name: str, image: Tensor, size: tuple[int, int, int], padding: IntPair, reach: int
+    ) -> None:
+        images, rows, across = size
+        channels = image.shape[3]
+        self.image, self.padding = image, padding
+        height, width = rows * TILE + reach - TILE, across * TILE + reach - TILE
+        shape = (images, height, width, channels)
+        strip = scratch.take("strip " + name, images * height * width * channels, image, image.dtype)
+        self.strip = strip.view(shape)
+        # Columns of the image, and where they stand; the rest of the strip stays zero.
+        self.first, left = max(-padding[1], 0), max(padding[1], 0)
+        self.width = max(min(width - left, image.shape[2] - self.first), 0)
+        self.strip[:, :, :left].zero_()
+        self.strip[:, :, left + self.width :].zero_()
+        self.inside = self.strip[:, :, left : left + self.width]
+        flat = scratch.take(
+            name + " tiles", reach * reach * images * rows * across * channels, image, image.dtype
+        )
+        self.tiles = flat.view(reach, reach, images * rows * across, channels)
+        n, y, x, c = self.strip.stride()
+        lattice = (reach, reach, images, rows, across, channels)
+        self.source = self.strip.as_strided(
+            lattice, (y, x, n, TILE * y, TILE * x, c), self.strip.storage_offset()
+        )
+        self.target = flat.view(lattice)
+
+    def load(self, chunk: Chunk) -> None:
+        """Fill the tiles."""
+        image, height = self.image, self.strip.shape[1]
+        top = chunk.y0 * TILE - self.padding[0]
+        low = min(max(-top, 0), height)
+        high = max(min(image.shape[1] - top, height), low)
+        if low > 0:
+            self.inside[:, :low].zero_()
+        if high < height:
+            self.inside[:, high:].zero_()
+        if high > low:
+            lines = image[chunk.n0 : chunk.n1, top + low : top + high]
+            self.inside[:, low:high].copy_(lines[:, :, self.first : self.first + self.width])
+        self.target.copy_(self.source)
+
+
+class _Scatter:
+    """output[n, 4·ty + i, 4·tx + j, c] = results (i, j, T, c), cropped to the output."""
+
+    def __init__(
+        self, results: Tensor, output: Tensor, size: tuple[int, int, int], relu: bool
+    ) -> None:
+        images, rows, across = size
+        self.output, self.relu = output, relu
+        self.whole = (images, rows * TILE, across * TILE, output.shape[3])
+        tiles = results.view(TILE, TILE, *size, output.shape[3])
+        self.tiles = tiles.permute(2, 3, 0, 4, 1, 5)
+
+    def store(self, chunk: Chunk) -> None:
+        """Write the results of a chunk."""
+        target = self.output[chunk.n0 : chunk.n1, chunk.y0 * TILE : chunk.y1 * TILE]
+        if target.shape == self.whole:
+            n, y, x, c = target.stride()
+            strides = (n, TILE * y, y, TILE * x, x, c)
+            lattice = target.as_strided(self.tiles.shape, strides, target.storage_offset())
+            write(self.tiles, lattice, self.relu)
+            return
+        joined = scratch.take("joined", self.tiles.numel(), self.tiles, self.tiles.dtype)
+        joined.view(self.tiles.shape).copy_(self.tiles)
+        cropped = joined.view(self.whole)[:, : target.shape[1], : target.shape[2]]
+        write(cropped, target, self.relu)
