@@ -1,0 +1,76 @@
+"""PSNR on the report's protocol: 1 000 held-out tiles of 32×32 with `subpixel:8` noise.
+
+usage: python scripts/data/score_protocol.py CORPUS WEIGHTS...
+
+WEIGHTS are files of denoise-train, or the report authors' own (tensors conv1, conv2, tconv1,
+tconv2), whose network saw values in [0, 1] without standardisation and without a margin.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from denoise_batch.pipeline.checkpoint import load_weights
+from denoise_batch.pipeline.metrics import mse, psnr, psnr_of_mse
+from denoise_batch.pipeline.networks import Network
+from denoise_batch.pipeline.noise import SubpixelNoise
+from denoise_batch.pipeline.pairs import validation_tiles
+from denoise_batch.pipeline.tiles import split_photographs
+from denoise_batch.pipeline.train import VALIDATION_SEED
+
+AUTHORS_LAYERS = {"conv1": "0", "conv2": "2", "tconv1": "4", "tconv2": "6"}
+
+
+def main() -> None:
+    """One line of JSON for the noisy tiles and for each file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("weights", type=Path, nargs="+")
+    options = parser.parse_args()
+    noise, cpu = SubpixelNoise(8), torch.device("cpu")
+    photographs = split_photographs(options.corpus, 256, 0.2).validation
+    tiles = validation_tiles(
+        photographs, noise, count=1000, tile_px=32, seed=VALIDATION_SEED, device=cpu
+    )
+    report("noisy", tiles.noisy, tiles.clean)
+    for path in options.weights:
+        network = load_any(path)
+        output = torch.cat([network(part) for part in tiles.noisy.split(50)])
+        report(str(path), output, tiles.clean)
+
+
+def load_any(path: Path) -> Callable[[Tensor], Tensor]:
+    """Our weights as a network; the authors' as Architecture 1's bare layers."""
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        if "tconv1.weight" not in names:
+            return load_weights(path).network
+        layers = Network("tconv").eval().layers
+        layers.load_state_dict(
+            {
+                f"{ours}.{kind}": file.get_tensor(f"{theirs}.{kind}")
+                for theirs, ours in AUTHORS_LAYERS.items()
+                for kind in ("weight", "bias")
+            }
+        )
+    return layers
+
+
+def report(name: str, images: Tensor, clean: Tensor) -> None:
+    """PSNR of one MSE over all tiles, and averaged over the tiles."""
+    each = [psnr(image, target) for image, target in zip(images, clean, strict=True)]
+    row = {
+        "images": name,
+        "psnr": round(psnr_of_mse(mse(images, clean)), 3),
+        "psnr_mean": round(sum(each) / len(each), 3),
+    }
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

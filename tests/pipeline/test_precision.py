@@ -1,0 +1,26 @@
+"""Half precision costs nothing that can be seen: less than 0.02 dB on the sample pictures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from denoise_batch import weights
+from denoise_batch.pipeline.checkpoint import load_weights
+from denoise_batch.pipeline.images import read_image
+from denoise_batch.pipeline.metrics import psnr
+
+SAMPLES = Path(__file__).parents[2] / "docs" / "samples"
+
+
+@pytest.mark.parametrize("name", weights.names())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_keeps_the_psnr(name: str, dtype: torch.dtype) -> None:
+    network = load_weights(weights.path(name)).network
+    for path in sorted((SAMPLES / "noisy").iterdir()):
+        noisy = read_image(path).pixels[None]
+        clean = read_image(SAMPLES / "clean" / path.name).pixels[None]
+        exact = psnr(network.compute_in(None)(noisy), clean)
+        output = network.compute_in(dtype)(noisy)
+        assert output.dtype == torch.float32
+        assert psnr(output, clean) == pytest.approx(exact, abs=0.02), path.name
