@@ -25,7 +25,11 @@ def train(
     ] = Path("runs/train"),
     network: Annotated[str, typer.Option(help="Architecture: tconv, upsample or unet.")] = "tconv",
     noise: Annotated[
-        str, typer.Option(help="gaussian:S, gaussian:A-B (σ in 1/255) or subpixel:K.")
+        str,
+        typer.Option(
+            help="gaussian:25, gaussian:0-55 (σ in 1/255), poisson:30, bernoulli:0.5, subpixel:8, "
+            "camera; several joined by +."
+        ),
     ] = "subpixel:8",
     targets: Annotated[str, typer.Option(help="noisy (Noise2Noise) or clean.")] = "noisy",
     tiles: Annotated[int, typer.Option(help="Training tiles of an epoch.")] = 50_000,

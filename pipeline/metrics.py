@@ -2,7 +2,13 @@
 
 import math
 
+import torch
 from torch import Tensor
+
+from denoise_batch.kernels import ShapeError, ops
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
 
 
 def mse(image: Tensor, reference: Tensor) -> float:
@@ -18,3 +24,40 @@ def psnr(image: Tensor, reference: Tensor) -> float:
 def psnr_of_mse(value: float) -> float:
     """−10·log10(value), ∞ for 0."""
     return math.inf if value == 0 else -10 * math.log10(value)
+
+
+def ssim(image: Tensor, reference: Tensor) -> float:
+    """Structural similarity of two images (C, H, W) in [0, 1], averaged over channels.
+
+    Wang et al., "Image quality assessment" (2004): Gaussian window of 11×11 with σ = 1.5,
+    K₁ = 0.01, K₂ = 0.03, at the places where the whole window fits.
+
+    Raises:
+        ShapeError: shapes differ, or a side is below 11 pixels.
+    """
+    if image.shape != reference.shape or min(image.shape[1:]) < SSIM_WINDOW:
+        raise ShapeError(
+            f"SSIM of {tuple(image.shape)} and {tuple(reference.shape)}: needs equal shapes of at "
+            f"least {SSIM_WINDOW} pixels a side"
+        )
+    x, y = image.double()[:, None], reference.double()[:, None]
+    mean_x, mean_y = _blur(x), _blur(y)
+    var_x = _blur(x * x) - mean_x**2
+    var_y = _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity /= (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    return similarity.mean().item()
+
+
+def _blur(image: Tensor) -> Tensor:
+    """The Gaussian window's mean around every place where it fits; (C, 1, H, W)."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=image.dtype, device=image.device) - SSIM_WINDOW // 2
+    window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    window /= window.sum()
+    for weight in (window.view(1, 1, -1, 1), window.view(1, 1, 1, -1)):
+        image = ops.conv2d_forward(
+            image, weight, None, stride=(1, 1), padding=(0, 0), dilation=(1, 1)
+        )
+    return image

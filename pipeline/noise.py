@@ -1,14 +1,17 @@
 """Noise models: what turns a clean tile into noisy versions of itself.
 
-Noise2Noise (Lehtinen et al., 2018) needs two independent draws of the same tile, with a mean that
-is the clean tile; both models here have that (subpixel exactly, Gaussian before any clipping).
+Noise2Noise (Lehtinen et al., 2018) needs two independent draws of the same tile whose mean is the
+clean tile. Gaussian, Poisson and subpixel noise have that exactly; Bernoulli noise where a target
+pixel is known (the others count for nothing); camera noise nearly, since cameras clip and quantise.
 """
 
+import io
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from denoise_batch.kernels import OptionError
@@ -26,6 +29,10 @@ class NoiseModel(ABC):
     @abstractmethod
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
         """One noisy version of `clean(source)`, independent of every other draw."""
+
+    def draw_target(self, source: Tensor, generator: torch.Generator) -> Tensor:
+        """A noisy version to learn from: unbiased, NaN where nothing is known of a pixel."""
+        return self.draw(source, generator)
 
 
 @dataclass(frozen=True)
@@ -84,22 +91,184 @@ class SubpixelNoise(NoiseModel):
         return source.view(n, c, height // k, k, width // k, k)
 
 
+@dataclass(frozen=True)
+class PoissonNoise(NoiseModel):
+    """Shot noise: a pixel of value x counts Poisson(peak·x) photons.
+
+    Attributes:
+        low: smallest peak, photons at value 1; the fewer, the noisier.
+        high: largest; each image draws its own, uniformly in the logarithm.
+    """
+
+    low: float
+    high: float
+
+    def clean(self, source: Tensor) -> Tensor:
+        """The source itself."""
+        return source
+
+    def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
+        """Poisson(peak·x)/peak, not clipped above."""
+        peak = _log_uniform(self.low, self.high, source, generator)
+        return torch.poisson(source.clamp_min(0) * peak, generator) / peak
+
+
+@dataclass(frozen=True)
+class BernoulliNoise(NoiseModel):
+    """Lost pixels: each becomes 0 in all channels with a given probability.
+
+    Attributes:
+        low: smallest probability.
+        high: largest; each image draws its own uniformly between the two.
+    """
+
+    low: float
+    high: float
+
+    def clean(self, source: Tensor) -> Tensor:
+        """The source itself."""
+        return source
+
+    def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
+        """Lost pixels are black."""
+        return source.masked_fill(self._lost(source, generator), 0.0)
+
+    def draw_target(self, source: Tensor, generator: torch.Generator) -> Tensor:
+        """Lost pixels are unknown; the loss passes over them, as in the Noise2Noise paper."""
+        return source.masked_fill(self._lost(source, generator), torch.nan)
+
+    def _lost(self, source: Tensor, generator: torch.Generator) -> Tensor:
+        n, _, height, width = source.shape
+        share = _uniform((n, 1, 1, 1), source, generator) * (self.high - self.low) + self.low
+        return _uniform((n, 1, height, width), source, generator) < share
+
+
+@dataclass(frozen=True)
+class CameraNoise(NoiseModel):
+    """What a camera adds: shot and read noise in linear light, 8 bits, and often JPEG.
+
+    Foi et al., "Practical Poissonian-Gaussian noise modeling" (2008): the variance of linear light
+    v is a·v + b. Each image draws a and b log-uniformly; the noise is slightly correlated in half
+    of the images, as after demosaicing; half of the images go through JPEG, quality 60 to 98.
+
+    Attributes:
+        strength: scales the deviation; 1 covers daylight to high ISO (σ about 2 to 30 of 255).
+    """
+
+    strength: float = 1.0
+
+    def clean(self, source: Tensor) -> Tensor:
+        """The source itself."""
+        return source
+
+    def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
+        """A photograph of the scene."""
+        light = source.clamp(0, 1) ** 2.2
+        shot = _log_uniform(1e-4, 1e-2, source, generator)
+        read = _log_uniform(1e-6, 2e-4, source, generator)
+        normal = torch.randn(source.shape, generator=generator, device=source.device)
+        mixed = (normal + normal.roll(1, 2) + normal.roll(1, 3) + normal.roll((1, 1), (2, 3))) / 2
+        is_mixed = _uniform((len(source), 1, 1, 1), source, generator) < 0.5
+        deviation = self.strength * (shot * light + read).sqrt()
+        light = light + deviation * torch.where(is_mixed, mixed, normal)
+        image = torch.round(light.clamp(0, 1) ** (1 / 2.2) * 255) / 255
+        choice = _uniform((len(source), 2), source, generator).tolist()
+        tiles = [
+            _through_jpeg(tile, round(60 + 38 * quality)) if is_jpeg < 0.5 else tile
+            for tile, (is_jpeg, quality) in zip(image, choice, strict=True)
+        ]
+        return torch.stack(tiles)
+
+
+@dataclass(frozen=True)
+class ChainedNoise(NoiseModel):
+    """Several models, each on what the one before it made.
+
+    Attributes:
+        models: at least two; only the first may be subpixel noise.
+    """
+
+    models: tuple[NoiseModel, ...]
+
+    factor: int = field(init=False, default=1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", self.models[0].factor)
+
+    def clean(self, source: Tensor) -> Tensor:
+        """The first model's."""
+        return self.models[0].clean(source)
+
+    def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
+        """Every model's noise in turn."""
+        for model in self.models:
+            source = model.draw(source, generator)
+        return source
+
+    def draw_target(self, source: Tensor, generator: torch.Generator) -> Tensor:
+        """Every model's in turn; only the last may leave pixels unknown."""
+        for model in self.models[:-1]:
+            source = model.draw(source, generator)
+        return self.models[-1].draw_target(source, generator)
+
+
+SPELLINGS = (
+    "gaussian:25 or gaussian:0-55 (σ in units of 1/255), poisson:30 or poisson:10-60 (photons at "
+    "white), bernoulli:0.5 or bernoulli:0-0.7 (share of lost pixels), subpixel:8 (blocks of 2 to "
+    "64 pixels), camera or camera:0.5 (strength), or several joined by +"
+)
+
+
 def parse_noise(text: str) -> NoiseModel:
-    """The model that `--noise` names: `gaussian:S`, `gaussian:A-B` (σ in 1/255), `subpixel:K`.
+    """The model that `--noise` names; see `SPELLINGS`.
 
     Raises:
         OptionError: another spelling, or a value out of range.
     """
+    models = tuple(_parse_one(part) for part in text.split("+"))
+    if None in models or any(model and model.factor > 1 for model in models[1:]):
+        raise OptionError(f"--noise {text!r}: write {SPELLINGS}; subpixel only as the first")
+    known = tuple(model for model in models if model)
+    return known[0] if len(known) == 1 else ChainedNoise(known)
+
+
+def _parse_one(text: str) -> NoiseModel | None:
     name, _, value = text.partition(":")
     number = r"\d+(?:\.\d+)?"
-    if name == "gaussian" and (match := re.fullmatch(f"({number})(?:-({number}))?", value)):
-        low = float(match[1])
-        high = float(match[2] or match[1])
-        if low <= high <= 255:
-            return GaussianNoise(low, high)
-    if name == "subpixel" and re.fullmatch(r"\d+", value) and 2 <= int(value) <= 64:
+    match = re.fullmatch(f"({number})(?:-({number}))?", value)
+    low, high = (float(match[1]), float(match[2] or match[1])) if match else (1.0, 1.0)
+    is_range = bool(match and low <= high)
+    if name == "gaussian" and is_range and high <= 255:
+        return GaussianNoise(low, high)
+    if name == "poisson" and is_range and low > 0:
+        return PoissonNoise(low, high)
+    if name == "bernoulli" and is_range and high < 1:
+        return BernoulliNoise(low, high)
+    if name == "camera" and (text == "camera" or (is_range and low == high)):
+        return CameraNoise(low)
+    if name == "subpixel" and value.isdecimal() and 2 <= int(value) <= 64:
         return SubpixelNoise(int(value))
-    raise OptionError(
-        f"--noise {text!r}: write gaussian:25, gaussian:0-55 (σ in units of 1/255, rising) "
-        "or subpixel:8 (blocks of 2 to 64 pixels)"
+    return None
+
+
+def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, device=like.device)
+
+
+def _log_uniform(low: float, high: float, like: Tensor, generator: torch.Generator) -> Tensor:
+    """One value for each image of `like`, uniform in the logarithm: (N, 1, 1, 1)."""
+    uniform = _uniform((len(like), 1, 1, 1), like, generator)
+    return low * (high / low) ** uniform
+
+
+def _through_jpeg(tile: Tensor, quality: int) -> Tensor:
+    """What JPEG makes of one tile (3, H, W)."""
+    _, height, width = tile.shape
+    pixels = (tile * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous()
+    file = io.BytesIO()
+    Image.frombuffer("RGB", (width, height), bytearray(pixels.untyped_storage())).save(
+        file, "JPEG", quality=quality
     )
+    with Image.open(file) as image:
+        data = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return data.view(height, width, 3).permute(2, 0, 1).to(tile.device, tile.dtype) / 255

@@ -140,3 +140,36 @@ class DenoiseOptions:
             raise OptionError(f"--quality {self.quality}: between 1 and 100")
         if self.reference is not None and not self.reference.is_dir():
             raise OptionError(f"--reference {self.reference}: not a folder")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """One run of denoise-eval.
+
+    Attributes:
+        weights: a file or a shipped name.
+        data: folder of clean images.
+        noises: noise models, each as `--noise` spells it.
+        seed: of the noise.
+        is_gray: score luminance instead of colour.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: "fp32" or "bf16".
+    """
+
+    weights: str
+    data: Path
+    noises: tuple[str, ...]
+    seed: int = 0
+    is_gray: bool = False
+    device: str = "auto"
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise OptionError(f"--precision {self.precision!r}: choose fp32, bf16")
+        for noise in self.noises:
+            self.model(noise)
+
+    def model(self, noise: str) -> NoiseModel:
+        """The parsed noise."""
+        return parse_noise(noise)

@@ -24,7 +24,10 @@ class Pairs(ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor, random: "StepRandom") -> tuple[Tensor, Tensor]:
-        """(input, target), each float32 (n, 3, H, W), of the tiles at `indices`."""
+        """(input, target), each float32 (n, 3, H, W), of the tiles at `indices`.
+
+        Target pixels of which nothing is known are NaN.
+        """
 
 
 class StepRandom:
@@ -92,7 +95,7 @@ class CropPairs(Pairs):
         noisy = self._noise.draw(clean, random.device)
         if self._has_clean_targets:
             return noisy, clean
-        return noisy, self._noise.draw(clean, random.device)
+        return noisy, self._noise.draw_target(clean, random.device)
 
 
 class StoredPairs(Pairs):

@@ -120,7 +120,10 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
                 noisy, target = pairs.batch(indices, random)
                 if options.augment:
                     noisy, target = _turn(noisy, target, random)
-                progress.loss_sum += criterion(network(noisy), target)
+                output = network(noisy)
+                # An unknown pixel is what the network says: no error, no gradient.
+                target = torch.where(target.isnan(), output, target)
+                progress.loss_sum += criterion(output, target)
                 optimizer.zero_grad()
                 network.backward_parameters(criterion.backward())
                 if options.clip_norm:

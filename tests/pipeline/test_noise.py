@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from denoise_batch.kernels import OptionError
-from denoise_batch.pipeline.noise import GaussianNoise, SubpixelNoise, parse_noise
+from denoise_batch.pipeline.noise import (
+    BernoulliNoise,
+    CameraNoise,
+    ChainedNoise,
+    GaussianNoise,
+    NoiseModel,
+    PoissonNoise,
+    SubpixelNoise,
+    parse_noise,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -62,6 +71,67 @@ def test_subpixel_noise_leaves_flat_areas_alone() -> None:
     assert torch.equal(SubpixelNoise(8).draw(source, generator()), torch.full((2, 3, 4, 4), 0.25))
 
 
+def test_poisson_noise_has_the_variance_of_counting() -> None:
+    clean = torch.full((1, 3, 200, 200), 0.5)
+    residual = PoissonNoise(30, 30).draw(clean, generator()) - clean
+    assert residual.mean().item() == pytest.approx(0, abs=0.002)
+    assert residual.var().item() == pytest.approx(0.5 / 30, rel=0.02)
+
+
+def test_bernoulli_noise_loses_whole_pixels_and_says_so_to_the_target() -> None:
+    clean = torch.full((1, 3, 100, 100), 0.5)
+    noise = BernoulliNoise(0.3, 0.3)
+    noisy = noise.draw(clean, generator())
+    lost = noisy == 0
+    assert (lost.any(1) == lost.all(1)).all()
+    assert lost.float().mean().item() == pytest.approx(0.3, abs=0.02)
+    target = noise.draw_target(clean, generator())
+    assert torch.equal(target.isnan(), lost)
+    assert (target[~lost] == 0.5).all()
+
+
+def test_camera_noise_grows_with_light_and_keeps_the_mean() -> None:
+    clean = torch.full((40, 3, 32, 32), 0.2)
+    bright = torch.full((40, 3, 32, 32), 0.7)
+    noise = CameraNoise()
+    dark_residual = noise.draw(clean, generator()) - clean
+    residual = noise.draw(bright, generator()) - bright
+    assert residual.mean().item() == pytest.approx(0, abs=0.01)
+    assert 2 < 255 * residual.std().item() < 30
+    assert dark_residual.std() > 0
+    assert torch.equal(noise.draw(bright, generator()), noise.draw(bright, generator()))
+
+
+def test_stronger_camera_noise_is_stronger() -> None:
+    clean = torch.full((20, 3, 32, 32), 0.5)
+    weak, strong = ((CameraNoise(s).draw(clean, generator()) - clean).std() for s in (0.25, 1.0))
+    assert weak < 0.5 * strong
+
+
+def test_chained_noise_adds_up() -> None:
+    clean = torch.full((1, 3, 200, 200), 0.5)
+    noise = parse_noise("gaussian:20+gaussian:15")
+    residual = noise.draw(clean, generator()) - clean
+    assert 255 * residual.std().item() == pytest.approx(25, rel=0.02)
+
+
+def test_a_chain_after_subpixel_noise_works_on_the_small_tile() -> None:
+    noise = parse_noise("subpixel:4+gaussian:5")
+    source = torch.full((2, 3, 32, 32), 0.5)
+    assert noise.factor == 4
+    assert noise.draw(source, generator()).shape == noise.clean(source).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("text", ["gaussian:9", "poisson:9", "bernoulli:0.9", "camera"])
+def test_the_source_is_never_changed(text: str) -> None:
+    source = torch.rand(2, 3, 16, 16)
+    copy = source.clone()
+    noise: NoiseModel = parse_noise(text)
+    noise.draw(source, generator())
+    noise.draw_target(source, generator())
+    assert torch.equal(source, copy)
+
+
 @pytest.mark.parametrize(
     ("text", "model"),
     [
@@ -69,6 +139,12 @@ def test_subpixel_noise_leaves_flat_areas_alone() -> None:
         ("gaussian:0-55", GaussianNoise(0, 55)),
         ("gaussian:2.5-7.5", GaussianNoise(2.5, 7.5)),
         ("subpixel:8", SubpixelNoise(8)),
+        ("poisson:30", PoissonNoise(30, 30)),
+        ("poisson:10-60", PoissonNoise(10, 60)),
+        ("bernoulli:0.5", BernoulliNoise(0.5, 0.5)),
+        ("camera", CameraNoise(1.0)),
+        ("camera:0.5", CameraNoise(0.5)),
+        ("poisson:30+gaussian:5", ChainedNoise((PoissonNoise(30, 30), GaussianNoise(5, 5)))),
     ],
 )
 def test_noise_is_spelled_as_documented(text: str, model: object) -> None:

@@ -82,6 +82,12 @@ def test_subpixel_noise_trains_too(options: TrainOptions) -> None:
     assert outcome.best.validation_psnr > 0
 
 
+def test_lost_pixels_teach_nothing_and_poison_nothing(options: TrainOptions) -> None:
+    lossy = replace(options, noise="bernoulli:0.5", tiles=256, epochs=8, batch_size=8, lr=4.0)
+    outcome = train(lossy)
+    assert outcome.best.validation_psnr > outcome.noisy_psnr + 3.0
+
+
 def test_the_watcher_sees_every_step_and_epoch(options: TrainOptions) -> None:
     steps: list[tuple[int, int]] = []
     epochs: list[Epoch] = []
