@@ -15,6 +15,10 @@ class ReLU(Block):
         self._save(output, output)
         return output
 
+    def forward_in_place(self, input: Tensor) -> Tensor:
+        """max(x, 0) in the place of x."""
+        return input.clamp_min_(0)
+
     def backward(self, grad_output: Tensor) -> Tensor:
         """grad_output where the output was positive, 0 elsewhere."""
         return ops.relu_backward(grad_output, self._take_saved(grad_output))
@@ -28,6 +32,10 @@ class Sigmoid(Block):
         output = ops.sigmoid_forward(input)
         self._save(output, output)
         return output
+
+    def forward_in_place(self, input: Tensor) -> Tensor:
+        """1/(1 + e^−x) in the place of x."""
+        return input.sigmoid_()
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """grad_output · σ · (1 − σ)."""

@@ -45,6 +45,10 @@ class Block(ABC):
         """`forward(input)`."""
         return self.forward(input)
 
+    def forward_in_place(self, input: Tensor) -> Tensor:
+        """`forward` for inference that may destroy its input, which nobody needs any more."""
+        return self.forward(input)
+
     def backward_parameters(self, grad_output: Tensor) -> None:
         """`backward` where nobody wants the input's gradient, as at a network's first layer."""
         self.backward(grad_output)

@@ -8,12 +8,14 @@ from .activation import ReLU
 from .block import Block
 from .conv import Convolution
 from .shapes import Activation
+from .workspace import release, shares_memory
 
 
 class Sequential(Block):
     """Blocks one after the other; backward runs them in reverse (the chain rule).
 
-    A convolution and the ReLU behind it run as one op, which saves a pass over memory.
+    A convolution and the ReLU behind it run as one op, which saves a pass over memory. In inference
+    an intermediate's memory goes back to the workspace as soon as the next block has read it.
     """
 
     def __init__(self, *blocks: Block) -> None:
@@ -22,9 +24,14 @@ class Sequential(Block):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply every block in order."""
+        output = input
         for block, activation in self._stages():
-            input = _forward(block, input, activation)
-        return input
+            before = output
+            is_ours = not self.training and not shares_memory(before, input)
+            output = _forward(block, before, activation, may_destroy=is_ours)
+            if is_ours and not shares_memory(before, output):
+                release(before)
+        return output
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """Apply every block's backward in reverse order."""
@@ -49,10 +56,12 @@ class Sequential(Block):
             yield str(index), block
 
     def _stages(self) -> list[tuple[Block, Activation]]:
-        """What runs: every block but the ReLUs that the convolution before them takes along."""
+        """What runs: nested blocks in one row, without the ReLUs that convolutions take along."""
         stages: list[tuple[Block, Activation]] = []
         for block in self.blocks:
-            if isinstance(block, ReLU) and stages and isinstance(stages[-1][0], Convolution):
+            if isinstance(block, Sequential):
+                stages += block._stages()
+            elif isinstance(block, ReLU) and stages and isinstance(stages[-1][0], Convolution):
                 stages[-1] = (stages[-1][0], "relu")
             else:
                 stages.append((block, None))
@@ -79,7 +88,7 @@ class Residual(Block):
     def forward(self, input: Tensor) -> Tensor:
         """The input plus what the body makes of it."""
         output = self.body.forward(input)
-        return _add(output, input, is_training=self.training)
+        return output + input if self.training else _add(output, input)
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """d(x + f(x))/dx = 1 + f'(x)."""
@@ -117,12 +126,24 @@ class Skip(Block):
         self.inner = inner
         self.up = up
         self.decoder = decoder
+        self._below = Sequential(down, inner, up)  # for inference only
+        self._below.training = False
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W), H and W multiples of what `down` divides by; the same shape."""
+        if self.training:
+            encoded = self.encoder.forward(input)
+            coarse = self.up.forward(self.inner.forward(self.down.forward(encoded)))
+            return self.decoder.forward(coarse + encoded)
         encoded = self.encoder.forward(input)
-        coarse = self.up.forward(self.inner.forward(self.down.forward(encoded)))
-        return self.decoder.forward(_add(coarse, encoded, is_training=self.training))
+        merged = self._below.forward(encoded)
+        merged = _add(merged, encoded)
+        if not shares_memory(encoded, input) and not shares_memory(encoded, merged):
+            release(encoded)
+        output = self.decoder.forward(merged)
+        if not any(shares_memory(merged, kept) for kept in (input, output)):
+            release(merged)
+        return output
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """The encoder's gradient comes along the skip and up from the inner level."""
@@ -146,15 +167,14 @@ class Skip(Block):
         yield "decoder", self.decoder
 
 
-def _add(fresh: Tensor, other: Tensor, *, is_training: bool) -> Tensor:
-    """Their sum; in inference in the place of `fresh`, which nobody keeps, unless it is a view."""
-    if is_training or fresh.dtype != other.dtype:
+def _add(fresh: Tensor, other: Tensor) -> Tensor:
+    """In inference: their sum, in the place of `fresh` unless that is a view of `other`."""
+    if fresh.dtype != other.dtype or shares_memory(fresh, other):
         return fresh + other
-    is_view = fresh.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-    return fresh + other if is_view else fresh.add_(other)
+    return fresh.add_(other)
 
 
-def _forward(block: Block, input: Tensor, activation: Activation) -> Tensor:
+def _forward(block: Block, input: Tensor, activation: Activation, *, may_destroy: bool) -> Tensor:
     if isinstance(block, Convolution):
         return block.forward(input, activation)
-    return block.forward(input)
+    return block.forward_in_place(input) if may_destroy else block.forward(input)

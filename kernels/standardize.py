@@ -8,6 +8,7 @@ from torch import Tensor
 from .block import Block
 from .errors import ShapeError
 from .shapes import check_nchw
+from .workspace import empty
 
 
 class Standardize(Block):
@@ -36,7 +37,10 @@ class Standardize(Block):
         """(N, C, H, W); the same shape."""
         check_nchw(input.shape, self._channels, "Standardize input")
         self._save((), input)
-        return (input - _per_channel(self.mean, input)) / _per_channel(self.std, input)
+        n, c, height, width = input.shape
+        output = empty((n, height, width, c), input).permute(0, 3, 1, 2)
+        torch.sub(input, _per_channel(self.mean, input), out=output)
+        return output.div_(_per_channel(self.std, input))
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """grad_output / std."""

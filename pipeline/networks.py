@@ -21,6 +21,7 @@ from denoise_batch.kernels import (
     Skip,
     Standardize,
     UpsampleConv2d,
+    workspace,
 )
 from denoise_batch.kernels.init import kaiming_normal_
 from denoise_batch.kernels.shapes import check_nchw
@@ -105,11 +106,13 @@ class Network(Block):
         """
         is_gray = input.ndim == 4 and input.shape[1] == 1
         check_nchw(input.shape, 1 if is_gray else 3, "Network input")
-        if is_gray:
-            output = self._body.forward(input.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+        image = input.expand(-1, 3, -1, -1) if is_gray else input
+        if self.training:
+            output = self._body.forward(image)
         else:
-            output = self._body.forward(input)
-        output = output.to(input.dtype)
+            with workspace.active():
+                output = self._body.forward(image)
+        output = (output.mean(1, keepdim=True) if is_gray else output).to(input.dtype)
         self._save((is_gray,), output)
         return output
 

@@ -6,23 +6,18 @@ Both are made of one pair of images, a larger L and a smaller S, joined by a ker
     conv_transpose2d   L = stamp(S)         dS = correlate(dL)   dW = dLᵀ·S
 
 Inputs may have any strides; channels-last ones are read fastest, and outputs are channels-last.
-Dilated kernels go to the reference. Results never share memory with each other or with a cache.
+Dilated kernels are written out with their zeros first: right, though not fast. Results never share
+memory with each other or with a cache.
 """
-
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..reference import conv as reference
-from ..shapes import IntPair, conv2d_output_size, conv_transpose2d_output_size
-from .grid import Chunk, Grid
+from .. import workspace
+from ..shapes import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
 from . import scratch, winograd
-from .products import compute_dtype, correlate, stamp, weight_gradient, write
-
-Activation = Literal["relu"] | None
-
-NO_DILATION = (1, 1)
+from .grid import Chunk, Grid
+from .products import Store, compute_dtype, correlate, stamp, weight_gradient, write
 
 _INTEGERS = {
     torch.float64: torch.int64,
@@ -57,17 +52,12 @@ def conv2d_forward(
     Returns:
         (N, out_channels, oh, ow), channels-last.
     """
-    relu = activation == "relu"
-    if dilation != NO_DILATION:
-        output = reference.conv2d_forward(
-            input, weight, bias, stride=stride, padding=padding, dilation=dilation
-        )
-        return _channels_last(output.clamp_min_(0) if relu else output)
     size = conv2d_output_size(input.shape[2:], _kernel(weight), stride, padding, dilation)
     with torch.inference_mode(False):
         output = _empty(input, len(weight), size)
         if output.numel():
-            _correlate_into(output, input, weight, bias, stride, padding, relu)
+            taps = _dense(weight, dilation)
+            _correlate_into(output, input, taps, bias, stride, padding, activation == "relu")
     return output
 
 
@@ -97,28 +87,17 @@ def conv2d_backward(
     Returns:
         grad_input (None if not needed), grad_weight and grad_bias, shaped as input, weight, bias.
     """
-    if dilation != NO_DILATION:
-        gradients = reference.conv2d_backward(
-            _masked(grad_output, output),
-            input,
-            weight,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-        )
-        grad_input = _channels_last(gradients[0]) if needs_grad_input else None
-        return grad_input, gradients[1], gradients[2]
     with torch.inference_mode(False):
         grad = _masked(grad_output, output)
-        size = (grad.shape[2], grad.shape[3])
-        grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
+        taps = _dense(weight, dilation)
+        grad_taps, grad_bias = torch.zeros_like(taps), weight.new_zeros(len(weight))
         grad_input = _empty(input, input.shape[1], input.shape[2:]) if needs_grad_input else None
         if grad.numel():
-            _weight_gradient_into(grad_weight, input, grad, stride, padding)
+            _weight_gradient_into(grad_taps, input, grad, stride, padding)
             grad_bias.copy_(_channel_sums(grad))
         if grad_input is not None and grad_input.numel():
-            _stamp_into(grad_input, grad, weight, None, stride, padding, False)
-    return grad_input, grad_weight, grad_bias
+            _stamp_into(grad_input, grad, taps, None, stride, padding, False)
+    return grad_input, _thinned(grad_taps, dilation), grad_bias
 
 
 def conv_transpose2d_forward(
@@ -147,25 +126,14 @@ def conv_transpose2d_forward(
     Returns:
         (N, out_channels, oh, ow), channels-last.
     """
-    relu = activation == "relu"
     size = conv_transpose2d_output_size(
         input.shape[2:], _kernel(weight), stride, padding, output_padding, dilation
     )
-    if dilation != NO_DILATION:
-        output = reference.conv_transpose2d_forward(
-            input,
-            weight,
-            bias,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            dilation=dilation,
-        )
-        return _channels_last(output.clamp_min_(0) if relu else output)
     with torch.inference_mode(False):
         output = _empty(input, weight.shape[1], size)
         if output.numel():
-            _stamp_into(output, input, weight, bias, stride, padding, relu)
+            taps = _dense(weight, dilation)
+            _stamp_into(output, input, taps, bias, stride, padding, activation == "relu")
     return output
 
 
@@ -186,28 +154,17 @@ def conv_transpose2d_backward(
     Returns:
         grad_input (None if not needed), grad_weight and grad_bias, shaped as input, weight, bias.
     """
-    if dilation != NO_DILATION:
-        gradients = reference.conv_transpose2d_backward(
-            _masked(grad_output, output),
-            input,
-            weight,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            dilation=dilation,
-        )
-        grad_input = _channels_last(gradients[0]) if needs_grad_input else None
-        return grad_input, gradients[1], gradients[2]
     with torch.inference_mode(False):
         grad = _masked(grad_output, output)
-        grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(weight.shape[1])
+        taps = _dense(weight, dilation)
+        grad_taps, grad_bias = torch.zeros_like(taps), weight.new_zeros(weight.shape[1])
         grad_input = _empty(input, input.shape[1], input.shape[2:]) if needs_grad_input else None
         if grad.numel():
-            _weight_gradient_into(grad_weight, grad, input, stride, padding)
+            _weight_gradient_into(grad_taps, grad, input, stride, padding)
             grad_bias.copy_(_channel_sums(grad))
             if grad_input is not None:
-                _correlate_into(grad_input, grad, weight, None, stride, padding, False)
-    return grad_input, grad_weight, grad_bias
+                _correlate_into(grad_input, grad, taps, None, stride, padding, False)
+    return grad_input, _thinned(grad_taps, dilation), grad_bias
 
 
 def _correlate_into(
@@ -228,8 +185,13 @@ def _correlate_into(
         winograd.correlate(source, weight, bias, target, padding=padding, relu=relu)
         return
 
-    def emit(product: Tensor, chunk: Chunk) -> None:
-        write(product[:, :, : size[1]], target[chunk.n0 : chunk.n1, chunk.y0 : chunk.y1], relu)
+    def emit(product: Tensor) -> Store:
+        values = product[:, :, : size[1]]
+
+        def store(chunk: Chunk) -> None:
+            write(values, target[chunk.n0 : chunk.n1, chunk.y0 : chunk.y1], relu)
+
+        return store
 
     # (S, L, kh, kw) as (kw·kh·L, S), of which only the rows have to be contiguous.
     matrix = weight.permute(0, 3, 2, 1).reshape(len(weight), -1).T
@@ -271,7 +233,9 @@ def _weight_gradient_into(
     grad_weight.copy_(taps.permute(3, 2, 1, 0))
 
 
-def _grid(large: Tensor, weight: Tensor, stride: IntPair, padding: IntPair, output: IntPair) -> Grid:
+def _grid(
+    large: Tensor, weight: Tensor, stride: IntPair, padding: IntPair, output: IntPair
+) -> Grid:
     batch, channels, height, width = large.shape
     return Grid(batch, (height, width), channels, _kernel(weight), stride, padding, output)
 
@@ -280,13 +244,12 @@ def _masked(grad_output: Tensor, output: Tensor | None) -> Tensor:
     """ReLU's gradient: grad_output where the output is positive, otherwise 0.
 
     In integers, since torch.where takes 15 times as long as a copy on the CPU (5 ms against 0.3 for
-    2.4 M elements): a positive number's bits are a positive integer, whose negative is all ones
-    after its sign is shifted in. (max(−0, 0) is +0.)
+    2.4 M elements): a number above 0 has the bits of an integer above 0, and −1 is all ones.
     """
     if output is None:
         return grad_output
     bits = _INTEGERS[output.dtype]
-    mask = output.view(bits).neg().bitwise_right_shift_(8 * bits.itemsize - 1)
+    mask = output.view(bits).clamp(0, 1).neg_()
     return mask.bitwise_and_(grad_output.view(bits)).view(output.dtype)
 
 
@@ -299,10 +262,28 @@ def _channel_sums(image: Tensor) -> Tensor:
     # Summing bfloat16 into float32 is slow (2.3 ms for 2.4 M elements), converting first in cache
     # is not (0.4 ms).
     total = torch.zeros(image.shape[1], dtype=dtype, device=image.device)
-    for rows in flat.split(_SUM_ROWS):
+    for start in range(0, len(flat), _SUM_ROWS):
+        rows = flat[start : start + _SUM_ROWS]
         wide = scratch.take("sum", rows.numel(), rows, dtype).view(rows.shape)
         total += wide.copy_(rows).sum(0)
     return total
+
+
+def _dense(weight: Tensor, dilation: IntPair) -> Tensor:
+    """The kernel with the zeros between its taps."""
+    if dilation == (1, 1):
+        return weight
+    kh, kw = _kernel(weight)
+    dense = weight.new_zeros(
+        *weight.shape[:2], dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1
+    )
+    dense[:, :, :: dilation[0], :: dilation[1]] = weight
+    return dense
+
+
+def _thinned(grad: Tensor, dilation: IntPair) -> Tensor:
+    """The gradient of a dilated kernel's own taps."""
+    return grad[:, :, :: dilation[0], :: dilation[1]].contiguous()
 
 
 def _kernel(weight: Tensor) -> IntPair:
@@ -315,8 +296,4 @@ def _nhwc(image: Tensor) -> Tensor:
 
 def _empty(like: Tensor, channels: int, size: IntPair | torch.Size) -> Tensor:
     """An uninitialised channels-last image."""
-    return like.new_empty(len(like), *size, channels).permute(0, 3, 1, 2)
-
-
-def _channels_last(image: Tensor) -> Tensor:
-    return image.contiguous(memory_format=torch.channels_last)
+    return workspace.empty((len(like), *size, channels), like).permute(0, 3, 1, 2)

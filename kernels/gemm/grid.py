@@ -18,7 +18,6 @@ The flat output runs over whole rows of V, so each row has a few positions too m
 never emitted). Right and left padding share their zeros: for 3 × 3 that is one position per row.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,9 +27,8 @@ from torch import Tensor
 from ..shapes import IntPair
 from . import scratch
 
-# Bytes of V per chunk: half of an L2 of 1 MB, the rest is for the product and the weights.
-import os
-GRID_BYTES = int(os.environ.get('GB','2048')) * 1024
+# Bytes of V per chunk. Smaller ones stay nearer to the cores, but each costs about 20 calls.
+GRID_BYTES = 1536 * 1024
 # On other devices a chunk only bounds the memory.
 GRID_BYTES_DEVICE = 256 * 1024 * 1024
 
@@ -118,79 +116,96 @@ class Grid:
             for y in range(0, oh, rows)
         ]
 
-    def positions(self, chunk: Chunk) -> int:
-        """Flat outputs of a chunk, garbage included."""
-        return (chunk.n1 - chunk.n0) * (chunk.y1 - chunk.y0) * self.pitch
-
     def is_image(self, image: Tensor, dtype: torch.dtype) -> bool:
         """Whether V is the image itself (1 × 1 kernels), so that nothing is copied."""
         plain = self.kernel == self.stride == (1, 1) and self.offset == (0, 0)
         return plain and self.output == self.size and image.dtype == dtype and image.is_contiguous()
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Chunks whose grids are laid out alike, so that one set of views serves all of them.
+
+    Attributes:
+        images: images of a chunk.
+        rows: output rows of a chunk.
+        inside: for each kernel row, the output rows [low, high) that it finds inside the image.
+    """
+
+    images: int
+    rows: int
+    inside: tuple[IntPair, ...]
+
+
+def kinds(grid: Grid, chunks: list[Chunk]) -> dict[Kind, list[Chunk]]:
+    """The chunks by kind."""
+    by_kind: dict[Kind, list[Chunk]] = {}
+    stride, (height, _) = grid.stride[0], grid.size
+    for chunk in chunks:
+        inside = []
+        for tap in range(grid.kernel[0]):
+            shift = tap - grid.offset[0]  # image row = output row · stride + shift
+            low = min(max(chunk.y0, -(shift // stride)), chunk.y1)
+            high = max(min(chunk.y1, (height - 1 - shift) // stride + 1), low)
+            inside.append((low - chunk.y0, high - chunk.y0))
+        kind = Kind(chunk.n1 - chunk.n0, chunk.y1 - chunk.y0, tuple(inside))
+        by_kind.setdefault(kind, []).append(chunk)
+    return by_kind
+
+
 class Windows:
-    """The grids of one image, chunk by chunk, in this thread's scratch."""
+    """The grids of an image's chunks of one kind, one after the other in the same scratch memory.
 
-    def __init__(self, image: Tensor, grid: Grid, dtype: torch.dtype, largest: Chunk) -> None:
-        self.image, self.grid = image, grid
+    Attributes:
+        positions: flat outputs of a chunk, garbage included.
+        rows: of each A_r, ⌈positions/φ⌉.
+        matrices: A_r of every phase, (rows, kw·kh·C), once a chunk is loaded.
+    """
+
+    def __init__(self, image: Tensor, grid: Grid, dtype: torch.dtype, kind: Kind) -> None:
+        self.image, self.grid, self.kind = image, grid, kind
+        self.positions = kind.images * kind.rows * grid.pitch
+        self.rows = -(-self.positions // grid.phases)
+        self.matrices: list[Tensor] = []
+        self.targets: list[Tensor | None] = []
         self.direct = grid.is_image(image, dtype)
+        if not self.direct:
+            self._lay_out(dtype)
+
+    def load(self, chunk: Chunk) -> None:
+        """Fill the grid."""
+        image, grid = self.image, self.grid
         if self.direct:
+            lines = image[chunk.n0 : chunk.n1, chunk.y0 : chunk.y1]
+            self.matrices = [lines.view(-1, grid.channels)]
             return
-        numel = self._numel(grid.positions(largest))
-        self.flat = scratch.take("grid", numel, image, dtype)
-        # Padding columns stay zero for all chunks: they stand at the same place in every row.
-        line = grid.pitch * grid.step
-        rows = self.flat[: numel // line * line].view(
-            -1, grid.pitch * grid.stride[1], line_depth(grid)
-        )
-        _, left, width = grid.columns
-        rows[:, :left].zero_()
-        rows[:, left + width :].zero_()
+        n, y, x, c = image.stride()
+        start = image.storage_offset() + chunk.n0 * n + grid.columns[0] * x
+        for tap, target in enumerate(self.targets):
+            if target is not None:
+                row = (chunk.y0 + self.kind.inside[tap][0]) * grid.stride[0] + tap - grid.offset[0]
+                strides = (n, y * grid.stride[0], x, c)
+                target.copy_(image.as_strided(target.shape, strides, start + row * y))
 
-    def _numel(self, positions: int) -> int:
-        """Elements of V with what the last windows read beyond its end."""
-        grid = self.grid
-        whole = -(-positions // grid.phases) * grid.phases
-        return (whole - 1) * grid.step + max(grid.depth, grid.step)
-
-    def matrices(self, chunk: Chunk) -> Iterator[Tensor]:
-        """A_r of every phase, (⌈positions/φ⌉, kw·kh·C); valid until the next chunk."""
-        grid = self.grid
-        if self.direct:
-            yield self.image[chunk.n0 : chunk.n1, chunk.y0 : chunk.y1].reshape(-1, grid.channels)
-            return
-        self._fill(chunk)
-        shape = (-(-grid.positions(chunk) // grid.phases), grid.depth)
-        for phase in range(grid.phases):
-            yield self.flat.as_strided(
-                shape,
-                (grid.phases * grid.step, 1),
-                self.flat.storage_offset() + phase * grid.step,
-            )
-
-    def _fill(self, chunk: Chunk) -> None:
-        grid, image = self.grid, self.image
-        (kh, _), (sh, sw), channels = grid.kernel, grid.stride, grid.channels
-        first, left, width = grid.columns
-        rows, positions = chunk.y1 - chunk.y0, grid.positions(chunk)
-        used = positions * grid.step
-        self.flat[used : self._numel(positions)].zero_()
-        shape = (chunk.n1 - chunk.n0, rows, grid.pitch * sw, kh, channels)
-        target = self.flat[:used].view(shape)[:, :, left : left + width]
-        source = image[chunk.n0 : chunk.n1, :, first : first + width]
-        for tap in range(kh):
-            shift = tap - grid.offset[0]  # image row = output row · sh + shift
-            low = min(max(chunk.y0, -(shift // sh)), chunk.y1)
-            high = max(min(chunk.y1, (grid.size[0] - 1 - shift) // sh + 1), low)
-            if low > chunk.y0:
-                target[:, : low - chunk.y0, :, tap].zero_()
-            if high < chunk.y1:
-                target[:, high - chunk.y0 :, :, tap].zero_()
-            if high > low:
-                lines = source[:, low * sh + shift : (high - 1) * sh + shift + 1 : sh]
-                target[:, low - chunk.y0 : high - chunk.y0, :, tap].copy_(lines)
-
-
-def line_depth(grid: Grid) -> int:
-    """Elements of V per column, kh·C."""
-    return grid.kernel[0] * grid.channels
+    def _lay_out(self, dtype: torch.dtype) -> None:
+        grid, kind = self.grid, self.kind
+        width = grid.pitch * grid.stride[1]
+        used = self.positions * grid.step
+        # With what the last windows read beyond the grid's end.
+        numel = (self.rows * grid.phases - 1) * grid.step + max(grid.depth, grid.step)
+        flat = scratch.take("grid", numel, self.image, dtype)
+        flat[used:].zero_()
+        values = flat[:used].view(kind.images, kind.rows, width, grid.kernel[0], grid.channels)
+        _, left, count = grid.columns
+        values[:, :, :left].zero_()
+        values[:, :, left + count :].zero_()
+        for tap, (low, high) in enumerate(kind.inside):
+            target = values[:, :, left : left + count, tap]
+            target[:, :low].zero_()
+            target[:, high:].zero_()
+            self.targets.append(target[:, low:high] if high > low and count else None)
+        strides = (grid.phases * grid.step, 1)
+        self.matrices = [
+            flat.as_strided((self.rows, grid.depth), strides, phase * grid.step)
+            for phase in range(grid.phases)
+        ]

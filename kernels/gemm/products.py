@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ..shapes import IntPair
 from . import scratch
-from .grid import Chunk, Grid, Windows
+from .grid import Chunk, Grid, Windows, kinds
 
-Emit = Callable[[Tensor, Chunk], None]
+# Given the product (n, y, pitch, M) of a kind of chunks, returns what stores it for each chunk.
+Store = Callable[[Chunk], None]
+Emit = Callable[[Tensor], Store]
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -33,36 +35,39 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def correlate(image: Tensor, matrix: Tensor, bias: Tensor | None, grid: Grid, emit: Emit) -> None:
-    """emit(A · matrix + bias) chunk by chunk.
+    """A · matrix + bias, chunk by chunk.
 
     Args:
         image: (N, H, W, C).
         matrix: (kw·kh·C, M), in the compute dtype.
         bias: (M,) in the compute dtype, or None.
         grid: the windows.
-        emit: called with (n, y, pitch, M), of which only the first grid.output[1] columns
-            count, and its chunk.
+        emit: takes the product (n, y, pitch, M), of which only the first grid.output[1] columns
+            count.
     """
     dtype, width = matrix.dtype, matrix.shape[1]
-    chunks = grid.chunks(image, dtype.itemsize)
-
-    windows = Windows(image, grid, dtype, chunks[0])
-    for chunk in chunks:
-        positions = grid.positions(chunk)
-        rows = -(-positions // grid.phases)
+    for kind, chunks in kinds(grid, grid.chunks(image, dtype.itemsize)).items():
+        windows = Windows(image, grid, dtype, kind)
+        rows = windows.rows
         product = scratch.take("product", rows * grid.phases * width, image, dtype)
-        by_phase = product.view(rows, grid.phases, width)
-        for phase, operand in enumerate(windows.matrices(chunk)):
-            if bias is None:
-                torch.mm(operand, matrix, out=by_phase[:, phase])
-            else:
-                torch.addmm(bias, operand, matrix, out=by_phase[:, phase])
-        shape = (chunk.n1 - chunk.n0, chunk.y1 - chunk.y0, grid.pitch, width)
-        emit(product[: positions * width].view(shape), chunk)
+        by_phase = product.view(rows, grid.phases, width).unbind(1)
+        counted = product[: windows.positions * width]
+        store = emit(counted.view(kind.images, kind.rows, grid.pitch, width))
+        for chunk in chunks:
+            windows.load(chunk)
+            for operand, result in zip(windows.matrices, by_phase, strict=True):
+                if bias is None:
+                    torch.mm(operand, matrix, out=result)
+                else:
+                    torch.addmm(bias, operand, matrix, out=result)
+            store(chunk)
 
 
 def weight_gradient(image: Tensor, small: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
-    """dB = Aᵀ · S, (kw·kh·C, C'), summed in float32 (float64 for float64).
+    """dB = Aᵀ · S, (kw·kh·C, C').
+
+    Chunks are summed in float32 (float64 for float64). In bfloat16 the sum over a chunk is float32
+    too, but torch's GEMM rounds it to bfloat16 on the CPU: an error of 2⁻⁹ of each chunk's part.
 
     Args:
         image: (N, H, W, C), windowed by `grid`.
@@ -71,30 +76,27 @@ def weight_gradient(image: Tensor, small: Tensor, grid: Grid, dtype: torch.dtype
         dtype: of the GEMMs.
     """
     channels = small.shape[3]
-    chunks = grid.chunks(image, dtype.itemsize)
     total = torch.zeros(
         grid.depth,
         channels,
         dtype=torch.promote_types(dtype, torch.float32),
         device=image.device,
     )
-    windows = Windows(image, grid, dtype, chunks[0])
-    rows = -(-grid.positions(chunks[0]) // grid.phases) * grid.phases
-    padded = scratch.take("small", rows * channels, image, dtype)
-    padded.zero_()
-    for chunk in chunks:
-        positions = grid.positions(chunk)
-        rows = -(-positions // grid.phases)
-        shape = (chunk.n1 - chunk.n0, chunk.y1 - chunk.y0, grid.pitch, channels)
-        values = padded[: positions * channels].view(shape)[:, :, : grid.output[1]]
-        values.copy_(small[chunk.n0 : chunk.n1, chunk.y0 : chunk.y1])
-        padded[positions * channels : rows * grid.phases * channels].zero_()
-        by_phase = padded[: rows * grid.phases * channels].view(rows, grid.phases, channels)
-        for phase, operand in enumerate(windows.matrices(chunk)):
-            if total.dtype == dtype:
-                total.addmm_(operand.T, by_phase[:, phase])
-            else:
-                total += torch.mm(operand.T, by_phase[:, phase])
+    for kind, chunks in kinds(grid, grid.chunks(image, dtype.itemsize)).items():
+        windows = Windows(image, grid, dtype, kind)
+        padded = scratch.take("small", windows.rows * grid.phases * channels, image, dtype)
+        padded.zero_()
+        shape = (kind.images, kind.rows, grid.pitch, channels)
+        values = padded[: windows.positions * channels].view(shape)[:, :, : grid.output[1]]
+        by_phase = padded.view(windows.rows, grid.phases, channels).unbind(1)
+        for chunk in chunks:
+            windows.load(chunk)
+            values.copy_(small[chunk.n0 : chunk.n1, chunk.y0 : chunk.y1])
+            for operand, grads in zip(windows.matrices, by_phase, strict=True):
+                if total.dtype == dtype:
+                    total.addmm_(operand.T, grads)
+                else:
+                    total += torch.mm(operand.T, grads)
     return total
 
 
@@ -182,22 +184,24 @@ def _stamp_rows(
     size = (output.shape[1], output.shape[2])
     skip = padding[1] - sw * across.first  # columns of the product cut off at the left
 
-    def emit(product: Tensor, chunk: Chunk) -> None:
-        images, rows, pitch, _ = product.shape
-        columns = product.view(images, rows, pitch, lines, sw * channels)
-        for line, phase in enumerate(down.phases):
-            # Output row of grid row y: sh·(first + y) + phase − padding.
-            start = sh * down.first + phase - padding[0]
-            low = max(chunk.y0, -(start // sh))
-            high = min(chunk.y1, (size[0] - 1 - start) // sh + 1)
-            if high <= low:
-                continue
-            source = columns[:, low - chunk.y0 : high - chunk.y0, :, line]
-            target = output[
-                chunk.n0 : chunk.n1, start + low * sh : start + (high - 1) * sh + 1 : sh
-            ]
-            for values, place in _column_runs(source, target, skip, sw, channels):
-                write(values, place, relu)
+    def emit(product: Tensor) -> Store:
+        columns = product.view(*product.shape[:3], lines, sw * channels)
+
+        def store(chunk: Chunk) -> None:
+            for line, phase in enumerate(down.phases):
+                # Output row of grid row y: sh·(first + y) + phase − padding.
+                start = sh * down.first + phase - padding[0]
+                low = max(chunk.y0, -(start // sh))
+                high = min(chunk.y1, (size[0] - 1 - start) // sh + 1)
+                if high <= low:
+                    continue
+                source = columns[:, low - chunk.y0 : high - chunk.y0, :, line]
+                first, last = start + low * sh, start + (high - 1) * sh
+                target = output[chunk.n0 : chunk.n1, first : last + 1 : sh]
+                for values, place in _column_runs(source, target, skip, sw, channels):
+                    write(values, place, relu)
+
+        return store
 
     repeated = None if bias is None else bias.repeat(lines * sw)
     correlate(small, matrix, repeated, grid, emit)
@@ -209,7 +213,7 @@ def _column_runs(
     """(n, y, b, sw·C) against the output's (n, y, X, C): X = sw·b + s − skip, in few copies."""
     width = target.shape[2]
     if source.stride(2) == sw * channels:
-        merged = source.unflatten(3, (sw, channels)).flatten(2, 3)
+        merged = source.reshape(*source.shape[:2], -1, channels)
         yield merged[:, :, skip : skip + width], target
     elif skip == 0 and width % sw == 0 and target.is_contiguous():
         yield source[:, :, : width // sw], target.view(*target.shape[:2], -1, sw * channels)

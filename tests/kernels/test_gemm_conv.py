@@ -6,6 +6,7 @@ gemm's own rounding.
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from strategies import Geometry, conv_geometries, conv_transpose_geometries
 from torch import Tensor
 
 from denoise_batch.kernels.gemm import conv as gemm
+from denoise_batch.kernels.gemm import grid, winograd
 from denoise_batch.kernels.reference import conv as reference
 
 # Relative to the largest element. bfloat16 keeps 8 bits (2⁻⁹ = 2e-3 a rounding): operands are
@@ -66,6 +68,7 @@ FAST = {
     "transposed-k4-s2-three-out": plain(3, (24, 3), (15, 13), 4, 2, 0, 0),
     "transposed-k4-s2-p1-three-out": plain(2, (24, 3), (8, 9), 4, 2, 1, 0),
     "transposed-k3-s1": plain(2, (32, 24), (16, 17), 3, 1, 1, 0),
+    "dilation2": replace(plain(2, (5, 6), (14, 15), 3, 2, 1), dilation=(2, 2)),
     "one-pixel": plain(1, (2, 3), (1, 1), 3, 1, 1),
 }
 each_fast_case = pytest.mark.parametrize("geometry", list(FAST.values()), ids=list(FAST))
@@ -153,6 +156,30 @@ def test_winograd_at_any_size_matches_the_reference(
 ) -> None:
     if min(size) + 2 * padding >= 3:
         check(plain(batch, channels, size, 3, 1, padding), torch.float32, "relu")
+
+
+@each_fast_case
+@pytest.mark.parametrize("chunk_bytes", [1, 20_000, 1 << 30], ids=["rows", "some", "whole"])
+def test_the_size_of_chunks_makes_no_difference(
+    geometry: Geometry, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "GRID_BYTES", chunk_bytes)
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", chunk_bytes)
+    check(geometry, torch.float32, "relu")
+
+
+def test_relu_backward_is_exact_at_the_corners() -> None:
+    """Gradients vanish at 0 and −0 even where they are infinite, and pass unchanged above."""
+    tiny = torch.finfo(torch.float32).tiny / 2  # denormal
+    output = torch.tensor([0.0, -0.0, tiny, 1.0]).view(1, 1, 2, 2)
+    grad_output = torch.tensor([torch.inf, torch.inf, 3.0, -4.0]).view(1, 1, 2, 2)
+    options: dict[str, Sequence[int]] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    input = torch.randn(1, 1, 2, 2)
+    gradients = gemm.conv2d_backward(
+        grad_output, input, torch.ones(1, 1, 1, 1), output=output, **options
+    )
+    assert gradients[0].flatten().tolist() == [0.0, 0.0, 3.0, -4.0]
+    assert gradients[2].item() == -1.0
 
 
 @each_fast_case
