@@ -1,0 +1,139 @@
+"""Time our blocks and networks beside their peers, after holding them to the same results.
+
+    scripts/bench                       everything
+    scripts/bench 'train/*' infer/unet  cases by pattern, or by any part of their name
+    scripts/bench --list                what there is
+
+Exit code 0, or 1 if a gate was red or ours failed, 2 for a wrong command line. A missed target is
+no failure: targets are for reading.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from measure import measure
+from registry import DTYPES, PROVIDERS, Case, cases, quick, select
+from report import Run, document, print_report
+from rich.console import Console
+from timing import gemm_rates
+
+ROUNDS = 12
+QUICK_ROUNDS = 2
+# Wide enough for all providers' columns where the output is a file or a pipe.
+PLAIN_WIDTH = 150
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cases that the arguments name."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    chosen = select(cases(), options.patterns)
+    if not chosen:
+        parser.error(f"no case matches {' '.join(options.patterns)}; --list shows all")
+    if options.quick:
+        chosen = quick(chosen)
+    if options.list:
+        print("\n".join(case.name for case in chosen))
+        return 0
+    if options.device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
+    unknown = set(options.providers) - set(PROVIDERS)
+    if unknown:
+        parser.error(f"--providers: {', '.join(sorted(unknown))} is none of {', '.join(PROVIDERS)}")
+    return _run(chosen, options)
+
+
+def _run(chosen: Sequence[Case], options: argparse.Namespace) -> int:
+    _same_conditions(options.threads)
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    used = {name: DTYPES[name] for name in DTYPES if any(c.dtype == name for c in chosen)}
+    gemm = gemm_rates(options.device, used, rounds=rounds, is_quick=options.quick)
+    run = Run(options.device, options.threads, rounds, options.quick, gemm)
+    progress = Console(stderr=True)
+    outcomes = []
+    for number, case in enumerate(chosen, 1):
+        progress.print(f"{number}/{len(chosen)} {case.name}", highlight=False)
+        outcomes.append(
+            measure(
+                case,
+                options.providers,
+                options.device,
+                rounds=rounds,
+                threads=options.threads,
+                has_memory=not options.quick,
+            )
+        )
+        if options.json:  # after every case: an interrupted run keeps what it has
+            options.json.write_text(json.dumps(document(run, outcomes), indent=2) + "\n")
+    console = Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    print_report(console, run, outcomes)
+    return 1 if any(outcome.is_red for outcome in outcomes) else 0
+
+
+def _same_conditions(threads: int) -> None:
+    """What holds for all providers: threads, and float32 that is float32 on a GPU too."""
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    # Advice of compilers to their users; failures still end in the table.
+    warnings.filterwarnings("ignore", module="torch")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("patterns", nargs="*", metavar="CASE", help="pattern, or part of a name")
+    parser.add_argument("--list", action="store_true", help="print the cases' names and stop")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results too")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke test: small shapes, no compile"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", default=_cores())
+    parser.add_argument("--rounds", type=_positive, metavar="N", help=f"default {ROUNDS}")
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default=torch.device("cpu"),
+        metavar="cpu|cuda",
+        help="default cpu",
+    )
+    parser.add_argument(
+        "--providers",
+        type=lambda text: tuple(text.split(",")),
+        default=PROVIDERS,
+        metavar="NAME,…",
+        help=f"of {', '.join(PROVIDERS)}; eager, the reference, always runs",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+def _device(text: str) -> torch.device:
+    if text.partition(":")[0] not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text}: cpu or cuda")
+    return torch.device(text)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""What is measured: every case as data. Nothing here runs anything.
+
+A case is one subject (a block, a network, an optimiser) in one mode at one shape and precision:
+
+- `forward`: a block's forward in training mode, at a training step's size;
+- `backward`: its backward, the forward before it untimed;
+- `step`: an optimiser's step of the unet's parameters;
+- `train`: a network's forward, MSE loss, backward and step of SGD with momentum;
+- `infer`: forward in inference mode, at 1 megapixel.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from denoise_batch.kernels import (
+    Block,
+    Conv2d,
+    ConvTranspose2d,
+    MSELoss,
+    NearestUpsample2d,
+    PixelShuffle,
+    PixelUnshuffle,
+    ReLU,
+    Sigmoid,
+)
+from denoise_batch.pipeline.networks import Network
+
+Mode = Literal["forward", "backward", "step", "train", "infer"]
+Norm = Literal["max", "euclidean"]
+Shape = tuple[int, ...]
+MODES: tuple[Mode, ...] = ("train", "infer", "forward", "backward", "step")
+PROVIDERS = ("ours", "eager", "compile", "onnxruntime", "openvino")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# How far a result may be from torch eager's in the same precision, ‖actual − expected‖/‖expected‖.
+# The norm is the largest element, but for training steps the Euclidean one: where a ReLU's input is
+# within rounding of 0, the gradient jumps. In float32, 2 of the unet's 4.3 million did so at
+# 16×3×96×96, which made 0.0025 of the largest element and 0.0006 of the Euclidean norm. Two right
+# answers in bfloat16 (2⁻⁹ a rounding) differ by some roundings where partial sums are rounded too
+# (0.011 measured, reference/'s transposed convolution), and by more through 20 layers.
+TOLERANCES = {
+    "float32": {"block": 1e-5, "infer": 1e-4, "train": 2e-3},
+    "bfloat16": {"block": 2e-2, "infer": 5e-2, "train": 5e-2},
+}
+
+# Issue 3: ratio ours/peer of median times. "fastest" is the fastest of all peers.
+TARGETS: Mapping[tuple[Mode, str], Mapping[str, float]] = {
+    ("train", "tconv"): {"eager": 0.7},
+    ("train", "unet"): {"eager": 1.0},
+    ("infer", "tconv"): {"eager": 0.5, "fastest": 1.0},
+    ("infer", "unet"): {"eager": 0.8, "fastest": 1.0},
+}
+MEMORY_TARGET = 1.0  # peak memory of a training step, ours/eager
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement; its name is what patterns on the command line match.
+
+    Attributes:
+        mode: what is timed.
+        subject: a key of `SUBJECTS`, or an optimiser.
+        shape: of the input, (N, C, H, W); of a step, (number of parameters,).
+        dtype: precision of the arithmetic; parameters in training stay float32.
+        providers: who takes part, ours first.
+    """
+
+    mode: Mode
+    subject: str
+    shape: Shape
+    dtype: str
+    providers: tuple[str, ...] = field(default=PROVIDERS, compare=False)
+
+    @property
+    def name(self) -> str:
+        """As in `infer/unet/1x3x1024x1024/float32`."""
+        return f"{self.mode}/{self.subject}/{'x'.join(map(str, self.shape))}/{self.dtype}"
+
+    @property
+    def is_network(self) -> bool:
+        """Whether a whole network runs."""
+        return self.subject in NETWORKS
+
+    @property
+    def tolerance(self) -> float:
+        """How far from torch eager's result every provider may be."""
+        return TOLERANCES[self.dtype][self.mode if self.is_network else "block"]
+
+    @property
+    def norm(self) -> Norm:
+        """How that distance is measured."""
+        return "euclidean" if self.mode == "train" else "max"
+
+    @property
+    def targets(self) -> Mapping[str, float]:
+        """Largest allowed ratio ours/peer, by peer; empty for most cases."""
+        return TARGETS.get((self.mode, self.subject), {})
+
+    def block(self) -> Block:
+        """The subject with the same parameters every time."""
+        return SUBJECTS[self.subject](torch.Generator().manual_seed(0))
+
+
+class LossBlock(Block):
+    """MSELoss against a constant target, as a block, so that it is measured like all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = MSELoss()
+        self.target: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The loss, a 0-d tensor."""
+        if self.target is None:
+            self.target = torch.full_like(input, 0.5)
+        return self.loss(input, self.target)
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        """grad_output is 1: nothing comes after a loss."""
+        return self.loss.backward()
+
+
+def _network(architecture: str) -> Callable[[torch.Generator], Block]:
+    """With weights of a trained network's size.
+
+    The unet's own initial ones predict almost no noise, so that a wrong layer would hardly show.
+    """
+
+    def build(generator: torch.Generator) -> Block:
+        network = Network(architecture, mean=0.45, std=0.25, generator=generator)
+        for name, value in network.named_parameters():
+            if name.endswith("weight"):
+                fan_in = value.numel() / max(value.shape[0], value.shape[1])
+                value.normal_(0, fan_in**-0.5, generator=generator)
+        return network
+
+    return build
+
+
+NETWORKS = {name: _network(name) for name in ("tconv", "unet")}
+SUBJECTS: dict[str, Callable[[torch.Generator], Block]] = NETWORKS | {
+    "conv3x3-32": lambda g: Conv2d(32, 32, 3, padding=1, generator=g),
+    "conv3x3-64": lambda g: Conv2d(64, 64, 3, padding=1, generator=g),
+    "conv3x3-128": lambda g: Conv2d(128, 128, 3, padding=1, generator=g),
+    "conv3x3-192": lambda g: Conv2d(192, 192, 3, padding=1, generator=g),
+    "stem3x3-12-32": lambda g: Conv2d(12, 32, 3, padding=1, generator=g),
+    "head3x3-32-12": lambda g: Conv2d(32, 12, 3, padding=1, generator=g),
+    "down2x2-32-64": lambda g: Conv2d(32, 64, 2, stride=2, generator=g),
+    "up2x2-64-32": lambda g: ConvTranspose2d(64, 32, 2, stride=2, generator=g),
+    "tconv.0-conv4x4s2-3-24": lambda g: Conv2d(3, 24, 4, stride=2, generator=g),
+    "tconv.2-conv3x3s2-24-48": lambda g: Conv2d(24, 48, 3, stride=2, generator=g),
+    "tconv.4-up3x3s2-48-24": lambda g: ConvTranspose2d(48, 24, 3, stride=2, generator=g),
+    "tconv.6-up4x4s2-24-3": lambda g: ConvTranspose2d(24, 3, 4, stride=2, generator=g),
+    "ReLU": lambda g: ReLU(),
+    "Sigmoid": lambda g: Sigmoid(),
+    "NearestUpsample2d": lambda g: NearestUpsample2d(2),
+    "PixelShuffle": lambda g: PixelShuffle(2),
+    "PixelUnshuffle": lambda g: PixelUnshuffle(2),
+    "MSELoss": lambda g: LossBlock(),
+}
+
+# Subject → its input in a training step (unet at 16×3×96×96, tconv at 64×3×32×32 with its margin)
+# and at 1 megapixel; None where that would measure the same again.
+SHAPES: Mapping[str, tuple[Shape, Shape | None]] = {
+    "conv3x3-32": ((16, 32, 48, 48), (1, 32, 512, 512)),
+    "conv3x3-64": ((16, 64, 24, 24), (1, 64, 256, 256)),
+    "conv3x3-128": ((16, 128, 12, 12), (1, 128, 128, 128)),
+    "conv3x3-192": ((16, 192, 6, 6), (1, 192, 64, 64)),
+    "stem3x3-12-32": ((16, 12, 48, 48), (1, 12, 512, 512)),
+    "head3x3-32-12": ((16, 32, 48, 48), (1, 32, 512, 512)),
+    "down2x2-32-64": ((16, 32, 48, 48), (1, 32, 512, 512)),
+    "up2x2-64-32": ((16, 64, 24, 24), (1, 64, 256, 256)),
+    "tconv.0-conv4x4s2-3-24": ((64, 3, 40, 40), (1, 3, 1032, 1032)),
+    "tconv.2-conv3x3s2-24-48": ((64, 24, 19, 19), (1, 24, 515, 515)),
+    "tconv.4-up3x3s2-48-24": ((64, 48, 9, 9), (1, 48, 257, 257)),
+    "tconv.6-up4x4s2-24-3": ((64, 24, 19, 19), (1, 24, 515, 515)),
+    "ReLU": ((16, 32, 48, 48), None),
+    "Sigmoid": ((64, 3, 40, 40), None),
+    "NearestUpsample2d": ((16, 32, 24, 24), None),
+    "PixelShuffle": ((16, 12, 48, 48), None),
+    "PixelUnshuffle": ((16, 3, 96, 96), None),
+    "MSELoss": ((16, 3, 96, 96), None),
+}
+OPTIMIZERS = ("SGD", "AdamW")
+TRAINING_SHAPES: Sequence[Shape] = ((16, 3, 96, 96), (64, 3, 32, 32))
+INFERENCE_SHAPE: Shape = (1, 3, 1024, 1024)
+# torch.compile of a single block calls the same kernel as eager; runtimes only infer.
+TRAINING_PROVIDERS = ("ours", "eager", "compile")
+BLOCK_PROVIDERS = ("ours", "eager")
+BLOCK_INFERENCE_PROVIDERS = ("ours", "eager", "onnxruntime", "openvino")
+
+
+def cases() -> list[Case]:
+    """Every case, networks first."""
+    return [*_network_cases(), *_block_cases(), *_optimizer_cases()]
+
+
+def select(found: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
+    """Cases whose name matches one of the patterns: `infer/*`, or any part of it, `unet`.
+
+    Without patterns, all.
+    """
+    if not patterns:
+        return list(found)
+    globs = [pattern if set(pattern) & set("*?[") else f"*{pattern}*" for pattern in patterns]
+    return [case for case in found if any(fnmatchcase(case.name, glob) for glob in globs)]
+
+
+def quick(chosen: Sequence[Case]) -> list[Case]:
+    """The same cases, small, each once, and without torch.compile, which takes its time."""
+    return list(dict.fromkeys(map(_quick, chosen)))
+
+
+def _network_cases() -> Iterator[Case]:
+    for subject in NETWORKS:
+        for shape in TRAINING_SHAPES:
+            for dtype in DTYPES:
+                yield Case("train", subject, shape, dtype, TRAINING_PROVIDERS)
+    for subject in NETWORKS:
+        for dtype in DTYPES:
+            yield Case("infer", subject, INFERENCE_SHAPE, dtype)
+
+
+def _block_cases() -> Iterator[Case]:
+    modes: Sequence[Mode] = ("forward", "backward")
+    for subject, (training_shape, inference_shape) in SHAPES.items():
+        for dtype in DTYPES:
+            if subject == "MSELoss" and dtype != "float32":
+                continue  # the loss is always float32
+            for mode in modes:
+                yield Case(mode, subject, training_shape, dtype, BLOCK_PROVIDERS)
+            if inference_shape:
+                yield Case("infer", subject, inference_shape, dtype, BLOCK_INFERENCE_PROVIDERS)
+
+
+def _optimizer_cases() -> Iterator[Case]:
+    count = sum(parameter.numel() for parameter in Network("unet").parameters())
+    for subject in OPTIMIZERS:
+        yield Case("step", subject, (count,), "float32", BLOCK_PROVIDERS)
+
+
+def _quick(case: Case) -> Case:
+    providers = tuple(name for name in case.providers if name != "compile")
+    if case.mode == "step":
+        return replace(case, providers=providers)
+    n, c, height, width = case.shape
+    side = 32 if case.is_network else min(height, width, 16)
+    return replace(case, shape=(min(n, 2), c, side, side), providers=providers)
