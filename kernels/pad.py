@@ -8,6 +8,7 @@ from torch import Tensor
 from .block import Block
 from .errors import ShapeError
 from .shapes import check_nchw
+from .workspace import empty, release, shares_memory
 
 
 class Padded(Block):
@@ -54,7 +55,7 @@ class Padded(Block):
         check_nchw(input.shape, None, "Padded input")
         height, width = input.shape[2:]
         rows, columns = self._indices(height, input.device), self._indices(width, input.device)
-        inside = self.body.forward(_take(input, rows, columns))
+        inside = self._run(self._pad(input, rows, columns), input)
         if inside.shape[2:] != (len(rows), len(columns)):
             raise ShapeError(
                 f"Padded: the body turned an image of size {len(rows)}x{len(columns)} into one of "
@@ -97,10 +98,23 @@ class Padded(Block):
         positions = positions.remainder(period)
         return torch.minimum(positions, period - positions) if size > 1 else positions * 0
 
+    def _pad(self, input: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """The image between its reflections, channels-last: one copy, then the narrow borders."""
+        n, c, height, width = input.shape
+        if (height, width) == (len(rows), len(columns)):
+            return input
+        padded = empty((n, len(rows), len(columns), c), input)
+        bottom, right = self.margin + height, self.margin + width
+        band = padded[:, self.margin : bottom]
+        band[:, :, self.margin : right] = input.permute(0, 2, 3, 1)
+        for border in (slice(None, self.margin), slice(right, None)):
+            band[:, :, border] = band.index_select(2, columns[border] + self.margin)
+        for border in (slice(None, self.margin), slice(bottom, None)):
+            padded[:, border] = padded.index_select(1, rows[border] + self.margin)
+        return padded.permute(0, 3, 1, 2)
 
-def _take(input: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    if len(rows) != input.shape[2]:
-        input = input.index_select(2, rows)
-    if len(columns) != input.shape[3]:
-        input = input.index_select(3, columns)
-    return input
+    def _run(self, padded: Tensor, input: Tensor) -> Tensor:
+        inside = self.body.forward(padded)
+        if not self.training and not any(shares_memory(padded, kept) for kept in (input, inside)):
+            release(padded)
+        return inside

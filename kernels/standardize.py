@@ -38,9 +38,12 @@ class Standardize(Block):
         check_nchw(input.shape, self._channels, "Standardize input")
         self._save((), input)
         n, c, height, width = input.shape
-        output = empty((n, height, width, c), input).permute(0, 3, 1, 2)
-        torch.sub(input, _per_channel(self.mean, input), out=output)
-        return output.div_(_per_channel(self.std, input))
+        output = empty((n, height, width * c), input)
+        # Rows of values and of means as long: a channel at a time the inner loops would be 3 long.
+        rows = input.permute(0, 2, 3, 1).reshape(n, height, width * c)
+        torch.sub(rows, _per_column(self.mean, c, width, input), out=output)
+        output.div_(_per_column(self.std, c, width, input))
+        return output.view(n, height, width, c).permute(0, 3, 1, 2)
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """grad_output / std."""
@@ -50,6 +53,12 @@ class Standardize(Block):
 
 def _as_tuple(value: float | Sequence[float]) -> tuple[float, ...]:
     return (float(value),) if isinstance(value, (int, float)) else tuple(map(float, value))
+
+
+def _per_column(values: tuple[float, ...], channels: int, width: int, like: Tensor) -> Tensor:
+    """One value for each of a row's width·channels."""
+    row = torch.tensor(values, device=like.device, dtype=like.dtype).expand(channels)
+    return row.repeat(width)
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -78,16 +78,14 @@ class Network(Block):
         spec = ARCHITECTURES[architecture]
         self.standardize = Standardize(mean, std)
         self.layers = Sequential(*spec.layers(generator))
-        inside = Sequential(self.standardize, self.layers)
-        self._body = Padded(
-            Residual(inside) if spec.is_residual else inside,
-            multiple=spec.multiple,
-            minimum=spec.minimum,
-            margin=spec.margin,
+        self._padded = Padded(
+            self.layers, multiple=spec.multiple, minimum=spec.minimum, margin=spec.margin
         )
+        body = Sequential(self.standardize, self._padded)
+        self._body: Block = Residual(body) if spec.is_residual else body
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
-        """Only what holds parameters or state: the padded body."""
+        """Standardisation and padded layers, as one body."""
         yield "body", self._body
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -96,7 +94,7 @@ class Network(Block):
 
     def padded_size(self, size: int) -> int:
         """Extent that the layers see for an image of extent `size`."""
-        return self._body.padded_size(size)
+        return self._padded.padded_size(size)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, 1 or 3, H, W) → the same shape, denoised.

@@ -150,7 +150,9 @@ def _denoise(
 ) -> Iterator[tuple[_Item, Tensor]]:
     """Each item with its output on the host; out of memory halves the batch."""
     try:
-        inputs = torch.stack([item.picture.pixels for item in batch])
+        # Channels-last, as the pictures are and the kernels like it.
+        rows = torch.stack([item.picture.pixels.permute(1, 2, 0) for item in batch])
+        inputs = rows.permute(0, 3, 1, 2)
         outputs = network(inputs.to(device)).to("cpu")
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):

@@ -243,8 +243,8 @@ def _grid(
 def _masked(grad_output: Tensor, output: Tensor | None) -> Tensor:
     """ReLU's gradient: grad_output where the output is positive, otherwise 0.
 
-    In integers, since torch.where takes 15 times as long as a copy on the CPU (5 ms against 0.3 for
-    2.4 M elements): a number above 0 has the bits of an integer above 0, and −1 is all ones.
+    In integers, since torch.where takes 5 ms for 2.4 M elements on 2 Zen 4 cores, three integer
+    operations 0.2 to 0.4: a number above 0 has the bits of an integer above 0, and −1 is all ones.
     """
     if output is None:
         return grad_output
@@ -259,8 +259,8 @@ def _channel_sums(image: Tensor) -> Tensor:
     flat = _nhwc(image).reshape(-1, image.shape[1])
     if image.dtype == dtype:
         return flat.sum(0)
-    # Summing bfloat16 into float32 is slow (2.3 ms for 2.4 M elements), converting first in cache
-    # is not (0.4 ms).
+    # Summing bfloat16 into float32 takes 2.3 ms for 2.4 M elements, summing float32 0.1: rows are
+    # converted first, in cache.
     total = torch.zeros(image.shape[1], dtype=dtype, device=image.device)
     for start in range(0, len(flat), _SUM_ROWS):
         rows = flat[start : start + _SUM_ROWS]

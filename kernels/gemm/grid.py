@@ -27,7 +27,7 @@ from torch import Tensor
 from ..shapes import IntPair
 from . import scratch
 
-# Bytes of V per chunk. Smaller ones stay nearer to the cores, but each costs about 20 calls.
+# Bytes of V per chunk, about 6000 positions of 32 bfloat16 channels: shorter GEMMs are slower.
 GRID_BYTES = 1536 * 1024
 # On other devices a chunk only bounds the memory.
 GRID_BYTES_DEVICE = 256 * 1024 * 1024

@@ -54,6 +54,7 @@ FAST = {
     "winograd-no-padding": plain(2, (32, 32), (26, 14), 3, 1, 0),
     "winograd-padding2": plain(1, (32, 32), (22, 30), 3, 1, 2),
     "winograd-many-chunks": plain(1, (32, 32), (200, 61), 3, 1, 1),
+    "winograd-many-channels": plain(2, (192, 192), (24, 24), 3, 1, 1),
     "k3-s1-p1": plain(5, (12, 16), (13, 7), 3, 1, 1),
     "k3-s1-p1-many-chunks": plain(1, (16, 8), (301, 211), 3, 1, 1),
     "k3-s1-p1-small-winograd-tiles": plain(2, (48, 48), (5, 5), 3, 1, 1),

@@ -76,7 +76,7 @@ def counted_new_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 # Bytes of workspace for every byte of a float32 RGB image; measured, with a tenth to spare.
-PEAKS = {"tconv": 3.5, "upsample": 3.5, "unet": 22.0}
+PEAKS = {"tconv": 6.6, "upsample": 4.4, "unet": 22.0}
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
