@@ -10,7 +10,7 @@ The environment variable DENOISE_BATCH_KERNELS chooses the convolutions, once, o
 import os
 
 from .errors import OptionError
-from .reference.activation import relu_backward, relu_forward, sigmoid_backward
+from .reference.activation import relu_backward, relu_forward
 from .reference.loss import mse_loss_backward, mse_loss_forward
 from .reference.shuffle import pixel_shuffle, pixel_unshuffle
 from .reference.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
@@ -18,7 +18,7 @@ from .reference.upsample import upsample_nearest2d_backward, upsample_nearest2d_
 KERNELS = os.environ.get("DENOISE_BATCH_KERNELS", "gemm")
 
 if KERNELS == "gemm":
-    from .gemm.activation import sigmoid_forward
+    from .gemm.activation import sigmoid_backward, sigmoid_forward
     from .gemm.conv import (
         conv2d_backward,
         conv2d_forward,
@@ -26,7 +26,7 @@ if KERNELS == "gemm":
         conv_transpose2d_forward,
     )
 elif KERNELS == "reference":
-    from .reference.activation import sigmoid_forward
+    from .reference.activation import sigmoid_backward, sigmoid_forward
     from .reference.conv import (
         conv2d_backward,
         conv2d_forward,
