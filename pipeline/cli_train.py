@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from .runs import Epoch
-    from .train import Watcher
+    from .train import Counts, Watcher
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder of clean photographs (searched deeply).")],
+    data: Annotated[
+        Path, typer.Argument(help="Folder of clean photographs, or what the options below say.")
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Run folder; must not hold a run yet.")
     ] = Path("runs/train"),
@@ -31,6 +33,21 @@ def train(
             "camera; several joined by +."
         ),
     ] = "subpixel:8",
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="DATA holds noisy shots, this folder second shots under the same names."),
+    ] = None,
+    bursts: Annotated[
+        bool, typer.Option("--bursts", help="DATA holds a folder of noisy shots for each scene.")
+    ] = False,
+    self_supervised: Annotated[
+        str | None,
+        typer.Option("--self", help="neighbor: DATA holds single noisy images, no second shots."),
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="Two-tensor file (noisy, clean), where DATA is one (.pt, .pth, .pkl)."),
+    ] = None,
     targets: Annotated[str, typer.Option(help="noisy (Noise2Noise) or clean.")] = "noisy",
     tiles: Annotated[int, typer.Option(help="Training tiles of an epoch.")] = 50_000,
     tile_px: Annotated[int, typer.Option(help="Side of a tile, in pixels.")] = 32,
@@ -74,10 +91,13 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in --output, if there is one.")
     ] = False,
 ) -> None:
-    """Train a denoiser from photographs and synthetic noise, Noise2Noise-style.
+    """Train a denoiser, Noise2Noise-style: from photographs and synthetic noise, or real noise.
 
-    Both the network's input and its target are noisy versions of a tile, drawn independently.
-    The run folder gets config.json, metrics.jsonl, best.safetensors and last.safetensors; use
+    Both the network's input and its target are noisy versions of a tile: drawn independently by
+    `--noise`, or two shots of one scene (`--pairs`, `--bursts`, a two-tensor file), or neighbouring
+    pixels of a single one (`--self neighbor`).
+    The run folder gets config.json, metrics.jsonl, best.safetensors, last.safetensors, a
+    checkpoint, samples.png (clean, noisy, output) and, with the extra `plots`, curves.png; use
     best.safetensors with `denoise-batch --weights`.
 
     Exit codes: 0 done, 1 diverged or no usable photographs, 2 usage, 4 device, 130 interrupted.
@@ -92,14 +112,32 @@ def train(
             TimeRemainingColumn,
         )
 
+        from denoise_batch.kernels import OptionError
+
         from .options import TrainOptions
         from .train import train as run
 
+        if self_supervised not in (None, "neighbor"):
+            raise OptionError(f"--self {self_supervised}: choose neighbor")
+        kinds = {
+            "pairs": pairs is not None,
+            "bursts": bursts,
+            "single": self_supervised is not None,
+            "tensors": data.suffix.lower() in (".pt", ".pth", ".pkl"),
+        }
+        if sum(kinds.values()) > 1:
+            raise OptionError("--pairs, --bursts, --self and a two-tensor file exclude each other")
+        if validation is not None and not kinds["tensors"]:
+            raise OptionError("--validation goes with a two-tensor file as DATA")
+        kind = next((kind for kind, is_meant in kinds.items() if is_meant), "clean")
         options = TrainOptions(
             data=data,
             output=output,
             network=network,
             noise=noise,
+            kind=kind,
+            pairs=pairs,
+            validation_file=validation,
             targets=targets,
             tiles=tiles,
             tile_px=tile_px,
@@ -136,6 +174,8 @@ def train(
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             outcome = run(options, _watcher(progress))
         best = outcome.best
+        if not (output / "curves.png").exists():
+            typer.echo("curves.png needs matplotlib: pip install 'denoise-batch[plots]'", err=True)
         typer.echo(
             f"best: epoch {best.number}, {outcome.noisy_psnr:.2f} → {best.validation_psnr:.2f} dB "
             f"over all validation tiles ({outcome.noisy_psnr_mean:.2f} → "
@@ -145,16 +185,15 @@ def train(
 
 def _watcher(progress: "Progress") -> "Watcher":
     """Live steps, and a line for every epoch."""
-    from .tiles import Split
     from .train import Watcher
 
     task = progress.add_task("steps", total=None)
 
-    def on_start(split: Split, noisy_psnr: float) -> None:
-        skipped = f" ({split.too_small} more are too small)" if split.too_small else ""
+    def on_start(counts: "Counts", noisy_psnr: float) -> None:
+        skipped = f" ({counts.too_small} more are too small)" if counts.too_small else ""
         progress.console.print(
-            f"{len(split.training)} photographs to train on, {len(split.validation)} to validate "
-            f"with{skipped}; noisy validation tiles: {noisy_psnr:.2f} dB",
+            f"{counts.training} to train on, {counts.validation} to validate with{skipped}; noisy "
+            f"validation tiles: {noisy_psnr:.2f} dB",
             highlight=False,
             soft_wrap=True,
         )

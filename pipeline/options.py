@@ -18,6 +18,11 @@ class TrainOptions:
         data: folder of clean photographs.
         output: run folder; holds config.json, metrics.jsonl, best and last safetensors.
         network: architecture's name.
+        kind: what `data` is: "clean" photographs, to which noise is added; "pairs" with the second
+            shots in `pairs`; "bursts", a folder of shots for each scene; "single" noisy images;
+            "tensors", the course's file of two tensors.
+        pairs: folder of the second shots.
+        validation_file: two-tensor file (noisy, clean) to validate on, for "tensors".
         noise: noise model, as `--noise` spells it.
         targets: "noisy" (Noise2Noise) or "clean".
         tiles: training tiles of an epoch.
@@ -47,7 +52,10 @@ class TrainOptions:
     data: Path
     output: Path
     network: str
-    noise: str
+    noise: str = "subpixel:8"
+    kind: str = "clean"
+    pairs: Path | None = None
+    validation_file: Path | None = None
     targets: str = "noisy"
     tiles: int = 50_000
     tile_px: int = 32
@@ -76,6 +84,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         choices = {
             "network": tuple(ARCHITECTURES),
+            "kind": ("clean", "pairs", "bursts", "single", "tensors"),
             "targets": ("noisy", "clean"),
             "optimizer": ("sgd", "adam", "adamw"),
             "schedule": ("cosine", "constant"),
@@ -96,6 +105,8 @@ class TrainOptions:
                 flag = name.replace("_", "-")
                 raise OptionError(f"--{flag} {getattr(self, name)}: must be at least {smallest}")
         parse_noise(self.noise)
+        if self.kind != "clean" and self.targets == "clean":
+            raise OptionError("--targets clean: there are none among real noisy shots")
 
     @property
     def noise_model(self) -> NoiseModel:

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from denoise_batch.kernels import OptionError
 from .noise import NoiseModel
 from .tiles import load_photograph, map_tiles
 
+Denoise = Callable[[Tensor], Tensor]
+
 
 class Pairs(ABC):
     """Training tiles by index, as two independently noisy versions."""
@@ -23,8 +25,12 @@ class Pairs(ABC):
         """Tiles of an epoch."""
 
     @abstractmethod
-    def batch(self, indices: Tensor, random: "StepRandom") -> tuple[Tensor, Tensor]:
+    def batch(
+        self, indices: Tensor, random: "StepRandom", denoise: Denoise
+    ) -> tuple[Tensor, Tensor]:
         """(input, target), each float32 (n, 3, H, W), of the tiles at `indices`.
+
+        `denoise` is the network as it is now, for pairs whose target depends on it.
 
         Target pixels of which nothing is known are NaN.
         """
@@ -80,7 +86,7 @@ class CropPairs(Pairs):
         """Tiles of an epoch."""
         return self._count
 
-    def batch(self, indices: Tensor, random: StepRandom) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, random: StepRandom, denoise: Denoise) -> tuple[Tensor, Tensor]:
         """As many random crops as there are indices; large photographs give more of them."""
         size = self._tile_px
         chosen = torch.multinomial(self._areas, len(indices), True, generator=random.host)
@@ -91,7 +97,7 @@ class CropPairs(Pairs):
             top = int(down * (photograph.shape[1] - size + 1))
             left = int(across * (photograph.shape[2] - size + 1))
             crops.append(photograph[:, top : top + size, left : left + size])
-        clean = _to_float(torch.stack(crops))
+        clean = to_float(torch.stack(crops))
         noisy = self._noise.draw(clean, random.device)
         if self._has_clean_targets:
             return noisy, clean
@@ -112,7 +118,7 @@ class StoredPairs(Pairs):
         """How many tiles."""
         return len(self._versions)
 
-    def batch(self, indices: Tensor, random: StepRandom) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, random: StepRandom, denoise: Denoise) -> tuple[Tensor, Tensor]:
         """Two different stored versions of every tile."""
         count, device = self._versions.shape[1], self._versions.device
         shape = (len(indices),)
@@ -121,7 +127,7 @@ class StoredPairs(Pairs):
         step = torch.randint(1, count, shape, generator=random.device, device=device)
         second = (first + step) % count
         versions = self._versions
-        return _to_float(versions[indices, first]), _to_float(versions[indices, second])
+        return to_float(versions[indices, first]), to_float(versions[indices, second])
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ def validation_tiles(
     """Cut `count` tiles with one noisy version each, drawn once and for all."""
 
     def draw(squares: Tensor, generator: torch.Generator) -> Tensor:
-        source = _to_float(squares)
+        source = to_float(squares)
         return torch.stack([noise.draw(source, generator), noise.clean(source)], 1)
 
     source_px, is_zoomed = tile_px * noise.factor, noise.factor > 1
@@ -186,5 +192,6 @@ def validation_tiles(
     return Validation(tiles[:, 0].contiguous(), tiles[:, 1].contiguous())
 
 
-def _to_float(pixels: Tensor) -> Tensor:
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 as float32 in [0, 1]."""
     return pixels.to(torch.float32) / 255

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +15,15 @@ from .checkpoint import load_tensors, save_tensors
 from .options import TrainOptions
 
 # What may differ between a run and its resumption.
-FREE_OPTIONS = {"output", "data", "device", "checkpoint_minutes", "resume"}
+FREE_OPTIONS = {
+    "output",
+    "data",
+    "pairs",
+    "validation_file",
+    "device",
+    "checkpoint_minutes",
+    "resume",
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.last = path / "last.safetensors"
         self.checkpoint = path / "checkpoint.safetensors"
+        self.curves = path / "curves.png"
+        self.samples = path / "samples.png"
 
     def start(self, options: TrainOptions) -> None:
         """Begin the run, or with `options.resume` go on with the one that is there.
@@ -105,11 +116,16 @@ class RunFolder:
             changes = ", ".join(f"{n} was {found.get(n)}, now {wanted.get(n)}" for n in other)
             raise OptionError(f"--resume: {self.path} holds a run with other options: {changes}")
 
-    def record(self, epoch: Epoch) -> None:
-        """Set the epoch's line in metrics.jsonl; lines of epochs that are done anew go."""
+    def record(self, epoch: Epoch) -> list[dict[str, Any]]:
+        """Set the epoch's line in metrics.jsonl; lines of epochs that are done anew go.
+
+        Returns:
+            All lines.
+        """
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
         lines = [*lines[: epoch.number - 1], json.dumps(asdict(epoch))]
         atomic_write(self.metrics, "".join(f"{line}\n" for line in lines).encode())
+        return [json.loads(line) for line in lines]
 
     def save_checkpoint(
         self,

@@ -31,9 +31,18 @@ from .device import resolve_device
 from .metrics import mse, psnr_of_mse
 from .networks import Network
 from .options import TrainOptions
-from .pairs import Pairs, StepRandom, training_pairs, validation_tiles
+from .pairs import Pairs, StepRandom, Validation, training_pairs, validation_tiles
+from .plots import draw_curves, draw_samples
 from .runs import Epoch, Progress, RunFolder
-from .tiles import Split, split_photographs
+from .scenes import (
+    ScenePairs,
+    load_bursts,
+    load_paired_folders,
+    load_single_images,
+    scene_validation,
+    tensor_pairs,
+)
+from .tiles import split_photographs
 
 VALIDATION_SEED = 1_000_003  # the same held-out tiles whatever the training seed
 
@@ -49,10 +58,19 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """Photographs, scenes or stored pairs on each side, and those too small for a tile."""
+
+    training: int
+    validation: int
+    too_small: int = 0
+
+
+@dataclass(frozen=True)
 class Watcher:
     """What a run tells whoever watches it; every field is called when its name says."""
 
-    on_start: Callable[[Split, float], None] = lambda split, noisy_psnr: None
+    on_start: Callable[[Counts, float], None] = lambda counts, noisy_psnr: None
     on_step: Callable[[int, int], None] = lambda step, steps: None
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
 
@@ -70,32 +88,12 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
     """
     watcher = watcher or Watcher()
     device = resolve_device(options.device)
-    noise = options.noise_model
-    tile_px = options.tile_px
     folder = RunFolder(options.output)
     folder.start(options)
 
-    split = split_photographs(options.data, tile_px * noise.factor, options.validation_share)
-    validation = validation_tiles(
-        split.validation,
-        noise,
-        count=options.validation_tiles,
-        tile_px=tile_px,
-        seed=VALIDATION_SEED,
-        device=device,
-    )
-    pairs = training_pairs(
-        split.training,
-        noise,
-        count=options.tiles,
-        tile_px=tile_px,
-        versions=options.versions,
-        seed=options.seed,
-        device=device,
-        has_clean_targets=options.targets == "clean",
-    )
+    pairs, validation, counts = _load(options, device)
     noisy_psnr, noisy_psnr_mean = _psnrs(validation.noisy, validation.clean)
-    watcher.on_start(split, noisy_psnr)
+    watcher.on_start(counts, noisy_psnr)
 
     random = StepRandom(device)
     network = _new_network(options, pairs, random).to(device)
@@ -109,6 +107,12 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
     progress = Progress(loss_sum=torch.zeros((), device=device))
     folder.load_checkpoint(progress, network, optimizer, average)
     saved_at = time.monotonic()
+
+    def denoise(images: Tensor) -> Tensor:
+        output = network.eval()(images)
+        network.train()
+        return output
+
     try:
         for number in range(progress.epochs, options.epochs):
             order = _epoch_order(len(pairs), options, number)
@@ -117,7 +121,7 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
                 started = time.perf_counter()
                 random.start(options.seed, progress.step)
                 indices = order[position * options.batch_size :][: options.batch_size]
-                noisy, target = pairs.batch(indices, random)
+                noisy, target = pairs.batch(indices, random, denoise)
                 if options.augment:
                     noisy, target = _turn(noisy, target, random)
                 output = network(noisy)
@@ -147,6 +151,10 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
                     number + 1, training_loss, psnr, psnr_mean, optimizer.lr, seconds, is_best
                 )
                 _save_weights(options, folder, network, epoch, noisy_psnr)
+            rows = folder.record(epoch)
+            if epoch.is_best:
+                draw_samples(folder.samples, validation.clean, validation.noisy, denoised)
+            draw_curves(folder.curves, rows, noisy_psnr)
             progress.finish(epoch)
             folder.save_checkpoint(progress, network, optimizer, average)
             saved_at = time.monotonic()
@@ -159,6 +167,48 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
     return Outcome(progress.best, noisy_psnr, noisy_psnr_mean, folder.best)
 
 
+def _load(options: TrainOptions, device: torch.device) -> tuple[Pairs, Validation, Counts]:
+    """The data as pairs to train on and tiles to validate with, on the device."""
+    tile_px, share = options.tile_px, options.validation_share
+    if options.kind == "tensors":
+        loaded = tensor_pairs(options.data, options.validation_file, share, device)
+        return *loaded, Counts(len(loaded[0]), len(loaded[1].noisy))
+    if options.kind != "clean":
+        if options.kind == "pairs" and options.pairs is not None:
+            scenes = load_paired_folders(options.data, options.pairs, tile_px, share)
+        elif options.kind == "bursts":
+            scenes = load_bursts(options.data, tile_px, share)
+        else:
+            scenes = load_single_images(options.data, 2 * tile_px, share)
+        training = [scene.to(device) for scene in scenes.training]
+        validation = scene_validation(
+            scenes.validation, tile_px, options.validation_tiles, VALIDATION_SEED, device
+        )
+        counts = Counts(len(scenes.training), len(scenes.validation), scenes.too_small)
+        return ScenePairs(training, tile_px, options.tiles), validation, counts
+    noise = options.noise_model
+    split = split_photographs(options.data, tile_px * noise.factor, share)
+    validation = validation_tiles(
+        split.validation,
+        noise,
+        count=options.validation_tiles,
+        tile_px=tile_px,
+        seed=VALIDATION_SEED,
+        device=device,
+    )
+    pairs = training_pairs(
+        split.training,
+        noise,
+        count=options.tiles,
+        tile_px=tile_px,
+        versions=options.versions,
+        seed=options.seed,
+        device=device,
+        has_clean_targets=options.targets == "clean",
+    )
+    return pairs, validation, Counts(len(split.training), len(split.validation), split.too_small)
+
+
 def denoise_tiles(network: Network, noisy: Tensor, batch_size: int = 50) -> Tensor:
     """The network's output for many tiles of one size, in inference mode."""
     network.eval()
@@ -168,7 +218,7 @@ def denoise_tiles(network: Network, noisy: Tensor, batch_size: int = 50) -> Tens
 def _new_network(options: TrainOptions, pairs: Pairs, random: StepRandom) -> Network:
     """A fresh network, standardised by the noisy training tiles themselves (report, section V)."""
     random.start(options.seed, -1)
-    noisy, _ = pairs.batch(torch.arange(min(len(pairs), 2_000)), random)
+    noisy, _ = pairs.batch(torch.arange(min(len(pairs), 2_000)), random, torch.zeros_like)
     mean, std = noisy.mean((0, 2, 3)).tolist(), noisy.std((0, 2, 3)).tolist()
     initial = torch.Generator().manual_seed(options.seed)
     return Network(options.network, mean, std, initial)
@@ -231,9 +281,8 @@ def _psnrs(images: Tensor, clean: Tensor) -> tuple[float, float]:
 def _save_weights(
     options: TrainOptions, folder: RunFolder, network: Network, epoch: Epoch, noisy_psnr: float
 ) -> None:
-    folder.record(epoch)
     training: dict[str, Any] = {
-        "noise": options.noise,
+        "noise": options.noise if options.kind == "clean" else options.kind,
         "targets": options.targets,
         "seed": options.seed,
         "epoch": epoch.number,

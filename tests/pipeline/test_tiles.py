@@ -13,6 +13,7 @@ from denoise_batch.pipeline.pairs import StepRandom, training_pairs, validation_
 from denoise_batch.pipeline.tiles import map_tiles, split_photographs
 
 CPU = torch.device("cpu")
+nothing = torch.zeros_like  # a network that none of these pairs asks
 
 
 def squares_as_they_are(squares: Tensor, generator: torch.Generator) -> Tensor:
@@ -82,10 +83,10 @@ def test_a_stored_pair_is_two_different_versions_of_the_same_tile(photographs: P
     noise = SubpixelNoise(4)
     paths = split_photographs(photographs, 32, 0.3).training
     pairs = training_pairs(paths, noise, count=9, tile_px=8, versions=2, seed=0, device=CPU)
-    one, other = pairs.batch(torch.arange(9), step(0))
+    one, other = pairs.batch(torch.arange(9), step(0), nothing)
     assert one.shape == other.shape == (9, 3, 8, 8)
     assert not torch.equal(one, other)
-    again = torch.stack(pairs.batch(torch.arange(9), step(1)))
+    again = torch.stack(pairs.batch(torch.arange(9), step(1), nothing))
     both = torch.stack([one, other])
     same = (again == both).flatten(2).all(2).all(0)
     swapped = (again == both.flip(0)).flatten(2).all(2).all(0)
@@ -97,8 +98,8 @@ def test_crops_and_noise_are_drawn_anew_each_time(photographs: Path) -> None:
     paths = split_photographs(photographs, 32, 0.3).training
     noise = GaussianNoise(25, 25)
     pairs = training_pairs(paths, noise, count=6, tile_px=32, versions=2, seed=0, device=CPU)
-    first, second = pairs.batch(torch.arange(6), step(0))
-    third, _ = pairs.batch(torch.arange(6), step(1))
+    first, second = pairs.batch(torch.arange(6), step(0), nothing)
+    third, _ = pairs.batch(torch.arange(6), step(1), nothing)
     assert not torch.equal(first, second)
     assert not torch.equal(first, third)
     assert (first - second).std().item() == pytest.approx(2**0.5 * 25 / 255, rel=0.05)
@@ -108,18 +109,18 @@ def test_a_step_draws_the_same_whatever_came_before(photographs: Path) -> None:
     paths = split_photographs(photographs, 32, 0.3).training
     noise = GaussianNoise(0, 55)
     pairs = training_pairs(paths, noise, count=6, tile_px=32, versions=2, seed=0, device=CPU)
-    expected = pairs.batch(torch.arange(6), step(7))
+    expected = pairs.batch(torch.arange(6), step(7), nothing)
     random = step(3)
-    pairs.batch(torch.arange(6), random)
+    pairs.batch(torch.arange(6), random, nothing)
     random.start(0, 7)
-    assert all(map(torch.equal, pairs.batch(torch.arange(6), random), expected))
+    assert all(map(torch.equal, pairs.batch(torch.arange(6), random, nothing), expected))
 
 
 def test_clean_targets_are_the_crop_itself(photographs: Path) -> None:
     paths = split_photographs(photographs, 32, 0.3).training
     options: dict[str, Any] = {"count": 6, "tile_px": 32, "versions": 2, "seed": 0, "device": CPU}
     pairs = training_pairs(paths, GaussianNoise(25, 25), has_clean_targets=True, **options)
-    noisy, clean = pairs.batch(torch.arange(6), step(0))
+    noisy, clean = pairs.batch(torch.arange(6), step(0), nothing)
     torch.testing.assert_close(clean * 255, (clean * 255).round(), atol=1e-4, rtol=0)
     assert (noisy - clean).std().item() == pytest.approx(25 / 255, rel=0.05)
     with pytest.raises(OptionError, match="targets"):

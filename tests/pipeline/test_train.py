@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.pipeline.checkpoint import load_weights
@@ -42,7 +43,13 @@ def test_a_run_leaves_weights_metrics_and_its_configuration(options: TrainOption
     outcome = train(options)
     files = {path.name for path in options.output.iterdir()}
     weights = {f"{name}.safetensors" for name in ("best", "last", "checkpoint")}
-    assert files == {"config.json", "metrics.jsonl"} | weights
+    assert files == {"config.json", "metrics.jsonl", "curves.png", "samples.png"} | weights
+    with Image.open(options.output / "samples.png") as samples:
+        assert samples.size == (3 * 128 + 8, 6 * 128 + 20)
+        columns = [samples.crop((132 * i, 0, 132 * i + 128, 128)) for i in range(3)]
+    assert len({column.tobytes() for column in columns}) == 3
+    with Image.open(options.output / "curves.png") as curves:
+        assert curves.width > 1000
     rows = list(map(json.loads, (options.output / "metrics.jsonl").read_text().splitlines()))
     assert [row["number"] for row in rows] == [1, 2]
     assert max(row["validation_psnr"] for row in rows) == outcome.best.validation_psnr
@@ -52,6 +59,15 @@ def test_a_run_leaves_weights_metrics_and_its_configuration(options: TrainOption
     assert loaded.training["epoch"] == outcome.best.number
     assert loaded.training["noise"] == "gaussian:25"
     assert loaded.network.architecture == "tconv"
+
+
+def test_without_matplotlib_a_run_has_no_curves(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    train(options)
+    assert not (options.output / "curves.png").exists()
+    assert (options.output / "samples.png").exists()
 
 
 def test_training_on_noisy_targets_alone_lowers_the_error_to_the_clean_image(
@@ -212,7 +228,7 @@ def test_the_command_trains_and_says_what_came_of_it(
     captured = capsys.readouterr()
     assert code == 0
     assert "best: epoch 1" in captured.out
-    assert "photographs to train on" in captured.err
+    assert "to train on" in captured.err
     assert (output / "best.safetensors").is_file()
 
 

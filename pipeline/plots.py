@@ -1,0 +1,74 @@
+"""Pictures of a training run: samples.png (Pillow) and curves.png (matplotlib, extra `plots`)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .atomic import atomic_file
+
+SAMPLES = 6
+GAP_PX = 4
+
+
+def draw_samples(path: Path, clean: Tensor, noisy: Tensor, output: Tensor) -> None:
+    """Rows of clean | noisy | output, as the report's Figures 2 and 3 show them.
+
+    Args:
+        path: PNG to write.
+        clean: (N, 3, H, W) in [0, 1]; the first `SAMPLES` are drawn.
+        noisy: likewise.
+        output: likewise.
+    """
+    count, _, height, width = clean[:SAMPLES].shape
+    zoom = max(1, 128 // width)
+    size = (3 * (width * zoom + GAP_PX) - GAP_PX, count * (height * zoom + GAP_PX) - GAP_PX)
+    sheet = Image.new("RGB", size, "white")
+    for row in range(count):
+        for column, images in enumerate((clean, noisy, output)):
+            tile = _to_image(images[row]).resize(
+                (width * zoom, height * zoom), Image.Resampling.BOX
+            )
+            sheet.paste(tile, (column * (width * zoom + GAP_PX), row * (height * zoom + GAP_PX)))
+    with atomic_file(path) as file:
+        sheet.save(file, "PNG")
+
+
+def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float) -> bool:
+    """Training loss and validation PSNR over the epochs, as the report's Figure 1.
+
+    Args:
+        path: PNG to write.
+        rows: the lines of metrics.jsonl.
+        noisy_psnr: dB of the noisy validation tiles, drawn as a line.
+
+    Returns:
+        False without matplotlib: nothing is drawn then.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    epochs = [row["number"] for row in rows]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, psnrs = figure.subplots(1, 2)
+    losses.plot(epochs, [row["training_loss"] for row in rows], marker="o", markersize=3)
+    losses.set(xlabel="epoch", ylabel="mean squared error", title="training loss", yscale="log")
+    psnrs.plot(epochs, [row["validation_psnr"] for row in rows], marker="o", markersize=3)
+    psnrs.axhline(noisy_psnr, linestyle="--", color="gray", label=f"noisy: {noisy_psnr:.2f} dB")
+    psnrs.set(xlabel="epoch", ylabel="dB", title="validation PSNR")
+    psnrs.legend()
+    for axes in (losses, psnrs):
+        axes.grid(alpha=0.3)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    return True
+
+
+def _to_image(pixels: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] as a Pillow image."""
+    data = (pixels.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous()
+    return Image.frombytes("RGB", (data.shape[1], data.shape[0]), bytes(data.untyped_storage()))

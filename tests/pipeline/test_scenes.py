@@ -1,0 +1,206 @@
+"""Training on real noise: paired folders, bursts, two-tensor files, single noisy images."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from denoise_batch.kernels import OptionError, TrainingError
+from denoise_batch.pipeline.checkpoint import load_weights
+from denoise_batch.pipeline.cli_train import main
+from denoise_batch.pipeline.pairs import StepRandom
+from denoise_batch.pipeline.scenes import (
+    NEIGHBOR_SHARE,
+    ScenePairs,
+    load_bursts,
+    load_paired_folders,
+    load_single_images,
+    load_two_tensors,
+)
+
+from .conftest import picture
+
+SHORT = ["--tiles", "16", "--validation-tiles", "4", "--epochs", "1", "--device", "cpu"]
+
+
+def step(number: int = 0) -> StepRandom:
+    random = StepRandom(torch.device("cpu"))
+    random.start(0, number)
+    return random
+
+
+@pytest.fixture
+def shots(tmp_path: Path) -> Path:
+    """first/x/0.png …, second/x/0.bmp …: flat scenes, the second shot brighter by 1."""
+    for number in range(5):
+        for offset, name in enumerate(("first/x", "second/x")):
+            path = tmp_path / name / f"{number}.{('png', 'bmp')[offset]}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (48, 40), (10 * number + offset,) * 3).save(path)
+    return tmp_path
+
+
+@pytest.fixture
+def bursts(tmp_path: Path) -> Path:
+    """Three scenes of four shots; shot s of scene n has the value 20·n + s."""
+    for number in range(3):
+        for shot in range(4):
+            path = tmp_path / "bursts" / f"scene {number}" / f"{shot}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 48), (20 * number + shot,) * 3).save(path)
+    return tmp_path / "bursts"
+
+
+def test_paired_shots_find_each_other_whatever_their_suffix(shots: Path) -> None:
+    scenes = load_paired_folders(shots / "first", shots / "second", 32, 0.2)
+    assert len(scenes.training) == 4
+    assert len(scenes.validation) == 1
+    for scene in (*scenes.training, *scenes.validation):
+        assert torch.equal(scene[1], scene[0] + 1)
+
+
+def test_a_batch_is_two_different_shots_of_one_scene(bursts: Path) -> None:
+    scenes = load_bursts(bursts, 32, 0.3)
+    pairs = ScenePairs(scenes.training, 32, 100)
+    one, other = pairs.batch(torch.arange(64), step(), torch.zeros_like)
+    assert one.shape == other.shape == (64, 3, 32, 32)
+    first, second = ((255 * part[:, 0, 0, 0]).round().int() for part in (one, other))
+    assert torch.equal(first // 20, second // 20)
+    assert (first != second).all()
+    assert {int(value) % 20 for value in first} == {0, 1, 2, 3}
+
+
+def test_neighbours_are_adjacent_pixels_of_one_cell() -> None:
+    rows = torch.arange(64, dtype=torch.uint8).view(64, 1).expand(64, 64)
+    columns = torch.arange(64, dtype=torch.uint8).view(1, 64).expand(64, 64)
+    scene = torch.stack([rows, columns, rows * 0])[None]
+    pairs = ScenePairs([scene], 16, 8)
+    one, other = pairs.batch(torch.arange(8), step(), torch.zeros_like)
+    assert one.shape == (8, 3, 16, 16)
+    apart = (255 * (one - other)).round().abs().sum(1)
+    assert (apart == 1).all(), "neighbours differ by one row or one column"
+
+
+def test_the_regulariser_moves_the_target_by_what_the_network_says() -> None:
+    scene = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    pairs = ScenePairs([scene], 16, 8)
+    plain = pairs.batch(torch.arange(8), step(), torch.zeros_like)
+    moved = pairs.batch(torch.arange(8), step(), lambda images: images)
+    assert torch.equal(plain[0], moved[0])
+    expected = plain[1] + NEIGHBOR_SHARE * (plain[0] - plain[1])
+    torch.testing.assert_close(moved[1], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_the_courses_file_is_two_tensors(tmp_path: Path, dtype: torch.dtype) -> None:
+    first = torch.randint(256, (6, 3, 32, 32)).to(dtype)
+    torch.save((first, 255 - first), tmp_path / "train.pkl")
+    one, other = load_two_tensors(tmp_path / "train.pkl")
+    assert one.dtype == torch.uint8
+    assert torch.equal(one.to(dtype), first)
+    assert torch.equal(other, 255 - one)
+
+
+class Danger:
+    """Pickled, this would run a command on loading."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_file_that_would_run_code_does_not(tmp_path: Path) -> None:
+    torch.save((Danger(tmp_path / "ran"), torch.zeros(1)), tmp_path / "evil.pkl")
+    with pytest.raises(TrainingError, match=r"evil\.pkl"):
+        load_two_tensors(tmp_path / "evil.pkl")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [torch.zeros(3), (torch.zeros(1, 3, 4, 4),), (torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4)),
+     (torch.zeros(2, 1, 4, 4),) * 2, "text"],
+    ids=["one-tensor", "one-in-a-tuple", "shapes-differ", "gray", "text"],
+)  # fmt: skip
+def test_other_contents_are_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(TrainingError, match="two tensors"):
+        load_two_tensors(tmp_path / "x.pt")
+
+
+def test_a_file_that_torch_cannot_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"nonsense")
+    with pytest.raises(TrainingError, match=r"x\.pt"):
+        load_two_tensors(tmp_path / "x.pt")
+
+
+def test_bad_folders_are_named(shots: Path, bursts: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="not a folder"):
+        load_paired_folders(shots / "first", shots / "none", 32, 0.2)
+    (shots / "second" / "x" / "3.bmp").unlink()
+    with pytest.raises(TrainingError, match="no partner"):
+        load_paired_folders(shots / "first", shots / "second", 32, 0.2)
+    picture(40, 47).save(bursts / "scene 1" / "9.png")
+    with pytest.raises(TrainingError, match="not of the size"):
+        load_bursts(bursts, 32, 0.2)
+    lonely = tmp_path / "lonely" / "scene"
+    lonely.mkdir(parents=True)
+    picture(40, 40).save(lonely / "0.png")
+    with pytest.raises(TrainingError, match="this has one"):
+        load_bursts(lonely.parent, 32, 0.2)
+    with pytest.raises(TrainingError, match="0 scenes of at least 64 px"):
+        load_single_images(shots / "first", 64, 0.2)
+
+
+def test_every_kind_of_data_trains_from_the_command_line(
+    shots: Path, bursts: Path, photographs: Path, tmp_path: Path
+) -> None:
+    tensors = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8)
+    torch.save((tensors, tensors), tmp_path / "train.pkl")
+    torch.save((tensors[:4], tensors[:4]), tmp_path / "val.pkl")
+    runs: dict[str, list[object]] = {
+        "pairs": [shots / "first", "--pairs", shots / "second"],
+        "bursts": [bursts, "--bursts"],
+        "single": [photographs, "--self", "neighbor"],
+        "tensors": [tmp_path / "train.pkl", "--validation", tmp_path / "val.pkl"],
+    }
+    for kind, arguments in runs.items():
+        output = tmp_path / "runs" / kind
+        assert main([*map(str, arguments), "-o", str(output), *SHORT]) == 0, kind
+        assert load_weights(output / "best.safetensors").training["noise"] == kind
+
+
+def test_single_noisy_images_alone_teach_to_denoise(tmp_path: Path) -> None:
+    """Flat pictures with noise: their neighbours tell what the noise is."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(12):
+        values = 0.2 + 0.05 * number + 0.15 * torch.randn(3, 64, 64, generator=generator)
+        pixels = (values.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).flatten().tolist()
+        path = tmp_path / "noisy" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.frombytes("RGB", (64, 64), bytes(pixels)).save(path)
+    arguments = ["--self", "neighbor", "--tile-px", "24", "--tiles", "256", "--epochs", "6"]
+    output = ["-o", str(tmp_path / "run"), "--validation-tiles", "8", "--device", "cpu"]
+    assert main([str(tmp_path / "noisy"), *arguments, *output]) == 0
+    network = load_weights(tmp_path / "run" / "best.safetensors").network
+    clean = torch.full((1, 3, 64, 64), 0.5)
+    noisy = clean + 0.15 * torch.randn(clean.shape, generator=generator)
+    assert (network(noisy) - clean).std() < 0.5 * (noisy - clean).std()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--bursts", "--self", "neighbor"], ["--self", "blind"], ["--validation", "x.pt"],
+     ["--bursts", "--targets", "clean"]],
+    ids=str,
+)  # fmt: skip
+def test_contradictions_are_refused(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), *arguments, "-o", str(tmp_path / "run")]) == 2
+    assert "--" in capsys.readouterr().err
