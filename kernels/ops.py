@@ -3,7 +3,7 @@
 Blocks call `ops.conv2d_forward(...)` and never a twin directly. Every op is a pure function of
 tensors; shapes, meaning and equations are documented at its specification in `reference/`.
 
-The environment variable DENOISE_BATCH_KERNELS chooses the convolutions, once, on import: `gemm`
+The environment variable DENOISE_BATCH_KERNELS chooses the implementation, once, on import: `gemm`
 (the default, fast on any device) or `reference` (the specification, to compare with).
 """
 
@@ -13,7 +13,6 @@ from .errors import OptionError
 from .reference.activation import relu_backward, relu_forward
 from .reference.loss import mse_loss_backward, mse_loss_forward
 from .reference.shuffle import pixel_shuffle, pixel_unshuffle
-from .reference.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
 
 KERNELS = os.environ.get("DENOISE_BATCH_KERNELS", "gemm")
 
@@ -25,6 +24,7 @@ if KERNELS == "gemm":
         conv_transpose2d_backward,
         conv_transpose2d_forward,
     )
+    from .gemm.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
 elif KERNELS == "reference":
     from .reference.activation import sigmoid_backward, sigmoid_forward
     from .reference.conv import (
@@ -33,6 +33,7 @@ elif KERNELS == "reference":
         conv_transpose2d_backward,
         conv_transpose2d_forward,
     )
+    from .reference.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
 else:
     raise OptionError(f"DENOISE_BATCH_KERNELS={KERNELS!r}: choose gemm or reference")
 
