@@ -35,7 +35,7 @@ class Sigmoid(Block):
 
     def forward_in_place(self, input: Tensor) -> Tensor:
         """1/(1 + e^−x) in the place of x."""
-        return input.sigmoid_()
+        return ops.sigmoid_forward_(input)
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """grad_output · σ · (1 − σ)."""

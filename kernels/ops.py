@@ -17,7 +17,7 @@ from .reference.shuffle import pixel_shuffle, pixel_unshuffle
 KERNELS = os.environ.get("DENOISE_BATCH_KERNELS", "gemm")
 
 if KERNELS == "gemm":
-    from .gemm.activation import sigmoid_backward, sigmoid_forward
+    from .gemm.activation import sigmoid_backward, sigmoid_forward, sigmoid_forward_
     from .gemm.conv import (
         conv2d_backward,
         conv2d_forward,
@@ -26,7 +26,7 @@ if KERNELS == "gemm":
     )
     from .gemm.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
 elif KERNELS == "reference":
-    from .reference.activation import sigmoid_backward, sigmoid_forward
+    from .reference.activation import sigmoid_backward, sigmoid_forward, sigmoid_forward_
     from .reference.conv import (
         conv2d_backward,
         conv2d_forward,
@@ -51,6 +51,7 @@ __all__ = [
     "relu_forward",
     "sigmoid_backward",
     "sigmoid_forward",
+    "sigmoid_forward_",
     "upsample_nearest2d_backward",
     "upsample_nearest2d_forward",
 ]

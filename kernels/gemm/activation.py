@@ -9,6 +9,11 @@ def sigmoid_forward(input: Tensor) -> Tensor:
     return torch.sigmoid(input)
 
 
+def sigmoid_forward_(input: Tensor) -> Tensor:
+    """The same in the place of x."""
+    return input.sigmoid_()
+
+
 def sigmoid_backward(grad_output: Tensor, output: Tensor) -> Tensor:
     """dσ/dx = σ − σ², times grad_output: two passes."""
     return torch.addcmul(output, output, output, value=-1).mul_(grad_output)

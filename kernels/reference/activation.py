@@ -20,6 +20,11 @@ def sigmoid_forward(input: Tensor) -> Tensor:
     return torch.where(input >= 0, 1, exp) / (1 + exp)
 
 
+def sigmoid_forward_(input: Tensor) -> Tensor:
+    """The same in the place of x."""
+    return input.copy_(sigmoid_forward(input))
+
+
 def sigmoid_backward(grad_output: Tensor, output: Tensor) -> Tensor:
     """dσ/dx = σ·(1 − σ), from the saved output."""
     return grad_output * output * (1 - output)
