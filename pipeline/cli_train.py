@@ -49,6 +49,12 @@ def train(
         typer.Option(help="Two-tensor file (noisy, clean), where DATA is one (.pt, .pth, .pkl)."),
     ] = None,
     targets: Annotated[str, typer.Option(help="noisy (Noise2Noise) or clean.")] = "noisy",
+    gray_share: Annotated[
+        float, typer.Option(help="Share of tiles made gray, so that gray images work too.")
+    ] = 0.0,
+    init: Annotated[
+        str | None, typer.Option(help="Weights to start from: a file or a shipped name.")
+    ] = None,
     tiles: Annotated[int, typer.Option(help="Training tiles of an epoch.")] = 50_000,
     tile_px: Annotated[int, typer.Option(help="Side of a tile, in pixels.")] = 32,
     versions: Annotated[
@@ -139,6 +145,8 @@ def train(
             pairs=pairs,
             validation_file=validation,
             targets=targets,
+            gray_share=gray_share,
+            init=init,
             tiles=tiles,
             tile_px=tile_px,
             versions=versions,

@@ -25,6 +25,8 @@ class TrainOptions:
         validation_file: two-tensor file (noisy, clean) to validate on, for "tensors".
         noise: noise model, as `--noise` spells it.
         targets: "noisy" (Noise2Noise) or "clean".
+        gray_share: share of the tiles that become gray, with one noise for all channels.
+        init: weights to start from instead of random ones.
         tiles: training tiles of an epoch.
         tile_px: side of a tile that the network sees.
         versions: noisy versions stored of a tile, for noise that cannot be drawn at each step.
@@ -57,6 +59,8 @@ class TrainOptions:
     pairs: Path | None = None
     validation_file: Path | None = None
     targets: str = "noisy"
+    gray_share: float = 0.0
+    init: str | None = None
     tiles: int = 50_000
     tile_px: int = 32
     versions: int = 2
@@ -95,6 +99,8 @@ class TrainOptions:
                 raise OptionError(f"--{name} {getattr(self, name)!r}: choose {', '.join(known)}")
         if not 0 < self.validation_share < 1:
             raise OptionError(f"--validation-share {self.validation_share}: between 0 and 1")
+        if not 0 <= self.gray_share <= 1:
+            raise OptionError(f"--gray-share {self.gray_share}: between 0 and 1")
         if not 0 <= self.ema < 1:
             raise OptionError(f"--ema {self.ema}: at least 0 and below 1")
         least = {"tiles": 1, "tile_px": 8, "validation_tiles": 1, "versions": 2, "epochs": 1}

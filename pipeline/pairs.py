@@ -64,6 +64,8 @@ class CropPairs(Pairs):
         tile_px: side of a crop.
         count: tiles of an epoch.
         has_clean_targets: the target is the clean crop instead of a second noisy version.
+        gray_share: share of the crops that become gray, with one noise for all three channels, as
+            the network sees a gray image; without them it takes such noise for detail.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class CropPairs(Pairs):
         tile_px: int,
         count: int,
         has_clean_targets: bool = False,
+        gray_share: float = 0.0,
     ) -> None:
+        self._gray_share = gray_share
         self._photographs = photographs
         self._noise = noise
         self._tile_px = tile_px
@@ -98,10 +102,16 @@ class CropPairs(Pairs):
             left = int(across * (photograph.shape[2] - size + 1))
             crops.append(photograph[:, top : top + size, left : left + size])
         clean = to_float(torch.stack(crops))
+        is_gray = torch.rand(len(indices), generator=random.host) < self._gray_share
+        is_gray = is_gray.to(clean.device).view(-1, 1, 1, 1)
+        luma = clean.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        clean = torch.where(is_gray, (clean * luma).sum(1, keepdim=True), clean)
         noisy = self._noise.draw(clean, random.device)
+        noisy = torch.where(is_gray, noisy[:, :1], noisy)
         if self._has_clean_targets:
             return noisy, clean
-        return noisy, self._noise.draw_target(clean, random.device)
+        target = self._noise.draw_target(clean, random.device)
+        return noisy, torch.where(is_gray, target[:, :1], target)
 
 
 class StoredPairs(Pairs):
@@ -148,6 +158,7 @@ def training_pairs(
     seed: int,
     device: torch.device,
     has_clean_targets: bool = False,
+    gray_share: float = 0.0,
 ) -> Pairs:
     """The photographs as pairs of tiles of `tile_px` a side, on the device.
 
@@ -160,7 +171,7 @@ def training_pairs(
     """
     if noise.factor == 1:
         loaded = [load_photograph(path).to(device) for path in photographs]
-        return CropPairs(loaded, noise, tile_px, count, has_clean_targets)
+        return CropPairs(loaded, noise, tile_px, count, has_clean_targets, gray_share)
     if has_clean_targets:
         raise OptionError("--targets clean: not with subpixel noise, which stores noisy tiles")
 

@@ -21,12 +21,13 @@ from denoise_batch.kernels import (
     AdamW,
     ExponentialMovingAverage,
     MSELoss,
+    OptionError,
     TrainingError,
     clip_grad_norm_,
 )
 from denoise_batch.kernels.optim import Optimizer
 
-from .checkpoint import save_weights
+from .checkpoint import find_weights, load_weights, save_weights
 from .device import resolve_device
 from .metrics import mse, psnr_of_mse
 from .networks import Network
@@ -205,6 +206,7 @@ def _load(options: TrainOptions, device: torch.device) -> tuple[Pairs, Validatio
         seed=options.seed,
         device=device,
         has_clean_targets=options.targets == "clean",
+        gray_share=options.gray_share,
     )
     return pairs, validation, Counts(len(split.training), len(split.validation), split.too_small)
 
@@ -216,7 +218,17 @@ def denoise_tiles(network: Network, noisy: Tensor, batch_size: int = 50) -> Tens
 
 
 def _new_network(options: TrainOptions, pairs: Pairs, random: StepRandom) -> Network:
-    """A fresh network, standardised by the noisy training tiles themselves (report, section V)."""
+    """The weights to start from, or a fresh network, standardised by the noisy training tiles.
+
+    Standardisation matters most of all (report, section V).
+    """
+    if options.init is not None:
+        network = load_weights(find_weights(options.init)).network
+        if network.architecture != options.network:
+            raise OptionError(
+                f"--init {options.init}: is a {network.architecture}, not the network"
+            )
+        return network.train()
     random.start(options.seed, -1)
     noisy, _ = pairs.batch(torch.arange(min(len(pairs), 2_000)), random, torch.zeros_like)
     mean, std = noisy.mean((0, 2, 3)).tolist(), noisy.std((0, 2, 3)).tolist()

@@ -127,6 +127,22 @@ def test_clean_targets_are_the_crop_itself(photographs: Path) -> None:
         training_pairs(paths, SubpixelNoise(2), has_clean_targets=True, **options)
 
 
+@pytest.mark.parametrize("has_clean_targets", [True, False])
+def test_gray_tiles_have_one_noise_for_all_channels(
+    photographs: Path, has_clean_targets: bool
+) -> None:
+    paths = split_photographs(photographs, 32, 0.3).training
+    pairs = training_pairs(
+        paths, GaussianNoise(25, 25), count=64, tile_px=32, versions=2, seed=0, device=CPU,
+        has_clean_targets=has_clean_targets, gray_share=0.5,
+    )  # fmt: skip
+    noisy, target = pairs.batch(torch.arange(64), step(0), nothing)
+    is_gray = (noisy == noisy[:, :1]).flatten(1).all(1)
+    assert 16 < is_gray.sum() < 48
+    assert torch.equal(is_gray, (target == target[:, :1]).flatten(1).all(1))
+    assert not torch.equal(noisy[is_gray], target[is_gray])
+
+
 def test_validation_keeps_the_clean_tiles_beside_the_noisy_ones(photographs: Path) -> None:
     paths = split_photographs(photographs, 32, 0.3).validation
     tiles = validation_tiles(paths, GaussianNoise(25, 25), count=7, tile_px=32, seed=1, device=CPU)

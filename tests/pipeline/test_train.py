@@ -104,6 +104,19 @@ def test_lost_pixels_teach_nothing_and_poison_nothing(options: TrainOptions) -> 
     assert outcome.best.validation_psnr > outcome.noisy_psnr + 3.0
 
 
+def test_training_goes_on_from_given_weights(options: TrainOptions, tmp_path: Path) -> None:
+    first = train(replace(options, noise="gaussian:50", tiles=256, epochs=8, batch_size=8, lr=4.0))
+    second = replace(options, noise="gaussian:50", output=tmp_path / "second", epochs=1, lr=0.01)
+    fresh = train(replace(second, output=tmp_path / "fresh"))
+    outcome = train(replace(second, init=str(first.weights)))
+    assert outcome.best.validation_psnr > fresh.best.validation_psnr + 1
+    network = load_weights(first.weights).network
+    assert load_weights(outcome.weights).network.standardize.mean == network.standardize.mean
+    with pytest.raises(OptionError, match="--init"):
+        other = replace(second, output=tmp_path / "other", network="upsample")
+        train(replace(other, init=str(first.weights)))
+
+
 def test_the_watcher_sees_every_step_and_epoch(options: TrainOptions) -> None:
     steps: list[tuple[int, int]] = []
     epochs: list[Epoch] = []
@@ -206,7 +219,8 @@ def test_a_finished_run_has_nothing_to_resume(options: TrainOptions) -> None:
         {"network": "resnet"}, {"noise": "salt:1"}, {"epochs": 0}, {"batch_size": 0}, {"lr": -1.0},
         {"schedule": "steps"}, {"validation_share": 1.0}, {"tiles": 0}, {"lr": float("nan")},
         {"clip_norm": -1.0}, {"versions": 1}, {"targets": "none"},
-        {"optimizer": "lion"}, {"precision": "fp8"}, {"ema": 1.0}, {"checkpoint_minutes": -1.0},
+        {"optimizer": "lion"}, {"precision": "fp8"}, {"ema": 1.0}, {"gray_share": 1.5},
+        {"checkpoint_minutes": -1.0},
     ],
     ids=str,
 )  # fmt: skip
