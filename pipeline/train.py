@@ -225,9 +225,8 @@ def _new_network(options: TrainOptions, pairs: Pairs, random: StepRandom) -> Net
     if options.init is not None:
         network = load_weights(find_weights(options.init)).network
         if network.architecture != options.network:
-            raise OptionError(
-                f"--init {options.init}: is a {network.architecture}, not the network"
-            )
+            found = network.architecture
+            raise OptionError(f"--init {options.init}: is of {found}, not of {options.network}")
         return network.train()
     random.start(options.seed, -1)
     noisy, _ = pairs.batch(torch.arange(min(len(pairs), 2_000)), random, torch.zeros_like)

@@ -112,9 +112,9 @@ def test_training_goes_on_from_given_weights(options: TrainOptions, tmp_path: Pa
     assert outcome.best.validation_psnr > fresh.best.validation_psnr + 1
     network = load_weights(first.weights).network
     assert load_weights(outcome.weights).network.standardize.mean == network.standardize.mean
+    other = replace(second, output=tmp_path / "other", network="upsample", init=str(first.weights))
     with pytest.raises(OptionError, match="--init"):
-        other = replace(second, output=tmp_path / "other", network="upsample")
-        train(replace(other, init=str(first.weights)))
+        train(other)
 
 
 def test_the_watcher_sees_every_step_and_epoch(options: TrainOptions) -> None:
