@@ -193,11 +193,9 @@ def _correlate_into(
 
         return store
 
-    source, grid, fold = _windows(image, weight, stride, padding, size)
     # (S, L, kh, kw) as (kw·kh·L, S), of which only the rows have to be contiguous.
-    taps = weight.view(*weight.shape[:3], -1, fold)
-    matrix = taps.permute(0, 3, 2, 4, 1).reshape(len(weight), -1).T
-    correlate(source, matrix, bias, grid, emit)
+    matrix = weight.permute(0, 3, 2, 1).reshape(len(weight), -1).T
+    correlate(source, matrix, bias, _grid(image, weight, stride, padding, size), emit)
 
 
 def _stamp_into(
@@ -228,38 +226,18 @@ def _weight_gradient_into(
     if winograd.applies(grad_weight, stride, size, large.dtype):
         grad_weight.copy_(winograd.weight_gradient(_nhwc(large), _nhwc(small), padding=padding))
         return
-    source, grid, fold = _windows(large, grad_weight, stride, padding, size)
-    matrix = weight_gradient(source, _nhwc(small), grid, compute_dtype(large))
+    grid = _grid(large, grad_weight, stride, padding, size)
+    matrix = weight_gradient(_nhwc(large), _nhwc(small), grid, compute_dtype(large))
     small_channels, large_channels, kh, kw = grad_weight.shape
-    taps = matrix.view(kw // fold, kh, fold, large_channels, small_channels)
-    grad_weight.copy_(taps.permute(4, 3, 1, 0, 2).reshape(grad_weight.shape))
+    taps = matrix.view(kw, kh, large_channels, small_channels)
+    grad_weight.copy_(taps.permute(3, 2, 1, 0))
 
 
-def _windows(
+def _grid(
     large: Tensor, weight: Tensor, stride: IntPair, padding: IntPair, output: IntPair
-) -> tuple[Tensor, Grid, int]:
-    """L as (N, H, W, C), its windows, and how many columns are folded into one.
-
-    A channels-last image whose width, padding and kernel are multiples of the stride is, without a
-    copy, one of `stride` times the channels and stride 1 across: the grid is then filled in runs of
-    as many more elements, which matters for 3 channels.
-    """
-    source, (kh, kw), fold = _nhwc(large), _kernel(weight), stride[1]
-    batch, height, width, channels = source.shape
-    is_packed = source.stride(3) == 1 and source.stride(2) == channels
-    if not is_packed or kw % fold or width % fold or padding[1] % fold:
-        fold = 1
-    source = source.view(batch, height, width // fold, fold * channels) if fold > 1 else source
-    grid = Grid(
-        batch,
-        (height, width // fold),
-        fold * channels,
-        (kh, kw // fold),
-        (stride[0], stride[1] // fold),
-        (padding[0], padding[1] // fold),
-        output,
-    )
-    return source, grid, fold
+) -> Grid:
+    batch, channels, height, width = large.shape
+    return Grid(batch, (height, width), channels, _kernel(weight), stride, padding, output)
 
 
 def _masked(grad_output: Tensor, output: Tensor | None) -> Tensor:
