@@ -2,6 +2,6 @@
 
 import sys
 
-from .cli import main
+from .cli.batch import main
 
 sys.exit(main())

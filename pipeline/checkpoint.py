@@ -19,7 +19,7 @@ from torch import Tensor
 from denoise_batch import weights as shipped
 from denoise_batch.kernels import DenoiseBatchError, WeightsError
 
-from .atomic import atomic_write
+from .files.atomic import atomic_write
 from .networks import Network
 
 KEY = "denoise-batch"

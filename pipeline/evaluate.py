@@ -12,11 +12,11 @@ from denoise_batch.kernels import ImageError, NoImagesError
 
 from .checkpoint import find_weights, load_weights
 from .device import resolve_device
-from .images import read_image
+from .files.images import read_image
+from .files.scan import scan
 from .metrics import mse, psnr_of_mse, ssim
 from .networks import Network
 from .options import EvalOptions
-from .scan import scan
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from denoise_batch.kernels import OptionError
 
 from .networks import ARCHITECTURES
-from .noise import NoiseModel, parse_noise
+from .training.noise import NoiseModel, parse_noise
 
 
 @dataclass(frozen=True)

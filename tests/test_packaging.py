@@ -86,8 +86,8 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_does_not_wait_for_torch() -> None:
     code = (
-        "import sys; from denoise_batch.pipeline import cli, cli_train;"
-        "codes = [cli.main(['--help']), cli.main(['--version']), cli_train.main(['--help'])];"
+        "import sys; from denoise_batch.pipeline.cli import batch, train;"
+        "codes = [batch.main(['--help']), batch.main(['--version']), train.main(['--help'])];"
         "assert codes == [0, 0, 0], codes; assert 'torch' not in sys.modules"
     )
     result = run_python(code)
@@ -101,7 +101,9 @@ def test_numpy_is_no_dependency() -> None:
         "import pathlib, tempfile, torch;"
         "from denoise_batch.pipeline.checkpoint import load_weights, save_weights;"
         "from denoise_batch.pipeline.networks import Network;"
-        "from denoise_batch.pipeline import images, stream, train;"
+        "from denoise_batch.pipeline.files import images;"
+        "from denoise_batch.pipeline.streaming import stream;"
+        "from denoise_batch.pipeline.training import train;"
         "path = pathlib.Path(tempfile.mkdtemp()) / 'x.safetensors';"
         "save_weights(path, Network('tconv'), {}); load_weights(path)"
     )

@@ -9,7 +9,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from denoise_batch.kernels import ShapeError
-from denoise_batch.pipeline.cli_eval import main
+from denoise_batch.pipeline.cli.evaluate import main
 from denoise_batch.pipeline.metrics import ssim
 
 

@@ -11,8 +11,8 @@ from .exits import exit_codes, run_app
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from .runs import Epoch
-    from .train import Counts, Watcher
+    from ..training.runs import Epoch
+    from ..training.train import Counts, Watcher
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -120,8 +120,8 @@ def train(
 
         from denoise_batch.kernels import OptionError
 
-        from .options import TrainOptions
-        from .train import train as run
+        from ..options import TrainOptions
+        from ..training.train import train as run
 
         if self_supervised not in (None, "neighbor"):
             raise OptionError(f"--self {self_supervised}: choose neighbor")
@@ -193,7 +193,7 @@ def train(
 
 def _watcher(progress: "Progress") -> "Watcher":
     """Live steps, and a line for every epoch."""
-    from .train import Watcher
+    from ..training.train import Watcher
 
     task = progress.add_task("steps", total=None)
 

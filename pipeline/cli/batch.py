@@ -70,10 +70,10 @@ def denoise(
 
         from denoise_batch.kernels import OptionError
 
-        from .denoise import denoise as run
-        from .options import DenoiseOptions
-        from .report import print_summary
-        from .stream import Result
+        from ..options import DenoiseOptions
+        from ..reports.table import print_summary
+        from ..streaming.denoise import denoise as run
+        from ..streaming.stream import Result
 
         if batch_size != "auto" and not batch_size.isdigit():
             raise OptionError(f"--batch-size {batch_size!r}: auto or a whole number")

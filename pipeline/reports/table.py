@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .denoise import Summary
-from .stream import Result
+from ..streaming.denoise import Summary
+from ..streaming.stream import Result
 
 MOST_ROWS = 60
 MOST_NOTES = 20

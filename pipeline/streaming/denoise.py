@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .checkpoint import find_weights, load_weights
-from .device import resolve_device
-from .options import DenoiseOptions
-from .scan import scan
+from ..checkpoint import find_weights, load_weights
+from ..device import resolve_device
+from ..files.scan import scan
+from ..options import DenoiseOptions
 from .stream import Result, stream
 
 

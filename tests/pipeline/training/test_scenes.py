@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from pictures import picture
 from PIL import Image
 
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.pipeline.checkpoint import load_weights
-from denoise_batch.pipeline.cli_train import main
-from denoise_batch.pipeline.pairs import StepRandom
-from denoise_batch.pipeline.scenes import (
+from denoise_batch.pipeline.cli.train import main
+from denoise_batch.pipeline.training.pairs import StepRandom
+from denoise_batch.pipeline.training.scenes import (
     NEIGHBOR_SHARE,
     ScenePairs,
     load_bursts,
@@ -20,8 +21,6 @@ from denoise_batch.pipeline.scenes import (
     load_single_images,
     load_two_tensors,
 )
-
-from .conftest import picture
 
 SHORT = ["--tiles", "16", "--validation-tiles", "4", "--epochs", "1", "--device", "cpu"]
 

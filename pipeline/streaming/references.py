@@ -7,8 +7,8 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
-from .images import READABLE_SUFFIXES, read_image
-from .metrics import psnr
+from ..files.images import READABLE_SUFFIXES, read_image
+from ..metrics import psnr
 
 
 def find_reference(folder: Path, name: str) -> Path | None:

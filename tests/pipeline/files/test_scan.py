@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from denoise_batch.kernels.errors import NoImagesError, OptionError
-from denoise_batch.pipeline.scan import Job, scan
+from denoise_batch.pipeline.files.scan import Job, scan
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ import torch
 
 from denoise_batch import weights
 from denoise_batch.pipeline.checkpoint import load_weights
-from denoise_batch.pipeline.images import read_image
+from denoise_batch.pipeline.files.images import read_image
 from denoise_batch.pipeline.metrics import psnr
 
-SAMPLES = Path(__file__).parents[2] / "docs" / "samples"
+SAMPLES = Path(__file__).parents[3] / "docs" / "samples"
 
 
 @pytest.mark.parametrize("name", weights.names())

@@ -15,10 +15,10 @@ from PIL import Image
 
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.pipeline.checkpoint import load_weights
-from denoise_batch.pipeline.cli_train import main
+from denoise_batch.pipeline.cli.train import main
 from denoise_batch.pipeline.options import TrainOptions
-from denoise_batch.pipeline.runs import Epoch
-from denoise_batch.pipeline.train import Watcher, train
+from denoise_batch.pipeline.training.runs import Epoch
+from denoise_batch.pipeline.training.train import Watcher, train
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
 ) -> None:
     """kill -9 of a process of its own, somewhere after its first epoch."""
     command = [
-        sys.executable, "-c", "import sys; from denoise_batch.pipeline.cli_train import main; "
+        sys.executable, "-c", "import sys; from denoise_batch.pipeline.cli.train import main; "
         "sys.exit(main())", str(photographs), "--noise", "gaussian:25", "--tiles", "64",
         "--validation-tiles", "4", "--epochs", "12", "--device", "cpu", "--batch-size", "4",
         "--checkpoint-minutes", "0.001",

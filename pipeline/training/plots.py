@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .atomic import atomic_file
+from ..files.atomic import atomic_file
 
 SAMPLES = 6
 GAP_PX = 4

@@ -12,7 +12,7 @@ from torch import Tensor
 from denoise_batch.kernels import OptionError
 
 from .noise import NoiseModel
-from .tiles import load_photograph, map_tiles
+from .photographs import load_photograph, map_tiles
 
 Denoise = Callable[[Tensor], Tensor]
 

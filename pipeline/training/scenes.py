@@ -15,9 +15,9 @@ from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
 
-from .images import READABLE_SUFFIXES, read_image
+from ..files.images import READABLE_SUFFIXES, read_image
+from ..streaming.references import find_reference
 from .pairs import Denoise, Pairs, StepRandom, StoredPairs, Validation, to_float
-from .references import find_reference
 
 # Weight of Neighbor2Neighbor's regulariser, γ/(1 + γ) with the paper's γ = 2.
 NEIGHBOR_SHARE = 2 / 3

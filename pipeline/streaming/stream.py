@@ -12,10 +12,10 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
-from .images import Picture, read_image, write_image
-from .networks import Network
+from ..files.images import Picture, read_image, write_image
+from ..files.scan import Job
+from ..networks import Network
 from .references import find_reference, psnr_in_and_out
-from .scan import Job
 
 BATCH_PIXELS = 2**21  # of an automatic batch; enough to fill a device, little enough for a laptop
 MOST_IMAGES = 64  # of an automatic batch, and of images held in memory for each stage

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import picture
 from PIL import Image
 
-from denoise_batch.pipeline import stream as stream_module
 from denoise_batch.pipeline.checkpoint import load_weights, save_weights
-from denoise_batch.pipeline.cli import main
-from denoise_batch.pipeline.images import read_image
+from denoise_batch.pipeline.cli.batch import main
+from denoise_batch.pipeline.files.images import read_image
 from denoise_batch.pipeline.networks import Network
-
-from .conftest import picture
+from denoise_batch.pipeline.streaming import stream as stream_module
 
 
 @pytest.fixture

@@ -27,12 +27,13 @@ from denoise_batch.kernels import (
 )
 from denoise_batch.kernels.optim import Optimizer
 
-from .checkpoint import find_weights, load_weights, save_weights
-from .device import resolve_device
-from .metrics import mse, psnr_of_mse
-from .networks import Network
-from .options import TrainOptions
+from ..checkpoint import find_weights, load_weights, save_weights
+from ..device import resolve_device
+from ..metrics import mse, psnr_of_mse
+from ..networks import Network
+from ..options import TrainOptions
 from .pairs import Pairs, StepRandom, Validation, training_pairs, validation_tiles
+from .photographs import split_photographs
 from .plots import draw_curves, draw_samples
 from .runs import Epoch, Progress, RunFolder
 from .scenes import (
@@ -43,7 +44,6 @@ from .scenes import (
     scene_validation,
     tensor_pairs,
 )
-from .tiles import split_photographs
 
 VALIDATION_SEED = 1_000_003  # the same held-out tiles whatever the training seed
 

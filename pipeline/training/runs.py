@@ -10,9 +10,9 @@ from torch import Tensor
 from denoise_batch.kernels import Block, ExponentialMovingAverage, OptionError
 from denoise_batch.kernels.optim import Optimizer
 
-from .atomic import atomic_write
-from .checkpoint import load_tensors, save_tensors
-from .options import TrainOptions
+from ..checkpoint import load_tensors, save_tensors
+from ..files.atomic import atomic_write
+from ..options import TrainOptions
 
 # What may differ between a run and its resumption.
 FREE_OPTIONS = {

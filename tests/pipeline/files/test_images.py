@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
-from denoise_batch.pipeline.images import (
+from denoise_batch.pipeline.files.images import (
     READABLE_SUFFIXES,
     WRITABLE_SUFFIXES,
     Picture,
@@ -22,7 +22,7 @@ from denoise_batch.pipeline.images import (
     read_image,
     write_image,
 )
-from denoise_batch.pipeline.pixels import sample_bits
+from denoise_batch.pipeline.files.pixels import sample_bits
 
 CHANNELS = {"L": 1, "LA": 2, "P": 1, "PA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3}
 

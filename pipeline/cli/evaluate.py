@@ -41,10 +41,10 @@ def evaluate(
         from rich.console import Console
         from rich.table import Table
 
-        from .evaluate import evaluate as run
-        from .evaluate import means
-        from .metrics import psnr_of_mse
-        from .options import EvalOptions
+        from ..evaluate import evaluate as run
+        from ..evaluate import means
+        from ..metrics import psnr_of_mse
+        from ..options import EvalOptions
 
         noises = tuple(noise or ["gaussian:25"])
         options = EvalOptions(weights, data, noises, seed, gray, device, precision)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
-from denoise_batch.pipeline.noise import GaussianNoise, SubpixelNoise
-from denoise_batch.pipeline.pairs import StepRandom, training_pairs, validation_tiles
-from denoise_batch.pipeline.tiles import map_tiles, split_photographs
+from denoise_batch.pipeline.training.noise import GaussianNoise, SubpixelNoise
+from denoise_batch.pipeline.training.pairs import StepRandom, training_pairs, validation_tiles
+from denoise_batch.pipeline.training.photographs import map_tiles, split_photographs
 
 CPU = torch.device("cpu")
 nothing = torch.zeros_like  # a network that none of these pairs asks

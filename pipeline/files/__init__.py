@@ -1,0 +1,1 @@
+"""One file ↔ one tensor, folders → jobs, and files that are whole or not there."""

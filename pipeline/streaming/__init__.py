@@ -1,0 +1,1 @@
+"""The main job: read → batch → denoise → write, for whole folders."""

@@ -1,0 +1,1 @@
+"""Noise2Noise training: photographs and shots → pairs → steps → a run folder."""
