@@ -14,6 +14,8 @@ The environment variable DENOISE_BATCH_KERNELS chooses the implementation, once,
 
 import os
 
+import torch
+
 from .errors import OptionError
 from .reference.activation import relu_backward, relu_forward
 from .reference.loss import mse_loss
@@ -45,6 +47,7 @@ else:
 
 if KERNELS not in ("reference", "gemm"):
     from .cuda.load import is_for_kernels, load
+    from .gemm import fused
     from .switch import Switch
 
     SWITCH = Switch("triton" if KERNELS == "triton" else "auto", load, is_for_kernels)
@@ -55,14 +58,29 @@ if KERNELS not in ("reference", "gemm"):
     mse_loss = SWITCH.op(mse_loss)
     sgd_step = SWITCH.op(sgd_step)
     adam_step = SWITCH.op(adam_step)
+    conv2d_fused = SWITCH.op(fused.conv2d_fused)
+    conv_transpose2d_fused = SWITCH.op(fused.conv_transpose2d_fused)
+    tconv_encoder = SWITCH.op(fused.tconv_encoder)
+    tconv_decoder = SWITCH.op(fused.tconv_decoder)
+
+
+def has_fused_kernels(device: torch.device) -> bool:
+    """Whether inference on `device` goes through `fusion`, whose launches take along neighbours."""
+    if KERNELS in ("reference", "gemm"):
+        return False
+    return SWITCH.kernel("conv2d_fused", device) is not None
+
 
 __all__ = [
     "KERNELS",
     "adam_step",
     "conv2d_backward",
     "conv2d_forward",
+    "conv2d_fused",
     "conv_transpose2d_backward",
     "conv_transpose2d_forward",
+    "conv_transpose2d_fused",
+    "has_fused_kernels",
     "mse_loss",
     "pixel_shuffle",
     "pixel_unshuffle",
@@ -72,6 +90,8 @@ __all__ = [
     "sigmoid_backward",
     "sigmoid_forward",
     "sigmoid_forward_",
+    "tconv_decoder",
+    "tconv_encoder",
     "upsample_nearest2d_backward",
     "upsample_nearest2d_forward",
 ]

@@ -44,6 +44,7 @@ def specimens(device: torch.device) -> Iterator[tuple[str, torch.dtype, list[Arg
             backward = options | {"output": grad, "needs_grad_input": True}
             calls["conv_transpose2d_forward"].append(((image, weight, bias), forward))
             calls["conv_transpose2d_backward"].append(((grad, image, weight), backward))
+        _add_fused(calls, like)
         image = like.new_empty(1, 3, 1, 1)
         for name in ("upsample_nearest2d_forward", "upsample_nearest2d_backward"):
             calls[name].append(((image,), {"scale_factor": (2, 2)}))
@@ -60,6 +61,32 @@ def specimens(device: torch.device) -> Iterator[tuple[str, torch.dtype, list[Arg
         for name, chosen in calls.items():
             if chosen:
                 yield name, dtype, chosen
+
+
+def _add_fused(calls: dict[str, list[Arguments]], like: Tensor) -> None:
+    """The fused launches of the shipped networks: unet's stem, head and levels, tconv's pairs."""
+    new = like.new_empty
+    plain = _options(1, 1) | {"activation": None, "upsample": (1, 1), "unshuffle": 1, "shuffle": 1}
+    plain |= {"residual": None}
+    image = new(1, 3, 1, 1)
+    calls["conv2d_fused"] = [
+        ((image, new(32, 12, 3, 3), new(32)), plain | {"unshuffle": 2}),
+        ((new(1, 32, 1, 1), new(12, 32, 3, 3), new(12)), plain | {"shuffle": 2}),
+        ((new(1, 32, 1, 1), new(32, 32, 3, 3), new(32)), plain | {"residual": new(1, 32, 1, 1)}),
+        (
+            (new(1, 24, 1, 1), new(3, 24, 3, 3), new(3)),
+            plain | {"upsample": (2, 2), "activation": "sigmoid"},
+        ),
+    ]
+    options = _options(2, 0) | {"output_padding": (0, 0), "activation": None}
+    options |= {"residual": new(1, 32, 1, 1)}
+    calls["conv_transpose2d_fused"] = [
+        ((new(1, 64, 1, 1), new(64, 32, 2, 2), new(32)), options),
+        ((new(1, 48, 1, 1), new(48, 32, 3, 3), new(32)), options),
+    ]
+    outer, inner = new(24, 3, 4, 4), new(48, 24, 3, 3)
+    calls["tconv_encoder"] = [((image, outer, new(24), inner, new(48)), {})]
+    calls["tconv_decoder"] = [((new(1, 48, 1, 1), inner, new(24), outer, new(3)), {})]
 
 
 def _options(stride: int, padding: int) -> dict[str, Any]:
@@ -112,6 +139,64 @@ def _conv2d_backward(
     image = _normal((BATCH, weight.shape[1], *size), input, generator)
     grad = _normal((BATCH, weight.shape[0], *output_size), input, generator)
     return (grad, image, _weight(weight, generator)), _with_output(options, grad, generator)
+
+
+def _conv2d_fused(input: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Arguments:
+    generator = _generator()
+    upsample, unshuffle = options["upsample"], options["unshuffle"]
+    size, _ = _conv2d_sizes(weight, options)
+    height, width = (
+        -(-extent // up) * unshuffle for extent, up in zip(size, upsample, strict=True)
+    )
+    image = _normal((BATCH, input.shape[1], height, width), input, generator)
+    seen = (height * upsample[0] // unshuffle, width * upsample[1] // unshuffle)
+    kernel = (weight.shape[2], weight.shape[3])
+    oh, ow = conv2d_output_size(
+        seen, kernel, options["stride"], options["padding"], options["dilation"]
+    )
+    shuffle = options["shuffle"]
+    shape = (BATCH, len(weight) // shuffle**2, oh * shuffle, ow * shuffle)
+    return _fused(image, weight, bias, options, shape, generator)
+
+
+def _conv_transpose2d_fused(
+    input: Tensor, weight: Tensor, bias: Tensor | None, **options: Any
+) -> Arguments:
+    generator = _generator()
+    image = _normal((BATCH, weight.shape[0], *EXTENTS), input, generator)
+    shape = (BATCH, weight.shape[1], *_transposed_size(weight, options))
+    return _fused(image, weight, bias, options, shape, generator)
+
+
+def _fused(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: Mapping[str, Any],
+    output_shape: Sequence[int],
+    generator: torch.Generator,
+) -> Arguments:
+    """The weight may be kept more exactly than the image: its values are the image's all the same."""
+    drawn = _weight(weight, generator).to(image.dtype).to(weight.dtype)
+    small_bias = None if bias is None else _normal(bias.shape, bias, generator)
+    small = dict(options)
+    if options["residual"] is not None:
+        small["residual"] = _normal(output_shape, options["residual"], generator)
+    return (image, drawn, small_bias), small
+
+
+def _tconv(input: Tensor, *parameters: Tensor) -> Arguments:
+    """Either pair: an image large enough for the encoder, of 11 × 9 positions for the decoder."""
+    generator = _generator()
+    size = (4 * EXTENTS[0] + 6, 4 * EXTENTS[1] + 7) if input.shape[1] == 3 else EXTENTS
+    image = _normal((BATCH, input.shape[1], *size), input, generator)
+    drawn = [
+        (_weight(p, generator) if p.ndim == 4 else _normal(p.shape, p, generator))
+        .to(image.dtype)
+        .to(p.dtype)
+        for p in parameters
+    ]
+    return (image, *drawn), {}
 
 
 def _transposed_size(weight: Tensor, options: Mapping[str, Any]) -> IntPair:
@@ -189,6 +274,10 @@ SHRINK: Mapping[str, Callable[..., Arguments]] = {
     "conv2d_backward": _conv2d_backward,
     "conv_transpose2d_forward": _conv_transpose2d_forward,
     "conv_transpose2d_backward": _conv_transpose2d_backward,
+    "conv2d_fused": _conv2d_fused,
+    "conv_transpose2d_fused": _conv_transpose2d_fused,
+    "tconv_encoder": _tconv,
+    "tconv_decoder": _tconv,
     "upsample_nearest2d_forward": _upsample_forward,
     "upsample_nearest2d_backward": _upsample_backward,
     "sigmoid_forward": _elementwise,
@@ -198,10 +287,14 @@ SHRINK: Mapping[str, Callable[..., Arguments]] = {
     "adam_step": _optimizer,
 }
 
-# Where a convolution's weight stands among its arguments.
-WEIGHT = {
-    "conv2d_forward": 1,
-    "conv2d_backward": 2,
-    "conv_transpose2d_forward": 1,
-    "conv_transpose2d_backward": 2,
+# Where a convolution's weights stand among its arguments.
+WEIGHTS: Mapping[str, tuple[int, ...]] = {
+    "conv2d_forward": (1,),
+    "conv2d_backward": (2,),
+    "conv_transpose2d_forward": (1,),
+    "conv_transpose2d_backward": (2,),
+    "conv2d_fused": (1,),
+    "conv_transpose2d_fused": (1,),
+    "tconv_encoder": (1, 3),
+    "tconv_decoder": (1, 3),
 }

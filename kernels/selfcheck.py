@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .probes import SHRINK, WEIGHT, Arguments, specimens
+from .probes import SHRINK, WEIGHTS, Arguments, specimens
 
 Op = Callable[..., Any]
 Status = Literal["ok", "failed", "unavailable"]
@@ -58,7 +58,7 @@ def self_check(device: torch.device | str) -> list[KernelCheck]:
     reference = _functions(plain_conv, plain_activation, plain_upsample)
     checks = _check_triton(device) if device.type == "cuda" else []
     for name, dtype, calls in specimens(device):
-        if name in gemm:
+        if name in gemm and name in reference:
             checks.append(_check_all(name, "gemm", gemm[name], reference[name], dtype, calls))
     return checks
 
@@ -97,11 +97,11 @@ def check_call(
 
 def signature(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
     """What kind of call it is: equal for calls that one check speaks for."""
-    is_convolution = name in WEIGHT
-    weight = args[WEIGHT[name]].shape if is_convolution else None
-    first = _first(args)
-    options = tuple(_trait(value) for value in kwargs.values()) if is_convolution else ()
-    return first.dtype, weight, tuple(value is None for value in args), options
+    if name not in WEIGHTS:
+        return _first(args).dtype
+    weights = tuple((args[i].shape, args[i].dtype) for i in WEIGHTS[name])
+    options = tuple(_trait(value) for value in kwargs.values())
+    return _first(args).dtype, weights, tuple(value is None for value in args), options
 
 
 def _trait(value: Any) -> Hashable:
@@ -109,11 +109,11 @@ def _trait(value: Any) -> Hashable:
 
 
 def _check_triton(device: torch.device) -> list[KernelCheck]:
-    from .gemm import conv
+    from .gemm import conv, fused
     from .reference import loss, optim
     from .switch import UnavailableError
 
-    portable = _functions(conv, loss, optim)
+    portable = _functions(conv, fused, loss, optim)
     reason = ""
     kernels: Mapping[str, Op] = {}
     try:

@@ -36,4 +36,19 @@ def load(device: torch.device) -> Mapping[str, Callable[..., Any]]:
         if capability < MINIMUM_CAPABILITY:
             need, found = (".".join(map(str, c)) for c in (MINIMUM_CAPABILITY, capability))
             raise UnavailableError(f"compute capability {found}, the kernels need {need}")
-    return {}
+    from . import conv, fused, loss, optim, pair
+
+    launchers = (
+        conv.conv2d_forward,
+        conv.conv2d_backward,
+        conv.conv_transpose2d_forward,
+        conv.conv_transpose2d_backward,
+        fused.conv2d_fused,
+        fused.conv_transpose2d_fused,
+        pair.tconv_encoder,
+        pair.tconv_decoder,
+        loss.mse_loss,
+        optim.sgd_step,
+        optim.adam_step,
+    )
+    return {launcher.__name__: launcher for launcher in launchers}
