@@ -176,7 +176,7 @@ def _fused(
     output_shape: Sequence[int],
     generator: torch.Generator,
 ) -> Arguments:
-    """The weight may be kept more exactly than the image: its values are the image's all the same."""
+    """The weight may be of a higher precision than the image, but its values are the image's."""
     drawn = _weight(weight, generator).to(image.dtype).to(weight.dtype)
     small_bias = None if bias is None else _normal(bias.shape, bias, generator)
     small = dict(options)

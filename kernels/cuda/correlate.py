@@ -57,6 +57,7 @@ def correlate_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """A tile of positions × columns."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = m < positions
     image, oh, ow = as_position(m, out_height, out_width)
@@ -77,7 +78,7 @@ def correlate_kernel(
             y = top[:, None] + (tap // KW)[None, :]
             x = left[:, None] + (tap % KW)[None, :]
             inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            # Channel c·IN² + i·IN + j of position (y, x) is channel c of pixel (y·IN + i, x·IN + j).
+            # Channel c·IN² + i·IN + j of (y, x) is channel c of pixel (y·IN + i, x·IN + j).
             i = channel // IN % IN
             j = channel % IN
             source = (y // UP_H * IN + i[None, :]) * row_pitch

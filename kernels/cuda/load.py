@@ -36,9 +36,14 @@ def load(device: torch.device) -> Mapping[str, Callable[..., Any]]:
         if capability < MINIMUM_CAPABILITY:
             need, found = (".".join(map(str, c)) for c in (MINIMUM_CAPABILITY, capability))
             raise UnavailableError(f"compute capability {found}, the kernels need {need}")
+    return launchers()
+
+
+def launchers() -> Mapping[str, Callable[..., Any]]:
+    """All of them, whatever the device can do."""
     from . import conv, fused, loss, optim, pair
 
-    launchers = (
+    every = (
         conv.conv2d_forward,
         conv.conv2d_backward,
         conv.conv_transpose2d_forward,
@@ -51,4 +56,4 @@ def load(device: torch.device) -> Mapping[str, Callable[..., Any]]:
         optim.sgd_step,
         optim.adam_step,
     )
-    return {launcher.__name__: launcher for launcher in launchers}
+    return {launcher.__name__: launcher for launcher in every}

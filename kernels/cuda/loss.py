@@ -20,6 +20,7 @@ def mse_loss_kernel(
     scale,  # 2/numel
     BLOCK: tl.constexpr,
 ):
+    """A block's gradient and its share of the loss."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offset = start + tl.arange(0, BLOCK)
     if start + BLOCK <= numel:  # without a mask the loads are 128 bits wide whatever numel is

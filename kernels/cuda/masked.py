@@ -1,4 +1,4 @@
-"""dZ = dY where Y > 0, and the sums of dZ over each channel: ReLU's and the bias's gradient at once.
+"""dZ = dY where Y > 0, with its sums over each channel: ReLU's and the bias's gradient at once.
 
 One pass over dY (and Y). Each program sums its rows in float32; torch adds the programs' sums, in a
 fixed order.
@@ -24,6 +24,7 @@ def masked_sums_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """Some rows of some channels."""
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (row < rows)[:, None] & (channel < C)[None, :]

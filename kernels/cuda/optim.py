@@ -73,7 +73,7 @@ def _sgd_block(
 
 @triton.jit
 def sgd_step_kernel(
-    table_ptr,  # (tensors, COLUMNS) int64: addresses of parameter, grad and, with momentum, velocity
+    table_ptr,  # (tensors, COLUMNS) int64: addresses of parameter, grad, with momentum velocity
     sizes_ptr,  # (tensors,) int64
     blocks_ptr,  # (programs, 2) int64: tensor, first element
     lr,
@@ -83,6 +83,7 @@ def sgd_step_kernel(
     NESTEROV: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One block of one tensor."""
     tensor = tl.load(blocks_ptr + 2 * tl.program_id(0))
     start = tl.multiple_of(tl.load(blocks_ptr + 2 * tl.program_id(0) + 1), BLOCK)
     size = tl.load(sizes_ptr + tensor)
@@ -141,6 +142,7 @@ def adam_step_kernel(
     weight_decay,  # of the gradient
     BLOCK: tl.constexpr,
 ):
+    """One block of one tensor."""
     tensor = tl.load(blocks_ptr + 2 * tl.program_id(0))
     start = tl.multiple_of(tl.load(blocks_ptr + 2 * tl.program_id(0) + 1), BLOCK)
     size = tl.load(sizes_ptr + tensor)
@@ -257,7 +259,7 @@ def _layout(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tens
 
 @lru_cache(maxsize=8)
 def _upload(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """int64 on the device, without waiting for it: from pinned memory that torch keeps till then."""
+    """int64 on the device, without waiting: from pinned memory, which torch keeps till then."""
     if device.type != "cuda":
         return torch.tensor(values, dtype=torch.int64, device=device)
     pinned = torch.tensor(values, dtype=torch.int64, pin_memory=True)

@@ -44,6 +44,7 @@ def encoder_kernel(
     INNER: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
+    """A tile of positions of the middle map."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = m < positions
     image, r, c = as_position(m, rows, columns)
@@ -89,6 +90,7 @@ def decoder_kernel(
     INNER: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
+    """A tile of blocks of 4 × 4 output pixels."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = m < positions
     image, r, c = as_position(m, rows + 1, columns + 1)
@@ -99,8 +101,8 @@ def decoder_kernel(
     b1 = tl.load(b1_ptr + outer).to(tl.float32)
     acc = tl.zeros((BLOCK_M, 64), dtype=tl.float32)
     for part in range(9):
-        # Pixel (2r − 1 + I, 2c − 1 + J) of the layer between. An even one has the taps 0 and 2, from
-        # the positions there and one before, an odd one the tap 1 alone.
+        # Pixel (2r − 1 + I, 2c − 1 + J) of the layer between. An even row has the taps 0 and 2,
+        # from the position there and the one before, an odd row tap 1 alone.
         i = part // 3
         j = part % 3
         taps_h = tl.where(i == 1, 2, 1)

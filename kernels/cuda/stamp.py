@@ -1,8 +1,8 @@
 """L = stamp(S): transposed convolution, and the data gradient of a convolution, phase by phase.
 
-Of the stride's s × s phases, each has the output positions (s·i + p, s·j + q) and only the taps that
-reach them, ⌈k/s⌉² or fewer: no zeros are inserted, none multiplied, and every output is written
-once. A program is one tile of one phase; otherwise it is the implicit GEMM of `correlate`.
+Of the stride's s × s phases, each has the output positions (s·i + p, s·j + q) and only the taps
+that reach them, ⌈k/s⌉² or fewer: no zeros are inserted, none multiplied, and every output is
+written once. A program is one tile of one phase; otherwise it is the implicit GEMM of `correlate`.
 """
 
 import triton
@@ -44,6 +44,7 @@ def stamp_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """A tile of one phase's positions × columns."""
     phase_h = tl.program_id(2) // STRIDE_W
     phase_w = tl.program_id(2) % STRIDE_W
     rows = (out_height + STRIDE_H - 1) // STRIDE_H

@@ -1,4 +1,4 @@
-"""dW = windows(L)ᵀ · S in two deterministic steps: partial sums over parts of the pixels, their sum.
+"""dW = windows(L)ᵀ · S in two deterministic steps: sums over parts of the pixels, and their sum.
 
 Rows are (tap, channel of L), columns channels of S, and the depth is pixels, which are split over
 enough programs to fill a GPU. Each writes its own float32 part; a second kernel adds the parts in
@@ -42,6 +42,7 @@ def weight_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """A tile of (tap, channel) × columns over one part of the positions."""
     ROWS: tl.constexpr = KH * KW * CL
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = m < ROWS
@@ -87,6 +88,7 @@ def sum_parts_kernel(
     CS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """The parts' sum, in their order, in the parameter's layout."""
     offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < TAPS * CL * CS
     total = tl.zeros((BLOCK,), dtype=tl.float32)

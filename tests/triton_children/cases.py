@@ -133,13 +133,17 @@ def _layer_cases() -> list[Case]:
             cases.append(Case(f"{name}-forward-{dtype}", f"{op}_forward", dtype, forward))
             backward = _backward(layer, relu)
             cases.append(Case(f"{name}-backward-{dtype}", f"{op}_backward", dtype, backward))
+    # 768 pixels are enough for the weight gradient's sums to be split.
+    large = Layer(1, (9, 20), (24, 32), (1, 1))
+    name = "split-weight-gradient-float32"
+    cases.append(Case(name, "conv2d_backward", "float32", _backward(large, False)))
     return cases
 
 
 def _fused(
     layer: Layer, *, shuffle: int = 1, has_residual: bool = False, **options: Any
 ) -> Callable[[torch.dtype], Arguments]:
-    """`layer` is the convolution itself; the image is what comes before upsampling or unshuffling."""
+    """`layer` is the convolution itself; the image is what upsampling or unshuffling is given."""
 
     def make(dtype: torch.dtype) -> Arguments:
         image, weight, bias = layer.operands(dtype)

@@ -1,8 +1,9 @@
 """A CUDA driver that compiles and launches nothing: the real launchers run on meta tensors.
 
 Every launch is specialised as on a GPU (alignment, 32- or 64-bit integers) and compiled for the
-chip that is pretended, down to machine code, whose registers, spills, shared memory and instructions
-are read with the tools that Triton ships. What the real driver would refuse is an error here too.
+chip that is pretended, down to machine code, whose registers, spills, shared memory and
+instructions are read with the tools that Triton ships. What the real driver would refuse is an
+error here too.
 Not for a process with TRITON_INTERPRET=1.
 """
 

@@ -8,7 +8,7 @@ the rest: out of bounds on every lane, two programs at one address, integer over
 It replaces private functions, so it is pinned to the version that it was written for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,7 @@ def install() -> Guard:
 
     def begin_guarded(self: Any, args: Any, kwargs: Any) -> Any:
         result = begin(self, args, kwargs)
-        # What the programs see: copies on the host for a GPU's tensors, here the tensors themselves.
+        # What the programs see: copies on the host of a GPU's tensors, here the tensors.
         GUARD.begin([*result[0], *result[1].values()])
         return result
 

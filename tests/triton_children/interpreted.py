@@ -14,7 +14,6 @@ os.environ |= {"TRITON_INTERPRET": "1", "DENOISE_BATCH_KERNELS": "triton"}
 
 import torch
 from torch import Tensor
-
 from triton_children import guard
 from triton_children.cases import CASES, NETWORKS, TOLERANCES, Case
 
