@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -53,11 +54,13 @@ def deterministic_algorithms() -> Iterator[None]:
         DeviceError: an operation has no such algorithm on this device.
     """
     before = torch.are_deterministic_algorithms_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    # torch swaps this module for an object with a property, which type checkers cannot see.
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
     # cuBLAS reads it when its first handle is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # ours is always written
+    memory.fill_uninitialized_memory = False  # ours is always written
     try:
         yield
     except RuntimeError as error:
@@ -66,4 +69,4 @@ def deterministic_algorithms() -> Iterator[None]:
         raise DeviceError(f"--deterministic: {error}; leave the option out here") from error
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        memory.fill_uninitialized_memory = fills
