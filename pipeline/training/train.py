@@ -151,7 +151,9 @@ def _train(options: TrainOptions, watcher: Watcher) -> Outcome:
                 if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
                     folder.save_checkpoint(progress, network, optimizer, average)
                     saved_at = time.monotonic()
+            started = time.perf_counter()
             training_loss = _finite_loss(progress, options)
+            progress.seconds += time.perf_counter() - started  # a GPU's steps end here
             with average.applied():
                 denoised = denoise_tiles(network, validation.noisy)
                 psnr, psnr_mean = _psnrs(denoised, validation.clean)

@@ -1,0 +1,56 @@
+"""The children's results: each child is started once, when the first test asks for any."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from triton_children.run import Child
+
+
+# Two children at a time, for the two cores of the smallest machine. The unet's launches are about
+# half of everything, and are compiled once if they are in one child.
+def _halves(names: list[str]) -> list[list[str]]:
+    unet = [name for name in names if "unet" in name]
+    others = [name for name in names if "unet" not in name]
+    return [half for half in (unet, others) if half]
+
+
+class Children:
+    """Starts a child when its rows are first asked for, with all it could be asked."""
+
+    def __init__(self, cache: Path, chosen: dict[str, list[str]]) -> None:
+        self._cache = cache
+        self._chosen = chosen
+        self._running: dict[str, list[Child]] = {}
+
+    def row(self, child: str, name: str) -> dict[str, object]:
+        """What the child said about `name`."""
+        if child not in self._running:
+            self._running[child] = [
+                Child(child, half, self._cache) for half in _halves(self._chosen[child])
+            ]
+        everything = [each.rows() for each in self._running[child]]
+        found: dict[str, object] = next(rows[name] for rows in everything if name in rows)
+        return found
+
+    def stop(self) -> None:
+        for children in self._running.values():
+            for child in children:
+                child.stop()
+
+
+@pytest.fixture(scope="session")
+def children(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Children]:
+    """Asked only for what the session's tests want: `-k` of one case runs one case."""
+    pytest.importorskip("triton")
+    chosen: dict[str, list[str]] = {}
+    for item in request.session.items:
+        marker = item.get_closest_marker("child")
+        name = getattr(item, "callspec", None)
+        if marker is not None and name is not None:
+            chosen.setdefault(marker.args[0], []).append(name.params["name"])
+    started = Children(tmp_path_factory.mktemp("triton"), chosen)
+    yield started
+    started.stop()
