@@ -124,7 +124,8 @@ class Network(Block):
         sizes agree can share a batch although their own sizes do not.
 
         Args:
-            padded: (N, 1 or 3, H, W), H and W multiples of `spec.multiple`, at least `spec.minimum`.
+            padded: (N, 1 or 3, H, W); H and W multiples of `spec.multiple`, not below
+                `spec.minimum`.
         """
         is_gray = padded.shape[1] == 1
         with workspace.active():
@@ -224,7 +225,7 @@ def _unet(generator: torch.Generator | None) -> Sequence[Block]:
 
 
 ARCHITECTURES = {
-    "tconv": Architecture(_tconv, multiple=4, minimum=8, halo=8, bytes_per_pixel=80, margin=4),
+    "tconv": Architecture(_tconv, multiple=4, minimum=8, halo=4, bytes_per_pixel=80, margin=4),
     "upsample": Architecture(_upsample, multiple=4, minimum=4, halo=8, bytes_per_pixel=192),
     "unet": Architecture(
         _unet, multiple=16, minimum=16, halo=128, bytes_per_pixel=288, is_residual=True

@@ -24,7 +24,7 @@ from torch import Tensor
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
 from .atomic import atomic_file
-from .metadata import ORIENTATION, Metadata, exif_block, read_metadata, save_options
+from .metadata import ORIENTATION, exif_block, read_metadata, save_options
 from .picture import Picture
 from .pixels import Layout, decode, encode
 from .probe import WIDE_GRAY, is_lossless_webp, refuse_unsupported, sample_bits
@@ -153,16 +153,15 @@ def write_pages(
             raise ImageError(f"{name} holds one page, not {len(pictures)}; write a .tif file")
         path.parent.mkdir(parents=True, exist_ok=True)
         pages = list(zip(pictures, samples, strict=True))
-        with atomic_file(path, on_written) as file:
-            with _page_writer(file, len(pages)) as target:
-                for picture, stored in pages:
-                    image = encode(stored, picture.alpha, picture.layout, name, modes)
-                    options = save_options(name, picture.metadata, picture.layout, quality)
-                    if path.suffix.lower() in {".j2k", ".j2c", ".jpc"}:
-                        options["no_jp2"] = True
-                    image.save(target, format=name, **options)
-                    if len(pages) > 1:
-                        target.newFrame()
+        with atomic_file(path, on_written) as file, _page_writer(file, len(pages)) as target:
+            for picture, stored in pages:
+                image = encode(stored, picture.alpha, picture.layout, name, modes)
+                options = save_options(name, picture.metadata, picture.layout, quality)
+                if path.suffix.lower() in {".j2k", ".j2c", ".jpc"}:
+                    options["no_jp2"] = True
+                image.save(target, format=name, **options)
+                if len(pages) > 1:
+                    target.newFrame()
 
 
 def output_suffix(path: Path) -> str:

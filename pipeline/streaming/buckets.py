@@ -1,4 +1,4 @@
-"""Pages that wait for company: images of one padded shape, whatever their own sizes, share a batch."""
+"""Pages that wait for company: those of one padded shape share a batch, whatever their sizes."""
 
 from collections import OrderedDict
 from collections.abc import Hashable

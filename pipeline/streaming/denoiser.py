@@ -87,6 +87,11 @@ class Denoiser:
         self.most_pixels = max(1, memory // network.spec.bytes_per_pixel)
         self._transfer = Transfer(device)
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether outputs are made while the caller goes on."""
+        return self.device.type == "cuda"
+
     def padded_shape(self, picture: Picture) -> tuple[int, int]:
         """Height and width that the network sees of a page."""
         height, width = picture.layout.size
@@ -95,6 +100,8 @@ class Denoiser:
     def is_tiled(self, picture: Picture) -> bool:
         """Whether a page goes through in tiles, and so without company."""
         height, width = self.padded_shape(picture)
+        if self.strength == 0:
+            return False
         if self.tile_px is None:
             return height * width > self.most_pixels
         return self.tile_px > 0 and max(height, width) > self.tile_px
@@ -114,6 +121,10 @@ class Denoiser:
             is_float32: compute in float32, whatever the precision.
             on_tile: told of every finished tile.
         """
+        if self.strength == 0:
+            for picture in pictures:
+                yield Output(Download((picture.samples, torch.tensor(True))))
+            return
         self.network.compute_in(None if is_float32 else self.precision)
         if len(pictures) == 1 and self.is_tiled(pictures[0]):
             yield self._in_tiles(pictures[0], on_tile)
@@ -203,7 +214,9 @@ class Denoiser:
                 total += torch.rot90(output, -turns, (2, 3))
         return total.div_(8)
 
-    def _in_tiles(self, picture: Picture, on_tile: Callable[[int, int], None]) -> Output | ImageError:
+    def _in_tiles(
+        self, picture: Picture, on_tile: Callable[[int, int], None]
+    ) -> Output | ImageError:
         """One page tile by tile, with smaller tiles for as long as memory does not suffice."""
         height, width = self.padded_shape(picture)
         spec = self.network.spec
@@ -221,9 +234,7 @@ class Denoiser:
             grid = automatic_grid(height, width, grid.most_pixels // 2, spec)
         return ImageError(f"too large for the memory of {self.device}, even in tiles")
 
-    def _tiled(
-        self, picture: Picture, grid: Grid, on_tile: Callable[[int, int], None]
-    ) -> Output:
+    def _tiled(self, picture: Picture, grid: Grid, on_tile: Callable[[int, int], None]) -> Output:
         result = torch.empty_like(picture.samples)
         is_finite = True
         seconds = {"transfer": 0.0, "compute": 0.0}
@@ -248,7 +259,7 @@ class Denoiser:
                 continue
             waiting.append((self._tile(picture, row, column), row, column))
             # A copy to the host is behind the tiles that are queued after it.
-            finish(_TILES_IN_FLIGHT if self.device.type == "cuda" else 0)
+            finish(_TILES_IN_FLIGHT if self.is_asynchronous else 0)
         finish(0)
         return Output(Download((result, torch.tensor(is_finite))), seconds=seconds)
 

@@ -48,8 +48,8 @@ class Transfer:
         self.device = device
         self._is_cuda = device.type == "cuda"
         self._is_staged = self._is_cuda if is_staged is None else is_staged
-        self._up = torch.cuda.Stream(device) if self._is_cuda else None
-        self._down = torch.cuda.Stream(device) if self._is_cuda else None
+        self._up = _stream(device)
+        self._down = _stream(device)
 
     def upload(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors on the device; what is queued there after this call may read them."""
@@ -72,7 +72,7 @@ class Transfer:
         if self._down is None:
             return Download(tuple(tensor.to("cpu").contiguous() for tensor in tensors))
         self._down.wait_stream(torch.cuda.current_stream(self.device))
-        event = torch.cuda.Event()
+        event = _event(is_timed=False)
         arrived = []
         with self._on(self._down):
             for tensor in tensors:
@@ -86,7 +86,7 @@ class Transfer:
         """This moment of the computation, to measure from and to."""
         if not self._is_cuda:
             return Mark(time.perf_counter())
-        event = torch.cuda.Event(enable_timing=True)
+        event = _event(is_timed=True)
         event.record(torch.cuda.current_stream(self.device))
         return Mark(0.0, event)
 
@@ -119,3 +119,12 @@ class Mark:
         if self.event is None:
             return later.host_seconds - self.host_seconds
         return float(self.event.elapsed_time(later.event)) / 1000
+
+
+def _stream(device: torch.device) -> Any:
+    # torch does not type its streams and events.
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def _event(*, is_timed: bool) -> Any:
+    return torch.cuda.Event(enable_timing=is_timed)  # type: ignore[no-untyped-call]
