@@ -139,6 +139,7 @@ class Session:
             strength=options.strength,
             is_ensemble=options.is_ensemble,
             tile_px=options.tile_px,
+            has_cuda_graphs=options.has_cuda_graphs,
         )
 
     def jobs(self) -> list[Job]:
