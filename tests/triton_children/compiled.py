@@ -37,7 +37,7 @@ def main(names: Sequence[str]) -> None:
         arch, _, run = name.partition("/")
         row: dict[str, Any] = {"name": name}
         try:
-            with dry_run(int(arch)) as launches:
+            with dry_run(int(arch), is_disassembled=run == "kernels") as launches:
                 row |= perform(run) or {}
             row["launches"] = [asdict(launch) for launch in launches]
         except Exception as failure:

@@ -35,9 +35,9 @@ class Binary:
     Attributes:
         kernel: its name.
         registers: of a thread.
-        spills: loads and stores of local memory.
+        spills: bytes of local memory of a thread.
         shared: bytes that it asks for at launch.
-        tensor_core: matrix instructions.
+        tensor_core: matrix instructions; this and the following are None if not disassembled.
         scalar_fma: float32 multiply-adds of the ordinary cores.
         wide_loads: 128-bit loads, direct or asynchronous.
         loads: all loads from global memory.
@@ -48,11 +48,11 @@ class Binary:
     registers: int
     spills: int
     shared: int
-    tensor_core: int
-    scalar_fma: int
-    wide_loads: int
-    loads: int
-    wide_stores: int
+    tensor_core: int | None = None
+    scalar_fma: int | None = None
+    wide_loads: int | None = None
+    loads: int | None = None
+    wide_stores: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,18 @@ class Launch:
     binary: Binary
 
 
-def read_binary(kernel: str, cubin: bytes, shared: int) -> Binary:
-    """Disassemble."""
+def read_binary(kernel: str, cubin: bytes, shared: int, *, is_disassembled: bool) -> Binary:
+    """What it uses, and its instructions if wanted: they take as long as compiling."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
+        code = _tool("nvdisasm", "-c", file.name) if is_disassembled else ""
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert found, usage
     registers, stack, local = map(int, found.groups())
+    if not is_disassembled:
+        return Binary(kernel, registers, stack + local, shared)
     names = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", code, re.M)
     heads = [name.partition(".")[0] for name in names]
 
@@ -88,7 +90,7 @@ def read_binary(kernel: str, cubin: bytes, shared: int) -> Binary:
     return Binary(
         kernel,
         registers,
-        count("LDL", "STL") + stack + local,
+        stack + local,
         shared,
         count("HMMA", "HGMMA") + matrix,
         count("FFMA", "FFMA2"),
@@ -106,8 +108,9 @@ def _tool(name: str, *arguments: str) -> str:
 class _Utils:
     """What the driver knows of a chip, and how it loads a binary."""
 
-    def __init__(self, arch: int) -> None:
+    def __init__(self, arch: int, is_disassembled: bool) -> None:
         self.arch = arch
+        self.is_disassembled = is_disassembled
         self.binaries: dict[int, Binary] = {}
 
     def get_device_properties(self, device: int) -> dict[str, int]:
@@ -121,7 +124,7 @@ class _Utils:
     def load_binary(
         self, name: str, cubin: bytes, shared: int, device: int
     ) -> tuple[int, int, int, int, int]:
-        binary = read_binary(name, cubin, shared)
+        binary = read_binary(name, cubin, shared, is_disassembled=self.is_disassembled)
         handle = len(self.binaries) + 1
         self.binaries[handle] = binary
         return handle, handle, binary.registers, binary.spills, 1024
@@ -130,9 +133,9 @@ class _Utils:
 class _Driver(DriverBase):  # type: ignore[misc]
     """As triton.backends.nvidia's, for one pretended chip."""
 
-    def __init__(self, arch: int) -> None:
+    def __init__(self, arch: int, is_disassembled: bool) -> None:
         self.arch = arch
-        self.utils = _Utils(arch)
+        self.utils = _Utils(arch, is_disassembled)
         self.launches: list[Launch] = []
         launches, binaries = self.launches, self.utils.binaries
 
@@ -163,7 +166,7 @@ class _Driver(DriverBase):  # type: ignore[misc]
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
-        return self.arch  # one cache of compiled kernels a chip
+        return 2 * self.arch + self.utils.is_disassembled  # one cache of loaded kernels each
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -185,10 +188,10 @@ class _Driver(DriverBase):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def dry_run(arch: int) -> Iterator[list[Launch]]:
+def dry_run(arch: int, *, is_disassembled: bool) -> Iterator[list[Launch]]:
     """Inside, launches are compiled for sm_<arch> and listed."""
     compiler.max_shared_mem.cache_clear()
-    pretended, active = _Driver(arch), driver._active
+    pretended, active = _Driver(arch, is_disassembled), driver._active
     driver.set_active(pretended)
     try:
         yield pretended.launches
