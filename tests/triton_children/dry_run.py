@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +188,18 @@ class _Driver(DriverBase):  # type: ignore[misc]
         raise NotImplementedError
 
 
+@lru_cache
+def _driver(arch: int, is_disassembled: bool) -> _Driver:
+    """One each: compiled kernels keep the driver that they were loaded by."""
+    return _Driver(arch, is_disassembled)
+
+
 @contextlib.contextmanager
 def dry_run(arch: int, *, is_disassembled: bool) -> Iterator[list[Launch]]:
     """Inside, launches are compiled for sm_<arch> and listed."""
     compiler.max_shared_mem.cache_clear()
-    pretended, active = _Driver(arch, is_disassembled), driver._active
+    pretended, active = _driver(arch, is_disassembled), driver._active
+    pretended.launches.clear()
     driver.set_active(pretended)
     try:
         yield pretended.launches
