@@ -2,8 +2,8 @@
 
 `check_call` asks it for one call, on a small problem of the same kind: `switch` trusts a Triton
 kernel only after that. `self_check` asks it for every op of a device: what denoise-doctor prints.
-Problems stand in `probes`; expected results are computed in float64 from the very numbers that the
-implementation was given.
+Problems stand in `probes`; expected results are computed on the host, in float64, from the very
+numbers that the implementation was given.
 """
 
 import math
@@ -173,9 +173,9 @@ def _first(args: tuple[Any, ...]) -> Tensor:
 
 
 def _converted(value: Any) -> Any:
-    """The same structure with every tensor as a float64 copy."""
+    """The same structure with every tensor as a float64 copy on the host."""
     if isinstance(value, Tensor):
-        return value.double()
+        return value.to("cpu", torch.float64, copy=True)
     if isinstance(value, dict):
         return {name: _converted(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -203,6 +203,6 @@ def _error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         if ours.shape != theirs.shape:
             return math.inf
         scale = theirs.abs().max().clamp_min(1e-30)
-        error = ((ours.double() - theirs).abs().max() / scale).item()
+        error = ((ours.to("cpu", torch.float64) - theirs).abs().max() / scale).item()
         worst = max(worst, error if math.isfinite(error) else math.inf)
     return worst

@@ -55,10 +55,21 @@ _WEIGHT_GRADIENT = {
 PAIR = {True: Tile(64, 64, 64, 4, 2), False: Tile(32, 64, 64, 8, 1)}
 
 
-def correlate_tile(dtype: torch.dtype, positions: int, depth: int, columns: int) -> Tile:
-    """For an implicit GEMM of positions × depth × columns; depth is one tap's channels."""
+def correlate_tile(
+    dtype: torch.dtype, positions: int, depth: int, columns: int, *, is_flat: bool = False
+) -> Tile:
+    """For an implicit GEMM of positions × depth × columns.
+
+    Args:
+        dtype: of the operands.
+        positions: of the output.
+        depth: channels of one tap, or all taps' if `is_flat`.
+        columns: of the output.
+        is_flat: taps and channels are one axis, so that every element has an address of its own:
+            with 64 of them a row the registers spill.
+    """
     tile = _CORRELATE[dtype != torch.float32, _column_class(columns)]
-    k = min(tile.k, max(16, _power_of_2(depth)))
+    k = min(32 if is_flat else tile.k, max(16, _power_of_2(depth)))
     # A depth of 48 is three steps of 16 or one of 64, a quarter of it zeros; 96 is three of 32.
     while k > 16 and depth % k and depth // k >= 1 and _waste(depth, k) > 0.35:
         k //= 2

@@ -169,7 +169,7 @@ def correlate(
     positions = batch * out_height * out_width
     is_flat = channels < FLAT_BELOW or unshuffle > 1
     depth = kernel[0] * kernel[1] * channels if is_flat else channels
-    tile = correlate_tile(large.dtype, positions, depth, columns)
+    tile = correlate_tile(large.dtype, positions, depth, columns, is_flat=is_flat)
     check_extents(large, output, positions)
     correlate_kernel[(triton.cdiv(positions, tile.m), triton.cdiv(columns, tile.n))](
         large,

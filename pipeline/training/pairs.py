@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -219,7 +219,7 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
-@lru_cache(maxsize=4)
+@cache
 def _luma(device: torch.device) -> Tensor:
     """ITU-R BT.601, (1, 3, 1, 1); kept, since an upload would wait."""
     return torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1)
