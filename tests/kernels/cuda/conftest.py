@@ -1,5 +1,6 @@
 """The children's results: each child is started once, when the first test asks for any."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,16 +42,23 @@ class Children:
 
 @pytest.fixture(scope="session")
 def children(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
 ) -> Iterator[Children]:
-    """Asked only for what the session's tests want: `-k` of one case runs one case."""
-    pytest.importorskip("triton")
+    """Asked only for what the session's tests want: `-k` of one case runs one case.
+
+    What was compiled is kept in .pytest_cache, under a hash of source and options.
+    """
+    if importlib.util.find_spec("triton") is None:  # it has no wheels but for Linux
+        pytest.skip("triton is not installed")
     chosen: dict[str, list[str]] = {}
     for item in request.session.items:
         marker = item.get_closest_marker("child")
         name = getattr(item, "callspec", None)
         if marker is not None and name is not None:
             chosen.setdefault(marker.args[0], []).append(name.params["name"])
-    started = Children(tmp_path_factory.mktemp("triton"), chosen)
+    cache = request.config.cache.mkdir("triton")
+    started = Children(
+        cache, {child: list(dict.fromkeys(names)) for child, names in chosen.items()}
+    )
     yield started
     started.stop()
