@@ -17,6 +17,7 @@ import os
 import torch
 
 from .errors import OptionError
+from .gemm.fused import conv2d_fused, conv_transpose2d_fused, tconv_decoder, tconv_encoder
 from .reference.activation import relu_backward, relu_forward
 from .reference.loss import mse_loss
 from .reference.optim import adam_step, sgd_step
@@ -47,7 +48,6 @@ else:
 
 if KERNELS not in ("reference", "gemm"):
     from .cuda.load import is_for_kernels, load
-    from .gemm import fused
     from .switch import Switch
 
     SWITCH = Switch("triton" if KERNELS == "triton" else "auto", load, is_for_kernels)
@@ -58,10 +58,10 @@ if KERNELS not in ("reference", "gemm"):
     mse_loss = SWITCH.op(mse_loss)
     sgd_step = SWITCH.op(sgd_step)
     adam_step = SWITCH.op(adam_step)
-    conv2d_fused = SWITCH.op(fused.conv2d_fused)
-    conv_transpose2d_fused = SWITCH.op(fused.conv_transpose2d_fused)
-    tconv_encoder = SWITCH.op(fused.tconv_encoder)
-    tconv_decoder = SWITCH.op(fused.tconv_decoder)
+    conv2d_fused = SWITCH.op(conv2d_fused)
+    conv_transpose2d_fused = SWITCH.op(conv_transpose2d_fused)
+    tconv_encoder = SWITCH.op(tconv_encoder)
+    tconv_decoder = SWITCH.op(tconv_decoder)
 
 
 def has_fused_kernels(device: torch.device) -> bool:

@@ -24,6 +24,10 @@ Status = Literal["ok", "failed", "unavailable"]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
+class NotCoveredError(Exception):
+    """A kernel's launcher declines a call (a precision, a size) that `gemm/` can do."""
+
+
 @dataclass(frozen=True)
 class KernelCheck:
     """What checking one op came to.
@@ -74,6 +78,9 @@ def check_call(
     """Hold `kernel` against `portable` on a small problem of the kind of `kernel(*args)`.
 
     Exceptions of `kernel` make the check fail, but out of memory is nobody's fault and is raised.
+
+    Raises:
+        NotCoveredError: `kernel` declines calls of this kind.
     """
     small_args, small_kwargs = SHRINK[name](*args, **kwargs)
     dtype = _first(small_args).dtype
@@ -83,7 +90,7 @@ def check_call(
     try:
         actual = _results(kernel, small_args, small_kwargs)
         error = _error(actual, expected)
-    except torch.OutOfMemoryError:
+    except (NotCoveredError, torch.OutOfMemoryError):
         raise
     except Exception as failure:  # whatever a compiler or a driver raises is the kernel's failure
         lines = str(failure).strip().splitlines() or [""]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import DenoiseBatchError, DeviceError
-from .selfcheck import check_call, signature
+from .selfcheck import NotCoveredError, check_call, signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,10 +24,6 @@ Op = Callable[..., Any]
 Choice = Literal["auto", "triton"]
 
 logger = logging.getLogger("denoise_batch.kernels")
-
-
-class NotCoveredError(Exception):
-    """A kernel's launcher declines a call (a precision, a size) that `gemm/` can do."""
 
 
 class UnavailableError(Exception):

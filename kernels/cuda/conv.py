@@ -13,8 +13,8 @@ kernels are declined: `gemm/` does those.
 import torch
 from torch import Tensor
 
+from ..selfcheck import NotCoveredError
 from ..shapes import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
-from ..switch import NotCoveredError
 from .correlate import correlate
 from .masked import masked_and_sums
 from .stamp import stamp

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..selfcheck import NotCoveredError
 from ..shapes import IntPair
-from ..switch import NotCoveredError
 from .config import correlate_tile
 from .epilogue import ACTIVATIONS, activate, as_position
 

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ..gemm.fused import FusedActivation
+from ..selfcheck import NotCoveredError
 from ..shapes import IntPair, conv2d_output_size, conv_transpose2d_output_size
-from ..switch import NotCoveredError
 from .conv import check_covered, kernel_of, new_image, nhwc, stamp_weight
 from .correlate import correlate
 from .weights import packed

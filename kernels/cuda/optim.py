@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..switch import NotCoveredError
+from ..selfcheck import NotCoveredError
 from .config import POINTWISE_BLOCK
 from .weights import forget
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..switch import NotCoveredError
+from ..selfcheck import NotCoveredError
 from .config import PAIR
 from .conv import check_covered, new_image, nhwc
 from .correlate import check_extents

@@ -16,7 +16,8 @@ from denoise_batch.kernels import DeviceError, OptionError, ShapeError, ops
 from denoise_batch.kernels.gemm.conv import conv2d_backward, conv2d_forward
 from denoise_batch.kernels.reference.loss import mse_loss
 from denoise_batch.kernels.reference.optim import sgd_step
-from denoise_batch.kernels.switch import NotCoveredError, Op, Switch, UnavailableError
+from denoise_batch.kernels.selfcheck import NotCoveredError
+from denoise_batch.kernels.switch import Op, Switch, UnavailableError
 
 OPTIONS: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
 
@@ -155,14 +156,21 @@ def test_errors_of_the_caller_are_raised() -> None:
         forced.op(conv2d_forward)(*layer(), **OPTIONS)
 
 
-def test_what_a_kernel_declines_goes_to_gemm_and_the_kernel_stays_on() -> None:
-    kernel = Kernel(raises(NotCoveredError("float64")))
-    forced = switch({"conv2d_forward": kernel}, "triton")
-    args = layer()
-    assert torch.equal(
-        forced.op(conv2d_forward)(*args, **OPTIONS), conv2d_forward(*args, **OPTIONS)
-    )
-    assert not forced.off
+@pytest.mark.parametrize("choice", ["auto", "triton"])
+def test_what_a_kernel_declines_goes_to_gemm_and_the_kernel_stays_on(choice: str) -> None:
+    def work(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if input.dtype == torch.float64:
+            raise NotCoveredError("float64")
+        return conv2d_forward(input, *args, **kwargs)
+
+    kernel = Kernel(work)
+    chosen = switch({"conv2d_forward": kernel}, choice)
+    op, args = chosen.op(conv2d_forward), layer()
+    double = [tensor.double() for tensor in args]
+    assert torch.equal(op(*double, **OPTIONS), conv2d_forward(*double, **OPTIONS))
+    assert not chosen.off
+    op(*args, **OPTIONS)
+    assert kernel.sizes[-1] == args[0].shape
 
 
 def test_forced_kernels_run_unchecked_and_their_errors_are_raised() -> None:
