@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ class Child:
             k: v for k, v in os.environ.items() if not k.startswith(("TRITON", "DENOISE"))
         }
         environment |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+        # Files, not pipes: a full pipe would stop the child until somebody asks for its rows.
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by stop)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by stop)
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"triton_children.{module}", *arguments],
             cwd=TESTS,
             env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            stdout=self._output,
+            stderr=self._errors,
         )
         self._rows: dict[str, dict[str, Any]] | None = None
 
@@ -39,9 +42,11 @@ class Child:
             AssertionError: it failed.
         """
         if self._rows is None:
-            output, errors = self.process.communicate()
-            assert self.process.returncode == 0, errors[-4000:]
-            lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+            code = self.process.wait()
+            self._errors.seek(0)
+            assert code == 0, self._errors.read()[-4000:]
+            self._output.seek(0)
+            lines = [json.loads(line) for line in self._output if line.startswith("{")]
             self._rows = {line["name"]: line for line in lines}
         return self._rows
 
@@ -49,5 +54,6 @@ class Child:
         """End it if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
-        if self._rows is None:
-            self.process.communicate()
+            self.process.wait()
+        self._output.close()
+        self._errors.close()

@@ -1,4 +1,4 @@
-"""The children's results: each child is started once, when the first test asks for any."""
+"""The children's results: all are started, beside each other, when the first test asks for any."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -8,28 +8,17 @@ import pytest
 from triton_children.run import Child
 
 
-# Two children at a time, for the two cores of the smallest machine. The unet's launches are about
-# half of everything, and are compiled once if they are in one child.
-def _halves(names: list[str]) -> list[list[str]]:
-    unet = [name for name in names if "unet" in name]
-    others = [name for name in names if "unet" not in name]
-    return [half for half in (unet, others) if half]
-
-
 class Children:
-    """Starts a child when its rows are first asked for, with all it could be asked."""
+    """What the children said, by child and name."""
 
-    def __init__(self, cache: Path, chosen: dict[str, list[str]]) -> None:
-        self._cache = cache
-        self._chosen = chosen
-        self._running: dict[str, list[Child]] = {}
+    def __init__(self, cache: Path, names: dict[str, list[str]]) -> None:
+        self._running = {
+            child: [Child(child, half, cache) for half in _halves(chosen)]
+            for child, chosen in names.items()
+        }
 
     def row(self, child: str, name: str) -> dict[str, object]:
-        """What the child said about `name`."""
-        if child not in self._running:
-            self._running[child] = [
-                Child(child, half, self._cache) for half in _halves(self._chosen[child])
-            ]
+        """What the child said about `name`; waits for its end."""
         everything = [each.rows() for each in self._running[child]]
         found: dict[str, object] = next(rows[name] for rows in everything if name in rows)
         return found
@@ -38,6 +27,13 @@ class Children:
         for children in self._running.values():
             for child in children:
                 child.stop()
+
+
+def _halves(names: list[str]) -> list[list[str]]:
+    """The unet's launches are half of the work, and are compiled once if they are in one child."""
+    unet = [name for name in names if "unet" in name]
+    others = [name for name in names if "unet" not in name]
+    return [half for half in (unet, others) if half]
 
 
 @pytest.fixture(scope="session")
