@@ -20,6 +20,7 @@ from .config import correlate_tile
 from .epilogue import ACTIVATIONS, activate, as_position
 
 FLAT_BELOW = 16  # channels
+LARGEST_BLOCK = 2048  # positions of one program: a count may go beyond the last by as much
 
 
 @triton.jit(do_not_specialize=["positions", "height", "width", "out_height", "out_width"])
@@ -215,6 +216,6 @@ def check_extents(large: Tensor, small: Tensor, positions: int) -> None:
     Raises:
         NotCoveredError: it does not.
     """
-    most = max(large[0].numel(), small[0].numel(), positions + 1024)
+    most = max(large[0].numel(), small[0].numel(), positions + LARGEST_BLOCK)
     if most >= torch.iinfo(torch.int32).max:
         raise NotCoveredError(f"{most} elements of an image, or positions: more than int32 counts")

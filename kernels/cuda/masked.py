@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .config import POINTWISE_BLOCK
+from .correlate import check_extents
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -49,6 +50,7 @@ def masked_and_sums(grad: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor
     """
     channels = grad.shape[3]
     rows = grad.numel() // channels
+    check_extents(grad, grad, rows)
     block_c = min(triton.next_power_of_2(channels), 64)
     block_r = POINTWISE_BLOCK // block_c
     programs = triton.cdiv(rows, block_r)

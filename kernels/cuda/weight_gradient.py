@@ -120,9 +120,9 @@ def weight_gradient(
     positions = batch * out_height * out_width
     rows = kernel[0] * kernel[1] * large_channels
     tile = weight_gradient_tile(large.dtype, small_channels)
-    check_extents(large, small, positions)
     wanted = splits(rows, small_channels, positions, tile)
     part = triton.cdiv(triton.cdiv(positions, wanted), tile.k) * tile.k
+    check_extents(large, small, positions + part)
     count = triton.cdiv(positions, part)
     parts = large.new_empty((count, rows, small_channels), dtype=torch.float32)
     grid = (triton.cdiv(rows, tile.m), triton.cdiv(small_channels, tile.n), count)
