@@ -48,7 +48,7 @@ def test_images_of_several_sizes_in_one_batch_come_out_as_alone() -> None:
         multiple = spec.multiple
         pages = []
         for shrink in range(3):
-            size = (3 * multiple - shrink, 4 * multiple - 2 * shrink)
+            size = (3 * multiple - shrink, 4 * multiple - (2 - shrink))
             samples = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
             pages.append(Picture(samples, None, Layout("PNG", "RGB", size), Metadata()))
         assert len({denoiser.padded_shape(page) for page in pages}) == 1
