@@ -49,7 +49,7 @@ READABLE_SUFFIXES: frozenset[str] = WRITABLE_SUFFIXES | {".gif", ".qoi", ".pcx",
 
 # Of Pillow's memory: large enough that glibc maps every block of a large image and unmaps it again.
 # Its own 16 MiB stay in the heap of the thread that decoded, 400 MB a thread for 100 megapixels.
-Image.core.set_block_size(64 << 20)
+Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]  # a documented knob, untyped
 
 # Never opened, whatever a file is called: EPS runs Ghostscript, WMF and EMF the system's renderer.
 _REFUSED_FORMATS = {"EPS", "WMF", "EMF"}
