@@ -18,7 +18,8 @@ TESTS = Path(__file__).parents[1]
 class Child:
     """A child process that prints one JSON line for everything it was asked."""
 
-    def __init__(self, module: str, arguments: list[str], cache: Path) -> None:
+    def __init__(self, module: str, names: list[str], cache: Path) -> None:
+        self.names = names
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith(("TRITON", "DENOISE"))
         }
@@ -27,7 +28,7 @@ class Child:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by stop)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by stop)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"triton_children.{module}", *arguments],
+            [sys.executable, "-m", f"triton_children.{module}", *names],
             cwd=TESTS,
             env=environment,
             stdout=self._output,

@@ -18,10 +18,9 @@ class Children:
         }
 
     def row(self, child: str, name: str) -> dict[str, object]:
-        """What the child said about `name`; waits for its end."""
-        everything = [each.rows() for each in self._running[child]]
-        found: dict[str, object] = next(rows[name] for rows in everything if name in rows)
-        return found
+        """What was said about `name`; waits for the end of the child that was asked."""
+        asked = next(each for each in self._running[child] if name in each.names)
+        return asked.rows()[name]
 
     def stop(self) -> None:
         for children in self._running.values():
