@@ -142,6 +142,9 @@ FORMATS = {
 }
 
 
+REPORTS = (".json", ".csv", ".html")
+
+
 @dataclass(frozen=True)
 class DenoiseOptions:
     """One run of denoise-batch.
@@ -164,6 +167,8 @@ class DenoiseOptions:
         tile: auto (large images are cut up as memory demands), off, or the side of a tile.
         shard: (number, shards): the share of the images that this run does, numbered from 1.
         limit: images that this run denoises at most; None: all.
+        is_measuring: estimate every image's noise and, without references, its PSNR.
+        reports: files to write the run's report to, by suffix .json, .csv or .html.
     """
 
     inputs: tuple[str, ...]
@@ -183,6 +188,8 @@ class DenoiseOptions:
     tile: str = "auto"
     shard: tuple[int, int] = (1, 1)
     limit: int | None = None
+    is_measuring: bool = True
+    reports: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -206,6 +213,8 @@ class DenoiseOptions:
             raise OptionError(f"--shard {number}/{shards}: I/N with I from 1 to N")
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"--limit {self.limit}: must be at least 1")
+        for path in self.reports:
+            _check_report(path)
 
     @property
     def tile_px(self) -> int | None:
@@ -225,6 +234,15 @@ class DenoiseOptions:
         """
         quality = [self.quality, self.strength, self.is_ensemble, precision]
         return hashlib.sha256(json.dumps([1, *quality]).encode()).hexdigest()[:16]
+
+
+def _check_report(path: Path) -> None:
+    if path.suffix.lower() not in REPORTS:
+        raise OptionError(f"--report {path}: end it in {', '.join(REPORTS)}")
+    if path.is_dir():
+        raise OptionError(f"--report {path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OptionError(f"--report {path}: there is no folder {path.parent}; make it first")
 
 
 @dataclass(frozen=True)

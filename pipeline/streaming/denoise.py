@@ -139,6 +139,7 @@ class Session:
             strength=options.strength,
             is_ensemble=options.is_ensemble,
             tile_px=options.tile_px,
+            is_probing=options.is_measuring and options.reference is None,
         )
 
     def jobs(self) -> list[Job]:
@@ -203,7 +204,9 @@ class Session:
         self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest], watcher: Watcher, stop: Stop
     ) -> None:
         options = self.options
-        writer = Writer(manifests, self.digests, options.quality, options.reference)
+        writer = Writer(
+            manifests, self.digests, options.quality, options.reference, options.is_measuring
+        )
         try:
             stream(
                 jobs,
