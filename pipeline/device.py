@@ -1,8 +1,10 @@
 """The device that a run asked for, or a clear error."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,25 @@ def resolve_device(name: str) -> torch.device:
     if kind == "mps" and not has_mps:
         raise DeviceError("--device mps: this machine has no Apple GPU; use --device cpu")
     return torch.device(name)
+
+
+def describe_device(name: str) -> str:
+    """A device in words: the GPU's name, or the processor and the threads that torch uses."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _processor() -> str:
+    """The processor's name, as well as the system knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _check_cuda(name: str, index: int) -> None:

@@ -158,6 +158,9 @@ FORMATS = {
 }
 
 
+REPORTS = (".json", ".csv", ".html")
+
+
 @dataclass(frozen=True)
 class DenoiseOptions:
     """One run of denoise-batch.
@@ -181,6 +184,8 @@ class DenoiseOptions:
         shard: (number, shards): the share of the images that this run does, numbered from 1.
         limit: images that this run denoises at most; None: all.
         has_cuda_graphs: on CUDA, replay the launches of shapes that come again.
+        is_measuring: estimate every image's noise and, without references, its PSNR.
+        reports: files to write the run's report to, by suffix .json, .csv or .html.
     """
 
     inputs: tuple[str, ...]
@@ -201,6 +206,8 @@ class DenoiseOptions:
     shard: tuple[int, int] = (1, 1)
     limit: int | None = None
     has_cuda_graphs: bool = False
+    is_measuring: bool = True
+    reports: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -224,6 +231,8 @@ class DenoiseOptions:
             raise OptionError(f"--shard {number}/{shards}: I/N with I from 1 to N")
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"--limit {self.limit}: must be at least 1")
+        for path in self.reports:
+            _check_report(path)
 
     @property
     def tile_px(self) -> int | None:
@@ -243,6 +252,15 @@ class DenoiseOptions:
         """
         quality = [self.quality, self.strength, self.is_ensemble, precision]
         return hashlib.sha256(json.dumps([1, *quality]).encode()).hexdigest()[:16]
+
+
+def _check_report(path: Path) -> None:
+    if path.suffix.lower() not in REPORTS:
+        raise OptionError(f"--report {path}: end it in {', '.join(REPORTS)}")
+    if path.is_dir():
+        raise OptionError(f"--report {path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OptionError(f"--report {path}: there is no folder {path.parent}; make it first")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,17 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .exits import exit_codes, run_app
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from ..options import DenoiseOptions
+    from ..streaming.denoise import Summary
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -112,6 +118,17 @@ def denoise(
         str,
         typer.Option(help="auto (bars on a terminal, else plain), plain, or json (JSON lines)."),
     ] = "auto",
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(help="Write a report: a .json, .csv or .html file. Repeat for several."),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            help="Estimate noise and, without --reference, PSNR: up to a second pass of the "
+            "network over small images, a few tiles of large ones."
+        ),
+    ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing but failures.")] = False,
     show_version: Annotated[
         bool,
@@ -143,6 +160,8 @@ def denoise(
             raise OptionError(f"--log {log!r}: choose auto, plain, json")
         if watch is not None and (watch <= 0 or dry_run):
             raise OptionError(f"--watch {watch}: a number of seconds above 0, without --dry-run")
+        if watch is not None and report:
+            raise OptionError("--report: a watch never ends; take the lines of --log json")
         options = DenoiseOptions(
             inputs=tuple(inputs),
             output=output,
@@ -162,6 +181,8 @@ def denoise(
             shard=_shard(shard),
             limit=limit,
             has_cuda_graphs=cuda_graphs,
+            is_measuring=measure,
+            reports=tuple(report or ()),
         )
         stop = Stop()
         with stopping(stop), screen(log, is_quiet=quiet) as shown:
@@ -175,7 +196,31 @@ def denoise(
                 return
             summary = session.run(jobs, shown.events, stop)
             shown.finish(summary)
+        if options.reports:
+            _write_reports(options, summary, is_quiet=quiet or log == "json")
         raise typer.Exit(summary.exit_code)
+
+
+def _write_reports(options: "DenoiseOptions", summary: "Summary", *, is_quiet: bool) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from ..reports.files import write_report
+    from ..reports.report import report_of
+
+    report, console = report_of(options, summary), Console(stderr=True)
+    columns = (TextColumn("report"), BarColumn(), MofNCompleteColumn())
+    is_shown = console.is_terminal and not is_quiet
+    with Progress(*columns, console=console, transient=True, disable=not is_shown) as progress:
+        for path in options.reports:
+            task = progress.add_task("report", total=None)
+
+            def on_picture(done: int, of: int, task: "TaskID" = task) -> None:
+                progress.update(task, completed=done, total=of)
+
+            write_report(path, report, on_picture)
+            if not is_quiet:
+                console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..files.scan import Job
+from ..reports.report import number
 from ..reports.table import print_summary, totals
 from ..streaming.denoise import Events, Start, Summary
+from ..streaming.quality import Quality
 from ..streaming.result import Result
 
 
@@ -224,8 +226,7 @@ class JsonLines:
                 "pages": result.pages,
                 "notes": result.notes,
                 "seconds": _rounded(dict(result.seconds)),
-                "psnr_in": result.psnr_in,
-                "psnr_out": result.psnr_out,
+                **_of_quality(result.quality),
             }
         )
 
@@ -235,6 +236,18 @@ class JsonLines:
 
 def _of_job(job: Job) -> dict[str, str]:
     return {"name": job.name, "source": str(job.source), "output": str(job.output)}
+
+
+def _of_quality(quality: Quality | None) -> dict[str, Any]:
+    if quality is None:
+        return {}
+    return {
+        "sigma_in_255": number(quality.sigma_in_255, 2),
+        "sigma_out_255": number(quality.sigma_out_255, 2),
+        "psnr_in": number(quality.psnr_in, 3),
+        "psnr_out": number(quality.psnr_out, 3),
+        "psnr_basis": quality.basis,
+    }
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:

@@ -140,6 +140,7 @@ class Session:
             is_ensemble=options.is_ensemble,
             tile_px=options.tile_px,
             has_cuda_graphs=options.has_cuda_graphs,
+            is_probing=options.is_measuring and options.reference is None,
         )
 
     def jobs(self) -> list[Job]:
@@ -204,7 +205,9 @@ class Session:
         self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest], watcher: Watcher, stop: Stop
     ) -> None:
         options = self.options
-        writer = Writer(manifests, self.digests, options.quality, options.reference)
+        writer = Writer(
+            manifests, self.digests, options.quality, options.reference, options.is_measuring
+        )
         try:
             stream(
                 jobs,

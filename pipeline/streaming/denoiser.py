@@ -1,10 +1,11 @@
-"""The network with what the user asked of it: precision, strength, self-ensemble, tiles.
+"""The network with what the user asked of it: precision, strength, self-ensemble, tiles, probe.
 
 Pages go in as their files store them and come out the same way; between the two copies everything
 happens on the device. Out of memory halves the batch, then cuts the page into tiles, then smaller
 ones, and only then fails that page.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from denoise_batch.kernels.capture import Captured
 
 from ..files.picture import Picture
 from ..networks import Network
+from ..sure import LEAST_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_places
 from .tiling import Grid, Span, automatic_grid, fixed_grid
 from .transfer import Download, Mark, Transfer
 
@@ -32,25 +34,29 @@ class Output:
 
     Attributes:
         download: the page's samples, then whether the network's output was finite.
-        marks: before the upload, before and behind the network, behind the last conversion.
+        marks: before the upload, before and behind the network, behind the last conversion, behind
+            the probe.
         share: of the time between the marks that counts for this page.
         seconds: instead of marks, by stage, for pages that took several passes.
+        probe: how the network answers to a small change there; on the host after `wait`.
     """
 
     download: Download
     marks: tuple[Mark, ...] = ()
     share: float = 1.0
     seconds: dict[str, float] = field(default_factory=dict)
+    probe: Probe | None = None
 
     def wait(self) -> tuple[Tensor, bool, dict[str, float]]:
         """Samples (H, W, C) on the host, whether all values were finite, seconds by stage."""
         samples, is_finite = self.download.wait()
         if not self.marks:
             return samples, bool(is_finite), self.seconds
-        start, ready, made, done = self.marks
+        start, ready, made, done, probed = self.marks
         seconds = {
             "transfer": start.seconds_until(ready) + made.seconds_until(done),
             "compute": ready.seconds_until(made),
+            "measure": done.seconds_until(probed),
         }
         return samples, bool(is_finite), {k: v * self.share for k, v in seconds.items()}
 
@@ -67,6 +73,7 @@ class Denoiser:
         is_ensemble: average over the eight turned and mirrored versions of every image.
         tile_px: side of the tiles; None: as few tiles as memory allows; 0: never tiles.
         has_cuda_graphs: on CUDA, replay the launches of shapes that come again.
+        is_probing: ask the network a second time what an estimate of its error needs (`sure`).
     """
 
     def __init__(
@@ -80,6 +87,7 @@ class Denoiser:
         is_ensemble: bool = False,
         tile_px: int | None = None,
         has_cuda_graphs: bool = False,
+        is_probing: bool = False,
     ) -> None:
         self.network = network
         self.device = device
@@ -87,6 +95,7 @@ class Denoiser:
         self.strength = strength
         self.is_ensemble = is_ensemble
         self.tile_px = tile_px
+        self.is_probing = is_probing
         self.most_pixels = max(1, memory // network.spec.bytes_per_pixel)
         self._transfer = Transfer(device)
         self._forward: Callable[[Tensor], Tensor] = self._launch
@@ -181,14 +190,59 @@ class Denoiser:
             height, width = picture.layout.size
             inside = values[index, :, margin : margin + height, margin : margin + width]
             stored.append(picture.layout.scale.from_unit(inside.permute(1, 2, 0), before))
-        marks = (start, ready, made, transfer.mark())
-        download = transfer.download([*stored, is_finite])
-        *arriving, flags = download.tensors
+        done = transfer.mark()
+        probes: list[Probe] = []
+        if self.is_probing:
+            # The output is there: memory that does not suffice for a probe costs the estimate only.
+            probes = self._or_none(lambda: self._probes(pictures, padded, values)) or []
+        marks = (start, ready, made, done, transfer.mark() if self.is_probing else done)
+        answers = [tensor for probe in probes for tensor in (probe.responses, probe.spreads)]
+        download = transfer.download([*stored, is_finite, *answers])
+        arrived = download.tensors
+        flags, answers = arrived[len(stored)], list(arrived[len(stored) + 1 :])
         total = sum(page.numel() for page in stored)
         return [
-            Output(Download((page, flags[index]), download.event), marks, page.numel() / total)
-            for index, page in enumerate(arriving)
+            Output(
+                Download((page, flags[index]), download.event),
+                marks,
+                page.numel() / total,
+                probe=(
+                    Probe(answers[2 * index], answers[2 * index + 1], probes[index].is_whole)
+                    if probes
+                    else None
+                ),
+            )
+            for index, page in enumerate(arrived[: len(stored)])
         ]
+
+    def _probes(self, pictures: Sequence[Picture], padded: Tensor, values: Tensor) -> list[Probe]:
+        """Of each page, on the device: of large pages by tiles, of small ones none."""
+        height, width = padded.shape[2:]
+        if height * width < LEAST_PIXELS:
+            return []
+        if height * width > WHOLE_PIXELS:
+            return [self._probe_tiles(picture) for picture in pictures]
+        margin = self.network.spec.margin
+        insides = [
+            tuple(slice(margin, margin + extent) for extent in picture.layout.size)
+            for picture in pictures
+        ]
+        return probe_images(self._forward, padded, values, insides)
+
+    def _probe_tiles(self, picture: Picture) -> Probe:
+        margin = self.network.spec.margin
+        tiles = [
+            picture.layout.scale.to_unit(picture.samples[rows, columns])
+            for rows, columns in tile_places(*picture.layout.size)
+        ]
+        (stack,) = self._transfer.upload([torch.stack(tiles)])
+        height, width = stack.shape[1:3]
+
+        def denoise(images: Tensor) -> Tensor:
+            values = self._forward(self.network.pad(images))
+            return values[:, :, margin : margin + height, margin : margin + width]
+
+        return probe_tiles(denoise, stack.permute(0, 3, 1, 2))
 
     def _padded(self, pictures: Sequence[Picture], samples: Sequence[Tensor]) -> Tensor:
         """(N, C, H, W) float32 in [0, 1], each page between its own reflections."""
@@ -255,7 +309,7 @@ class Denoiser:
                 self._inside(result, row, column).copy_(stored)
                 is_finite &= is_tile_finite
                 for stage, value in tile_seconds.items():
-                    seconds[stage] += value
+                    seconds[stage] = seconds.get(stage, 0.0) + value
                 done += 1
                 on_tile(done, len(grid))
 
@@ -267,7 +321,14 @@ class Denoiser:
             # A copy to the host is behind the tiles that are queued after it.
             finish(_TILES_IN_FLIGHT if self.is_asynchronous else 0)
         finish(0)
-        return Output(Download((result, torch.tensor(is_finite))), seconds=seconds)
+        probe = None
+        if self.is_probing and result.shape[0] * result.shape[1] >= LEAST_PIXELS:
+            started = time.perf_counter()
+            there = self._or_none(lambda: self._probe_tiles(picture))
+            if there is not None:
+                probe = Probe(there.responses.cpu(), there.spreads.cpu(), there.is_whole)
+            seconds["measure"] = time.perf_counter() - started
+        return Output(Download((result, torch.tensor(is_finite))), seconds=seconds, probe=probe)
 
     def _tile(self, picture: Picture, row: Span, column: Span) -> Output:
         transfer, scale = self._transfer, picture.layout.scale
@@ -293,7 +354,8 @@ class Denoiser:
         top, left = max(0, row.start - margin) - top, max(0, column.start - margin) - left
         old = seen[top : top + before.shape[0], left : left + before.shape[1]]
         stored = scale.from_unit(kept, old)
-        marks = (start, ready, made, transfer.mark())
+        done = transfer.mark()
+        marks = (start, ready, made, done, done)
         return Output(transfer.download([stored, _is_finite(output)[0]]), marks)
 
     def _positions(self, size: int, span: Span) -> tuple[Tensor, int]:

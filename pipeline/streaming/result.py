@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..files.scan import Job
+from .quality import Quality
 
-STAGES = ("decode", "transfer", "compute", "encode")
+STAGES = ("decode", "transfer", "compute", "encode", "measure")
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,7 @@ class Result:
         notes: what the user should know of a finished image: something its file could not keep,
             or why there is no PSNR although references were given.
         seconds: by stage (`STAGES`) how long it took; a batch's time is shared out by pixels.
-        psnr_in: dB of the input against the reference, if there is one.
-        psnr_out: dB of the output.
+        quality: noise and PSNR before and after, if they were measured.
         is_retried: the network's output was not finite in the asked-for precision, and was made
             again in float32.
     """
@@ -35,8 +35,7 @@ class Result:
     pages: int = 1
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
-    psnr_in: float | None = None
-    psnr_out: float | None = None
+    quality: Quality | None = None
     is_retried: bool = False
 
     @property

@@ -331,10 +331,11 @@ class _Stream:
 
     def _write(self, file: FileInFlight) -> None:
         try:
-            samples, not_finite = [], []
+            samples, probes, not_finite = [], [], []
             for number in range(len(file.pictures)):
                 stored, is_finite, seconds = file.outputs[number].wait()
                 samples.append(stored)
+                probes.append(file.outputs[number].probe)
                 if not is_finite:
                     not_finite.append(number)
                 for stage, value in seconds.items():
@@ -345,7 +346,7 @@ class _Stream:
             if not_finite:
                 result = file.failed(f"{file.job.source}: the network's output is not finite")
             else:
-                result = self.writer.write(file, samples)
+                result = self.writer.write(file, samples, probes)
             self._inbox.put(partial(self._finish, file, result))
         except BaseException as error:
             self._inbox.put(partial(_raise, error))

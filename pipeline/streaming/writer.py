@@ -11,7 +11,9 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError
 
 from ..files.images import write_pages
+from ..sure import Probe
 from .manifest import Manifest
+from .quality import measure
 from .references import find_reference, psnr_in_and_out
 from .result import Result
 
@@ -28,15 +30,25 @@ class Writer:
         run: digests of weights and options, for the manifest.
         quality: of lossy formats.
         reference: folder of clean images to compare with.
+        is_measuring: estimate noise and, without references, PSNR.
     """
 
     manifests: Mapping[Path, Manifest]
     run: tuple[str, str]
     quality: int = 95
     reference: Path | None = None
+    is_measuring: bool = False
 
-    def write(self, file: "FileInFlight", samples: Sequence[Tensor]) -> Result:
-        """Write one file, whole or not at all; a failure is its result."""
+    def write(
+        self, file: "FileInFlight", samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
+    ) -> Result:
+        """Write one file, whole or not at all; a failure is its result.
+
+        Args:
+            file: what was read.
+            samples: of its pages, denoised.
+            probes: of its pages, where the run estimates its error.
+        """
         job, pictures = file.job, file.pictures
         started = time.perf_counter()
         manifest = self.manifests[job.root]
@@ -56,16 +68,29 @@ class Writer:
         notes = [f"{job.name}: {note}" for note in {p.layout.note: 0 for p in pictures} if note]
         if file.is_retried:
             notes.append(f"{job.name}: was not finite in low precision, made again in float32")
-        psnr_in, psnr_out = None, None
+        started = time.perf_counter()
+        psnr: tuple[float, float] | None = None
         if self.reference is not None:
             clean = find_reference(self.reference, job.name)
             if clean is None:
                 notes.append(f"{job.name}: no reference in {self.reference}")
             else:
                 try:
-                    psnr_in, psnr_out = psnr_in_and_out(pictures, samples, clean)
+                    psnr = psnr_in_and_out(pictures, samples, clean)
                 except ImageError as error:
                     notes.append(str(error))
+        quality = None
+        if self.is_measuring or psnr is not None:
+            quality = measure(
+                pictures,
+                samples,
+                probes,
+                psnr,
+                is_estimating=self.is_measuring,
+                is_probed=self.is_measuring and self.reference is None,
+            )
+            spent = time.perf_counter() - started
+            file.seconds["measure"] = file.seconds.get("measure", 0.0) + spent
         return Result(
             job,
             "done",
@@ -74,7 +99,6 @@ class Writer:
             len(pictures),
             tuple(notes),
             file.seconds,
-            psnr_in,
-            psnr_out,
+            quality,
             file.is_retried,
         )

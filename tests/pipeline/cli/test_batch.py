@@ -271,7 +271,7 @@ def test_other_errors_of_the_network_are_not_hidden(
         run(folder, weights=weights)
 
 
-def test_long_folders_show_failures_first_and_say_what_is_hidden(
+def test_long_folders_show_the_worst_the_best_and_the_failures(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "imgs").mkdir()
@@ -281,7 +281,10 @@ def test_long_folders_show_failures_first_and_say_what_is_hidden(
     assert run(tmp_path / "imgs", weights=weights) == 1
     out = capsys.readouterr().out
     assert "zz.png" in out
-    assert "11 more images are not shown" in out
+    assert "worst 10 of 70" in out
+    assert "best 10" in out
+    table = out[: out.index("no PSNR")]
+    assert table.count(".png") == 21
 
 
 def test_memory_is_bounded_whatever_the_folder_holds(

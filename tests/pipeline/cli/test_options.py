@@ -179,7 +179,13 @@ def test_json_lines_say_everything(
     assert by_name["a.png"]["status"] == "done"
     assert by_name["a.png"]["size"] == [33, 21]
     assert by_name["a.png"]["output"].endswith("imgs-denoised/a.png")
-    assert set(by_name["a.png"]["seconds"]) == {"decode", "transfer", "compute", "encode"}
+    assert set(by_name["a.png"]["seconds"]) == {
+        "decode",
+        "transfer",
+        "compute",
+        "encode",
+        "measure",
+    }
     assert by_name["bad.png"]["status"] == "failed"
     assert "is empty" in by_name["bad.png"]["reason"]
     assert (end["event"], end["done"], end["failed"], end["exit_code"]) == ("end", 2, 1, 1)

@@ -1,0 +1,164 @@
+"""The pictures of an HTML report, as data URIs: thumbnails, before and after, crops, residual."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat
+
+from denoise_batch.kernels import ImageError
+
+from ..files.images import read_pages
+from ..files.metadata import ORIENTATION
+from ..files.picture import Picture
+from ..files.samples import memory_of
+
+VIEW_PX = 1280  # long side of a picture in full
+RESIDUAL_PX = 600
+CROP_PX = 96
+AMPLIFICATION = 4  # of what was removed
+_STRIP_ROWS = 512
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture in full; every image is a data URI.
+
+    Attributes:
+        size: width and height of `noisy` and `denoised`.
+        noisy: the input, at most `VIEW_PX` long.
+        denoised: the output, likewise.
+        crops: (caption, image) at full resolution, where the most was changed.
+        residual: what was removed, amplified around gray.
+    """
+
+    size: tuple[int, int]
+    noisy: str
+    denoised: str
+    crops: tuple[tuple[str, str], ...]
+    residual: str
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """A small picture before and after, as data URIs.
+
+    Attributes:
+        noisy: the input.
+        denoised: the output.
+    """
+
+    noisy: str
+    denoised: str
+
+
+def load(path: Path) -> Image.Image:
+    """A file's first page, upright, in 8 bit: what a viewer would show.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    return _shown(read_pages(path)[0])
+
+
+def thumbnails(noisy: Image.Image, denoised: Image.Image, side_px: int) -> Thumbnails:
+    """Both pictures at `side_px` on the long side, at most."""
+    return Thumbnails(
+        _data_uri(_shrunk(noisy, side_px), 62), _data_uri(_shrunk(denoised, side_px), 62)
+    )
+
+
+def view(noisy: Image.Image, denoised: Image.Image, clean: Image.Image | None) -> View:
+    """One picture in full.
+
+    Raises:
+        ImageError: the sizes differ.
+    """
+    if noisy.size != denoised.size:
+        raise ImageError(f"the output is {denoised.size}, the input {noisy.size}")
+    residual = _residual(noisy, denoised)
+    box = _largest_change(noisy, denoised)
+    crops = [("Noisy", noisy), ("Denoised", denoised)]
+    if clean is not None and clean.size == noisy.size:
+        crops.append(("Reference", clean.convert(noisy.mode)))
+    crops.append((f"Removed, ×{AMPLIFICATION}", residual))
+    small = _shrunk(noisy, VIEW_PX)
+    return View(
+        small.size,
+        _data_uri(small, 82),
+        _data_uri(_shrunk(denoised, VIEW_PX), 88),
+        tuple((caption, _data_uri(image.crop(box), 90)) for caption, image in crops),
+        _data_uri(_shrunk(residual, RESIDUAL_PX), 60),
+    )
+
+
+def _shown(page: Picture) -> Image.Image:
+    samples = page.samples
+    if samples.dtype != torch.uint8:
+        scale = page.layout.scale
+        strips = (
+            scale.to_unit(samples[top : top + _STRIP_ROWS])
+            .nan_to_num()
+            .clamp(0, 1)
+            .mul(255)
+            .round()
+            for top in range(0, len(samples), _STRIP_ROWS)  # a whole page in float32 is large
+        )
+        samples = torch.cat([strip.to(torch.uint8) for strip in strips])
+    height, width, channels = samples.shape
+    mode = "L" if channels == 1 else "RGB"
+    image = Image.frombytes(mode, (width, height), memory_of(samples.contiguous()))
+    orientation = Image.Exif()
+    if page.metadata.exif is not None:
+        orientation.load(page.metadata.exif)
+    if orientation.get(ORIENTATION, 1) != 1:
+        image.getexif()[ORIENTATION] = orientation[ORIENTATION]
+        image = ImageOps.exif_transpose(image)
+    return image
+
+
+def _shrunk(image: Image.Image, side_px: int) -> Image.Image:
+    longest = max(image.size)
+    if longest <= side_px:
+        return image
+    size = tuple(max(1, round(extent * side_px / longest)) for extent in image.size)
+    # reducing_gap: whole blocks first, which is many times faster and looks the same.
+    return image.resize((size[0], size[1]), Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+def _residual(noisy: Image.Image, denoised: Image.Image) -> Image.Image:
+    """Gray where nothing was changed; ImageChops.subtract computes (a − b) / scale + offset."""
+    return ImageChops.subtract(noisy, denoised, scale=1 / AMPLIFICATION, offset=128)
+
+
+def _largest_change(noisy: Image.Image, denoised: Image.Image) -> tuple[int, int, int, int]:
+    """The square of `CROP_PX` whose mean absolute change is largest, on a grid of a third of it."""
+    width, height = noisy.size
+    wide, tall = min(CROP_PX, width), min(CROP_PX, height)
+    change = ImageChops.difference(noisy, denoised).convert("L").filter(ImageFilter.BoxBlur(4))
+    places = [(x, y) for y in _starts(height, tall) for x in _starts(width, wide)]
+    # Squares in order of a coarse map: the exact mean of thousands would take seconds.
+    step = max(1, min(wide, tall) // 8)
+    coarse = change.reduce(step)
+
+    def mean(place: tuple[int, int]) -> float:
+        x, y = place
+        box = (x // step, y // step, max(x // step + 1, (x + wide) // step))
+        bottom = max(y // step + 1, (y + tall) // step)
+        return ImageStat.Stat(coarse.crop((box[0], box[1], box[2], bottom))).mean[0]
+
+    x, y = max(places, key=mean)
+    return x, y, x + wide, y + tall
+
+
+def _starts(extent: int, side: int) -> list[int]:
+    step = max(1, side // 3, (extent - side) // 48)  # at most about 50 × 50 places
+    return [*range(0, extent - side, step), extent - side]
+
+
+def _data_uri(image: Image.Image, quality: int) -> str:
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=quality, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

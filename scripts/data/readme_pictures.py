@@ -1,0 +1,61 @@
+"""The README's pictures of a run: the terminal as SVG and, with Chromium, the HTML report.
+
+usage: python scripts/data/readme_pictures.py NOISY CLEAN OUTPUT-FOLDER
+
+The speed in them is this machine's: run it where nothing else runs.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from denoise_batch.pipeline.options import DenoiseOptions
+from denoise_batch.pipeline.reports.files import write_report
+from denoise_batch.pipeline.reports.report import report_of
+from denoise_batch.pipeline.reports.table import print_summary
+from denoise_batch.pipeline.streaming.denoise import denoise
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--hide-scrollbars", "--window-size=1240,1060",
+)  # fmt: skip
+
+
+def main(noisy: str, clean: str, output: str) -> None:
+    """Denoise into a temporary folder and draw what the user sees."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = DenoiseOptions(
+            (noisy,), output=Path(folder) / "denoised", reference=Path(clean), device="cpu"
+        )
+        denoise(options)  # the first run pays for imports and memory
+        again = DenoiseOptions(
+            (noisy,), output=Path(folder) / "again", reference=Path(clean), device="cpu"
+        )
+        summary = denoise(again)
+        console = Console(record=True, width=88, file=sys.stderr, force_terminal=True)
+        console.print(f"[bold]$[/] denoise-batch {noisy} --reference {clean}", highlight=False)
+        print_summary(summary, console)
+        svg = console.export_svg(title="denoise-batch")
+        # Without the fonts that rich would load from the network.
+        svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+        (Path(output) / "terminal.svg").write_text(svg, encoding="utf-8")
+        browser = shutil.which("chromium") or shutil.which("google-chrome")
+        if browser is None:
+            print("no Chromium: report.png stays as it is", file=sys.stderr)
+            return
+        page = Path(folder) / "report.html"
+        write_report(page, report_of(again, summary))
+        shot = (Path(output) / "report.png").resolve()
+        profile = f"--user-data-dir={folder}/profile"
+        command = [browser, *FLAGS, profile, f"--screenshot={shot}", page.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,155 @@
+"""`denoise-batch` with its numbers: references, estimates, report files."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from denoise_batch.pipeline.cli.batch import main
+from denoise_batch.pipeline.doctor import made_up_picture
+from denoise_batch.pipeline.metrics import psnr
+from denoise_batch.pipeline.streaming.references import to_8_bit
+
+SIDE = 384  # more than 2¹⁷ pixels, below which there is no estimate
+SIGMA = 20
+
+
+def save(path: Path, pixels: torch.Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = (to_8_bit(pixels) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    Image.fromarray(data.numpy()).save(path)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """noisy/ and clean/ with the same picture."""
+    clean = 0.25 + 0.5 * made_up_picture(SIDE)
+    noisy = clean + SIGMA / 255 * torch.randn(
+        clean.shape, generator=torch.Generator().manual_seed(1)
+    )
+    save(tmp_path / "noisy" / "a.png", noisy)
+    save(tmp_path / "clean" / "a.png", clean)
+    return tmp_path
+
+
+def images(path: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(path.read_text())["images"]
+    return found
+
+
+def test_without_a_reference_psnr_is_estimated_and_says_so(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = folders / "report.json"
+    assert main([str(folders / "noisy"), "--device", "cpu", "--report", str(report)]) == 0
+    assert "est." in capsys.readouterr().out
+    (image,) = images(report)
+    assert image["psnr_basis"] == "estimate"
+    assert image["sigma_in_255"] == pytest.approx(SIGMA, rel=0.05)
+    with Image.open(folders / "noisy-denoised" / "a.png") as opened:
+        data = torch.frombuffer(bytearray(opened.tobytes()), dtype=torch.uint8)
+    denoised = data.view(SIDE, SIDE, 3).permute(2, 0, 1) / 255
+    truth = psnr(denoised, to_8_bit(0.25 + 0.5 * made_up_picture(SIDE)))
+    assert image["psnr_out"] == pytest.approx(truth, abs=2)  # a drawing, no photograph
+    assert image["psnr_in"] == pytest.approx(22.1, abs=0.2)
+
+
+def test_a_reference_is_not_estimated_and_reports_of_all_kinds_are_written(
+    folders: Path, capsys: pytest.CaptureFixture[str], weights: Path
+) -> None:
+    paths = [folders / f"report.{kind}" for kind in ("json", "csv", "html")]
+    options = [str(folders / "noisy"), "--reference", str(folders / "clean"), "-w", str(weights)]
+    for path in paths:
+        options += ["--report", str(path)]
+    assert main(options) == 0
+    captured = capsys.readouterr()
+    assert "est." not in captured.out
+    assert all(f"report: {path}" in captured.err for path in paths)
+    (image,) = images(paths[0])
+    assert image["psnr_basis"] == "reference"
+    (row,) = csv.DictReader(paths[1].read_text().splitlines())
+    assert float(row["psnr_out"]) == image["psnr_out"]
+    assert paths[2].read_text().startswith("<!doctype html>")
+
+
+def test_nothing_is_measured_that_was_not_asked_for(
+    folders: Path, capsys: pytest.CaptureFixture[str], weights: Path
+) -> None:
+    report = folders / "report.json"
+    arguments = [
+        str(folders / "noisy"),
+        "--no-measure",
+        "-w",
+        str(weights),
+        "--report",
+        str(report),
+    ]
+    assert main(arguments) == 0
+    assert "σ in" not in capsys.readouterr().out
+    (image,) = images(report)
+    assert image["sigma_in_255"] is None
+    assert "measure" not in image["seconds"] or image["seconds"]["measure"] == 0  # type: ignore[index,operator]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--report", "report.txt"], ".html"),
+        (["--report", "none/report.json"], "make it"),
+        (["--report", "r.json", "--watch", "1"], "--log json"),
+    ],
+    ids=str,
+)
+def test_reports_that_cannot_be_are_refused_before_the_run(
+    folders: Path,
+    arguments: list[str],
+    says: str,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folders)
+    assert main(["noisy", "-w", str(weights), *arguments]) == 2
+    assert says in capsys.readouterr().err
+    assert not (folders / "noisy-denoised").exists()
+
+
+def test_large_images_are_probed_in_tiles(
+    folders: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from denoise_batch.pipeline.streaming import denoiser
+
+    monkeypatch.setattr(denoiser, "WHOLE_PIXELS", 1 << 16)
+    whole, tiled = folders / "whole.json", folders / "tiled.json"
+    for report, tile in ((whole, "off"), (tiled, "128")):
+        arguments = [str(folders / "noisy"), "--overwrite", "--tile", tile]
+        assert main([*arguments, "--report", str(report)]) == 0
+    (first,), (second,) = images(whole), images(tiled)
+    assert first["psnr_basis"] == second["psnr_basis"] == "estimate"
+    assert first["psnr_out"] == pytest.approx(second["psnr_out"], abs=0.1)
+
+
+def test_no_memory_for_a_probe_costs_the_estimate_and_nothing_else(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from denoise_batch.pipeline.streaming import denoiser
+
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(denoiser, "probe_images", full)
+    report = folders / "report.json"
+    assert main([str(folders / "noisy"), "--report", str(report)]) == 0
+    (image,) = images(report)
+    assert (image["status"], image["psnr_basis"]) == ("done", None)
+
+
+def test_small_images_are_not_probed_and_say_why(tmp_path: Path, weights: Path) -> None:
+    save(tmp_path / "noisy" / "a.png", torch.rand(3, 64, 64))
+    report = tmp_path / "report.json"
+    assert main([str(tmp_path / "noisy"), "-w", str(weights), "--report", str(report)]) == 0
+    (image,) = images(report)
+    assert (image["psnr_basis"], image["psnr_reason"]) == (None, "too small to estimate")

@@ -1,0 +1,224 @@
+"""The HTML report, as a file and in a browser."""
+
+import re
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from browser import Page, browser_page, find_browser
+from PIL import Image
+
+from denoise_batch.pipeline.reports import page as page_module
+from denoise_batch.pipeline.reports.files import write_report
+from denoise_batch.pipeline.reports.page import html
+from denoise_batch.pipeline.reports.report import Report
+from denoise_batch.pipeline.streaming.quality import Quality
+
+VOID = {"meta", "link", "img", "input", "br", "line", "circle"}
+
+
+class _Balance(HTMLParser):
+    """Fails on tags that do not match, and keeps what the page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href") and value:
+                self.references.append(value)
+            if name == "id" and value:
+                self.ids.append(value)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def parsed(text: str) -> _Balance:
+    balance = _Balance()
+    balance.feed(text)
+    assert balance.open == []
+    return balance
+
+
+def test_it_is_one_well_formed_file_that_needs_nothing(run_of: Callable[..., Report]) -> None:
+    text = html(run_of(3))
+    balance = parsed(text)
+    assert all(r.startswith(("data:", "#")) for r in balance.references)
+    assert len(balance.ids) == len(set(balance.ids))
+    assert "default-src 'none'" in text
+    assert "ä &lt;b&gt;" in text
+    assert "<b>'" not in text
+    assert "is no &lt;picture&gt;" in text
+    assert "+10.00" in text
+
+
+def test_every_image_of_a_small_run_is_shown_in_full(run_of: Callable[..., Report]) -> None:
+    text = html(run_of(3))
+    assert text.count("<article") == 3
+    assert text.count('class="noisy" src="data:image') == 3
+    assert text.count("Removed, ×4") == 3 * 2  # caption and alt text
+
+
+def test_worst_and_best_of_a_long_run_are_shown_and_the_rest_are_thumbnails(
+    run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "MOST_IN_FULL", 4)
+    text = html(run_of(9))
+    assert re.findall(r'<article class="card picture" id="image-(\d)"', text) == list("8710")
+    assert "Worst 2" in text
+    assert "Best 2" in text
+    assert text.count("data-before=") == 9 - 4 + 1  # and the skipped one
+
+
+def test_the_file_stays_small_whatever_the_run(
+    run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "MOST_IN_FULL", 2)
+    report = run_of(60)
+    monkeypatch.setattr(page_module, "MOST_BYTES", 150_000)
+    text = html(report)
+    assert len(text) < 250_000
+    assert text.count("<tr data-name") == 62
+    assert "without a thumbnail" in text
+
+
+def test_pictures_that_are_gone_are_said(run_of: Callable[..., Report]) -> None:
+    report = run_of(2)
+    report.results[1].job.output.unlink()
+    text = html(report)
+    assert "Cannot be shown" in text
+    parsed(text)
+
+
+def test_estimates_are_marked_and_missing_ones_explained(run_of: Callable[..., Report]) -> None:
+    def quality(index: int) -> Quality | None:
+        if index == 0:
+            return Quality(30.0, 2.0, reason="the noise is not white, which an estimate needs")
+        if index == 1:
+            return None
+        return Quality(25.0, 1.0, 20.0, 31.0, "estimate")
+
+    text = html(run_of(4, quality))
+    parsed(text)
+    assert ">est.</span>" in text
+    assert "Monte-Carlo SURE" in text
+    assert "no PSNR: the noise is not white" in text
+
+
+def test_a_run_without_quality_has_no_empty_columns(run_of: Callable[..., Report]) -> None:
+    text = html(run_of(2, lambda index: None))
+    parsed(text)
+    assert "PSNR in" not in text
+    assert "σ̂ in" not in text
+
+
+def show_slider(page: Page) -> None:
+    """Scroll to the first slider, at once."""
+    page.run(
+        "document.querySelector('.compare').scrollIntoView({block: 'center', behavior: 'instant'})"
+    )
+
+
+def frame_of(page: Page) -> tuple[float, float, float, float]:
+    """Left, top, width and height of the first slider."""
+    left, top, width, height = page.run(
+        "(() => { const r = document.querySelector('.compare').getBoundingClientRect();"
+        " return [r.x, r.y, r.width, r.height]; })()"
+    )
+    return left, top, width, height
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    browser = find_browser()
+    if browser is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    with browser_page(browser, tmp_path / "profile") as page:
+        yield page
+
+
+def test_sliders_tables_and_themes_work_in_a_browser(
+    page: Page, run_of: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "MOST_IN_FULL", 4)
+    report = run_of(8)
+    write_report(tmp_path / "report.html", report)
+    page.resize(1280, 900)
+    page.open(tmp_path / "report.html")
+
+    # Mouse
+    show_slider(page)
+    at = "getComputedStyle(document.querySelector('.compare')).getPropertyValue('--at')"
+    left, top, width, height = frame_of(page)
+    middle = top + height / 2
+    assert page.run(at) == "50%"
+    page.mouse("mousePressed", left + width / 2, middle)
+    page.mouse("mouseMoved", left + 0.8 * width, middle)
+    page.mouse("mouseReleased", left + 0.8 * width, middle, is_down=False)
+    assert float(page.run(at).rstrip("%")) == pytest.approx(80, abs=1)
+    page.mouse("mouseMoved", left + 0.2 * width, middle, is_down=False)
+    assert float(page.run(at).rstrip("%")) == pytest.approx(80, abs=1)  # let go of
+    clip = page.run("getComputedStyle(document.querySelector('.compare .noisy')).clipPath")
+    assert "calc(" in clip or "%" in clip
+
+    # Keyboard, on what the mouse focused
+    before = float(page.run(at).rstrip("%"))
+    page.key("ArrowLeft", 37)
+    assert float(page.run(at).rstrip("%")) == before - 1
+    page.key("Home", 36)
+    assert page.run(at) == "0%"
+    assert "0 %" in page.run("document.activeElement.getAttribute('aria-valuetext')")
+
+    # Touch
+    page.resize(400, 800, touch=True)
+    show_slider(page)
+    left, top, width, height = frame_of(page)
+    middle = top + height / 2
+    page.touch("touchStart", (left + 0.5 * width, middle))
+    page.touch("touchMove", (left + 0.3 * width, middle))
+    page.touch("touchEnd")
+    page.until(f"Math.abs(parseFloat({at}) - 30) < 2")
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
+
+    # The table sorts, nothing goes last, and names are found
+    page.resize(1280, 900)
+    first = "document.querySelector('tbody tr:not([hidden])').dataset.name"
+    gain = "[...document.querySelectorAll('th')].findIndex(h => h.innerText.startsWith('PSNR out'))"
+    page.run(f"document.querySelectorAll('th button')[{gain}].click()")
+    assert page.run(first) == "img7.png"
+    assert page.run(f"document.querySelectorAll('th')[{gain}].ariaSort") == "ascending"
+    page.run(f"document.querySelectorAll('th button')[{gain}].click()")
+    assert page.run(first) == report.results[0].job.name
+    last = "document.querySelector('tbody tr:last-child').dataset.status"
+    assert page.run(last) in ("failed", "skipped")
+    page.run("search.value = 'IMG3'; search.dispatchEvent(new Event('input'))")
+    assert page.run(first) == "img3.png"
+    assert page.run("count.textContent") == "1 of 10"
+
+    # A thumbnail that is not shown in full opens a dialog
+    page.run("document.querySelector('tbody tr:not([hidden]) .thumb').click()")
+    assert page.run("document.querySelector('dialog').open")
+    assert page.run("document.querySelector('dialog img.noisy').src").startswith("data:image/webp")
+
+    # Light and dark differ, by the system's wish and by the button
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.run(colour)
+    page.resize(1280, 900, is_dark=True)
+    dark = page.run(colour)
+    assert dark != light
+    page.run("document.getElementById('theme').click()")
+    assert page.run(colour) == light
+
+    page.screenshot(tmp_path / "shot.png")
+    with Image.open(tmp_path / "shot.png") as shot:
+        assert shot.size == (1280, 900)
+        assert len(shot.convert("RGB").getcolors(1 << 24) or ()) > 100
+    assert page.errors == []

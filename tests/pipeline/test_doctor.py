@@ -1,0 +1,108 @@
+"""denoise-doctor: healthy here; each thing that can be wrong is named and changes the exit code."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from denoise_batch import weights as shipped
+from denoise_batch.kernels.selfcheck import KernelCheck
+from denoise_batch.pipeline import doctor
+from denoise_batch.pipeline.checkpoint import save_weights
+from denoise_batch.pipeline.cli.doctor import main
+from denoise_batch.pipeline.doctor import Check, is_healthy, self_test
+from denoise_batch.pipeline.networks import Network
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "kernel_checks", lambda device: [])
+
+
+def test_a_sound_installation_is_healthy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    for topic in ("software", "devices", "extras", "weights", "self-test"):
+        assert topic in out
+    for found in ("torch", "memory", *shipped.names(), "conv2d_forward", "healthy"):
+        assert found in out
+    assert "not healthy" not in out
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_json_has_every_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "cpu", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["format"] == "denoise-batch doctor"
+    assert document["schema"] == 1
+    assert document["healthy"] is True
+    by_name = {check["name"]: check for check in document["checks"]}
+    assert by_name["plots"]["topic"] == "extras"
+    assert "sha256" in by_name[shipped.names()[0]]["detail"]
+    assert "→" in by_name[f"{shipped.names()[0]} on cpu"]["detail"]
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_damaged_weights_are_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in shipped.names():
+        (tmp_path / shipped.manifest()["weights"][name]["file"]).write_bytes(b"damaged")
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    assert main(["--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert "reinstall" in out
+    assert "not healthy" in out
+
+
+def test_wrong_results_are_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "untrained.safetensors"
+    save_weights(path, Network("tconv", generator=torch.Generator().manual_seed(0)), {})
+    check = self_test(CPU, str(path))
+    assert check.state == "problem"
+    assert "results are wrong" in check.detail
+
+
+def test_an_exception_of_a_driver_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Network, device: object) -> Network:
+        raise RuntimeError("CUDA error: no kernel image\nfor this device")
+
+    monkeypatch.setattr(Network, "to", broken)
+    check = self_test(CPU)
+    assert (check.state, check.detail) == ("problem", "RuntimeError: CUDA error: no kernel image")
+
+
+def test_a_failing_kernel_is_unhealthy_and_a_missing_one_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = KernelCheck(
+        "conv2d_forward float32", "triton", "unavailable", None, 1e-5, "no triton"
+    )
+    failed = KernelCheck("conv2d_forward float32", "triton", "failed", 0.3, 1e-5, "wrong results")
+    fine = [Check("software", "torch", "ok", ""), Check("extras", "plots", "note", "")]
+    assert is_healthy(fine, [missing])
+    assert not is_healthy(fine, [failed])
+    monkeypatch.setattr(doctor, "kernel_checks", lambda device: [failed])
+    assert main(["--device", "cpu"]) == 1
+    assert "wrong results" in capsys.readouterr().out
+
+
+def test_a_missing_device_is_code_4(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--device", "cuda"]) == 4
+    assert "--device cpu" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_missing_extras_are_a_note_with_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_is_installed", lambda package: package != "matplotlib")
+    assert main(["--device", "cpu"]) == 0
+    # A narrow terminal may fold the command.
+    assert "pip install 'denoise-batch[plots]'" in " ".join(capsys.readouterr().out.split())

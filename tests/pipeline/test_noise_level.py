@@ -1,0 +1,84 @@
+"""σ from the image alone, on pictures whose noise is known."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from denoise_batch.pipeline.files.images import read_pages
+from denoise_batch.pipeline.noise_level import MOST_PIXELS, noise_level, window_places
+
+CLEAN = Path(__file__).parents[2] / "docs" / "samples" / "clean"
+
+
+def noisy(name: str, sigma_255: float, *, is_gray: bool = False) -> Tensor:
+    image = read_pages(CLEAN / f"{name}.png")[0].pixels
+    image = image[:1] if is_gray else image
+    generator = torch.Generator().manual_seed(1)
+    return image + sigma_255 / 255 * torch.randn(image.shape, generator=generator)
+
+
+@pytest.mark.parametrize("sigma", [10, 25, 50])
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee", "rocket"])
+def test_white_noise_in_colour_is_read_within_five_percent(name: str, sigma: int) -> None:
+    level = noise_level([noisy(name, sigma)])
+    assert level.is_white
+    assert level.sigma_255 == pytest.approx(sigma, rel=0.05)
+
+
+@pytest.mark.parametrize("sigma", [25, 50])
+@pytest.mark.parametrize("name", ["brick", "camera", "chelsea"])
+def test_white_noise_in_gray_is_read_within_ten_percent(name: str, sigma: int) -> None:
+    assert noise_level([noisy(name, sigma, is_gray=True)]).sigma_255 == pytest.approx(
+        sigma, rel=0.1
+    )
+
+
+def test_scaling_an_image_scales_both_estimates() -> None:
+    image = noisy("chelsea", 20)
+    # Clipping is judged by the range [0, 1]: stay inside it.
+    image = 0.25 + 0.5 * image.clamp(0.1, 0.9)
+    whole, half = noise_level([image]), noise_level([0.5 * image])
+    assert half.wavelet_255 == pytest.approx(whole.wavelet_255 / 2, rel=1e-4)
+    assert half.white_255 == pytest.approx((whole.white_255 or 0) / 2, rel=5e-3)
+
+
+def test_noise_that_went_through_jpeg_is_not_white_but_is_seen() -> None:
+    samples = (noisy("chelsea", 25).clamp(0, 1) * 255).round().to(torch.uint8)
+    height, width = samples.shape[1:]
+    image = Image.frombytes("RGB", (width, height), samples.permute(1, 2, 0).numpy().tobytes())
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    with Image.open(file) as opened:
+        data = torch.frombuffer(bytearray(opened.tobytes()), dtype=torch.uint8)
+    pixels = data.view(height, width, 3).permute(2, 0, 1).float() / 255
+    level = noise_level([pixels])
+    assert not level.is_white
+    assert 10 < level.sigma_255 < 30
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 1, 7), (3, 5, 5), (1, 16, 16)])
+def test_tiny_images_have_a_wavelet_estimate_at_most(shape: tuple[int, ...]) -> None:
+    level = noise_level([torch.rand(shape)])
+    assert level.white_255 is None
+    assert level.wavelet_255 >= 0
+
+
+def test_a_flat_image_has_no_noise() -> None:
+    level = noise_level([torch.full((3, 64, 64), 0.5)])
+    assert level.sigma_255 == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (512, 768), (3000, 4000), (100_000, 6), (10, 1_000_000), (20_000, 5_000)]
+)
+def test_windows_lie_in_the_image_and_are_bounded(size: tuple[int, int]) -> None:
+    height, width = size
+    places = window_places(height, width)
+    assert 0 < sum((y.stop - y.start) * (x.stop - x.start) for y, x in places) <= MOST_PIXELS
+    for rows, columns in places:
+        assert 0 <= rows.start < rows.stop <= height
+        assert 0 <= columns.start < columns.stop <= width

@@ -1,0 +1,18 @@
+"""Results and summaries made by hand."""
+
+from denoise_batch.pipeline.streaming.denoise import Summary
+from denoise_batch.pipeline.streaming.quality import Quality
+from denoise_batch.pipeline.streaming.result import Result
+from denoise_batch.weights import names
+from denoise_batch.weights import path as weights_path
+
+SECONDS = {"decode": 0.01, "transfer": 0.0, "compute": 0.06, "encode": 0.02, "measure": 0.01}
+AWKWARD = "ä <b>'\"&.png"
+
+
+def quality_of(index: int) -> Quality:
+    return Quality(25.0 + index, 1.0, 20.0 - index / 10, 30.0 - index / 10, "reference")
+
+
+def summary_of(results: list[Result], seconds: float = 2.0) -> Summary:
+    return Summary(tuple(results), seconds, "cpu", str(weights_path(names()[0])))
