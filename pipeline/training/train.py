@@ -28,10 +28,10 @@ from denoise_batch.kernels import (
 from denoise_batch.kernels.optim import Optimizer
 
 from ..checkpoint import find_weights, load_weights, save_weights
-from ..device import resolve_device
 from ..metrics import mse, psnr_of_mse
 from ..networks import Network
 from ..options import TrainOptions
+from .distributed import Team
 from .pairs import Pairs, StepRandom, Validation, training_pairs, validation_tiles
 from .photographs import split_photographs
 from .plots import draw_curves, draw_samples
@@ -76,29 +76,41 @@ class Watcher:
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
 
 
-def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
+def train(
+    options: TrainOptions, watcher: Watcher | None = None, team: Team | None = None
+) -> Outcome:
     """Train a network as `options` say and leave its best weights in the run folder.
 
     A run that was killed goes on with `resume` from its last checkpoint and ends with the same
     weights, bit for bit, as one that was not.
+
+    Args:
+        options: the run.
+        watcher: told how it goes.
+        team: the workers that train together (`team_of_workers`), each calling this with the same
+            options; this process alone by default.
 
     Raises:
         OptionError: the run folder holds another run.
         TrainingError: no usable photographs, or the loss is no longer finite.
         DeviceError: the device is not there.
     """
-    watcher = watcher or Watcher()
-    device = resolve_device(options.device)
-    folder = RunFolder(options.output)
+    team = team or Team()
+    watcher = watcher if watcher and team.is_first else Watcher()
+    device = team.device(options.device)
+    team.check_batch(options.batch_size)
+    folder = RunFolder(options.output, team)
     folder.start(options)
 
     pairs, validation, counts = _load(options, device)
     noisy_psnr, noisy_psnr_mean = _psnrs(validation.noisy, validation.clean)
+    team.check_same("data and noisy dB are", (counts, round(noisy_psnr, 2)))
     watcher.on_start(counts, noisy_psnr)
 
     random = StepRandom(device)
     network = _new_network(options, pairs, random).to(device)
     network.compute_in(torch.bfloat16 if options.precision == "bf16" else None)
+    team.join(network)
     parameters = network.parameters()
     optimizer = _new_optimizer(options, parameters)
     average = ExponentialMovingAverage(parameters, options.ema)
@@ -110,9 +122,9 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
     saved_at = time.monotonic()
 
     def denoise(images: Tensor) -> Tensor:
-        output = network.eval()(images)
+        output = network.eval()(team.mine(images))
         network.train()
-        return output
+        return team.restored(output, images)
 
     try:
         for number in range(progress.epochs, options.epochs):
@@ -125,12 +137,14 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
                 noisy, target = pairs.batch(indices, random, denoise)
                 if options.augment:
                     noisy, target = _turn(noisy, target, random)
+                noisy, target = team.mine(noisy), team.mine(target)
                 output = network(noisy)
                 # An unknown pixel is what the network says: no error, no gradient.
                 target = torch.where(target.isnan(), output, target)
-                progress.loss_sum += criterion(output, target)
+                loss = criterion(output, target)
                 optimizer.zero_grad()
-                network.backward_parameters(criterion.backward())
+                grad = criterion.backward()
+                progress.loss_sum += team.backward(network, loss, grad, len(indices))
                 if options.clip_norm:
                     clip_grad_norm_(parameters, options.clip_norm)
                 optimizer.lr = _learning_rate(options, progress.step / per_epoch)
@@ -144,18 +158,21 @@ def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
                     saved_at = time.monotonic()
             training_loss = _finite_loss(progress, per_epoch, number + 1, options)
             with average.applied():
-                denoised = denoise_tiles(network, validation.noisy)
+                denoised = denoise_tiles(network, team.mine(validation.noisy))
+                denoised = team.whole(denoised, len(validation.noisy))
                 psnr, psnr_mean = _psnrs(denoised, validation.clean)
                 is_best = progress.best is None or psnr > progress.best.validation_psnr
                 seconds = progress.seconds
                 epoch = Epoch(
                     number + 1, training_loss, psnr, psnr_mean, optimizer.lr, seconds, is_best
                 )
-                _save_weights(options, folder, network, epoch, noisy_psnr)
-            rows = folder.record(epoch)
-            if epoch.is_best:
-                draw_samples(folder.samples, validation.clean, validation.noisy, denoised)
-            draw_curves(folder.curves, rows, noisy_psnr)
+                if team.is_first:
+                    _save_weights(options, folder, network, epoch, noisy_psnr)
+            if team.is_first:
+                rows = folder.record(epoch)
+                if epoch.is_best:
+                    draw_samples(folder.samples, validation.clean, validation.noisy, denoised)
+                draw_curves(folder.curves, rows, noisy_psnr)
             progress.finish(epoch)
             folder.save_checkpoint(progress, network, optimizer, average)
             saved_at = time.monotonic()
