@@ -34,7 +34,8 @@ class Object:
     Attributes:
         key: bucket and path, without the protocol.
         size: bytes.
-        modified_ns: time of the last change, 0 where the store does not say.
+        modified_ns: time of the last change in whole seconds (S3 tells fractions in some answers
+            and not in others), 0 where the store does not say.
     """
 
     key: str
@@ -196,7 +197,7 @@ def _modified_ns(info: Mapping[str, Any]) -> int:
         if isinstance(value, datetime):
             value = value.timestamp()
         if isinstance(value, (int, float)):
-            return int(value * 1_000_000_000)
+            return int(value) * 1_000_000_000
     return 0
 
 

@@ -98,6 +98,11 @@ class Stage:
             store, key = self._place(path)
             store.deliver(path, key)
 
+    def delete(self, path: Path) -> None:
+        """Remove a path's object, if it goes."""
+        store, key = self._place(path)
+        store.delete([key])
+
     def forget(self, path: Path) -> None:
         """Give up a file's space."""
         if self.holds(path):
@@ -114,10 +119,6 @@ class Stage:
             if protocol not in self._stores:
                 self._stores[protocol] = ObjectStore(protocol)
             return self._stores[protocol]
-
-    def key(self, path: Path) -> str:
-        """Bucket and path of the object that a path stands for."""
-        return self._place(path)[1]
 
     def _place(self, path: Path) -> tuple[ObjectStore, str]:
         protocol, *key = path.relative_to(self.root).parts
