@@ -46,6 +46,19 @@ class Padded(Block):
         wanted = max(size + 2 * self.margin, self.minimum)
         return -(-wanted // self.multiple) * self.multiple
 
+    def indices(self, size: int, device: torch.device) -> Tensor:
+        """For every padded position of an extent, the image position that it mirrors."""
+        positions = torch.arange(-self.margin, self.padded_size(size) - self.margin, device=device)
+        period = max(2 * (size - 1), 1)
+        positions = positions.remainder(period)
+        return torch.minimum(positions, period - positions) if size > 1 else positions * 0
+
+    def pad(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) of any size, between its reflections as the body sees it."""
+        height, width = input.shape[2:]
+        rows, columns = self.indices(height, input.device), self.indices(width, input.device)
+        return self._pad(input, rows, columns)
+
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) of any size; the body's output, cut to H×W.
 
@@ -54,7 +67,7 @@ class Padded(Block):
         """
         check_nchw(input.shape, None, "Padded input")
         height, width = input.shape[2:]
-        rows, columns = self._indices(height, input.device), self._indices(width, input.device)
+        rows, columns = self.indices(height, input.device), self.indices(width, input.device)
         inside = self._run(self._pad(input, rows, columns), input)
         if inside.shape[2:] != (len(rows), len(columns)):
             raise ShapeError(
@@ -90,13 +103,6 @@ class Padded(Block):
         margin = self.margin
         framed[:, :, margin : margin + height, margin : margin + width] = grad_output
         return framed
-
-    def _indices(self, size: int, device: torch.device) -> Tensor:
-        """For every padded position, the image position that it mirrors."""
-        positions = torch.arange(-self.margin, self.padded_size(size) - self.margin, device=device)
-        period = max(2 * (size - 1), 1)
-        positions = positions.remainder(period)
-        return torch.minimum(positions, period - positions) if size > 1 else positions * 0
 
     def _pad(self, input: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """The image between its reflections, channels-last: one copy, then the narrow borders."""

@@ -38,12 +38,17 @@ class Architecture:
         multiple: image height and width must be multiples of it …
         minimum: … and at least this; other images are padded by reflection.
         margin: pixels of reflected context around every image, for layers that do not pad.
+        halo: pixels on every side, a multiple of `multiple`, beyond which nothing reaches an output
+            pixel of a block that is aligned to `multiple`: what a tile needs around it.
+        bytes_per_pixel: peak memory of inference in float32 for each padded pixel, about.
         is_residual: the layers predict what to add to the image rather than the image.
     """
 
     layers: Layers
     multiple: int
     minimum: int
+    halo: int
+    bytes_per_pixel: int
     margin: int = 0
     is_residual: bool = False
 
@@ -83,6 +88,9 @@ class Network(Block):
         )
         body = Sequential(self.standardize, self._padded)
         self._body: Block = Residual(body) if spec.is_residual else body
+        bare = Sequential(self.standardize, self.layers)  # for inference only
+        self._bare: Block = Residual(bare) if spec.is_residual else bare
+        self._bare.training = bare.training = False
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
         """Standardisation and padded layers, as one body."""
@@ -92,9 +100,37 @@ class Network(Block):
         """(name, tensor), named by the layer's position: "0.weight", "0.bias", "2.weight", …"""
         yield from self.layers.named_parameters(prefix)
 
+    @property
+    def spec(self) -> Architecture:
+        """What its architecture demands of sizes, tiles and memory."""
+        return ARCHITECTURES[self.architecture]
+
     def padded_size(self, size: int) -> int:
         """Extent that the layers see for an image of extent `size`."""
         return self._padded.padded_size(size)
+
+    def padded_indices(self, size: int, device: torch.device) -> Tensor:
+        """For every padded position of an extent, the image position that it mirrors."""
+        return self._padded.indices(size, device)
+
+    def pad(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, padded H, padded W): the image between its reflections."""
+        return self._padded.pad(input)
+
+    def forward_padded(self, padded: Tensor) -> Tensor:
+        """Inference on images that `pad` made, of one size or several, or on aligned tiles of them.
+
+        Cut to the image (from `spec.margin` on), the result is `forward`'s. Images whose padded
+        sizes agree can share a batch although their own sizes do not.
+
+        Args:
+            padded: (N, 1 or 3, H, W); H and W multiples of `spec.multiple`, not below
+                `spec.minimum`.
+        """
+        is_gray = padded.shape[1] == 1
+        with workspace.active():
+            output = self._bare.forward(padded.expand(-1, 3, -1, -1) if is_gray else padded)
+        return (output.mean(1, keepdim=True) if is_gray else output).to(padded.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, 1 or 3, H, W) → the same shape, denoised.
@@ -189,7 +225,9 @@ def _unet(generator: torch.Generator | None) -> Sequence[Block]:
 
 
 ARCHITECTURES = {
-    "tconv": Architecture(_tconv, multiple=4, minimum=8, margin=4),
-    "upsample": Architecture(_upsample, multiple=4, minimum=4),
-    "unet": Architecture(_unet, multiple=16, minimum=16, is_residual=True),
+    "tconv": Architecture(_tconv, multiple=4, minimum=8, halo=4, bytes_per_pixel=80, margin=4),
+    "upsample": Architecture(_upsample, multiple=4, minimum=4, halo=8, bytes_per_pixel=192),
+    "unet": Architecture(
+        _unet, multiple=16, minimum=16, halo=128, bytes_per_pixel=288, is_residual=True
+    ),
 }

@@ -1,13 +1,18 @@
 """What a run was asked for, checked once, here."""
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from denoise_batch.kernels import OptionError
 
+from .files.scan import Naming
 from .networks import ARCHITECTURES
 from .training.noise import NoiseModel, parse_noise
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,19 @@ class TrainOptions:
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
 
+FORMATS = {
+    "preserve": None,
+    "png": ".png",
+    "jpeg": ".jpg",
+    "webp": ".webp",
+    "tiff": ".tif",
+    "bmp": ".bmp",
+    "ppm": ".ppm",
+    "avif": ".avif",
+    "jp2": ".jp2",
+}
+
+
 @dataclass(frozen=True)
 class DenoiseOptions:
     """One run of denoise-batch.
@@ -136,8 +154,16 @@ class DenoiseOptions:
         reference: folder with the clean images under the same names.
         batch_size: images that go through the network together; None chooses by their size.
         recursive: whether folders are searched to the bottom.
-        overwrite: denoise again what already has an output.
+        overwrite: denoise again what already has an output, whoever made it.
         quality: of lossy formats, 1 to 100.
+        format: a key of `FORMATS`.
+        suffix: added to the outputs' names, before the dot.
+        strength: 0 keeps the input, 1 is the network's output, between them their mixture.
+        is_ensemble: average over the eight turned and mirrored versions of every image.
+        precision: what convolutions compute in: auto, fp32, bf16 or fp16.
+        tile: auto (large images are cut up as memory demands), off, or the side of a tile.
+        shard: (number, shards): the share of the images that this run does, numbered from 1.
+        limit: images that this run denoises at most; None: all.
     """
 
     inputs: tuple[str, ...]
@@ -149,6 +175,14 @@ class DenoiseOptions:
     recursive: bool = True
     overwrite: bool = False
     quality: int = 95
+    format: str = "preserve"
+    suffix: str = ""
+    strength: float = 1.0
+    is_ensemble: bool = False
+    precision: str = "auto"
+    tile: str = "auto"
+    shard: tuple[int, int] = (1, 1)
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -157,6 +191,40 @@ class DenoiseOptions:
             raise OptionError(f"--quality {self.quality}: between 1 and 100")
         if self.reference is not None and not self.reference.is_dir():
             raise OptionError(f"--reference {self.reference}: not a folder")
+        if self.format not in FORMATS:
+            raise OptionError(f"--format {self.format!r}: choose {', '.join(FORMATS)}")
+        if any(character in self.suffix for character in "/\\\0"):
+            raise OptionError(f"--suffix {self.suffix!r}: part of a file's name, without slashes")
+        if not 0 <= self.strength <= 1:
+            raise OptionError(f"--strength {self.strength}: between 0 and 1")
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"--precision {self.precision!r}: choose {', '.join(PRECISIONS)}")
+        if self.tile not in ("auto", "off") and not (self.tile.isdecimal() and int(self.tile) > 0):
+            raise OptionError(f"--tile {self.tile!r}: auto, off, or a tile's side in pixels")
+        number, shards = self.shard
+        if not 1 <= number <= shards:
+            raise OptionError(f"--shard {number}/{shards}: I/N with I from 1 to N")
+        if self.limit is not None and self.limit < 1:
+            raise OptionError(f"--limit {self.limit}: must be at least 1")
+
+    @property
+    def tile_px(self) -> int | None:
+        """Side of a tile; 0: never, None: automatic."""
+        return {"auto": None, "off": 0}[self.tile] if not self.tile.isdecimal() else int(self.tile)
+
+    @property
+    def naming(self) -> Naming:
+        """What outputs are called."""
+        return Naming(self.suffix, FORMATS[self.format])
+
+    def digest(self, precision: str) -> str:
+        """Of everything that makes an output another one, but weights and input.
+
+        Args:
+            precision: what `auto` came to.
+        """
+        quality = [self.quality, self.strength, self.is_ensemble, precision]
+        return hashlib.sha256(json.dumps([1, *quality]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

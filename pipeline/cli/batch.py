@@ -46,11 +46,69 @@ def denoise(
     batch_size: Annotated[
         str, typer.Option("--batch-size", "-b", help="Images a batch: auto or a number.")
     ] = "auto",
+    tile: Annotated[
+        str,
+        typer.Option(
+            "--tile",
+            "-t",
+            help="auto: cut up what memory demands; off; or the side in pixels. Makes no seams.",
+        ),
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            "-p",
+            help="auto (bf16 on GPUs that have it, else fp32), fp32, bf16, fp16.",
+        ),
+    ] = "auto",
+    strength: Annotated[
+        float,
+        typer.Option("--strength", "-s", help="0 keeps the input, 1 is the full effect."),
+    ] = 1.0,
+    tta: Annotated[
+        bool,
+        typer.Option("--tta", help="Average 8 turned and mirrored passes: better, 8 times slower."),
+    ] = False,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", help="preserve, png, jpeg, webp, tiff, bmp, ppm, avif or jp2."
+        ),
+    ] = "preserve",
+    quality: Annotated[
+        int, typer.Option("--quality", "-q", help="Of JPEG, WebP and AVIF, 1-100.")
+    ] = 95,
+    suffix: Annotated[
+        str, typer.Option(help="Added to the outputs' names, such as _clean: a.png → a_clean.png.")
+    ] = "",
     recursive: Annotated[bool, typer.Option(help="Search folders to the bottom.")] = True,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Denoise again what already has an output.")
+        bool,
+        typer.Option("--overwrite", help="Denoise again what is up to date or not from this tool."),
     ] = False,
-    quality: Annotated[int, typer.Option("--quality", "-q", help="Of JPEG and WebP, 1-100.")] = 95,
+    shard: Annotated[
+        str,
+        typer.Option(metavar="I/N", help="Do only the I-th of N shares, the same ones every time."),
+    ] = "1/1",
+    limit: Annotated[
+        int | None, typer.Option(help="Denoise at most so many images; the rest is left.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Look for new images again and again, until SIGTERM or Ctrl-C.",
+        ),
+    ] = None,
+    log: Annotated[
+        str,
+        typer.Option(help="auto (bars on a terminal, else plain), plain, or json (JSON lines)."),
+    ] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing but failures.")] = False,
     show_version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
@@ -59,24 +117,28 @@ def denoise(
     """Denoise folders of images.
 
     The input is never written to. Outputs keep the format, bit depth, alpha and metadata of their
-    inputs and appear whole or not at all. One bad image never stops a folder.
+    inputs and appear whole or not at all. One bad image never stops a folder. A second run does
+    what is new, changed or left, and nothing else.
 
     Exit codes: 0 done, 1 some files failed, 2 usage, 3 no images found, 4 device, 5 weights,
-    6 every file failed, 130 interrupted (files in flight are finished).
+    6 every file failed, 130 Ctrl-C, 143 SIGTERM (files in flight are finished).
     """
     with exit_codes():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
         from denoise_batch.kernels import OptionError
 
         from ..options import DenoiseOptions
-        from ..reports.table import print_summary
-        from ..streaming.denoise import denoise as run
-        from ..streaming.stream import Result
+        from ..streaming.denoise import Session
+        from ..streaming.stream import Stop
+        from ..streaming.watch import watch as watch_folders
+        from .screen import screen
+        from .signals import stopping
 
-        if batch_size != "auto" and not batch_size.isdigit():
+        if batch_size != "auto" and not batch_size.isdecimal():
             raise OptionError(f"--batch-size {batch_size!r}: auto or a whole number")
+        if log not in ("auto", "plain", "json"):
+            raise OptionError(f"--log {log!r}: choose auto, plain, json")
+        if watch is not None and (watch <= 0 or dry_run):
+            raise OptionError(f"--watch {watch}: a number of seconds above 0, without --dry-run")
         options = DenoiseOptions(
             inputs=tuple(inputs),
             output=output,
@@ -87,21 +149,37 @@ def denoise(
             recursive=recursive,
             overwrite=overwrite,
             quality=quality,
+            format=format,
+            suffix=suffix,
+            strength=strength,
+            is_ensemble=tta,
+            precision=precision,
+            tile=tile,
+            shard=_shard(shard),
+            limit=limit,
         )
-        screen = Console(stderr=True)
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
-            task = progress.add_task("images", total=None)
-
-            def on_start(count: int) -> None:
-                progress.update(task, total=count)
-
-            def on_result(result: Result) -> None:
-                progress.advance(task)
-
-            summary = run(options, on_start, on_result)
-        print_summary(summary, Console())
+        stop = Stop()
+        with stopping(stop), screen(log, is_quiet=quiet) as shown:
+            session = Session(options)
+            if watch is not None:
+                watch_folders(session, watch, shown.events, stop, shown.finish)
+                raise typer.Exit(128 + (stop.signal or 0))
+            jobs = session.jobs()
+            if dry_run:
+                shown.plan(session.plan(jobs))
+                return
+            summary = session.run(jobs, shown.events, stop)
+            shown.finish(summary)
         raise typer.Exit(summary.exit_code)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    from denoise_batch.kernels import OptionError
+
+    number, slash, shards = text.partition("/")
+    if not (slash and number.isdecimal() and shards.isdecimal()):
+        raise OptionError(f"--shard {text!r}: I/N, such as 1/4")
+    return int(number), int(shards)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,18 +2,24 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(
+    path: Path, on_written: Callable[[Path], None] = lambda unfinished: None
+) -> Iterator[BinaryIO]:
     """A file to write; on leaving it is flushed to disk and becomes `path`.
 
     It is `.NAME.RANDOM.tmp` in the same folder meanwhile. When the block raises, that file goes and
     what stood at `path` stays.
+
+    Args:
+        path: the file's name in the end.
+        on_written: called with the flushed file's temporary name, just before it becomes `path`.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
@@ -25,6 +31,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        on_written(unfinished)
         unfinished.replace(path)
     except BaseException:
         with suppress(OSError):

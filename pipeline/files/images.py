@@ -1,43 +1,40 @@
-"""One image file ↔ one tensor, with alpha, metadata, mode and depth kept aside for the way back.
+"""One image file ↔ tensors, with alpha, metadata, mode and depth kept aside for the way back.
 
-Read: `read_image`. Write: `write_image`, whole or not at all. The format written is the one that
-the output's suffix names (`output_format`); `output_suffix` says which suffix a source's output
-takes: its own, or `.png` for formats that cannot be written or cannot hold a denoised photograph
-(GIF, QOI, PCX, SGI, Sun raster, and suffixes unknown to us).
+Read: `read_pages` (`read_image` for files of one page). Write: `write_pages` and `write_image`,
+whole or not at all. The format written is the one that the output's suffix names (`output_format`);
+`output_suffix` says which suffix a source's output takes: its own, or `.png` for formats that
+cannot be written or cannot hold a denoised photograph (GIF, QOI, PCX, SGI, Sun raster, and suffixes
+unknown to us).
 """
 
 import functools
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
 from .atomic import atomic_file
-from .metadata import ORIENTATION, Metadata, exif_block, read_metadata, save_options
-from .pixels import (
-    Layout,
-    decode,
-    encode,
-    is_lossless_webp,
-    refuse_unsupported,
-    sample_bits,
-)
+from .metadata import ORIENTATION, exif_block, read_metadata, save_options
+from .picture import Picture
+from .pixels import Layout, decode, encode
+from .probe import WIDE_GRAY, is_lossless_webp, refuse_unsupported, sample_bits
 
 # Pillow's name of a format → the suffixes it is written for, and the modes that it holds.
 _FORMATS = {
-    "PNG": (".png", "1 L LA RGB RGBA I;16"),
+    "PNG": (".png", "1 L LA RGB RGBA I;16 RGB;16 RGBA;16"),
     "JPEG": (".jpg .jpeg .jpe .jfif", "L RGB"),
     "WEBP": (".webp", "RGB RGBA"),
-    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;16 F"),
+    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;16 F RGB;16 RGBA;16"),
     "BMP": (".bmp .dib", "1 L RGB"),
     "PPM": (".ppm .pgm .pbm .pnm .pfm", "1 L RGB I;16 F"),
     "TGA": (".tga", "L LA RGB RGBA"),
@@ -53,25 +50,27 @@ READABLE_SUFFIXES: frozenset[str] = WRITABLE_SUFFIXES | {".gif", ".qoi", ".pcx",
 _REFUSED_FORMATS = {"EPS", "WMF", "EMF"}
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One decoded file.
-
-    Attributes:
-        pixels: float32 (C, H, W) in [0, 1], C = 1 or 3, stored as (H, W, C).
-        alpha: uint8 (1, H, W), not to be denoised; None for opaque files.
-        layout: how the samples were stored.
-        metadata: what the file says beside its pixels.
-    """
-
-    pixels: Tensor
-    alpha: Tensor | None
-    layout: Layout
-    metadata: Metadata
-
-
 def read_image(path: Path) -> Picture:
-    """Read one file; orientation is kept as metadata, pixels are not rotated.
+    """Read one file of one page; orientation is kept as metadata, pixels are not rotated.
+
+    Raises:
+        ImageError: as of `read_pages`, or the file has several pages.
+    """
+    pages = read_pages(path)
+    if len(pages) > 1:
+        raise ImageError(f"{path}: has {len(pages)} pages; split it into files of one page")
+    return pages[0]
+
+
+def read_pages(
+    path: Path, on_size: Callable[[int], None] = lambda sample_bytes: None
+) -> tuple[Picture, ...]:
+    """Read all pages of one file; orientation is kept as metadata, pixels are not rotated.
+
+    Args:
+        path: the file.
+        on_size: told, before anything is decoded, how many bytes the samples of all pages take, as
+            far as the first page tells.
 
     Raises:
         ImageError: the file is missing, damaged, truncated, too large, or of a kind that could
@@ -86,14 +85,20 @@ def read_image(path: Path) -> Picture:
                 raise ImageError("is empty (0 bytes); copy it again from its source")
             file.seek(0)
             with Image.open(file, formats=_known_formats()) as image:
-                return _read(image, file)
+                frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+                depth = 4 if image.mode == "F" else 2 if image.mode in WIDE_GRAY else 1
+                bands = max(1, len(image.getbands()) * depth)
+                on_size(image.width * image.height * bands * frames)
+                pages = []
+                for frame in range(frames):
+                    if frames > 1:
+                        image.seek(frame)
+                    pages.append(_read(image, file))
+                return tuple(pages)
 
 
 def write_image(path: Path, picture: Picture, pixels: Tensor, *, quality: int = 95) -> None:
     """Write `pixels` as `picture` was stored, in the format that the path's suffix names.
-
-    Parents are made. The file appears under its name complete or not at all: it is written as
-    `.NAME.RANDOM.tmp` in the same folder, flushed to disk, then renamed.
 
     Args:
         path: the output; an existing file is replaced.
@@ -102,18 +107,61 @@ def write_image(path: Path, picture: Picture, pixels: Tensor, *, quality: int = 
         quality: 1 to 100, for JPEG, AVIF and lossy WebP.
 
     Raises:
-        ImageError: the folder cannot be written, or the format cannot hold the picture.
+        ImageError: as of `write_pages`, or a pixel is not finite.
         ShapeError: the shape is not the picture's.
+    """
+    values = pixels.detach().to("cpu", torch.float32)
+    low, high = values.aminmax()
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        message = "the result holds NaN or infinite values, nothing was written"
+        raise ImageError(f"{path}: {message}")
+    rows = values.permute(1, 2, 0)
+    if rows.shape != picture.samples.shape:
+        raise ShapeError(f"pixels {tuple(rows.shape)} are not {tuple(picture.samples.shape)}")
+    samples = picture.layout.scale.from_unit(rows, picture.samples)
+    write_pages(path, [picture], [samples], quality=quality)
+
+
+def write_pages(
+    path: Path,
+    pictures: Sequence[Picture],
+    samples: Sequence[Tensor],
+    *,
+    quality: int = 95,
+    on_written: Callable[[Path], None] = lambda unfinished: None,
+) -> None:
+    """Write every page's `samples` as its picture was stored, in the format of the path's suffix.
+
+    Parents are made. The file appears under its name complete or not at all: it is written as
+    `.NAME.RANDOM.tmp` in the same folder, flushed to disk, then renamed.
+
+    Args:
+        path: the output; an existing file is replaced.
+        pictures: what `read_pages` returned: mode, depth, alpha and metadata.
+        samples: for each, (H, W, C) on the CPU, of its samples' shape and type.
+        quality: 1 to 100, for JPEG, AVIF and lossy WebP.
+        on_written: called with the flushed file's temporary name, just before it gets its own.
+
+    Raises:
+        ImageError: the folder cannot be written, or the format cannot hold the pictures.
+        ShapeError: a shape is not its picture's.
     """
     with _as_image_error(path, "written"), _PILLOW_WARNINGS:
         name = output_format(path)
-        image = encode(pixels, picture.alpha, picture.layout, name, _FORMATS[name][1].split())
-        options = save_options(name, picture.metadata, picture.layout, quality)
-        if path.suffix.lower() in {".j2k", ".j2c", ".jpc"}:
-            options["no_jp2"] = True
+        modes = _FORMATS[name][1].split()
+        if len(pictures) > 1 and name != "TIFF":
+            raise ImageError(f"{name} holds one page, not {len(pictures)}; write a .tif file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            image.save(file, format=name, **options)
+        pages = list(zip(pictures, samples, strict=True))
+        with atomic_file(path, on_written) as file, _page_writer(file, len(pages)) as target:
+            for picture, stored in pages:
+                image = encode(stored, picture.alpha, picture.layout, name, modes)
+                options = save_options(name, picture.metadata, picture.layout, quality)
+                if path.suffix.lower() in {".j2k", ".j2c", ".jpc"}:
+                    options["no_jp2"] = True
+                image.save(target, format=name, **options)
+                if len(pages) > 1:
+                    target.newFrame()
 
 
 def output_suffix(path: Path) -> str:
@@ -154,20 +202,24 @@ def _read(image: Image.Image, file: BinaryIO) -> Picture:
         # Pillow turns TIFF files upright on loading, and no other format: turn them back.
         image.getexif()[ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
         stored = ImageOps.exif_transpose(image)
-    wide_bits = bits if bits == 12 else 16
-    pixels, alpha, mode, samples = decode(stored, bits=wide_bits, white_is_zero=white_is_zero)
+    decoded = decode(stored, bits=bits if bits == 12 else 16, white_is_zero=white_is_zero)
     compression = image.info.get("compression")
     layout = Layout(
         format=image.format or "",
-        mode=mode,
+        mode=decoded.mode,
         size=(stored.height, stored.width),
-        samples=samples,
+        scale=decoded.scale,
         compression=compression if isinstance(compression, str) else None,
         is_lossless=image.format == "WEBP" and is_lossless_webp(file),
         is_progressive="progressive" in image.info,
         note="; ".join(notes),
     )
-    return Picture(pixels, alpha, layout, metadata)
+    return Picture(decoded.samples, decoded.alpha, layout, metadata)
+
+
+def _page_writer(file: BinaryIO, pages: int) -> AbstractContextManager[Any]:
+    """The file itself, or what chains the pages of a TIFF file into it."""
+    return nullcontext(file) if pages == 1 else TiffImagePlugin.AppendingTiffWriter(file)
 
 
 class _Muted:

@@ -5,7 +5,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image, PngImagePlugin
 
-from .pixels import Layout, png_chunks
+from .pixels import Layout
+from .probe import png_chunks
 
 # Tags that describe how a TIFF file stores its samples; the writer sets its own.
 _TIFF_STRUCTURE = {

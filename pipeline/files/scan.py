@@ -33,6 +33,31 @@ OUTPUT_MARK = "-denoised"
 
 
 @dataclass(frozen=True)
+class Naming:
+    """What outputs are called.
+
+    Attributes:
+        suffix: added to every output's stem; "" is `OUTPUT_MARK` beside an input, else nothing.
+        extension: of every output, with its dot; None keeps the source's where it can be written.
+    """
+
+    suffix: str = ""
+    extension: str | None = None
+
+    @property
+    def mark(self) -> str:
+        """How the name of an output beside its source ends."""
+        return self.suffix or OUTPUT_MARK
+
+    def output_name(self, source: Path, ending: str) -> str:
+        """The name of a source's output, whose stem gets this ending."""
+        return f"{source.stem}{ending}{self.extension or output_suffix(source)}"
+
+
+AS_THEY_ARE = Naming()
+
+
+@dataclass(frozen=True)
 class Job:
     """One file to do.
 
@@ -41,11 +66,13 @@ class Job:
         output: the file to write; distinct for every job, never a source.
         name: the source relative to its input, with forward slashes; not always unique when
             there are several inputs.
+        root: the output folder that `output` stands in, at some depth.
     """
 
     source: Path
     output: Path
     name: str
+    root: Path
 
 
 @dataclass(frozen=True)
@@ -59,14 +86,26 @@ class _Found:
     input_name: str
 
 
-def scan(inputs: Sequence[Path | str], output: Path | None, *, recursive: bool = True) -> list[Job]:
+def scan(
+    inputs: Sequence[Path | str],
+    output: Path | None,
+    *,
+    recursive: bool = True,
+    naming: Naming = AS_THEY_ARE,
+) -> list[Job]:
     """List the jobs of a run, in the order of the inputs, by the rules above.
+
+    Args:
+        inputs: folders, files and glob patterns.
+        output: where the outputs go; None puts them beside the input.
+        recursive: whether folders are searched to the bottom.
+        naming: what outputs are called.
 
     Raises:
         OptionError: an input is missing or unreadable, or the output would overwrite an input.
         NoImagesError: there is nothing to do.
     """
-    found = [item for text in inputs for item in _expand(text, output, recursive)]
+    found = [item for text in inputs for item in _expand(text, output, recursive, naming)]
     if output is not None and _is_exact(inputs, output):
         found = [replace(found[0], root=output.parent, relative=Path(output.name))]
     places = _places(path for item in found for path in (item.source, item.root / item.relative))
@@ -81,7 +120,10 @@ def scan(inputs: Sequence[Path | str], output: Path | None, *, recursive: bool =
         raise NoImagesError(f"{given}: no images found; looked for files with suffix {suffixes}")
     outputs = _distinct_outputs(found)
     _refuse_overwriting([item.source for item in found], outputs)
-    return [Job(item.source, path, item.name) for item, path in zip(found, outputs, strict=True)]
+    return [
+        Job(item.source, path, item.name, item.root)
+        for item, path in zip(found, outputs, strict=True)
+    ]
 
 
 def _is_exact(inputs: Sequence[Path | str], output: Path) -> bool:
@@ -98,16 +140,17 @@ def _is_exact(inputs: Sequence[Path | str], output: Path) -> bool:
     return False
 
 
-def _expand(text: Path | str, output: Path | None, recursive: bool) -> list[_Found]:
+def _expand(text: Path | str, output: Path | None, recursive: bool, naming: Naming) -> list[_Found]:
     path = Path(text)
     try:
         if path.is_dir():
             if output is not None and output.resolve() == path.resolve():
                 raise OptionError(f"--output {output}: would overwrite the input; name another")
             inside = _strictly_inside(output, path)
-            return _in_folder(path, path, output or _beside(path), inside, recursive)
+            root = output or _beside(path)
+            return _in_folder(path, path, root, inside, recursive, naming)
         if path.exists() or path.is_symlink():
-            return [_file(path, Path(path.name), output)]
+            return [_file(path, Path(path.name), output, naming)]
     except OSError as error:
         raise OptionError(f"{text}: {error.strerror}; check the path") from error
     magic = next((i for i, part in enumerate(path.parts) if re.search(r"[*?[]", part)), None)
@@ -122,29 +165,31 @@ def _expand(text: Path | str, output: Path | None, recursive: bool) -> list[_Fou
     found = []
     for match in matches:
         relative = match.relative_to(base)
-        if _is_passed_over(match, relative, inside):
+        if _is_passed_over(match, relative, inside, naming):
             continue
         if match.is_dir():
             root = output or _beside(match)
-            found += _in_folder(match, base if output else match, root, inside, recursive)
+            top = base if output else match
+            found += _in_folder(match, top, root, inside, recursive, naming)
         elif match.suffix.lower() in READABLE_SUFFIXES:
-            found.append(_file(match, relative, output))
+            found.append(_file(match, relative, output, naming))
     return found
 
 
 def _in_folder(
-    folder: Path, base: Path, root: Path, inside: Path | None, recursive: bool
+    folder: Path, base: Path, root: Path, inside: Path | None, recursive: bool, naming: Naming
 ) -> list[_Found]:
     """The images of a folder, named and mirrored relative to `base`."""
     input_name = base.resolve().name
     return [
-        _Found(path, root, _renamed(relative), relative.as_posix(), input_name)
-        for path in sorted(_walk(folder, inside, recursive), key=_natural)
+        _Found(path, root, renamed, relative.as_posix(), input_name)
+        for path in sorted(_walk(folder, inside, recursive, naming), key=_natural)
         for relative in [path.relative_to(base)]
+        for renamed in [relative.with_name(naming.output_name(relative, naming.suffix))]
     ]
 
 
-def _walk(folder: Path, inside: Path | None, recursive: bool) -> Iterator[Path]:
+def _walk(folder: Path, inside: Path | None, recursive: bool, naming: Naming) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise OptionError(
             f"{error.filename or folder}: cannot be listed: {error.strerror}; "
@@ -157,31 +202,40 @@ def _walk(folder: Path, inside: Path | None, recursive: bool) -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if recursive and not _is_passed_over(here / name, relative / name, inside)
+            if recursive and not _is_passed_over(here / name, relative / name, inside, naming)
         ]
         for name in files:
             path = here / name
             if path.suffix.lower() in READABLE_SUFFIXES and not _is_passed_over(
-                path, Path(name), None
+                path, Path(name), None, naming
             ):
                 yield path
 
 
-def _is_passed_over(path: Path, relative: Path, inside: Path | None) -> bool:
+def _is_passed_over(path: Path, relative: Path, inside: Path | None, naming: Naming) -> bool:
     """Hidden below its input, in the output folder inside it, or written by an earlier run."""
     if any(part.startswith(".") for part in relative.parts):
         return True
     if inside is not None and path.resolve().is_relative_to(inside):
         return True
-    if not path.stem.endswith(OUTPUT_MARK):
-        return False
-    original = path.stem.removesuffix(OUTPUT_MARK)
     if path.is_dir():
+        original = path.name.removesuffix(OUTPUT_MARK)
         return path.name.endswith(OUTPUT_MARK) and path.with_name(original).is_dir()
     suffixes = [
-        suffix for suffix in READABLE_SUFFIXES if output_suffix(Path("x" + suffix)) == path.suffix
+        suffix
+        for suffix in READABLE_SUFFIXES
+        if path.suffix in {output_suffix(Path("x" + suffix)), naming.extension}
     ]
-    return any(path.with_name(original + suffix).is_file() for suffix in ["", *suffixes])
+    originals = [
+        path.stem.removesuffix(mark)
+        for mark in (OUTPUT_MARK, naming.mark)
+        if path.stem.endswith(mark) and path.stem != mark
+    ]
+    return any(
+        path.with_name(original + suffix).is_file()
+        for original in originals
+        for suffix in ["", *suffixes]
+    )
 
 
 def _strictly_inside(output: Path | None, folder: Path) -> Path | None:
@@ -191,17 +245,13 @@ def _strictly_inside(output: Path | None, folder: Path) -> Path | None:
     return output.resolve()
 
 
-def _file(path: Path, relative: Path, output: Path | None) -> _Found:
-    renamed = _renamed(relative)
+def _file(path: Path, relative: Path, output: Path | None, naming: Naming) -> _Found:
     name, input_name = relative.as_posix(), path.parent.resolve().name
     if output is not None:
+        renamed = relative.with_name(naming.output_name(relative, naming.suffix))
         return _Found(path, output, renamed, name, input_name)
-    marked = Path(f"{renamed.stem}{OUTPUT_MARK}{renamed.suffix}")
+    marked = Path(naming.output_name(path, naming.mark))
     return _Found(path, path.parent, marked, name, input_name)
-
-
-def _renamed(relative: Path) -> Path:
-    return relative.with_name(relative.stem + output_suffix(relative))
 
 
 def _beside(folder: Path) -> Path:

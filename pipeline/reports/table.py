@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..streaming.denoise import Summary
-from ..streaming.stream import Result
+from ..streaming.result import Result
 
 MOST_ROWS = 60
 MOST_NOTES = 20
@@ -28,7 +28,25 @@ def print_summary(summary: Summary, console: Console) -> None:
         if result.status == "failed":
             line = f"[red]failed[/red] {escape(result.reason)}"
             console.print(line, highlight=False, soft_wrap=True)
-    console.print(_totals(summary), highlight=False, soft_wrap=True)
+    console.print(totals(summary), markup=False, highlight=False, soft_wrap=True)
+
+
+def totals(summary: Summary) -> str:
+    """Counts, megapixels, seconds and speed in one line."""
+    by_status = {"done": 0, "skipped": 0, "failed": 0}
+    for result in summary.results:
+        by_status[result.status] += 1
+    counts = [f"{n} {status}" for status, n in by_status.items() if n or status == "done"]
+    if summary.left:
+        counts.append(f"{summary.left} left for the next run")
+    megapixels = summary.megapixels
+    speed = f", {megapixels / summary.seconds:.1f} MP/s" if megapixels and summary.seconds else ""
+    interrupted = "interrupted: " if summary.is_interrupted else ""
+    hint = " (--overwrite denoises again)" if by_status["skipped"] else ""
+    return (
+        f"{interrupted}{', '.join(counts)}{hint}; {megapixels:.1f} MP in {summary.seconds:.1f} s"
+        f"{speed} on {summary.device}"
+    )
 
 
 def _table(results: Sequence[Result], shown: Sequence[Result]) -> Table:
@@ -69,7 +87,8 @@ def _row(result: Result, has_scores: bool) -> list[str]:
             colour = "green" if gain > 0 else "red"
             row += [f"{result.psnr_in:.2f}", f"{result.psnr_out:.2f}"]
             row += [f"[{colour}]{gain:+.2f}[/{colour}]"]
-    status = {"done": "done", "failed": "[red]failed[/red]", "skipped": "skipped (exists)"}
+    skipped = f"skipped ({escape(result.reason)})"
+    status = {"done": "done", "failed": "[red]failed[/red]", "skipped": skipped}
     return [*row, status[result.status]]
 
 
@@ -79,19 +98,3 @@ def _scored(results: Sequence[Result]) -> list[tuple[float, float]]:
         for result in results
         if result.psnr_in is not None and result.psnr_out is not None
     ]
-
-
-def _totals(summary: Summary) -> str:
-    by_status = {"done": 0, "skipped": 0, "failed": 0}
-    for result in summary.results:
-        by_status[result.status] += 1
-    counts = [f"{n} {status}" for status, n in by_status.items() if n or status == "done"]
-    done = [r for r in summary.results if r.status == "done" and r.size]
-    megapixels = sum(r.size[0] * r.size[1] for r in done if r.size) / 1e6
-    speed = f", {megapixels / summary.seconds:.1f} MP/s" if done and summary.seconds else ""
-    interrupted = "interrupted: " if summary.is_interrupted else ""
-    hint = " (--overwrite denoises again)" if by_status["skipped"] else ""
-    return (
-        f"{interrupted}{', '.join(counts)}{hint}; {megapixels:.1f} MP in {summary.seconds:.1f} s"
-        f"{speed} on {summary.device}"
-    )

@@ -1,14 +1,51 @@
 """The main job: folders of noisy images in, the same folders denoised out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from denoise_batch.kernels import DeviceError
 
 from ..checkpoint import find_weights, load_weights
 from ..device import resolve_device
-from ..files.scan import scan
+from ..files.scan import Job, scan
 from ..options import DenoiseOptions
-from .stream import Result, stream
+from .denoiser import Denoiser
+from .lock import locked
+from .manifest import Manifest
+from .memory import Budget, compute_bytes, in_flight_bytes
+from .plan import of_shard, remove_remains, split
+from .result import STAGES, Result
+from .stream import Stop, Watcher, stream
+from .writer import Writer
+
+# Of an automatic batch; enough to fill a device, little enough for a laptop.
+BATCH_PIXELS_ON_CPU = 1 << 21
+BATCH_PIXELS = 1 << 24
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run is going to do.
+
+    Attributes:
+        jobs: to be denoised.
+        skipped: results of what earlier runs did.
+        device: where the network runs.
+        precision: of its convolutions: fp32, bf16 or fp16.
+        weights: the file.
+    """
+
+    jobs: tuple[Job, ...]
+    skipped: tuple[Result, ...]
+    device: str
+    precision: str
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -20,81 +57,203 @@ class Summary:
         seconds: from the first read to the last write.
         device: where the network ran.
         weights: the file it was loaded from.
-        is_interrupted: Ctrl-C ended the run early; the rest has no result.
+        signal: that ended the run early; images without a result are left for the next run.
+        left: images that were left over by a signal or the limit.
     """
 
     results: tuple[Result, ...]
     seconds: float
     device: str
     weights: str
-    is_interrupted: bool
+    signal: int | None = None
+    left: int = 0
+
+    @property
+    def is_interrupted(self) -> bool:
+        """A signal ended the run early."""
+        return self.signal is not None
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 1 some failed, 6 every file failed, 130 interrupted."""
-        if self.is_interrupted:
-            return 130
+        """0 all done, 1 some failed, 6 every file failed, 130 or 143 for SIGINT or SIGTERM."""
+        if self.signal is not None:
+            return 128 + self.signal
         failed = sum(result.status == "failed" for result in self.results)
         if failed == 0:
             return 0
         return 6 if failed == len(self.results) else 1
 
+    @property
+    def megapixels(self) -> float:
+        """Of the images that were denoised."""
+        return sum(result.pixels for result in self.results if result.status == "done") / 1e6
 
-def denoise(
-    options: DenoiseOptions,
-    on_start: Callable[[int], None] = lambda count: None,
-    on_result: Callable[[Result], None] = lambda result: None,
-) -> Summary:
-    """Do what the options say; one bad image never stops the rest.
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """By stage, summed over the images; stages overlap, so the sums exceed `seconds`."""
+        return {
+            stage: sum(result.seconds.get(stage, 0.0) for result in self.results)
+            for stage in STAGES
+        }
+
+
+@dataclass(frozen=True)
+class Events:
+    """Who is told how a run goes, in the thread that runs it.
+
+    Attributes:
+        on_start: told what is going to be done.
+        on_result: told of every image as soon as it is done; skipped ones first.
+        on_tile: told of every finished tile of a large image: job, tiles done, tiles in all.
+    """
+
+    on_start: Callable[[Start], None] = lambda start: None
+    on_result: Callable[[Result], None] = lambda result: None
+    on_tile: Callable[[Job, int, int], None] = lambda job, done, tiles: None
+
+
+class Session:
+    """A loaded network and where it runs: for one run or, watching folders, for many.
 
     Args:
-        options: the run.
-        on_start: told the number of images.
-        on_result: told of every image as soon as it is done.
+        options: of all its runs.
+
+    Raises:
+        DeviceError: the device is not there.
+        WeightsError: the weights cannot be used.
+    """
+
+    def __init__(self, options: DenoiseOptions) -> None:
+        self.options = options
+        self.device = resolve_device(options.device)
+        self.precision = _precision(options.precision, self.device)
+        self.weights_file = find_weights(options.weights)
+        weights = load_weights(self.weights_file)
+        self.digests = (weights.sha256, options.digest(self.precision))
+        self._part = "" if options.shard[1] == 1 else "-{}-of-{}".format(*options.shard)
+        self._denoiser = Denoiser(
+            weights.network.to(self.device),
+            self.device,
+            memory=compute_bytes(self.device),
+            precision=_DTYPES[self.precision],
+            strength=options.strength,
+            is_ensemble=options.is_ensemble,
+            tile_px=options.tile_px,
+        )
+
+    def jobs(self) -> list[Job]:
+        """The images of this run's shard, in the order of the inputs.
+
+        Raises:
+            OptionError: an input that is not there, or an output that would overwrite an input.
+            NoImagesError: the inputs hold no image.
+        """
+        options = self.options
+        jobs = scan(
+            options.inputs, options.output, recursive=options.recursive, naming=options.naming
+        )
+        return of_shard(jobs, *options.shard)
+
+    def plan(self, jobs: Sequence[Job]) -> Start:
+        """What `run` would do; nothing is written."""
+        return self._plan(jobs, self._manifests(jobs))
+
+    def run(
+        self, jobs: Sequence[Job], events: Events | None = None, stop: Stop | None = None
+    ) -> Summary:
+        """Denoise the jobs' images; one bad image never stops the rest.
+
+        Raises:
+            OptionError: another run is writing to the output, or it cannot be made.
+            DeviceError: the device failed.
+        """
+        events = events or Events()
+        stop = Stop() if stop is None else stop  # one that is not set is false
+        started = time.perf_counter()
+        results: dict[Job, Result] = {}
+
+        def record(result: Result) -> None:
+            results[result.job] = result
+            events.on_result(result)
+
+        with ExitStack() as locks:
+            for root in dict.fromkeys(job.root for job in jobs):
+                locks.enter_context(locked(root, self._part))
+            manifests = self._manifests(jobs)
+            if not self._part:
+                for manifest in manifests.values():
+                    manifest.compact()
+            start = self._plan(jobs, manifests)
+            remove_remains(start.jobs)
+            events.on_start(start)
+            for result in start.skipped:
+                record(result)
+            if start.jobs:
+                self._stream(start.jobs, manifests, Watcher(record, events.on_tile), stop)
+        return Summary(
+            tuple(results[job] for job in jobs if job in results),
+            time.perf_counter() - started,
+            str(self.device),
+            str(self.weights_file),
+            stop.signal,
+            len(jobs) - len(results),
+        )
+
+    def _stream(
+        self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest], watcher: Watcher, stop: Stop
+    ) -> None:
+        options = self.options
+        writer = Writer(manifests, self.digests, options.quality, options.reference)
+        try:
+            stream(
+                jobs,
+                self._denoiser,
+                writer,
+                budget=Budget(in_flight_bytes(self.device)),
+                batch_size=options.batch_size,
+                batch_pixels=BATCH_PIXELS_ON_CPU if self.device.type == "cpu" else BATCH_PIXELS,
+                watcher=watcher,
+                stop=stop,
+            )
+        except RuntimeError as error:
+            if "CUDA error" not in str(error):
+                raise
+            line = str(error).splitlines()[0]
+            raise DeviceError(f"{self.device} failed: {line}; finished files are kept") from error
+
+    def _manifests(self, jobs: Sequence[Job]) -> dict[Path, Manifest]:
+        return {root: Manifest(root, self._part) for root in {job.root for job in jobs}}
+
+    def _plan(self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest]) -> Start:
+        overwrite = self.options.overwrite
+        todo, skipped = split(jobs, manifests, self.digests, overwrite=overwrite)
+        return Start(
+            tuple(todo[: self.options.limit]),
+            tuple(skipped),
+            str(self.device),
+            self.precision,
+            str(self.weights_file),
+        )
+
+
+def denoise(
+    options: DenoiseOptions, events: Events | None = None, stop: Stop | None = None
+) -> Summary:
+    """Do what the options say, once.
 
     Raises:
         OptionError: an input that is not there, or an output that would overwrite an input.
         NoImagesError: the inputs hold no image.
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, or failed.
         WeightsError: the weights cannot be used.
     """
-    device = resolve_device(options.device)
-    weights_file = find_weights(options.weights)
-    network = load_weights(weights_file).network.to(device)
-    jobs = scan(options.inputs, options.output, recursive=options.recursive)
-    on_start(len(jobs))
+    session = Session(options)
+    return session.run(session.jobs(), events, stop)
 
-    results: dict[int, Result] = {}
-    positions = {job: position for position, job in enumerate(jobs)}
 
-    def record(result: Result) -> None:
-        results[positions[result.job]] = result
-        on_result(result)
-
-    started = time.perf_counter()
-    todo = []
-    for job in jobs:
-        if job.output.exists() and not options.overwrite:
-            record(Result(job, "skipped"))
-        else:
-            todo.append(job)
-    is_interrupted = False
-    try:
-        stream(
-            todo,
-            network,
-            device=device,
-            batch_size=options.batch_size,
-            reference=options.reference,
-            quality=options.quality,
-            on_result=record,
-        )
-    except KeyboardInterrupt:
-        is_interrupted = True
-    return Summary(
-        tuple(results[position] for position in sorted(results)),
-        time.perf_counter() - started,
-        str(device),
-        str(weights_file),
-        is_interrupted,
-    )
+def _precision(name: str, device: torch.device) -> str:
+    """What `auto` comes to: bf16 where a GPU has tensor cores for it, float32 elsewhere."""
+    if name != "auto":
+        return name
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if has_bf16 else "fp32"

@@ -1,5 +1,6 @@
 """The clean images that outputs are compared with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -7,8 +8,11 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
-from ..files.images import READABLE_SUFFIXES, read_image
-from ..metrics import psnr
+from ..files.images import READABLE_SUFFIXES, read_pages
+from ..files.picture import Picture
+from ..metrics import psnr_of_mse
+
+_STRIP_SAMPLES = 1 << 20
 
 
 def find_reference(folder: Path, name: str) -> Path | None:
@@ -20,20 +24,37 @@ def find_reference(folder: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def psnr_in_and_out(noisy: Tensor, denoised: Tensor, reference: Path) -> tuple[float, float]:
-    """PSNR in dB of both images, each (C, H, W) in [0, 1], against the reference file.
+def psnr_in_and_out(
+    noisy: Sequence[Picture], denoised: Sequence[Tensor], reference: Path
+) -> tuple[float, float]:
+    """PSNR in dB of a file before and after, over all its pages, against the reference file.
 
-    The images are clamped and rounded to 8 bit, as a file would hold them.
+    The values are clamped and rounded to 8 bit, as most files would hold them.
+
+    Args:
+        noisy: the pages as they were read.
+        denoised: their new samples, (H, W, C).
+        reference: the clean file.
 
     Raises:
         ImageError: the reference cannot be read or has another size or number of channels.
     """
-    clean = read_image(reference).pixels
-    if clean.shape != noisy.shape:
+    clean = read_pages(reference)
+    if [p.samples.shape for p in clean] != [p.samples.shape for p in noisy]:
         sizes = f"{_size(clean)}, the image {_size(noisy)}"
         raise ImageError(f"{reference}: cannot be compared: the reference is {sizes}")
-    clean = to_8_bit(clean)
-    return psnr(to_8_bit(noisy), clean), psnr(to_8_bit(denoised), clean)
+    before, after, count = 0.0, 0.0, 0
+    for page, samples, target in zip(noisy, denoised, clean, strict=True):
+        rows = max(1, _STRIP_SAMPLES // (samples.shape[1] * samples.shape[2]))
+        for top in range(0, samples.shape[0], rows):  # a whole page in float32 is large
+            strip = slice(top, top + rows)
+            wanted = to_8_bit(target.layout.scale.to_unit(target.samples[strip]))
+            for index, values in enumerate((page.samples[strip], samples[strip])):
+                error = to_8_bit(page.layout.scale.to_unit(values)).sub_(wanted)
+                total = float(error.square_().sum(dtype=torch.float64))
+                before, after = (before + total, after) if index == 0 else (before, after + total)
+        count += samples.numel()
+    return psnr_of_mse(before / count), psnr_of_mse(after / count)
 
 
 def to_8_bit(image: Tensor) -> Tensor:
@@ -41,6 +62,7 @@ def to_8_bit(image: Tensor) -> Tensor:
     return torch.round(image.clamp(0, 1) * 255) / 255
 
 
-def _size(image: Tensor) -> str:
-    channels, height, width = image.shape
-    return f"{width}x{height} {'gray' if channels == 1 else 'RGB'}"
+def _size(pages: Sequence[Picture]) -> str:
+    height, width, channels = pages[0].samples.shape
+    count = f"{len(pages)} pages of " if len(pages) > 1 else ""
+    return f"{count}{width}x{height} {'gray' if channels == 1 else 'RGB'}"

@@ -1,200 +1,382 @@
-"""Read → batch → denoise → write, at the same time, with bounded queues and per-image failures."""
+"""Decode → transfer → compute → encode, all at the same time, for any number of files.
 
-from collections import OrderedDict, deque
+    reader threads:  job → budget → pages                       (Pillow; no tensor arithmetic)
+    this thread:     pages → buckets → network → downloads      (`Denoiser`)
+    writer threads:  downloads → file, whole or not at all      (Pillow)
+
+What is in flight is bounded by the bytes that it takes, not by counts: a file takes its share of
+the budget before it is decoded and gives it back when it is written. This thread never waits while
+pages do: a batch that is not full goes as it is. Everything that other threads have to say comes
+through one queue, as calls for this thread to make.
+"""
+
+import os
+import queue
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import torch
-from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
-from ..files.images import Picture, read_image, write_image
+from ..files.images import read_pages
+from ..files.picture import Picture
 from ..files.scan import Job
-from ..networks import Network
-from .references import find_reference, psnr_in_and_out
+from .buckets import Buckets
+from .denoiser import Denoiser, Output
+from .manifest import Stamp, sha256_of
+from .memory import Budget
+from .result import Result
+from .transfer import Download
+from .writer import Writer
 
-BATCH_PIXELS = 2**21  # of an automatic batch; enough to fill a device, little enough for a laptop
-MOST_IMAGES = 64  # of an automatic batch, and of images held in memory for each stage
-READERS = 2
-WRITERS = 2
+MOST_IMAGES = 256  # of an automatic batch
+_BATCHES_IN_FLIGHT = 3  # on a device that computes while we go on
+# Of a file in flight: its samples, those of the output, and a copy in Pillow while it is decoded or
+# encoded; and what the smallest one takes.
+_COPIES = 3
+_LEAST_BYTES = 1 << 16
 
-Shape = tuple[int, ...]
+
+class Stop:
+    """Whether a run shall end early; set from a signal handler."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def set(self, signal: int) -> None:
+        """End as soon as what is in flight is finished."""
+        self.signal = signal
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
 
 
 @dataclass(frozen=True)
-class Result:
-    """What became of one image.
+class Watcher:
+    """Who is told how it goes, always in the thread that called `stream`.
 
     Attributes:
-        job: where it came from and went.
-        status: done, failed (see reason) or skipped (its output was there).
-        reason: why it failed.
-        size: (width, height), once it was read.
-        psnr_in: dB of the input against the reference, if there is one.
-        psnr_out: dB of the output.
-        notes: what the user should know of a finished image: something its file could not keep,
-            or why there is no PSNR although references were given.
+        on_result: told of every file as soon as it is done.
+        on_tile: told of every finished tile of a large page: job, tiles done, tiles in all.
+    """
+
+    on_result: Callable[[Result], None] = lambda result: None
+    on_tile: Callable[[Job, int, int], None] = lambda job, done, tiles: None
+
+
+@dataclass(eq=False)
+class FileInFlight:
+    """A file between its decoding and its writing.
+
+    Attributes:
+        job: where it comes from and goes.
+        pictures: its pages.
+        source: the input's stamp from before it was read.
+        source_sha256: of the input.
+        held: bytes of the budget.
+        outputs: of the pages, as far as they are made.
+        seconds: by stage.
+        is_retried: some page was made again in float32.
     """
 
     job: Job
-    status: Literal["done", "failed", "skipped"]
-    reason: str = ""
-    size: tuple[int, int] | None = None
-    psnr_in: float | None = None
-    psnr_out: float | None = None
-    notes: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...]
+    source: Stamp
+    source_sha256: str
+    held: int
+    outputs: dict[int, Output] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    is_retried: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the first page."""
+        height, width = self.pictures[0].layout.size
+        return width, height
+
+    def failed(self, reason: str) -> Result:
+        """The result of a file that cannot be finished."""
+        return Result(
+            self.job, "failed", reason, self.size, len(self.pictures), seconds=self.seconds
+        )
 
 
 @dataclass(frozen=True)
-class _Item:
-    job: Job
-    picture: Picture
+class _Page:
+    file: FileInFlight
+    number: int
+    is_float32: bool = False
+
+    @property
+    def picture(self) -> Picture:
+        return self.file.pictures[self.number]
 
 
 def stream(
     jobs: Sequence[Job],
-    network: Network,
+    denoiser: Denoiser,
+    writer: Writer,
     *,
-    device: torch.device,
-    batch_size: int | None,
-    reference: Path | None,
-    quality: int,
-    on_result: Callable[[Result], None],
+    budget: Budget,
+    batch_size: int | None = None,
+    batch_pixels: int = 1 << 21,
+    watcher: Watcher | None = None,
+    stop: Stop | None = None,
+    threads: int | None = None,
 ) -> None:
-    """Denoise every job's image; a failing one is reported and the rest goes on.
-
-    Images of one shape share a batch. Memory is bounded by a few batches, whatever the folder's
-    size. On KeyboardInterrupt, files that are being written are finished before it goes on up.
+    """Denoise every job's file; a failing one is reported and the rest goes on.
 
     Args:
         jobs: what to do; the order of results may differ.
-        network: in inference mode, on the device.
-        device: where the network computes.
-        batch_size: images a batch at most; None chooses by their size.
-        reference: folder of clean images to compare with.
-        quality: of lossy formats.
-        on_result: called in this thread, once for every job.
+        denoiser: makes outputs of pages.
+        writer: makes files of outputs.
+        budget: bytes that files in flight may take.
+        batch_size: pages a batch at most; None chooses by size and memory.
+        batch_pixels: of an automatic batch, at most.
+        watcher: who is told.
+        stop: once set, what is in flight is finished and no other file is begun.
+        threads: that decode, and as many that encode; None chooses by the machine's cores.
     """
-    writes: set[Future[Result]] = set()
+    _Stream(
+        jobs,
+        denoiser,
+        writer,
+        budget,
+        batch_size,
+        batch_pixels,
+        watcher or Watcher(),
+        Stop() if stop is None else stop,
+        threads or max(2, min(8, cores() // 2)),
+    ).run()
 
-    def finish(most_left: int) -> None:
-        while len(writes) > most_left:
-            done, _ = wait(writes, return_when=FIRST_COMPLETED)
-            writes.difference_update(done)
-            for future in done:
-                on_result(future.result())
 
-    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WRITERS) as writers:
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Stream:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        denoiser: Denoiser,
+        writer: Writer,
+        budget: Budget,
+        batch_size: int | None,
+        batch_pixels: int,
+        watcher: Watcher,
+        stop: Stop,
+        threads: int,
+    ) -> None:
+        self.denoiser = denoiser
+        self.writer = writer
+        self.budget = budget
+        self.batch_size = batch_size
+        self.batch_pixels = batch_pixels
+        self.watcher = watcher
+        self.stop = stop
+        self.threads = threads
+        self._jobs: Iterator[Job] = iter(jobs)
+        self._jobs_lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._buckets: Buckets[_Page] = Buckets()
+        self._files: set[FileInFlight] = set()  # read, and no result yet
+        self._readers_left = threads
+        self._on_device: deque[Download] = deque()
+        self._is_cancelled = False
+
+    def run(self) -> None:
+        for _ in range(self.threads):
+            threading.Thread(target=self._read_all, name="reader", daemon=True).start()
+        self._encoders = ThreadPoolExecutor(self.threads, thread_name_prefix="writer")
         try:
-            for batch in _batches(_read_ahead(jobs, readers, on_result), batch_size):
-                for item, output in _denoise(network, batch, device, on_result):
-                    task = writers.submit(_write, item, output, reference, quality)
-                    writes.add(task)
-                finish(MOST_IMAGES)
-        except KeyboardInterrupt:
-            readers.shutdown(cancel_futures=True)
-            raise
+            while self._readers_left or self._files:
+                self._receive()
+                if self.stop and not self._is_cancelled:
+                    self._cancel()
+                if batch := self._next_batch():
+                    self._compute(batch)
         finally:
-            finish(0)
+            self.budget.close()
+            self._is_cancelled = True
+            self._encoders.shutdown(cancel_futures=True)
 
+    # In this thread
 
-def _read_ahead(
-    jobs: Sequence[Job], readers: ThreadPoolExecutor, on_result: Callable[[Result], None]
-) -> Iterator[_Item]:
-    """The jobs' pictures in order, a few read in advance."""
-    waiting: deque[tuple[Job, Future[Picture]]] = deque()
-    queue = iter(jobs)
-    while True:
-        while len(waiting) < 2 * READERS and (job := next(queue, None)) is not None:
-            waiting.append((job, readers.submit(read_image, job.source)))
-        if not waiting:
-            return
-        job, future = waiting.popleft()
+    def _receive(self) -> None:
+        """Do what other threads ask for; wait only where nothing is to be computed."""
         try:
-            yield _Item(job, future.result())
-        except ImageError as error:
-            on_result(Result(job, "failed", str(error)))
-
-
-def _batches(items: Iterator[_Item], batch_size: int | None) -> Iterator[list[_Item]]:
-    """Group by shape; when too many wait, the shape that waits longest goes as it is."""
-    buckets: OrderedDict[Shape, list[_Item]] = OrderedDict()
-    for item in items:
-        shape = tuple(item.picture.pixels.shape)
-        bucket = buckets.setdefault(shape, [])
-        bucket.append(item)
-        if len(bucket) >= (batch_size or _automatic_batch_size(shape)):
-            yield buckets.pop(shape)
-        elif _waiting_pixels(buckets) > 2 * BATCH_PIXELS:
-            yield buckets.popitem(last=False)[1]
-    yield from buckets.values()
-
-
-def _automatic_batch_size(shape: Shape) -> int:
-    return max(1, min(MOST_IMAGES, BATCH_PIXELS // (shape[1] * shape[2])))
-
-
-def _waiting_pixels(buckets: OrderedDict[Shape, list[_Item]]) -> int:
-    return sum(len(bucket) * shape[1] * shape[2] for shape, bucket in buckets.items())
-
-
-def _denoise(
-    network: Network,
-    batch: list[_Item],
-    device: torch.device,
-    on_result: Callable[[Result], None],
-) -> Iterator[tuple[_Item, Tensor]]:
-    """Each item with its output on the host; out of memory halves the batch."""
-    try:
-        # Channels-last, as the pictures are and the kernels like it.
-        rows = torch.stack([item.picture.pixels.permute(1, 2, 0) for item in batch])
-        inputs = rows.permute(0, 3, 1, 2)
-        outputs = network(inputs.to(device)).to("cpu")
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        if len(batch) == 1:
-            reason = f"{batch[0].job.source}: too large for the memory of {device}"
-            on_result(Result(batch[0].job, "failed", reason))
+            self._inbox.get(block=not len(self._buckets))()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
             return
-        middle = len(batch) // 2
-        yield from _denoise(network, batch[:middle], device, on_result)
-        yield from _denoise(network, batch[middle:], device, on_result)
-        return
-    yield from zip(batch, outputs, strict=True)
+
+    def _next_batch(self) -> list[_Page] | None:
+        """A full batch, or the oldest that there is rather than to stand idle."""
+        return self._buckets.full() or self._buckets.oldest()
+
+    def _add(self, page: _Page) -> None:
+        picture, denoiser = page.picture, self.denoiser
+        height, width = denoiser.padded_shape(picture)
+        if denoiser.is_tiled(picture):
+            self._buckets.add(page, page, 1)
+            return
+        most = min(self.batch_pixels, denoiser.most_pixels)
+        size = self.batch_size or max(1, min(MOST_IMAGES, most // (height * width)))
+        kind = (height, width, picture.layout.channels, picture.samples.dtype, page.is_float32)
+        self._buckets.add(kind, page, size)
+
+    def _compute(self, batch: list[_Page]) -> None:
+        on_tile = partial(self.watcher.on_tile, batch[0].file.job)
+        outputs = self.denoiser.denoise(
+            [page.picture for page in batch], is_float32=batch[0].is_float32, on_tile=on_tile
+        )
+        last: Download | None = None
+        for page, output in zip(batch, outputs, strict=True):
+            file = page.file
+            if file not in self._files:  # another of its pages failed
+                continue
+            if isinstance(output, ImageError):
+                self._finish(file, file.failed(f"{file.job.source}: {output}"))
+                continue
+            file.outputs[page.number] = output
+            if len(file.outputs) == len(file.pictures):
+                self._encoders.submit(self._write, file)
+            last = output.download
+        if last is not None and self.denoiser.is_asynchronous:
+            # Wait for an older batch, so that the device's queue stays short and never empty.
+            self._on_device.append(last)
+            if len(self._on_device) > _BATCHES_IN_FLIGHT:
+                self._on_device.popleft().wait()
+
+    def _finish(self, file: FileInFlight, result: Result | None) -> None:
+        """The file's end: its bytes go back, its result is told (none where it was given up)."""
+        self._files.discard(file)
+        self.budget.release(file.held)
+        if result is not None:
+            self.watcher.on_result(result)
+
+    def _cancel(self) -> None:
+        """Begin nothing new: what waits for the network is given up, what it made is written."""
+        self._is_cancelled = True
+        self.budget.close()
+        for file in {page.file for page in self._buckets.clear()}:
+            self._finish(file, None)
+
+    def _on_read(self, file: FileInFlight) -> None:
+        self._files.add(file)
+        if self._is_cancelled:
+            self._finish(file, None)
+            return
+        for number in range(len(file.pictures)):
+            self._add(_Page(file, number))
+
+    def _on_unreadable(self, job: Job, reason: str, held: int, seconds: float) -> None:
+        self.budget.release(held)
+        self.watcher.on_result(Result(job, "failed", reason, seconds={"decode": seconds}))
+
+    def _on_retry(self, file: FileInFlight, numbers: Sequence[int]) -> None:
+        file.is_retried = True
+        for number in numbers:
+            del file.outputs[number]
+            self._add(_Page(file, number, is_float32=True))
+
+    def _on_readers_end(self) -> None:
+        self._readers_left -= 1
+
+    # In reader and writer threads
+
+    def _read_all(self) -> None:
+        try:
+            while not self._is_cancelled:
+                with self._jobs_lock:
+                    job = next(self._jobs, None)
+                if job is None or not self._read(job):
+                    break
+        except BaseException as error:
+            self._inbox.put(partial(_raise, error))
+        self._inbox.put(self._on_readers_end)
+
+    def _read(self, job: Job) -> bool:
+        """Decode one file; False if the run ends."""
+        held, waited = 0, 0.0
+        started = time.perf_counter()
+
+        def reserve(sample_bytes: int) -> None:
+            nonlocal held, waited
+            wanted = max(_LEAST_BYTES, sample_bytes * _COPIES)
+            before = time.perf_counter()
+            if not self.budget.acquire(wanted):
+                raise _Cancelled
+            held, waited = wanted, time.perf_counter() - before
+
+        try:
+            source, digest, pictures = _decoded(job.source, reserve)
+        except _Cancelled:
+            return False
+        except ImageError as error:
+            seconds = time.perf_counter() - started - waited
+            self._inbox.put(partial(self._on_unreadable, job, str(error), held, seconds))
+            return True
+        file = FileInFlight(job, pictures, source, digest, held)
+        file.seconds["decode"] = time.perf_counter() - started - waited
+        self._inbox.put(partial(self._on_read, file))
+        return True
+
+    def _write(self, file: FileInFlight) -> None:
+        try:
+            samples, not_finite = [], []
+            for number in range(len(file.pictures)):
+                stored, is_finite, seconds = file.outputs[number].wait()
+                samples.append(stored)
+                if not is_finite:
+                    not_finite.append(number)
+                for stage, value in seconds.items():
+                    file.seconds[stage] = file.seconds.get(stage, 0.0) + value
+            if not_finite and not file.is_retried and self.denoiser.precision is not None:
+                self._inbox.put(partial(self._on_retry, file, not_finite))
+                return
+            if not_finite:
+                result = file.failed(f"{file.job.source}: the network's output is not finite")
+            else:
+                result = self.writer.write(file, samples)
+            self._inbox.put(partial(self._finish, file, result))
+        except BaseException as error:
+            self._inbox.put(partial(_raise, error))
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+class _Cancelled(BaseException):
+    """The budget was closed while a reader waited for it; no `Exception`, which reading catches."""
 
 
-def _write(item: _Item, output: Tensor, reference: Path | None, quality: int) -> Result:
-    job, pixels = item.job, item.picture.pixels
-    size = (pixels.shape[2], pixels.shape[1])
-    if not torch.isfinite(output).all():
-        return Result(job, "failed", f"{job.source}: the network's output is not finite", size)
+def _decoded(
+    source: Path, reserve: Callable[[int], None]
+) -> tuple[Stamp, str, tuple[Picture, ...]]:
+    """A file's stamp, digest and pages, all of the same bytes.
+
+    Raises:
+        ImageError: it cannot be read, or changed meanwhile.
+    """
     try:
-        job.output.parent.mkdir(parents=True, exist_ok=True)
-        write_image(job.output, item.picture, output, quality=quality)
-    except ImageError as error:
-        return Result(job, "failed", str(error), size)
+        stamp = Stamp.of(source)
     except OSError as error:
-        reason = f"{job.output.parent}: cannot be created: {error.strerror}"
-        return Result(job, "failed", reason, size)
-    notes = [f"{job.name}: {item.picture.layout.note}"] if item.picture.layout.note else []
-    psnr_in, psnr_out = None, None
-    if reference is not None:
-        clean = find_reference(reference, job.name)
-        if clean is None:
-            notes.append(f"{job.name}: no reference in {reference}")
-        else:
-            try:
-                psnr_in, psnr_out = psnr_in_and_out(pixels, output, clean)
-            except ImageError as error:
-                notes.append(str(error))
-    return Result(job, "done", "", size, psnr_in, psnr_out, tuple(notes))
+        raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
+    try:
+        pictures = read_pages(source, reserve)
+        digest = sha256_of(source)
+        is_same = Stamp.of(source) == stamp
+    except OSError as error:
+        raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
+    if not is_same:
+        raise ImageError(f"{source}: changed while it was being read; run again when it is whole")
+    return stamp, digest, pictures
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -16,7 +16,8 @@ from denoise_batch.pipeline.checkpoint import load_weights, save_weights
 from denoise_batch.pipeline.cli.batch import main
 from denoise_batch.pipeline.files.images import read_image
 from denoise_batch.pipeline.networks import Network
-from denoise_batch.pipeline.streaming import stream as stream_module
+from denoise_batch.pipeline.streaming import denoise as denoise_module
+from denoise_batch.pipeline.streaming.memory import Budget
 
 
 @pytest.fixture
@@ -32,7 +33,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def files_below(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    """All files but those that a run keeps for itself."""
+    return {
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_file() and ".denoise-batch" not in p.parts
+    }
 
 
 def run(*arguments: object, weights: Path) -> int:
@@ -222,7 +228,7 @@ def test_output_that_is_not_finite_is_never_written(
     assert "not finite" in capsys.readouterr().out
 
 
-def test_out_of_memory_halves_the_batch_then_fails_the_image(
+def test_out_of_memory_halves_the_batch_then_tiles_then_fails_the_image(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index in range(5):
@@ -230,19 +236,28 @@ def test_out_of_memory_halves_the_batch_then_fails_the_image(
         path.parent.mkdir(exist_ok=True)
         picture(20, 20, index).save(path)
     picture(64, 64).save(tmp_path / "imgs" / "large.png")
-    forward = Network.forward
+    forward = Network.forward_padded
     sizes = []
 
     def little_memory(self: Network, input: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(input))
-        if len(input) > 1 or input.shape[2] > 32:
+        sizes.append((len(input), input.shape[2] * input.shape[3]))
+        if len(input) > 1 or input.shape[2] * input.shape[3] > 28 * 28:
             raise torch.OutOfMemoryError("no")
         return forward(self, input)
 
-    monkeypatch.setattr(Network, "forward", little_memory)
-    assert run(tmp_path / "imgs", weights=weights) == 1
+    monkeypatch.setattr(Network, "forward_padded", little_memory)
+    assert run(tmp_path / "imgs", weights=weights) == 0
+    network = load_weights(weights).network
+    monkeypatch.undo()
+    for path in (tmp_path / "imgs").iterdir():
+        expected = network(read_image(path).pixels[None])[0]
+        written = read_image(tmp_path / "imgs-denoised" / path.name).pixels
+        torch.testing.assert_close(written, expected, atol=0.51 / 255, rtol=0)
+
+    monkeypatch.setattr(Network, "forward_padded", little_memory)
+    (tmp_path / "imgs-denoised" / "large.png").unlink()
+    assert run(tmp_path / "imgs", "--tile", "off", weights=weights) == 1
     assert files_below(tmp_path / "imgs-denoised") == {f"{index}.png" for index in range(5)}
-    assert max(sizes) == 5
 
 
 def test_other_errors_of_the_network_are_not_hidden(
@@ -251,7 +266,7 @@ def test_other_errors_of_the_network_are_not_hidden(
     def broken(self: Network, input: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Network, "forward", broken)
+    monkeypatch.setattr(Network, "forward_padded", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         run(folder, weights=weights)
 
@@ -272,32 +287,20 @@ def test_long_folders_show_failures_first_and_say_what_is_hidden(
 def test_memory_is_bounded_whatever_the_folder_holds(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At no time are more images in memory than a few batches, though every shape differs."""
+    """What is decoded and not yet written stays below the budget, though every shape differs."""
     (tmp_path / "imgs").mkdir()
     for index in range(60):
-        picture(20 + index, 20, index).save(tmp_path / "imgs" / f"{index}.png")
-    monkeypatch.setattr(stream_module, "BATCH_PIXELS", 400)
-    alive, most = 0, 0
-    read, write = stream_module.read_image, stream_module.write_image
+        picture(200 + index, 100, index).save(tmp_path / "imgs" / f"{index}.png")
+    budgets = []
 
-    def counted_read(path: Path) -> object:
-        nonlocal alive, most
-        alive += 1
-        most = max(most, alive)
-        return read(path)
+    def small_budget(limit: int) -> Budget:
+        budgets.append(Budget(700_000))
+        return budgets[-1]
 
-    def counted_write(*arguments: object, **keywords: object) -> None:
-        nonlocal alive
-        write(*arguments, **keywords)  # type: ignore[arg-type]
-        alive -= 1
-
-    monkeypatch.setattr(stream_module, "MOST_IMAGES", 4)
-    monkeypatch.setattr(stream_module, "read_image", counted_read)
-    monkeypatch.setattr(stream_module, "write_image", counted_write)
+    monkeypatch.setattr(denoise_module, "Budget", small_budget)
     assert run(tmp_path / "imgs", weights=weights) == 0
-    assert alive == 0
-    # read ahead + waiting in buckets + in the batch + being written
-    assert most <= 2 * stream_module.READERS + 3 + 1 + 5
+    assert budgets[0].used == 0
+    assert 3 * 3 * 260 * 100 <= budgets[0].most <= 700_000
 
 
 def test_an_interrupt_finishes_files_in_flight_and_leaves_only_whole_ones(

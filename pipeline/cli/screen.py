@@ -1,0 +1,255 @@
+"""What a run shows while it goes and when it has ended: bars, plain lines, or JSON lines."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..files.scan import Job
+from ..reports.table import print_summary, totals
+from ..streaming.denoise import Events, Start, Summary
+from ..streaming.result import Result
+
+
+class Screen(Protocol):
+    """How a run is shown."""
+
+    @property
+    def events(self) -> Events:
+        """Whom the run tells how it goes."""
+
+    def plan(self, start: Start) -> None:
+        """Show what a run would do (`--dry-run`)."""
+
+    def finish(self, summary: Summary) -> None:
+        """Show what a run came to."""
+
+
+@contextmanager
+def screen(log: str, *, is_quiet: bool) -> Iterator[Screen]:
+    """The screen that `--log` and `--quiet` ask for.
+
+    Args:
+        log: auto (bars on a terminal, else plain), plain or json.
+        is_quiet: show failures only.
+    """
+    if log == "json":
+        yield JsonLines(sys.stdout, is_quiet)
+    elif is_quiet:
+        yield Quiet(sys.stderr)
+    elif log == "plain" or not Console(stderr=True).is_terminal:
+        yield Lines(sys.stderr)
+    else:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            yield Bars(progress)
+
+
+@dataclass
+class Bars:
+    """A bar for the images, and one for the tiles of a large image."""
+
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self._images = self.progress.add_task("images", total=None)
+        self._tiles = self.progress.add_task("tiles", total=None, visible=False)
+
+    @property
+    def events(self) -> Events:
+        """Whom the run tells how it goes."""
+        return Events(self._on_start, self._on_result, self._on_tile)
+
+    def plan(self, start: Start) -> None:
+        """Show what a run would do."""
+        self.progress.stop()
+        _print_plan(start, Console())
+
+    def finish(self, summary: Summary) -> None:
+        """Show what a run came to."""
+        self.progress.stop()
+        print_summary(summary, Console())
+
+    def _on_start(self, start: Start) -> None:
+        self.progress.reset(self._images, total=len(start.jobs) + len(start.skipped))
+
+    def _on_result(self, result: Result) -> None:
+        self.progress.advance(self._images)
+
+    def _on_tile(self, job: Job, done: int, tiles: int) -> None:
+        self.progress.update(
+            self._tiles, description=job.name, completed=done, total=tiles, visible=done < tiles
+        )
+
+
+@dataclass
+class Lines:
+    """A line for every image that is done or failed, then the table."""
+
+    stream: TextIO
+
+    def __post_init__(self) -> None:
+        self._done, self._total = 0, 0
+
+    @property
+    def events(self) -> Events:
+        """Whom the run tells how it goes."""
+        return Events(self._on_start, self._on_result)
+
+    def plan(self, start: Start) -> None:
+        """Show what a run would do."""
+        _print_plan(start, Console())
+
+    def finish(self, summary: Summary) -> None:
+        """Show what a run came to."""
+        print_summary(summary, Console())
+
+    def _on_start(self, start: Start) -> None:
+        self._done, self._total = 0, len(start.jobs)
+        skipped = f", {len(start.skipped)} skipped" if start.skipped else ""
+        self._say(f"{self._total} to denoise{skipped}, {start.precision} on {start.device}")
+
+    def _on_result(self, result: Result) -> None:
+        if result.status == "skipped":
+            return
+        self._done += 1
+        count = f"[{self._done}/{self._total}]"
+        if result.status == "failed":
+            self._say(f"{count} failed {result.reason}")
+        else:
+            size = "{}x{}".format(*result.size) if result.size else ""
+            seconds = sum(result.seconds.values())
+            self._say(f"{count} done {result.job.name} {size} {seconds:.2f} s")
+
+    def _say(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+
+@dataclass
+class Quiet:
+    """Failures, and nothing else."""
+
+    stream: TextIO
+
+    @property
+    def events(self) -> Events:
+        """Whom the run tells how it goes."""
+        return Events(on_result=self._on_result)
+
+    def plan(self, start: Start) -> None:
+        """Silence."""
+
+    def finish(self, summary: Summary) -> None:
+        """Show what a run came to."""
+        if summary.exit_code != 0:
+            print(totals(summary), file=self.stream, flush=True)
+
+    def _on_result(self, result: Result) -> None:
+        if result.status == "failed":
+            print(f"failed {result.reason}", file=self.stream, flush=True)
+
+
+@dataclass
+class JsonLines:
+    """One JSON object a line: `start`, `image` for every image, `end`; or `plan` of a dry run."""
+
+    stream: TextIO
+    is_quiet: bool
+
+    @property
+    def events(self) -> Events:
+        """Whom the run tells how it goes."""
+        return Events(self._on_start, self._on_result)
+
+    def plan(self, start: Start) -> None:
+        """Show what a run would do."""
+        for job in start.jobs:
+            self._write({"event": "plan", "status": "todo", **_of_job(job)})
+        for result in start.skipped:
+            self._write({"event": "plan", "status": "skipped", **_of_job(result.job)})
+
+    def finish(self, summary: Summary) -> None:
+        """Show what a run came to."""
+        if self.is_quiet and summary.exit_code == 0:
+            return
+        count = {"done": 0, "failed": 0, "skipped": 0}
+        for result in summary.results:
+            count[result.status] += 1
+        self._write(
+            {
+                "event": "end",
+                **count,
+                "left": summary.left,
+                "seconds": round(summary.seconds, 3),
+                "megapixels": round(summary.megapixels, 3),
+                "stage_seconds": _rounded(summary.stage_seconds),
+                "signal": summary.signal,
+                "exit_code": summary.exit_code,
+            }
+        )
+
+    def _on_start(self, start: Start) -> None:
+        if not self.is_quiet:
+            self._write(
+                {
+                    "event": "start",
+                    "todo": len(start.jobs),
+                    "skipped": len(start.skipped),
+                    "device": start.device,
+                    "precision": start.precision,
+                    "weights": start.weights,
+                }
+            )
+
+    def _on_result(self, result: Result) -> None:
+        if self.is_quiet and result.status != "failed":
+            return
+        self._write(
+            {
+                "event": "image",
+                "status": result.status,
+                **_of_job(result.job),
+                "reason": result.reason,
+                "size": result.size,
+                "pages": result.pages,
+                "notes": result.notes,
+                "seconds": _rounded(dict(result.seconds)),
+                "psnr_in": result.psnr_in,
+                "psnr_out": result.psnr_out,
+            }
+        )
+
+    def _write(self, event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=self.stream, flush=True)
+
+
+def _of_job(job: Job) -> dict[str, str]:
+    return {"name": job.name, "source": str(job.source), "output": str(job.output)}
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {stage: round(value, 4) for stage, value in seconds.items()}
+
+
+def _print_plan(start: Start, console: Console) -> None:
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    for job in start.jobs:
+        say(f"would denoise {job.source} → {job.output}")
+    for result in start.skipped:
+        say(f"would skip {result.job.source} ({result.reason}: {result.job.output})")
+    say(
+        f"{len(start.jobs)} to denoise, {len(start.skipped)} to skip, {start.precision} on "
+        f"{start.device}; nothing was written"
+    )

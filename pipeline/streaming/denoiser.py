@@ -1,0 +1,325 @@
+"""The network with what the user asked of it: precision, strength, self-ensemble, tiles.
+
+Pages go in as their files store them and come out the same way; between the two copies everything
+happens on the device. Out of memory halves the batch, then cuts the page into tiles, then smaller
+ones, and only then fails that page.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from denoise_batch.kernels import ImageError
+
+from ..files.picture import Picture
+from ..networks import Network
+from .tiling import Grid, Span, automatic_grid, fixed_grid
+from .transfer import Download, Mark, Transfer
+
+T = TypeVar("T")
+
+_TILES_IN_FLIGHT = 2  # behind the one that is queued
+
+
+@dataclass(frozen=True)
+class Output:
+    """A page on its way back from the device.
+
+    Attributes:
+        download: the page's samples, then whether the network's output was finite.
+        marks: before the upload, before and behind the network, behind the last conversion.
+        share: of the time between the marks that counts for this page.
+        seconds: instead of marks, by stage, for pages that took several passes.
+    """
+
+    download: Download
+    marks: tuple[Mark, ...] = ()
+    share: float = 1.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def wait(self) -> tuple[Tensor, bool, dict[str, float]]:
+        """Samples (H, W, C) on the host, whether all values were finite, seconds by stage."""
+        samples, is_finite = self.download.wait()
+        if not self.marks:
+            return samples, bool(is_finite), self.seconds
+        start, ready, made, done = self.marks
+        seconds = {
+            "transfer": start.seconds_until(ready) + made.seconds_until(done),
+            "compute": ready.seconds_until(made),
+        }
+        return samples, bool(is_finite), {k: v * self.share for k, v in seconds.items()}
+
+
+class Denoiser:
+    """A network on a device, with the settings of a run.
+
+    Args:
+        network: in inference mode, on the device.
+        device: where it computes.
+        memory: bytes that one pass may take.
+        precision: what convolutions compute in; None: float32.
+        strength: 0 keeps the input, 1 takes the network's output, between them their mixture.
+        is_ensemble: average over the eight turned and mirrored versions of every image.
+        tile_px: side of the tiles; None: as few tiles as memory allows; 0: never tiles.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        *,
+        memory: int,
+        precision: torch.dtype | None = None,
+        strength: float = 1.0,
+        is_ensemble: bool = False,
+        tile_px: int | None = None,
+    ) -> None:
+        self.network = network
+        self.device = device
+        self.precision = precision
+        self.strength = strength
+        self.is_ensemble = is_ensemble
+        self.tile_px = tile_px
+        self.most_pixels = max(1, memory // network.spec.bytes_per_pixel)
+        self._transfer = Transfer(device)
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether outputs are made while the caller goes on."""
+        return self.device.type == "cuda"
+
+    def padded_shape(self, picture: Picture) -> tuple[int, int]:
+        """Height and width that the network sees of a page."""
+        height, width = picture.layout.size
+        return self.network.padded_size(height), self.network.padded_size(width)
+
+    def is_tiled(self, picture: Picture) -> bool:
+        """Whether a page goes through in tiles, and so without company."""
+        height, width = self.padded_shape(picture)
+        if self.strength == 0:
+            return False
+        if self.tile_px is None:
+            return height * width > self.most_pixels
+        return self.tile_px > 0 and max(height, width) > self.tile_px
+
+    def denoise(
+        self,
+        pictures: Sequence[Picture],
+        *,
+        is_float32: bool = False,
+        on_tile: Callable[[int, int], None] = lambda done, tiles: None,
+    ) -> Iterator[Output | ImageError]:
+        """Each page's output, in order, or why there is none.
+
+        Args:
+            pictures: pages of one padded shape, one number of channels and one type; a tiled one
+                comes alone.
+            is_float32: compute in float32, whatever the precision.
+            on_tile: told of every finished tile.
+        """
+        if self.strength == 0:
+            for picture in pictures:
+                yield Output(Download((picture.samples, torch.tensor(True))))
+            return
+        self.network.compute_in(None if is_float32 else self.precision)
+        if len(pictures) == 1 and self.is_tiled(pictures[0]):
+            yield self._in_tiles(pictures[0], on_tile)
+            return
+        outputs = self._or_none(lambda: self._whole(pictures))
+        if outputs is not None:
+            yield from outputs
+            return
+        height, width = self.padded_shape(pictures[0])
+        # The next batch need not fail first.
+        self._learn(height * width * len(pictures))
+        if len(pictures) > 1:
+            middle = len(pictures) // 2
+            for half in (pictures[:middle], pictures[middle:]):
+                yield from self.denoise(half, is_float32=is_float32, on_tile=on_tile)
+        elif self.tile_px == 0:
+            yield ImageError(f"too large for the memory of {self.device}; allow tiles")
+        else:
+            yield self._in_tiles(pictures[0], on_tile)
+
+    def _or_none(self, run: Callable[[], T]) -> T | None:
+        """What `run` returns, or None if memory does not suffice."""
+        try:
+            return run()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Out here, where the exception and the tensors in its frames are gone.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _learn(self, too_many_pixels: int) -> None:
+        self.most_pixels = max(1, min(self.most_pixels, too_many_pixels // 2))
+
+    def _whole(self, pictures: Sequence[Picture]) -> list[Output]:
+        """All pages in one pass."""
+        transfer, margin = self._transfer, self.network.spec.margin
+        start = transfer.mark()
+        samples = transfer.upload([picture.samples for picture in pictures])
+        padded = self._padded(pictures, samples)
+        ready = transfer.mark()
+        values = self._forward(padded)
+        made = transfer.mark()
+        is_finite = _is_finite(values)
+        stored = []
+        for index, (picture, before) in enumerate(zip(pictures, samples, strict=True)):
+            height, width = picture.layout.size
+            inside = values[index, :, margin : margin + height, margin : margin + width]
+            stored.append(picture.layout.scale.from_unit(inside.permute(1, 2, 0), before))
+        marks = (start, ready, made, transfer.mark())
+        download = transfer.download([*stored, is_finite])
+        *arriving, flags = download.tensors
+        total = sum(page.numel() for page in stored)
+        return [
+            Output(Download((page, flags[index]), download.event), marks, page.numel() / total)
+            for index, page in enumerate(arriving)
+        ]
+
+    def _padded(self, pictures: Sequence[Picture], samples: Sequence[Tensor]) -> Tensor:
+        """(N, C, H, W) float32 in [0, 1], each page between its own reflections."""
+        scales = {picture.layout.scale for picture in pictures}
+        if len(scales) == 1 and len({page.shape for page in samples}) == 1:
+            # Channels-last, as the pages are and the kernels like it.
+            values = scales.pop().to_unit(torch.stack(list(samples)))
+            return self.network.pad(values.permute(0, 3, 1, 2))
+        pages = [
+            self.network.pad(picture.layout.scale.to_unit(page).permute(2, 0, 1)[None])
+            for picture, page in zip(pictures, samples, strict=True)
+        ]
+        return torch.cat(pages)
+
+    def _forward(self, padded: Tensor) -> Tensor:
+        """The network's output, averaged over the ensemble, mixed with the input by strength."""
+        values = self._ensemble(padded) if self.is_ensemble else self.network.forward_padded(padded)
+        return values if self.strength == 1 else padded.lerp(values, self.strength)
+
+    def _ensemble(self, padded: Tensor) -> Tensor:
+        total = torch.zeros_like(padded)
+        for turns in range(4):
+            for is_mirrored in (False, True):
+                view = torch.rot90(padded, turns, (2, 3))
+                view = view.flip(3) if is_mirrored else view
+                view = view.contiguous(memory_format=torch.channels_last)
+                output = self.network.forward_padded(view)
+                output = output.flip(3) if is_mirrored else output
+                total += torch.rot90(output, -turns, (2, 3))
+        return total.div_(8)
+
+    def _in_tiles(
+        self, picture: Picture, on_tile: Callable[[int, int], None]
+    ) -> Output | ImageError:
+        """One page tile by tile, with smaller tiles for as long as memory does not suffice."""
+        height, width = self.padded_shape(picture)
+        spec = self.network.spec
+        if self.tile_px:
+            grid: Grid | None = fixed_grid(height, width, self.tile_px, spec)
+        else:
+            grid = automatic_grid(height, width, self.most_pixels, spec)
+            grid = grid or fixed_grid(height, width, spec.halo, spec)
+        while grid is not None:
+            tiles = grid
+            output = self._or_none(lambda: self._tiled(picture, tiles, on_tile))  # noqa: B023
+            if output is not None:
+                return output
+            self._learn(grid.most_pixels)
+            grid = automatic_grid(height, width, grid.most_pixels // 2, spec)
+        return ImageError(f"too large for the memory of {self.device}, even in tiles")
+
+    def _tiled(self, picture: Picture, grid: Grid, on_tile: Callable[[int, int], None]) -> Output:
+        result = torch.empty_like(picture.samples)
+        is_finite = True
+        seconds = {"transfer": 0.0, "compute": 0.0}
+        waiting: deque[tuple[Output, Span, Span]] = deque()
+        done = 0
+
+        def finish(most_left: int) -> None:
+            nonlocal is_finite, done
+            while len(waiting) > most_left:
+                tile, row, column = waiting.popleft()
+                stored, is_tile_finite, tile_seconds = tile.wait()
+                self._inside(result, row, column).copy_(stored)
+                is_finite &= is_tile_finite
+                for stage, value in tile_seconds.items():
+                    seconds[stage] += value
+                done += 1
+                on_tile(done, len(grid))
+
+        for row, column in grid:
+            if self._inside(result, row, column).numel() == 0:
+                done += 1
+                continue
+            waiting.append((self._tile(picture, row, column), row, column))
+            # A copy to the host is behind the tiles that are queued after it.
+            finish(_TILES_IN_FLIGHT if self.is_asynchronous else 0)
+        finish(0)
+        return Output(Download((result, torch.tensor(is_finite))), seconds=seconds)
+
+    def _tile(self, picture: Picture, row: Span, column: Span) -> Output:
+        transfer, scale = self._transfer, picture.layout.scale
+        start = transfer.mark()
+        height, width = picture.layout.size
+        rows, top = self._positions(height, row)
+        columns, left = self._positions(width, column)
+        bottom, right = top + int(rows.max()) + 1, left + int(columns.max()) + 1
+        (seen,) = transfer.upload([picture.samples[top:bottom, left:right].contiguous()])
+        values = _selected(_selected(scale.to_unit(seen), 0, rows), 1, columns)
+        padded = values.permute(2, 0, 1)[None]
+        ready = transfer.mark()
+        output = self._forward(padded)
+        made = transfer.mark()
+        inner_rows = slice(row.start - row.read_start, row.stop - row.read_start)
+        inner_columns = slice(column.start - column.read_start, column.stop - column.read_start)
+        core = output[0].permute(1, 2, 0)[inner_rows, inner_columns]
+        before = self._inside(picture.samples, row, column)
+        # A core may reach into the reflections, which nobody keeps.
+        margin = self.network.spec.margin
+        skip_y, skip_x = max(0, margin - row.start), max(0, margin - column.start)
+        kept = core[skip_y : skip_y + before.shape[0], skip_x : skip_x + before.shape[1]]
+        top, left = max(0, row.start - margin) - top, max(0, column.start - margin) - left
+        old = seen[top : top + before.shape[0], left : left + before.shape[1]]
+        stored = scale.from_unit(kept, old)
+        marks = (start, ready, made, transfer.mark())
+        return Output(transfer.download([stored, _is_finite(output)[0]]), marks)
+
+    def _positions(self, size: int, span: Span) -> tuple[Tensor, int]:
+        """Which positions of an image's extent a tile sees, from the first one of them on."""
+        positions = self.network.padded_indices(size, torch.device("cpu"))
+        seen = positions[span.read_start : span.read_stop]
+        first = int(seen.min())
+        return seen - first, first
+
+    def _inside(self, samples: Tensor, row: Span, column: Span) -> Tensor:
+        """The part of an image (H, W, C) that a core covers."""
+        margin, (height, width) = self.network.spec.margin, samples.shape[:2]
+        return samples[
+            max(0, row.start - margin) : max(0, min(height, row.stop - margin)),
+            max(0, column.start - margin) : max(0, min(width, column.stop - margin)),
+        ]
+
+
+def _selected(values: Tensor, dim: int, positions: Tensor) -> Tensor:
+    """Rows or columns by position; the tensor itself where that changes nothing."""
+    if len(positions) == values.shape[dim] and bool((positions.diff() == 1).all()):
+        return values
+    return values.index_select(dim, positions.to(values.device))
+
+
+def _is_finite(values: Tensor) -> Tensor:
+    """For each image of (N, C, H, W) whether all its values are finite."""
+    return torch.isfinite(values.amin((1, 2, 3))) & torch.isfinite(values.amax((1, 2, 3)))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    )

@@ -1,0 +1,90 @@
+"""Which jobs a run does: its shard, without what earlier runs did, up to its limit."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..files.scan import Job
+from .manifest import Manifest, Stamp, sha256_of
+from .result import Result
+
+UNCHANGED = "done before"
+FOREIGN = "exists"
+
+
+def of_shard(jobs: Sequence[Job], number: int, shards: int) -> list[Job]:
+    """The jobs of one shard of several; each belongs to exactly one, whatever else is there.
+
+    Args:
+        jobs: of the whole run.
+        number: the shard's, from 1.
+        shards: how many there are.
+    """
+    if shards == 1:
+        return list(jobs)
+
+    def shard_of(job: Job) -> int:
+        name = job.output.relative_to(job.root).as_posix()
+        return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8])
+
+    return [job for job in jobs if shard_of(job) % shards == number - 1]
+
+
+def split(
+    jobs: Iterable[Job],
+    manifests: Mapping[Path, Manifest],
+    run: tuple[str, str],
+    *,
+    overwrite: bool,
+) -> tuple[list[Job], list[Result]]:
+    """What is to be done, and the results of what is skipped.
+
+    An output is skipped that an earlier run made of the same input with the same weights and
+    options, and one that no run made. It is made anew if its input, the weights or an option
+    changed.
+
+    Args:
+        jobs: of the run.
+        manifests: of every output folder.
+        run: digests of weights and options.
+        overwrite: skip nothing.
+    """
+    todo, skipped = [], []
+    for job in jobs:
+        reason = "" if overwrite else _reason_to_skip(job, manifests[job.root], run)
+        if reason:
+            skipped.append(Result(job, "skipped", reason))
+        else:
+            todo.append(job)
+    return todo, skipped
+
+
+def remove_remains(jobs: Iterable[Job]) -> None:
+    """Delete what a killed run left half-written of these outputs."""
+    folders: dict[Path, set[str]] = {}
+    for job in jobs:
+        folders.setdefault(job.output.parent, set()).add(job.output.name[:40])
+    for folder, names in folders.items():
+        with suppress(OSError):
+            for path in folder.iterdir():
+                match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", path.name, re.DOTALL)
+                if match and match[1] in names:
+                    path.unlink()
+
+
+def _reason_to_skip(job: Job, manifest: Manifest, run: tuple[str, str]) -> str:
+    entry = manifest.made_of(job.output)
+    if entry is None:
+        return FOREIGN if job.output.exists() or job.output.is_symlink() else ""
+    if (entry.weights, entry.options) != run:
+        return ""
+    try:
+        stamp = Stamp.of(job.source)
+        is_same = stamp == entry.source_stamp or (
+            stamp.size == entry.source_stamp.size and sha256_of(job.source) == entry.source_sha256
+        )
+    except OSError:
+        return ""  # reading it will say what is wrong
+    return UNCHANGED if is_same else ""

@@ -1,0 +1,73 @@
+"""Drop folders: look again and again, and denoise what has come and is whole."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from denoise_batch.kernels import NoImagesError
+
+from ..files.scan import Job
+from .denoise import Events, Session, Summary
+from .manifest import Stamp
+from .stream import Stop
+
+_NAP_S = 0.1  # between two looks at `stop`
+
+
+def watch(
+    session: Session,
+    interval_s: float,
+    events: Events,
+    stop: Stop,
+    on_round: Callable[[Summary], None] = lambda summary: None,
+) -> None:
+    """Look every `interval_s` seconds, until `stop`.
+
+    A file is taken once it has stayed the same from one look to the next, so that none is read
+    while it is still being copied; and again when it has changed, also one that failed.
+
+    Args:
+        session: what to do.
+        interval_s: between two looks.
+        events: told how each round goes.
+        stop: ends it, after the files in flight.
+        on_round: told what a round came to, if it had something to do.
+    """
+    seen: dict[Path, Stamp] = {}
+    handled: dict[Path, Stamp] = {}
+    while not stop:
+        jobs = _jobs(session)
+        stamps = _stamps(jobs)
+        ready = [
+            job
+            for job in jobs
+            if (stamp := stamps.get(job.source)) is not None
+            and stamp == seen.get(job.source)
+            and stamp != handled.get(job.source)
+        ]
+        seen = stamps
+        if ready:
+            summary = session.run(ready, events, stop)
+            # What the limit or a signal left over comes again.
+            handled |= {r.job.source: stamps[r.job.source] for r in summary.results}
+            on_round(summary)
+        until = time.monotonic() + interval_s
+        while not stop and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _NAP_S))
+
+
+def _jobs(session: Session) -> Sequence[Job]:
+    try:
+        return session.jobs()
+    except NoImagesError:
+        return ()
+
+
+def _stamps(jobs: Sequence[Job]) -> dict[Path, Stamp]:
+    stamps = {}
+    for job in jobs:
+        try:
+            stamps[job.source] = Stamp.of(job.source)
+        except OSError:
+            continue  # gone again, or not to be read; the next look tells
+    return stamps

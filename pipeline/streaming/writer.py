@@ -1,0 +1,80 @@
+"""The last stage: a denoised file's samples → the file, its line in the manifest, its result."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from denoise_batch.kernels import ImageError
+
+from ..files.images import write_pages
+from .manifest import Manifest
+from .references import find_reference, psnr_in_and_out
+from .result import Result
+
+if TYPE_CHECKING:
+    from .stream import FileInFlight
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes files; called from several threads.
+
+    Attributes:
+        manifests: of every output folder.
+        run: digests of weights and options, for the manifest.
+        quality: of lossy formats.
+        reference: folder of clean images to compare with.
+    """
+
+    manifests: Mapping[Path, Manifest]
+    run: tuple[str, str]
+    quality: int = 95
+    reference: Path | None = None
+
+    def write(self, file: "FileInFlight", samples: Sequence[Tensor]) -> Result:
+        """Write one file, whole or not at all; a failure is its result."""
+        job, pictures = file.job, file.pictures
+        started = time.perf_counter()
+        manifest = self.manifests[job.root]
+        try:
+            write_pages(
+                job.output,
+                pictures,
+                samples,
+                quality=self.quality,
+                on_written=lambda unfinished: manifest.record(
+                    job.output, unfinished, file.source, file.source_sha256, self.run
+                ),
+            )
+        except ImageError as error:
+            return file.failed(str(error))
+        file.seconds["encode"] = time.perf_counter() - started
+        notes = [f"{job.name}: {note}" for note in {p.layout.note: 0 for p in pictures} if note]
+        if file.is_retried:
+            notes.append(f"{job.name}: was not finite in low precision, made again in float32")
+        psnr_in, psnr_out = None, None
+        if self.reference is not None:
+            clean = find_reference(self.reference, job.name)
+            if clean is None:
+                notes.append(f"{job.name}: no reference in {self.reference}")
+            else:
+                try:
+                    psnr_in, psnr_out = psnr_in_and_out(pictures, samples, clean)
+                except ImageError as error:
+                    notes.append(str(error))
+        return Result(
+            job,
+            "done",
+            "",
+            file.size,
+            len(pictures),
+            tuple(notes),
+            file.seconds,
+            psnr_in,
+            psnr_out,
+            file.is_retried,
+        )

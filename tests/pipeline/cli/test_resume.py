@@ -1,0 +1,206 @@
+"""A second run does what is new, changed or left, and nothing else."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pictures import picture
+from PIL import Image
+
+from denoise_batch.pipeline.checkpoint import save_weights
+from denoise_batch.pipeline.cli.batch import main
+from denoise_batch.pipeline.networks import Network
+from denoise_batch.pipeline.streaming.lock import locked
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """imgs/0.png … imgs/3.png."""
+    root = tmp_path / "imgs"
+    root.mkdir()
+    for index in range(4):
+        picture(24, 20, index).save(root / f"{index}.png")
+    return root
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], folder: Path, weights: Path, *more: str, code: int = 0
+) -> dict[str, list[str]]:
+    """Names of images by what became of them."""
+    capsys.readouterr()
+    arguments = [str(folder), "-w", str(weights), "-d", "cpu", "--log", "json", *more]
+    assert main(arguments) == code
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    images = [event for event in events if event["event"] == "image"]
+    return {
+        status: sorted(event["name"] for event in images if event["status"] == status)
+        for status in ("done", "skipped", "failed")
+        if any(event["status"] == status for event in images)
+    }
+
+
+ALL = ["0.png", "1.png", "2.png", "3.png"]
+
+
+def test_what_is_up_to_date_is_skipped(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, folder, weights) == {"done": ALL}
+    assert run(capsys, folder, weights) == {"skipped": ALL}
+    assert run(capsys, folder, weights, "--overwrite") == {"done": ALL}
+
+
+def test_a_changed_input_is_done_again_and_a_touched_one_is_not(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, folder, weights)
+    picture(24, 20, 9).save(folder / "1.png")
+    os.utime(folder / "2.png", (1, 1))
+    picture(24, 20, 5).save(folder / "new.png")
+    assert run(capsys, folder, weights) == {
+        "done": ["1.png", "new.png"],
+        "skipped": ["0.png", "2.png", "3.png"],
+    }
+
+
+def test_other_weights_or_options_make_everything_anew(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, folder, weights)
+    other = tmp_path / "other.safetensors"
+    save_weights(other, Network("tconv", generator=torch.Generator().manual_seed(1)), {})
+    assert run(capsys, folder, other) == {"done": ALL}
+    assert run(capsys, folder, other, "--strength", "0.5") == {"done": ALL}
+    assert run(capsys, folder, other, "--strength", "0.5", "-b", "1") == {"skipped": ALL}
+
+
+def test_what_is_missing_is_made_again(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, folder, weights)
+    (folder.with_name("imgs-denoised") / "2.png").unlink()
+    assert run(capsys, folder, weights) == {
+        "done": ["2.png"],
+        "skipped": ["0.png", "1.png", "3.png"],
+    }
+
+
+def test_a_file_of_somebody_else_is_never_replaced_unasked(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder.with_name("imgs-denoised")
+    output.mkdir()
+    (output / "0.png").write_bytes(b"mine")
+    assert run(capsys, folder, weights) == {"done": ALL[1:], "skipped": ["0.png"]}
+    # Nor one of ours that was edited, even when its input changes.
+    (output / "1.png").write_bytes(b"edited")
+    picture(24, 20, 9).save(folder / "1.png")
+    assert run(capsys, folder, weights) == {"skipped": ALL}
+    assert (output / "0.png").read_bytes() == b"mine"
+    assert (output / "1.png").read_bytes() == b"edited"
+    assert run(capsys, folder, weights, "--overwrite") == {"done": ALL}
+    with Image.open(output / "0.png") as image:
+        assert image.size == (24, 20)
+
+
+def test_a_copied_output_folder_is_known_again(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, folder, weights)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder.with_name("imgs-denoised"), copy, copy_function=shutil.copyfile)
+    assert run(capsys, folder, weights, "-o", str(copy)) == {"skipped": ALL}
+
+
+def test_a_torn_manifest_loses_its_last_line_only(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, folder, weights)
+    output = folder.with_name("imgs-denoised")
+    manifest = output / ".denoise-batch" / "manifest.jsonl"
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    lost = json.loads(manifest.read_text().splitlines()[-1][:40].split(", ")[0] + "}")["output"]
+    assert run(capsys, folder, weights) == {"skipped": ALL}  # the lost one as somebody else's
+    assert run(capsys, folder, weights, "--overwrite", "--limit", "1")["done"] == ["0.png"]
+    (output / lost).unlink()
+    assert run(capsys, folder, weights)["done"] == [lost]
+    assert run(capsys, folder, weights) == {"skipped": ALL}
+
+
+def test_the_manifest_does_not_grow_for_ever(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(25):
+        run(capsys, folder, weights, "--overwrite", "--strength", "0")
+    manifest = folder.with_name("imgs-denoised") / ".denoise-batch" / "manifest.jsonl"
+    assert len(manifest.read_text().splitlines()) < 90
+    assert run(capsys, folder, weights, "--strength", "0") == {"skipped": ALL}
+
+
+def test_a_second_run_on_one_output_is_refused(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder.with_name("imgs-denoised")
+    with locked(output):
+        assert main([str(folder), "-w", str(weights), "-d", "cpu"]) == 2
+        assert "another denoise-batch" in capsys.readouterr().err
+        assert run(capsys, folder, weights, "--shard", "1/2", code=2) == {}
+    with locked(output, "-1-of-2"):
+        assert run(capsys, folder, weights, code=2) == {}
+        assert run(capsys, folder, weights, "--shard", "1/2", code=2) == {}
+        run(capsys, folder, weights, "--shard", "2/2")
+    run(capsys, folder, weights, "--shard", "1/2")
+    assert run(capsys, folder, weights) == {"skipped": ALL}
+
+
+def test_shards_share_the_work_out(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = [run(capsys, folder, weights, "--shard", f"{i}/3").get("done", []) for i in (1, 2, 3)]
+    assert sorted(name for share in shares for name in share) == ALL
+    # What is new moves nobody from one shard to another.
+    for index in range(4, 12):
+        picture(24, 20, index).save(folder / f"{index}.png")
+    for number, share in enumerate(shares, 1):
+        again = run(capsys, folder, weights, "--shard", f"{number}/3")
+        assert again.get("skipped", []) == share
+
+
+def test_the_limit_leaves_the_rest_for_the_next_run(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, folder, weights, "--limit", "3") == {"done": ALL[:3]}
+    assert run(capsys, folder, weights, "--limit", "3") == {"done": ["3.png"], "skipped": ALL[:3]}
+
+
+def test_half_written_remains_of_a_killed_run_go(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder.with_name("imgs-denoised")
+    output.mkdir()
+    (output / ".0.png.0123abcd.tmp").write_bytes(b"half")
+    (output / ".other.png.0123abcd.tmp").write_bytes(b"of somebody else")
+    run(capsys, folder, weights)
+    assert sorted(p.name for p in output.iterdir() if p.is_file()) == [
+        ".other.png.0123abcd.tmp", *ALL
+    ]  # fmt: skip
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder), "-w", str(weights), "-d", "cpu", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 to denoise, 0 to skip" in out
+    assert str(folder / "0.png") in out
+    assert not folder.with_name("imgs-denoised").exists()
+    run(capsys, folder, weights, "--limit", "1")
+    before = time.time_ns()
+    assert main([str(folder), "-w", str(weights), "-d", "cpu", "--dry-run"]) == 0
+    assert "3 to denoise, 1 to skip" in capsys.readouterr().out
+    output = folder.with_name("imgs-denoised")
+    assert all(path.stat().st_mtime_ns < before for path in output.rglob("*"))

@@ -1,0 +1,129 @@
+"""Tiles with a halo make the same image as no tiles, for every architecture."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from denoise_batch.pipeline.checkpoint import find_weights, load_weights
+from denoise_batch.pipeline.files.metadata import Metadata
+from denoise_batch.pipeline.files.picture import Picture
+from denoise_batch.pipeline.files.pixels import Layout
+from denoise_batch.pipeline.files.samples import UNIT
+from denoise_batch.pipeline.networks import ARCHITECTURES, Network
+from denoise_batch.pipeline.streaming.denoiser import Denoiser
+from denoise_batch.pipeline.streaming.tiling import automatic_grid, fixed_grid
+
+names = pytest.mark.parametrize("name", list(ARCHITECTURES))
+sides = st.integers(1, 90)
+
+
+def page(height: int, width: int, channels: int = 3) -> Picture:
+    """Float samples, so that nothing is rounded."""
+    mode = "RGB" if channels == 3 else "F"
+    samples = torch.rand(height, width, channels)
+    return Picture(samples, None, Layout("TIFF", mode, (height, width), UNIT), Metadata())
+
+
+def network_of(name: str) -> Network:
+    return Network(name, 0.4, 0.2, torch.Generator().manual_seed(0)).eval()
+
+
+def denoised(denoiser: Denoiser, picture: Picture) -> Tensor:
+    (output,) = denoiser.denoise([picture])
+    assert not isinstance(output, Exception)
+    samples, is_finite, _ = output.wait()
+    assert is_finite
+    return samples
+
+
+@names
+def test_nothing_beyond_the_halo_reaches_an_aligned_block(name: str) -> None:
+    spec = ARCHITECTURES[name]
+    network = network_of(name).train().to(dtype=torch.float64)
+    side = 2 * (spec.halo + spec.multiple) + 5 * spec.multiple
+    side -= side % spec.multiple
+    start = side // 2 // spec.multiple * spec.multiple
+    stop = start + spec.multiple
+    grad = torch.zeros_like(network.layers(torch.rand(1, 3, side, side, dtype=torch.float64)))
+    grad[:, :, start:stop, start:stop] = 1
+    reach = network.layers.backward(grad).abs().sum((0, 1))
+    # Winograd's transforms leave rounding errors everywhere in a block.
+    touched = (reach > 1e-12 * reach.max()).nonzero()
+    assert int(touched.min()) >= start - spec.halo
+    assert int(touched.max()) < stop + spec.halo
+    # … and the halo is no more than the next multiple.
+    assert int(touched.min()) < start - spec.halo + spec.multiple
+
+
+@pytest.mark.parametrize("name", ["tconv", "upsample"])
+@given(height=sides, width=sides, channels=st.sampled_from([1, 3]), tile=st.integers(8, 60))
+@settings(max_examples=15)
+def test_tiled_equals_whole(name: str, height: int, width: int, channels: int, tile: int) -> None:
+    network, picture = network_of(name), page(height, width, channels)
+    expected = network(picture.pixels[None])[0].permute(1, 2, 0)
+    tiled = Denoiser(network, torch.device("cpu"), memory=1, tile_px=tile)
+    torch.testing.assert_close(denoised(tiled, picture), expected, atol=1e-5, rtol=0)
+    automatic = Denoiser(network, torch.device("cpu"), memory=2000 * network.spec.bytes_per_pixel)
+    torch.testing.assert_close(denoised(automatic, picture), expected, atol=1e-5, rtol=0)
+
+
+@given(height=st.integers(1, 330), width=st.integers(1, 330))
+@settings(max_examples=2)
+def test_tiled_equals_whole_for_the_default_weights(height: int, width: int) -> None:
+    network, picture = load_weights(find_weights(None)).network, page(height, width)
+    expected = network(picture.pixels[None])[0].permute(1, 2, 0)
+    tiled = Denoiser(network, torch.device("cpu"), memory=1, tile_px=100)
+    torch.testing.assert_close(denoised(tiled, picture), expected, atol=1e-5, rtol=0)
+
+
+@names
+def test_the_ensemble_is_the_mean_of_eight_and_the_same_in_tiles(name: str) -> None:
+    network, picture = network_of(name), page(32, 48)
+    image = picture.pixels[None]
+    versions = []
+    for turns in range(4):
+        for is_mirrored in (False, True):
+            view = torch.rot90(image, turns, (2, 3))
+            output = network(view.flip(3) if is_mirrored else view)
+            output = output.flip(3) if is_mirrored else output
+            versions.append(torch.rot90(output, -turns, (2, 3)))
+    expected = torch.stack(versions).mean(0)[0].permute(1, 2, 0)
+    for tile_px in (None, 16):
+        denoiser = Denoiser(
+            network, torch.device("cpu"), memory=1 << 30, is_ensemble=True, tile_px=tile_px
+        )
+        torch.testing.assert_close(denoised(denoiser, picture), expected, atol=1e-5, rtol=0)
+
+
+@names
+@given(
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    most=st.integers(1, 200_000),
+    tile=st.integers(1, 300),
+)
+def test_cores_cover_everything_once_within_the_limit(
+    name: str, height: int, width: int, most: int, tile: int
+) -> None:
+    spec = ARCHITECTURES[name]
+    height, width = height * spec.multiple, width * spec.multiple
+    grids = [fixed_grid(height, width, tile, spec)]
+    if automatic := automatic_grid(height, width, most, spec):
+        assert automatic.most_pixels <= most
+        grids.append(automatic)
+    for grid in grids:
+        for spans, size in ((grid.rows, height), (grid.columns, width)):
+            assert [span.start for span in spans] == [0, *(span.stop for span in spans[:-1])]
+            assert spans[-1].stop == size
+            for span in spans:
+                assert span.start % spec.multiple == 0
+                assert span.read_start == max(0, span.start - spec.halo)
+                assert span.read_stop == min(size, span.stop + spec.halo)
+
+
+def test_an_image_that_fits_is_one_tile() -> None:
+    grid = automatic_grid(1600, 1600, 1600 * 1600, ARCHITECTURES["unet"])
+    assert grid is not None
+    assert len(grid) == 1
