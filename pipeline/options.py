@@ -164,6 +164,8 @@ class DenoiseOptions:
         tile: auto (large images are cut up as memory demands), off, or the side of a tile.
         shard: (number, shards): the share of the images that this run does, numbered from 1.
         limit: images that this run denoises at most; None: all.
+        engine: "local" (this machine) or "ray" (a cluster).
+        ray_address: of the cluster; None: what RAY_ADDRESS says, or one on this machine.
     """
 
     inputs: tuple[str, ...]
@@ -183,6 +185,8 @@ class DenoiseOptions:
     tile: str = "auto"
     shard: tuple[int, int] = (1, 1)
     limit: int | None = None
+    engine: str = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -206,6 +210,10 @@ class DenoiseOptions:
             raise OptionError(f"--shard {number}/{shards}: I/N with I from 1 to N")
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"--limit {self.limit}: must be at least 1")
+        if self.engine not in ("local", "ray"):
+            raise OptionError(f"--engine {self.engine!r}: choose local or ray")
+        if self.ray_address is not None and self.engine != "ray":
+            raise OptionError(f"--ray-address {self.ray_address}: goes with --engine ray")
 
     @property
     def tile_px(self) -> int | None:

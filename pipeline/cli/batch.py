@@ -1,13 +1,17 @@
 """`denoise-batch`: arguments → DenoiseOptions → denoise → table and exit code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .exits import exit_codes, run_app
+
+if TYPE_CHECKING:
+    from ..streaming.storage import Storage
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -22,13 +26,16 @@ def _show_version(wanted: bool) -> None:
 def denoise(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT", help="Folders (searched deeply), files or globs."),
+        typer.Argument(
+            metavar="INPUT", help="Folders (searched deeply), files, globs, or URLs (s3://…)."
+        ),
     ],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
+            metavar="PATH",
             help="Where the outputs go, mirroring the input's tree. Default: INPUT-denoised.",
         ),
     ] = None,
@@ -37,7 +44,7 @@ def denoise(
         typer.Option("--weights", "-w", help="A safetensors file or a shipped name."),
     ] = None,
     device: Annotated[
-        str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.")
+        str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N, cuda:all or mps.")
     ] = "auto",
     reference: Annotated[
         Path | None,
@@ -104,6 +111,13 @@ def denoise(
             help="Look for new images again and again, until SIGTERM or Ctrl-C.",
         ),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: spread the images over a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Of the cluster, as ray.init takes it. Default: RAY_ADDRESS, or here."),
+    ] = None,
     log: Annotated[
         str,
         typer.Option(help="auto (bars on a terminal, else plain), plain, or json (JSON lines)."),
@@ -139,38 +153,60 @@ def denoise(
             raise OptionError(f"--log {log!r}: choose auto, plain, json")
         if watch is not None and (watch <= 0 or dry_run):
             raise OptionError(f"--watch {watch}: a number of seconds above 0, without --dry-run")
-        options = DenoiseOptions(
-            inputs=tuple(inputs),
-            output=output,
-            weights=weights,
-            device=device,
-            reference=reference,
-            batch_size=None if batch_size == "auto" else int(batch_size),
-            recursive=recursive,
-            overwrite=overwrite,
-            quality=quality,
-            format=format,
-            suffix=suffix,
-            strength=strength,
-            is_ensemble=tta,
-            precision=precision,
-            tile=tile,
-            shard=_shard(shard),
-            limit=limit,
-        )
         stop = Stop()
-        with stopping(stop), screen(log, is_quiet=quiet) as shown:
-            session = Session(options)
-            if watch is not None:
-                watch_folders(session, watch, shown.events, stop, shown.finish)
-                raise typer.Exit(128 + (stop.signal or 0))
-            jobs = session.jobs()
-            if dry_run:
-                shown.plan(session.plan(jobs))
-                return
-            summary = session.run(jobs, shown.events, stop)
+        with (
+            stopping(stop),
+            screen(log, is_quiet=quiet) as shown,
+            _places(inputs, output) as (places, place, storage),
+        ):
+            options = DenoiseOptions(
+                inputs=places,
+                output=place,
+                weights=weights,
+                device=device,
+                reference=reference,
+                batch_size=None if batch_size == "auto" else int(batch_size),
+                recursive=recursive,
+                overwrite=overwrite,
+                quality=quality,
+                format=format,
+                suffix=suffix,
+                strength=strength,
+                is_ensemble=tta,
+                precision=precision,
+                tile=tile,
+                shard=_shard(shard),
+                limit=limit,
+                engine=engine,
+                ray_address=ray_address,
+            )
+            with Session(options, storage) as session:
+                if watch is not None:
+                    watch_folders(session, watch, shown.events, stop, shown.finish)
+                    raise typer.Exit(128 + (stop.signal or 0))
+                jobs = session.jobs()
+                if dry_run:
+                    shown.plan(session.plan(jobs))
+                    return
+                summary = session.run(jobs, shown.events, stop)
             shown.finish(summary)
         raise typer.Exit(summary.exit_code)
+
+
+@contextmanager
+def _places(
+    inputs: Sequence[str], output: str | None
+) -> Iterator[tuple[tuple[str, ...], Path | None, "Storage"]]:
+    """Inputs and output as paths, and how files come and go; URLs load what they need."""
+    from ..streaming.storage import Storage
+
+    if not any("://" in text for text in (*inputs, output or "")):
+        yield tuple(inputs), None if output is None else Path(output), Storage()
+        return
+    from ..scaling.remote import storage_of
+
+    with storage_of(inputs, output) as places:
+        yield places
 
 
 def _shard(text: str) -> tuple[int, int]:

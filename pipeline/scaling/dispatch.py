@@ -25,21 +25,25 @@ _STARTS = 5  # of a worker in a row, without a single result
 PATIENCE_S = 600.0  # with no worker at all
 
 
-class WorkerLost(Exception):
+class WorkerLostError(Exception):
     """A worker is gone, or cannot be reached."""
 
 
 class Worker(ABC):
-    """A process on some device; only one thread calls it, but for `stop` and `close`."""
+    """A process on some device; only one thread calls it, but for `stop` and `close`.
+
+    Attributes:
+        name: for messages; its own.
+    """
 
     name: str
 
     @abstractmethod
     def start(self, is_over: Callable[[], bool]) -> bool:
-        """Begin, or begin anew after a loss; False if `is_over` came first.
+        """Begin, unless it is up; False if `is_over` came first.
 
         Raises:
-            WorkerLost: it began and was lost; another try may do.
+            WorkerLostError: it began and was lost; another try may do.
             DenoiseBatchError: it can never work: weights, device, storage.
         """
 
@@ -48,7 +52,7 @@ class Worker(ABC):
         """Results of these jobs as they come; after `stop`, perhaps not of all.
 
         Raises:
-            WorkerLost: before the last one.
+            WorkerLostError: before the last one.
             DenoiseBatchError: the device failed.
         """
 
@@ -58,14 +62,14 @@ class Worker(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End it, whatever it does."""
+        """End it, whatever it does; it may be started again."""
 
 
 class Dispatch:
     """One run of jobs on workers.
 
     Args:
-        workers: not started yet.
+        workers: started when there is something to do, and left up for the next run.
         patience_s: how long to wait for a worker while there is none.
     """
 
@@ -127,17 +131,19 @@ class Dispatch:
                     raise message
                 open_jobs -= 1
                 on_result(message)
-        finally:
-            self._is_over = True
+        except BaseException:
             for worker in self._workers:
                 worker.close()
+            raise
+        finally:
+            self._is_over = True
             for thread in threads:
                 thread.join(timeout=10)
 
     def _check_patience(self, alone_since: float, threads: Sequence[threading.Thread]) -> None:
         why = f" ({self._last_loss})" if self._last_loss else ""
         if not any(thread.is_alive() for thread in threads) and self._inbox.empty():
-            raise DeviceError(f"all workers were lost again and again{why}; finished files are kept")
+            raise DeviceError(f"all workers get lost again and again{why}; finished files are kept")
         if time.monotonic() - alone_since > self._patience_s:
             raise DeviceError(
                 f"there was no worker for {self._patience_s:.0f} s{why}; finished files are kept"
@@ -166,8 +172,9 @@ class Dispatch:
                         self._feed(worker)
                     finally:
                         self._change_running(-1)
-                except WorkerLost as error:
+                except WorkerLostError as error:
                     self._last_loss = f"{worker.name}: {error}"
+                    worker.close()
                     time.sleep(0.1)
         except DenoiseBatchError as error:
             self._inbox.put(error)
@@ -186,7 +193,7 @@ class Dispatch:
                     del left[result.job]
                     self._starts[worker.name] = 0
                     self._report(result)
-            except WorkerLost as error:
+            except WorkerLostError as error:
                 self._give_back(left, f"{worker.name}: {error}")
                 raise
             with self._lock:

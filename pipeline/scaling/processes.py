@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError
 
 from ..files.scan import Job
-from ..streaming.engine import Described
 from ..streaming.result import Result
 from ..streaming.stream import Stop
-from .dispatch import Worker, WorkerLost
+from .dispatch import Worker, WorkerLostError
 from .station import Setup, Station
 
 if TYPE_CHECKING:
@@ -33,15 +32,15 @@ class ProcessWorker(Worker):
 
     def __init__(self, name: str, setup: Setup) -> None:
         self.name = name
-        self.described: Described | None = None
         self._setup = setup
         self._stop: Event = _CONTEXT.Event()
         self._process: Any = None
         self._pipe: Connection[Any, Any] | None = None
 
     def start(self, is_over: Callable[[], bool]) -> bool:
-        """Begin; the network is loaded when this returns."""
-        self._end()
+        """Begin, unless it is up; the network is loaded when this returns."""
+        if self._process is not None:
+            return True
         ours, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
             target=_serve, args=(theirs, self._stop, self._setup), name=self.name, daemon=True
@@ -51,8 +50,9 @@ class ProcessWorker(Worker):
         self._pipe = ours
         while not ours.poll(0.1):
             if is_over():
+                self.close()
                 return False
-        self.described = self._receive()
+        self._receive()
         return True
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
@@ -61,7 +61,7 @@ class ProcessWorker(Worker):
         try:
             self._pipe.send(list(jobs))
         except OSError as error:
-            raise WorkerLost(self._ending()) from error
+            raise WorkerLostError(self._ending()) from error
         while (result := self._receive()) is not None:
             yield result
 
@@ -70,33 +70,32 @@ class ProcessWorker(Worker):
         self._stop.set()
 
     def close(self) -> None:
-        """Kill it: what is in flight was wanted no more, and files are whole or not there."""
-        if self._process is not None:
-            self._process.kill()
+        """Kill it: what is in flight is wanted no more, and files are whole or not there."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.join()
+            process.close()
 
     def _receive(self) -> Any:
         assert self._pipe is not None  # it was started
         try:
             message = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise WorkerLost(self._ending()) from error
+            raise WorkerLostError(self._ending()) from error
         if isinstance(message, DenoiseBatchError):
             raise message
         return message
 
     def _ending(self) -> str:
-        self._process.join(5)
-        code = self._process.exitcode
+        process = self._process
+        if process is None:
+            return "it was closed"
+        process.join(5)
+        code = process.exitcode
         if code is not None and code < 0:
             return f"its process was killed by {signal.Signals(-code).name}"
         return f"its process ended with code {code}"
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-        if self._pipe is not None:
-            self._pipe.close()
 
 
 class _SharedStop(Stop):
@@ -111,14 +110,14 @@ class _SharedStop(Stop):
 
 
 def _serve(pipe: "Connection[Any, Any]", event: "Event", setup: Setup) -> None:
-    """The worker process: its description, then for each chunk its results and None."""
+    """The worker process: None when it is up, then for each chunk its results and None."""
     # Ctrl-C and a service's SIGTERM reach all processes; only the run's own decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, OSError):  # the run's own process is gone: so are we
         try:
             station = Station(setup)
-            pipe.send(station.described())
+            pipe.send(None)  # it is up
             while True:
                 station.run(pipe.recv(), pipe.send, _SharedStop(event))
                 pipe.send(None)

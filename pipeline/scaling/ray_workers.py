@@ -1,19 +1,22 @@
 """Workers on a Ray cluster: an actor for each GPU, or for every few cores where there is none."""
 
+import logging
+import platform
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError, OptionError
 
 from ..files.scan import Job
-from ..streaming.engine import Described
+from ..streaming.engine import precision_on
 from ..streaming.result import Result
 from ..streaming.stream import Stop
-from .dispatch import Worker, WorkerLost
+from .dispatch import Worker, WorkerLostError
 from .station import Setup, Station
 
 CORES = 4  # of a worker without a GPU
@@ -34,8 +37,11 @@ class Share:
     node: str = ""
 
 
-def connect(address: str | None) -> Any:
+def connect(address: str | None) -> tuple[Any, bool]:
     """Ray, connected to a cluster; without an address to the one of `RAY_ADDRESS`, or a local one.
+
+    Returns:
+        The module, and whether it was connected here rather than before.
 
     Raises:
         OptionError: Ray is not installed.
@@ -45,18 +51,42 @@ def connect(address: str | None) -> Any:
         import ray
     except ImportError as error:
         raise OptionError("--engine ray: pip install 'denoise-batch[ray]'") from error
+    if ray.is_initialized():
+        return ray, False
+    with _kept_handlers():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            place = f"--ray-address {address}" if address else "--engine ray"
+            raise DeviceError(f"{place}: {_line(error)}; is the cluster up?") from error
+    return ray, True
+
+
+def precision_there(ray: Any, name: str, *, has_gpu: bool) -> str:
+    """What a precision comes to on the cluster's GPUs, by the first one that is free."""
+    if name != "auto" or not has_gpu:
+        return "fp32" if name == "auto" else name
+    return str(ray.get(ray.remote(num_gpus=1)(_precision_here).remote()))
+
+
+def _precision_here() -> str:
+    import torch
+
+    return precision_on("auto", torch.device("cuda"))
+
+
+@contextmanager
+def _kept_handlers() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; ours finishes the files in flight."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(
-            address=address,
-            ignore_reinit_error=True,
-            log_to_driver=False,
-            configure_logging=False,
-            include_dashboard=None if address else False,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DeviceError(f"--ray-address {address}: {line}; is the cluster up?") from error
-    return ray
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def shares(nodes: Sequence[dict[str, Any]], device: str) -> list[Share]:
@@ -104,7 +134,6 @@ class RayWorker(Worker):
 
     def __init__(self, name: str, ray: Any, share: Share, setup: Setup) -> None:
         self.name = name
-        self.described: Described | None = None
         self._ray = ray
         self._share = share
         self._setup = setup
@@ -112,7 +141,8 @@ class RayWorker(Worker):
 
     def start(self, is_over: Callable[[], bool]) -> bool:
         """Ask the cluster for room; it may take as long as the cluster takes to grow."""
-        self.close()
+        if self._actor is not None:
+            return True
         options: dict[str, Any] = {
             "num_gpus": self._share.gpus,
             "num_cpus": self._share.cores,
@@ -129,13 +159,14 @@ class RayWorker(Worker):
         actor = self._ray.remote(**options)(_Actor)
         try:
             self._actor = actor.remote(self._setup, self._share.cores)
-            described = self._actor.described.remote()
-            while not self._ray.wait([described], timeout=0.2)[0]:
+            problem = self._actor.problem.remote()
+            while not self._ray.wait([problem], timeout=0.2)[0]:
                 if is_over():
+                    self.close()
                     return False
-            self.described = _checked(self._ray.get(described))
+            _checked(self._ray.get(problem))
         except self._ray.exceptions.RayError as error:
-            raise WorkerLost(_line(error)) from error
+            raise WorkerLostError(_line(error)) from error
         return True
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
@@ -145,7 +176,7 @@ class RayWorker(Worker):
             for reference in run.remote(list(jobs)):
                 yield _checked(self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
-            raise WorkerLost(_line(error)) from error
+            raise WorkerLostError(_line(error)) from error
 
     def stop(self) -> None:
         """Tell the actor; a lost one has stopped anyway."""
@@ -155,10 +186,10 @@ class RayWorker(Worker):
 
     def close(self) -> None:
         """Kill the actor: what is in flight was wanted no more."""
-        if self._actor is not None:
-            with suppress(self._ray.exceptions.RayError):
-                self._ray.kill(self._actor)
-            self._actor = None
+        actor, self._actor = self._actor, None
+        if actor is not None:
+            with suppress(self._ray.exceptions.RayError, ValueError):
+                self._ray.kill(actor)
 
 
 class _Actor:
@@ -172,16 +203,13 @@ class _Actor:
         self._station: Station | None = None
         self._error: DenoiseBatchError | None = None
         try:
-            self._station = Station(setup)
+            self._station = Station(setup, f"the Ray node {platform.node()}")
         except DenoiseBatchError as error:
             self._error = error
 
-    def described(self) -> Described | DenoiseBatchError:
-        """Device, precision and digests; or why this worker can never work."""
-        if self._station is None:
-            assert self._error is not None  # one of the two is set
-            return self._error
-        return self._station.described()
+    def problem(self) -> DenoiseBatchError | None:
+        """Why this worker can never work; None: it is up."""
+        return self._error
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Result | DenoiseBatchError]:
         """Results as they come; an error, if one ends it, comes last."""
@@ -206,10 +234,7 @@ class _Actor:
 
     def stop(self) -> None:
         """Begin no other file."""
-        self._stop.set(_SIGTERM)
-
-
-_SIGTERM = 15
+        self._stop.set(signal.SIGTERM)
 
 
 def _checked(message: Any) -> Any:

@@ -1,7 +1,7 @@
 """The last stage: a denoised file's samples → the file, its line in the manifest, its result."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +28,14 @@ class Writer:
         run: digests of weights and options, for the manifest.
         quality: of lossy formats.
         reference: folder of clean images to compare with.
+        deliver: called with every output that was written.
     """
 
     manifests: Mapping[Path, Manifest]
     run: tuple[str, str]
     quality: int = 95
     reference: Path | None = None
+    deliver: Callable[[Path], None] = lambda output: None
 
     def write(self, file: "FileInFlight", samples: Sequence[Tensor]) -> Result:
         """Write one file, whole or not at all; a failure is its result."""
@@ -50,6 +52,7 @@ class Writer:
                     job.output, unfinished, file.source, file.source_sha256, self.run
                 ),
             )
+            self.deliver(job.output)
         except ImageError as error:
             return file.failed(str(error))
         file.seconds["encode"] = time.perf_counter() - started

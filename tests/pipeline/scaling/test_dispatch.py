@@ -9,7 +9,7 @@ import pytest
 
 from denoise_batch.kernels import DeviceError, WeightsError
 from denoise_batch.pipeline.files.scan import Job
-from denoise_batch.pipeline.scaling.dispatch import Dispatch, Worker, WorkerLost
+from denoise_batch.pipeline.scaling.dispatch import Dispatch, Worker, WorkerLostError
 from denoise_batch.pipeline.streaming.result import Result
 
 
@@ -47,7 +47,7 @@ class Fake(Worker):
             if self._is_stopped:
                 return
             if self._loses(job):
-                raise WorkerLost("killed")
+                raise WorkerLostError("killed")
             time.sleep(0.0005)
             self.done.append(job.name)
             yield Result(job, "done")
@@ -116,9 +116,9 @@ def test_a_file_that_takes_its_workers_down_fails_alone() -> None:
 def test_workers_that_only_get_lost_end_the_run() -> None:
     class Stillborn(Fake):
         def start(self, is_over: Callable[[], bool]) -> bool:
-            raise WorkerLost("no such library")
+            raise WorkerLostError("no such library")
 
-    with pytest.raises(DeviceError, match="lost again and again .*no such library"):
+    with pytest.raises(DeviceError, match=r"lost again and again .*no such library"):
         run([Stillborn("w")], 3)
 
 
