@@ -60,7 +60,7 @@ class WorkersEngine(Engine):
         """
         if not self._workers:
             self._workers = self.new_workers(jobs)
-        dispatch = Dispatch(self._workers)
+        dispatch = Dispatch(self._workers[: len(jobs)])
         absolute = {_absolute(job): job for job in jobs}
         dispatch.run(
             list(absolute),

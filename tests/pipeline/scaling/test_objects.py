@@ -20,9 +20,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """fsspec's file system in memory, empty; no pauses between tries."""
     monkeypatch.setattr(objects, "_PAUSE_S", 0.0)
     files = fsspec.filesystem("memory")
-    files.store.clear()
     yield files
     files.store.clear()
+    files.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pictures import picture
 
 from denoise_batch.kernels import ImageError
+from denoise_batch.pipeline.cli.batch import main
 from denoise_batch.pipeline.scaling import objects
 from denoise_batch.pipeline.scaling.objects import ObjectStore
 
@@ -79,3 +81,32 @@ def test_an_upload_that_fails_for_good_leaves_what_was_there(
     with pytest.raises(ImageError, match=r"s3://pictures/a.png: cannot be written"):
         store.deliver(tmp_path / "a", "pictures/a.png")
     assert store.read("pictures/a.png") == b"old"
+
+
+def test_the_command_denoises_a_bucket_and_goes_on_where_it_failed(
+    store: ObjectStore,
+    server: Server,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One of three outputs is tried again; one fails for good and comes next time."""
+    for name in ("a.png", "b.png", "c.png"):
+        picture(40, 30, ord(name[0])).save(tmp_path / name)
+        store.deliver(tmp_path / name, f"pictures/imgs/{name}")
+    options = ["--weights", str(weights), "--device", "cpu"]
+    assert main([f"{tmp_path}/?.png", "-o", str(tmp_path / "out"), *options]) == 0
+    command = ["s3://pictures/imgs", "-o", "s3://pictures/out", *options]
+    server.failures["PUT", "pictures/out/a.png"] = 1
+    server.failures["PUT", "pictures/out/b.png"] = 1000
+    assert main(command) == 1
+    assert "s3://pictures/out/b.png: cannot be written" in capsys.readouterr().out
+    server.failures.clear()
+    server.seen.clear()
+    assert main(command) == 0
+    puts = [key for method, key in server.seen if method == "PUT" and "/." not in key]
+    assert puts == ["pictures/out/b.png"]
+    for name in ("a.png", "b.png", "c.png"):
+        assert store.read(f"pictures/out/{name}") == (tmp_path / "out" / name).read_bytes()
+    hidden = [o.key for o in store.listing("pictures/out") if "/." in o.key]
+    assert hidden == ["pictures/out/.denoise-batch/manifest.jsonl"]
