@@ -50,6 +50,11 @@ class Block(ABC):
         """`forward` for inference that may destroy its input, which nobody needs any more."""
         return self.forward(input)
 
+    @property
+    def keeps_output(self) -> bool:
+        """Whether backward reads what forward returned, so that nobody may write to it."""
+        return True
+
     def backward_parameters(self, grad_output: Tensor) -> None:
         """`backward` where nobody wants the input's gradient, as at a network's first layer."""
         self.backward(grad_output)

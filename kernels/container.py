@@ -33,6 +33,12 @@ class Sequential(Block):
                 release(before)
         return output
 
+    @property
+    def keeps_output(self) -> bool:
+        """As its last block, or the activation that this took along."""
+        stages = self._stages()
+        return not stages or stages[-1][1] is not None or stages[-1][0].keeps_output
+
     def backward(self, grad_output: Tensor) -> Tensor:
         """Apply every block's backward in reverse order."""
         for block, _ in reversed(self._stages()):
@@ -88,11 +94,18 @@ class Residual(Block):
     def forward(self, input: Tensor) -> Tensor:
         """The input plus what the body makes of it."""
         output = self.body.forward(input)
-        return output + input if self.training else _add(output, input)
+        if self.training and self.body.keeps_output:
+            return output + input
+        return _add(output, input)
+
+    @property
+    def keeps_output(self) -> bool:
+        """A sum needs neither its terms nor its value."""
+        return False
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """d(x + f(x))/dx = 1 + f'(x)."""
-        return grad_output + self.body.backward(grad_output)
+        return _add(self.body.backward(grad_output), grad_output)
 
     def backward_parameters(self, grad_output: Tensor) -> None:
         """The shortcut has no parameters."""
@@ -134,7 +147,8 @@ class Skip(Block):
         if self.training:
             encoded = self.encoder.forward(input)
             coarse = self.up.forward(self.inner.forward(self.down.forward(encoded)))
-            return self.decoder.forward(coarse + encoded)
+            merged = coarse + encoded if self.up.keeps_output else _add(coarse, encoded)
+            return self.decoder.forward(merged)
         encoded = self.encoder.forward(input)
         merged = self._below.forward(encoded)
         merged = _add(merged, encoded)
@@ -156,7 +170,12 @@ class Skip(Block):
     def _backward_to_encoder(self, grad_output: Tensor) -> Tensor:
         grad_merged = self.decoder.backward(grad_output)
         grad_coarse = self.inner.backward(self.up.backward(grad_merged))
-        return grad_merged + self.down.backward(grad_coarse)
+        return _add(self.down.backward(grad_coarse), grad_merged)
+
+    @property
+    def keeps_output(self) -> bool:
+        """As the decoder."""
+        return self.decoder.keeps_output
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
         """The five parts by their names."""
@@ -168,7 +187,7 @@ class Skip(Block):
 
 
 def _add(fresh: Tensor, other: Tensor) -> Tensor:
-    """In inference: their sum, in the place of `fresh` unless that is a view of `other`."""
+    """Their sum, in the place of `fresh` (which nobody else reads) unless it views `other`."""
     if fresh.dtype != other.dtype or shares_memory(fresh, other):
         return fresh + other
     return fresh.add_(other)

@@ -55,6 +55,11 @@ class Convolution(Block):
             bias_uniform_(torch.empty(out_channels), self.weight, generator) if bias else None
         )
 
+    @property
+    def keeps_output(self) -> bool:
+        """Not without an activation (`Sequential` asks this of a convolution that has none)."""
+        return False
+
     @abstractmethod
     def output_size(self, size: Sequence[int]) -> IntPair:
         """(oh, ow) for an input of (H, W).

@@ -1,5 +1,10 @@
 """The device that a run asked for, or a clear error."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
 from denoise_batch.kernels import DeviceError, OptionError
@@ -39,3 +44,29 @@ def _check_cuda(name: str, index: int) -> None:
         raise DeviceError(f"--device {name}: {reason}, or use --device cpu")
     if index >= count:
         raise DeviceError(f"--device {name}: there are {count} CUDA devices, the first is cuda:0")
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Inside, torch takes algorithms that give the same bits every time, or raises.
+
+    Raises:
+        DeviceError: an operation has no such algorithm on this device.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    # torch swaps this module for an object with a property, which type checkers cannot see.
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    # cuBLAS reads it when its first handle is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # ours is always written
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise DeviceError(f"--deterministic: {error}; leave the option out here") from error
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = fills

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ class TrainOptions:
         versions: noisy versions stored of a tile, for noise that cannot be drawn at each step.
         validation_tiles: tiles of photographs that are never trained on.
         validation_share: share of the photographs held out for them.
-        epochs: passes over the training tiles.
+        epochs: passes over the training tiles, unless `steps` or `minutes` says how long.
+        steps: length of the run in steps instead.
+        minutes: length of the run in minutes of training instead; such a run is not repeatable,
+            since its learning rate follows the clock.
         batch_size: tiles a step.
         optimizer: "sgd", "adam" or "adamw".
         lr: highest learning rate; rises over `warmup_epochs`, then falls to 0 as a half cosine
@@ -51,6 +55,7 @@ class TrainOptions:
         augment: turn and mirror tiles at random.
         shuffle: new order each epoch; otherwise sequential, as the report did.
         seed: of tiles, noise, order and initial weights.
+        deterministic: use algorithms that give the same bits every time, on any device.
         device: where everything happens.
         checkpoint_minutes: between two checkpoints, besides one at the end of every epoch.
         resume: go on from the run folder's checkpoint, if it has one.
@@ -72,6 +77,8 @@ class TrainOptions:
     validation_tiles: int = 1_000
     validation_share: float = 0.2
     epochs: int = 15
+    steps: int | None = None
+    minutes: float | None = None
     batch_size: int = 8
     optimizer: str = "sgd"
     lr: float = 4.0
@@ -86,6 +93,7 @@ class TrainOptions:
     augment: bool = True
     shuffle: bool = True
     seed: int = 0
+    deterministic: bool = False
     device: str = "auto"
     checkpoint_minutes: float = 5.0
     resume: bool = False
@@ -115,6 +123,14 @@ class TrainOptions:
             if not getattr(self, name) >= smallest:
                 flag = name.replace("_", "-")
                 raise OptionError(f"--{flag} {getattr(self, name)}: must be at least {smallest}")
+        if self.steps is not None and self.minutes is not None:
+            raise OptionError("--steps and --minutes exclude each other")
+        if self.steps is not None and self.steps < 1:
+            raise OptionError(f"--steps {self.steps}: must be at least 1")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise OptionError(f"--minutes {self.minutes}: must be above 0")
+        if self.deterministic and self.minutes is not None:
+            raise OptionError("--deterministic: not with --minutes, whose steps follow the clock")
         parse_noise(self.noise)
         if self.kind != "clean" and self.targets == "clean":
             raise OptionError("--targets clean: there are none among real noisy shots")

@@ -66,7 +66,14 @@ def train(
     validation_share: Annotated[
         float, typer.Option(help="Share of the photographs held out.")
     ] = 0.2,
-    epochs: Annotated[int, typer.Option(help="Passes over the tiles.")] = 15,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the tiles.", show_default="15")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Length in steps, instead of epochs.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Length in minutes of training, instead; not repeatable bit for bit."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Tiles a step.")] = 8,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 4.0,
@@ -87,6 +94,10 @@ def train(
     augment: Annotated[bool, typer.Option(help="Turn and mirror tiles at random.")] = True,
     shuffle: Annotated[bool, typer.Option(help="A new order in every epoch.")] = True,
     seed: Annotated[int, typer.Option(help="Of tiles, noise, order and initial weights.")] = 0,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="The same bits every time, on any one device."),
+    ] = False,
     device: Annotated[
         str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.")
     ] = "auto",
@@ -139,6 +150,8 @@ def train(
             raise OptionError("--pairs, --bursts, --self and a two-tensor file exclude each other")
         if validation is not None and not kinds["tensors"]:
             raise OptionError("--validation goes with a two-tensor file as DATA")
+        if epochs is not None and (steps is not None or minutes is not None):
+            raise OptionError("--epochs, --steps and --minutes exclude each other")
         kind = next((kind for kind, is_meant in kinds.items() if is_meant), "clean")
         options = TrainOptions(
             data=data,
@@ -156,7 +169,9 @@ def train(
             versions=versions,
             validation_tiles=validation_tiles,
             validation_share=validation_share,
-            epochs=epochs,
+            epochs=TrainOptions.epochs if epochs is None else epochs,
+            steps=steps,
+            minutes=minutes,
             batch_size=batch_size,
             optimizer=optimizer,
             lr=lr,
@@ -171,6 +186,7 @@ def train(
             augment=augment,
             shuffle=shuffle,
             seed=seed,
+            deterministic=deterministic,
             device=device,
             checkpoint_minutes=checkpoint_minutes,
             resume=resume or was_restarted(),
@@ -180,14 +196,14 @@ def train(
             TextColumn("steps"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("ETA"),
+            TextColumn("{task.fields[images_per_s]:.0f} images/s  ETA"),
             TimeRemainingColumn(),
         )
         with (
             team_of_workers() as team,
             Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         ):
-            outcome = run(options, _watcher(progress), team)
+            outcome = run(options, _watcher(progress, batch_size), team)
         if not team.is_first:
             return
         best = outcome.best
@@ -200,11 +216,11 @@ def train(
         )
 
 
-def _watcher(progress: "Progress") -> "Watcher":
+def _watcher(progress: "Progress", batch_size: int) -> "Watcher":
     """Live steps, and a line for every epoch."""
     from ..training.train import Watcher
 
-    task = progress.add_task("steps", total=None)
+    task = progress.add_task("steps", total=None, images_per_s=0.0)
 
     def on_start(counts: "Counts", noisy_psnr: float) -> None:
         skipped = f" ({counts.too_small} more are too small)" if counts.too_small else ""
@@ -216,13 +232,15 @@ def _watcher(progress: "Progress") -> "Watcher":
         )
 
     def on_step(step: int, steps: int) -> None:
-        progress.update(task, completed=step, total=steps)
+        speed = progress.tasks[0].speed or 0.0  # steps a second, lately
+        images_per_s = speed * batch_size
+        progress.update(task, completed=step, total=steps, images_per_s=images_per_s)
 
     def on_epoch(epoch: "Epoch") -> None:
         progress.console.print(
             f"epoch {epoch.number}: training loss {epoch.training_loss:.6f}, validation "
-            f"{epoch.validation_psnr:.3f} dB, lr {epoch.lr:.3g}, {epoch.seconds:.0f} s"
-            f"{', best so far' if epoch.is_best else ''}",
+            f"{epoch.validation_psnr:.3f} dB, lr {epoch.lr:.3g}, {epoch.seconds:.0f} s, "
+            f"{epoch.images_per_s:.0f} images/s{', best so far' if epoch.is_best else ''}",
             highlight=False,
             soft_wrap=True,
         )

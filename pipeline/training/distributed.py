@@ -59,6 +59,10 @@ class Team:
             TrainingError: it is not.
         """
 
+    def clock(self, seconds: float) -> float:
+        """The first worker's measurement: how long a run goes on may depend on it."""
+        return seconds
+
     def check_batch(self, batch_size: int) -> None:
         """Make sure that a joint batch has a tile for everyone.
 
@@ -154,6 +158,14 @@ class Workers(Team):
                 f"worker {self.rank}: {what} {value}, the first worker's {expected}; all machines "
                 "need the same files and the same release"
             )
+
+    def clock(self, seconds: float) -> float:
+        """A message on the host's own channel; it does not wait for a GPU."""
+        from torch import distributed
+
+        value = torch.tensor(seconds, dtype=torch.float64)
+        distributed.broadcast(value, src=0)
+        return float(value)
 
     def check_batch(self, batch_size: int) -> None:
         """At least as many tiles as workers."""

@@ -38,6 +38,8 @@ class Epoch:
         validation_psnr_mean: dB, per tile and then averaged.
         lr: learning rate of the last step.
         seconds: training alone, without validation.
+        step: steps of the run so far.
+        images_per_s: tiles learnt from in a second of training.
         is_best: highest validation_psnr so far.
     """
 
@@ -47,6 +49,8 @@ class Epoch:
     validation_psnr_mean: float
     lr: float
     seconds: float
+    step: int
+    images_per_s: float
     is_best: bool
 
 
@@ -58,20 +62,26 @@ class Progress:
         loss_sum: of the epoch under way; a 0-d tensor on the device.
         step: steps done.
         epochs: epochs done, validation included.
-        seconds: spent in the epoch under way.
+        epoch_start: steps done when the epoch under way began.
+        seconds: spent in steps of the epoch under way.
+        total_seconds: spent in steps of the epochs before it.
         best: the best epoch so far.
     """
 
     loss_sum: Tensor
     step: int = 0
     epochs: int = 0
+    epoch_start: int = 0
     seconds: float = 0.0
+    total_seconds: float = 0.0
     best: Epoch | None = None
 
     def finish(self, epoch: Epoch) -> None:
         """Go over to the next epoch."""
         self.loss_sum.zero_()
+        self.total_seconds += self.seconds
         self.seconds = 0.0
+        self.epoch_start = self.step
         self.epochs = epoch.number
         if epoch.is_best:
             self.best = epoch
@@ -151,7 +161,9 @@ class RunFolder:
         header = {
             "step": progress.step,
             "epochs": progress.epochs,
+            "epoch_start": progress.epoch_start,
             "seconds": progress.seconds,
+            "total_seconds": progress.total_seconds,
             "best": asdict(progress.best) if progress.best else None,
         }
         save_tensors(self.checkpoint, tensors | {"loss_sum": progress.loss_sum}, header)
@@ -179,5 +191,6 @@ class RunFolder:
         optimizer.load_state_dict(parts["optimizer"])
         average.load_state_dict(parts["average"])
         progress.step, progress.epochs = header["step"], header["epochs"]
-        progress.seconds = header["seconds"]
+        progress.epoch_start = header["epoch_start"]
+        progress.seconds, progress.total_seconds = header["seconds"], header["total_seconds"]
         progress.best = Epoch(**header["best"]) if header["best"] else None

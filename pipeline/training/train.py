@@ -28,6 +28,7 @@ from denoise_batch.kernels import (
 from denoise_batch.kernels.optim import Optimizer
 
 from ..checkpoint import find_weights, load_weights, save_weights
+from ..device import deterministic_algorithms
 from ..metrics import mse, psnr_of_mse
 from ..networks import Network
 from ..options import TrainOptions
@@ -44,6 +45,7 @@ from .scenes import (
     scene_validation,
     tensor_pairs,
 )
+from .schedule import Schedule
 
 VALIDATION_SEED = 1_000_003  # the same held-out tiles whatever the training seed
 
@@ -97,6 +99,13 @@ def train(
     """
     team = team or Team()
     watcher = watcher if watcher and team.is_first else Watcher()
+    if options.deterministic:
+        with deterministic_algorithms():
+            return _train(options, watcher, team)
+    return _train(options, watcher, team)
+
+
+def _train(options: TrainOptions, watcher: Watcher, team: Team) -> Outcome:
     device = team.device(options.device)
     team.check_batch(options.batch_size)
     folder = RunFolder(options.output, team)
@@ -116,7 +125,7 @@ def train(
     average = ExponentialMovingAverage(parameters, options.ema)
     criterion = MSELoss()
 
-    per_epoch = math.ceil(len(pairs) / options.batch_size)
+    schedule = Schedule(options, len(pairs))
     progress = Progress(loss_sum=torch.zeros((), device=device))
     folder.load_checkpoint(progress, network, optimizer, average)
     saved_at = time.monotonic()
@@ -127,10 +136,12 @@ def train(
         return team.restored(output, images)
 
     try:
-        for number in range(progress.epochs, options.epochs):
-            order = _epoch_order(len(pairs), options, number)
+        while schedule.done(progress) < 1 or progress.step > progress.epoch_start:
+            order = _epoch_order(len(pairs), options, progress.epochs)
             network.train()
-            for position in range(progress.step - number * per_epoch, per_epoch):
+            for position in range(progress.step - progress.epoch_start, schedule.per_epoch):
+                if schedule.done(progress) >= 1:
+                    break
                 started = time.perf_counter()
                 random.start(options.seed, progress.step)
                 indices = order[position * options.batch_size :][: options.batch_size]
@@ -147,24 +158,31 @@ def train(
                 progress.loss_sum += team.backward(network, loss, grad, len(indices))
                 if options.clip_norm:
                     clip_grad_norm_(parameters, options.clip_norm)
-                optimizer.lr = _learning_rate(options, progress.step / per_epoch)
+                optimizer.lr = schedule.learning_rate(progress)
                 optimizer.step()
                 average.update()
                 progress.step += 1
-                progress.seconds += time.perf_counter() - started
-                watcher.on_step(progress.step, per_epoch * options.epochs)
+                progress.seconds += team.clock(time.perf_counter() - started)
+                watcher.on_step(progress.step, schedule.steps(progress))
                 if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
                     folder.save_checkpoint(progress, network, optimizer, average)
                     saved_at = time.monotonic()
-            training_loss = _finite_loss(progress, per_epoch, number + 1, options)
+            training_loss = _finite_loss(progress, options)
             with average.applied():
                 denoised = denoise_tiles(network, team.mine(validation.noisy))
                 denoised = team.whole(denoised, len(validation.noisy))
                 psnr, psnr_mean = _psnrs(denoised, validation.clean)
-                is_best = progress.best is None or psnr > progress.best.validation_psnr
-                seconds = progress.seconds
+                seconds = max(progress.seconds, 1e-9)
                 epoch = Epoch(
-                    number + 1, training_loss, psnr, psnr_mean, optimizer.lr, seconds, is_best
+                    number=progress.epochs + 1,
+                    training_loss=training_loss,
+                    validation_psnr=psnr,
+                    validation_psnr_mean=psnr_mean,
+                    lr=optimizer.lr,
+                    seconds=seconds,
+                    step=progress.step,
+                    images_per_s=schedule.images(progress) / seconds,
+                    is_best=progress.best is None or psnr > progress.best.validation_psnr,
                 )
                 if team.is_first:
                     _save_weights(options, folder, network, epoch, noisy_psnr)
@@ -278,24 +296,14 @@ def _turn(noisy: Tensor, target: Tensor, random: StepRandom) -> tuple[Tensor, Te
     return noisy.rot90(turns, (2, 3)), target.rot90(turns, (2, 3))
 
 
-def _learning_rate(options: TrainOptions, epoch: float) -> float:
-    """The rate at a (fractional) epoch: linear warm-up, then constant or half a cosine to 0."""
-    if epoch < options.warmup_epochs:
-        return options.lr * (epoch / options.warmup_epochs + 0.01) / 1.01
-    if options.schedule == "constant":
-        return options.lr
-    done = (epoch - options.warmup_epochs) / max(options.epochs - options.warmup_epochs, 1e-9)
-    return options.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def _finite_loss(progress: Progress, steps: int, number: int, options: TrainOptions) -> float:
+def _finite_loss(progress: Progress, options: TrainOptions) -> float:
     """The epoch's mean loss; the one place where the host waits for the device."""
-    loss = progress.loss_sum.item() / steps
+    loss = progress.loss_sum.item() / (progress.step - progress.epoch_start)
     if not math.isfinite(loss):
         kept = f"; the best weights so far are in {options.output}" if progress.best else ""
         raise TrainingError(
-            f"the loss became {loss} in epoch {number}: use a smaller --lr (now {options.lr:g}) "
-            f"or a longer --warmup-epochs{kept}"
+            f"the loss became {loss} in epoch {progress.epochs + 1}: use a smaller --lr (now "
+            f"{options.lr:g}) or a longer --warmup-epochs{kept}"
         )
     return loss
 

@@ -42,8 +42,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # within rounding of 0, the gradient jumps. In float32, 2 of the unet's 4.3 million did so at
 # 16×3×96×96, which made 0.0025 of the largest element and 0.0006 of the Euclidean norm. Two right
 # answers in bfloat16 (2⁻⁹ a rounding) differ by some roundings where partial sums are rounded too
-# (0.011 measured, reference/'s transposed convolution), and by more through 20 layers: on a CPU with
-# AVX2 alone, torch's unet gradient is 0.081 from its float32 one, ours 0.079, and the two are 0.066
+# (0.011 measured, reference/'s transposed convolution), and by more through 20 layers: with AVX2
+# alone, torch's unet gradient is 0.081 from its float32 one, ours 0.079, and the two are 0.066
 # apart (2×3×32×32).
 TOLERANCES = {
     "float32": {"block": 1e-5, "infer": 1e-4, "train": 2e-3},

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from denoise_batch.kernels import OptionError, TrainingError
+from denoise_batch.kernels import DeviceError, OptionError, TrainingError
 from denoise_batch.pipeline.checkpoint import load_weights
 from denoise_batch.pipeline.cli.train import main
+from denoise_batch.pipeline.device import deterministic_algorithms
 from denoise_batch.pipeline.options import TrainOptions
 from denoise_batch.pipeline.training.runs import Epoch
 from denoise_batch.pipeline.training.train import Watcher, train
@@ -124,6 +125,58 @@ def test_the_watcher_sees_every_step_and_epoch(options: TrainOptions) -> None:
     assert steps == [(step, 8) for step in range(1, 9)]
     assert [epoch.number for epoch in epochs] == [1, 2]
     assert epochs[-1].lr < options.lr / 2
+
+
+def test_a_run_may_be_measured_in_steps(options: TrainOptions) -> None:
+    epochs: list[Epoch] = []
+    train(replace(options, steps=6), Watcher(on_epoch=epochs.append))
+    assert [epoch.step for epoch in epochs] == [4, 6]
+    assert epochs[-1].lr < 0.1 * options.lr  # the cosine ends with the steps
+    assert all(epoch.images_per_s > 0 for epoch in epochs)
+
+
+def test_a_run_may_be_measured_in_minutes(options: TrainOptions) -> None:
+    epochs: list[Epoch] = []
+    train(replace(options, minutes=0.01), Watcher(on_epoch=epochs.append))
+    assert 0.6 <= sum(epoch.seconds for epoch in epochs) < 6
+    assert epochs[-1].lr < 0.1 * options.lr
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"minutes": 0.0},
+        {"minutes": float("nan")},
+        {"steps": 1, "minutes": 1.0},
+        {"minutes": 1.0, "deterministic": True},
+    ],
+    ids=str,
+)
+def test_lengths_that_contradict_are_refused(options: TrainOptions, wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=r"--steps|--minutes"):
+        replace(options, **wrong)
+
+
+def test_a_deterministic_run_is_the_same_and_leaves_torch_as_it_was(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    during: list[bool] = []
+    watcher = Watcher(
+        on_step=lambda *_: during.append(torch.are_deterministic_algorithms_enabled())
+    )
+    first = train(replace(options, deterministic=True), watcher)
+    second = train(replace(options, deterministic=True, output=tmp_path / "again"))
+    assert all(during)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert first.weights.read_bytes() == second.weights.read_bytes()
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_a_clear_error() -> None:
+    message = "put_ does not have a deterministic implementation"
+    with pytest.raises(DeviceError, match="--deterministic"), deterministic_algorithms():
+        raise RuntimeError(message)
 
 
 def test_divergence_ends_the_run_and_says_how_to_mend(options: TrainOptions) -> None:
