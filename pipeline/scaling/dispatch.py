@@ -132,6 +132,7 @@ class Dispatch:
                 open_jobs -= 1
                 on_result(message)
         except BaseException:
+            self._is_over = True  # before they are closed: nobody shall begin anew
             for worker in self._workers:
                 worker.close()
             raise

@@ -17,6 +17,8 @@ from ..streaming.manifest import FOLDER, Manifest
 from ..streaming.storage import Storage
 from ..streaming.stream import Stop, Watcher
 from .dispatch import Dispatch, Worker
+from .processes import ProcessWorker
+from .ray_workers import RayWorker, connect, precision_there, shares
 from .remote import RemoteStorage
 from .station import Setup
 
@@ -58,8 +60,7 @@ class WorkersEngine(Engine):
         Raises:
             DeviceError: all workers were lost, or a device failed.
         """
-        if not self._workers:
-            self._workers = self.new_workers(jobs)
+        self._workers = self._workers or self.new_workers(jobs)
         dispatch = Dispatch(self._workers[: len(jobs)])
         absolute = {_absolute(job): job for job in jobs}
         dispatch.run(
@@ -67,6 +68,12 @@ class WorkersEngine(Engine):
             lambda result: watcher.on_result(replace(result, job=absolute[result.job])),
             lambda: bool(stop),
         )
+
+    def warm_up(self, jobs: Sequence[Job]) -> None:
+        """Start all workers now, for who wants to time what follows."""
+        self._workers = self._workers or self.new_workers(jobs)
+        for worker in self._workers:
+            worker.start(lambda: False)
 
     def close(self) -> None:
         """End all workers."""
@@ -121,8 +128,6 @@ class ProcessEngine(WorkersEngine):
 
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
         """One a device."""
-        from .processes import ProcessWorker
-
         return [
             ProcessWorker(f"worker {number} on {device}", self.setup(device, number))
             for number, device in enumerate(self._devices)
@@ -144,8 +149,6 @@ class RayEngine(WorkersEngine):
     """
 
     def __init__(self, options: DenoiseOptions, storage: Storage, part: str) -> None:
-        from .ray_workers import connect, precision_there, shares
-
         self._ray, self._is_ours = connect(options.ray_address)
         self._shares = shares(self._ray.nodes(), options.device)
         gpus = sum(share.gpus for share in self._shares)
@@ -156,8 +159,6 @@ class RayEngine(WorkersEngine):
 
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
         """One a share of the cluster."""
-        from .ray_workers import RayWorker
-
         weights = self.weights_file.read_bytes()
         first = _absolute(jobs[0])
         must_see = tuple(
@@ -173,7 +174,10 @@ class RayEngine(WorkersEngine):
         return workers
 
     def close(self) -> None:
-        """Leave the cluster, if it was us who joined it."""
+        """Leave the cluster, if it was us who joined it, and nothing on it."""
+        for worker in self._workers:
+            assert isinstance(worker, RayWorker)  # new_workers made it
+            worker.clean()
         super().close()
         if self._is_ours:
             self._ray.shutdown()

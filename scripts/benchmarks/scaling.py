@@ -15,8 +15,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from denoise_batch.pipeline.options import DenoiseOptions
+from denoise_batch.pipeline.scaling.engines import ProcessEngine, WorkersEngine
+from denoise_batch.pipeline.streaming.denoise import Session
+from denoise_batch.pipeline.streaming.lock import locked
 
 CASES = ("train", "processes", "ray")
 TILES, TILE_PX, BATCH = 1024, 64, 64
@@ -102,8 +105,43 @@ def _train(workers: int, images: Path, out: Path) -> float:
 
 
 def _denoise(workers: int, images: Path, out: Path, *, is_ray: bool) -> float:
-    """Images a second of the default weights."""
-    raise NotImplementedError((workers, images, out, is_ray, replace, DenoiseOptions, time))
+    """Images a second of the default weights, with workers that are up."""
+    options = DenoiseOptions((str(images),), out, device="cpu")
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        if is_ray:
+            address = stack.enter_context(_cluster(workers))
+            options = replace(options, engine="ray", ray_address=address)
+        with Session(options) as session:
+            if not is_ray:
+                devices = ["cpu"] * workers
+                session.engine = ProcessEngine(options, session.storage, "", devices)
+            assert isinstance(session.engine, WorkersEngine)
+            jobs = session.jobs()
+            # What a run does before it hands out jobs: Ray's workers look for the lock.
+            for root in {job.root for job in jobs}:
+                with locked(root):
+                    session.engine.warm_up(jobs)
+            summary = session.run(jobs)
+    if summary.exit_code:
+        raise SystemExit(f"{summary.results[0].reason or 'some images failed'}")
+    return len(jobs) / summary.seconds
+
+
+@contextmanager
+def _cluster(nodes: int) -> Iterator[str]:
+    """A Ray cluster of nodes with one core each, all on this machine."""
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=small)
+    try:
+        for _ in range(nodes - 1):
+            cluster.add_node(**small)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        cluster.shutdown()
 
 
 def _print(rates: dict[str, dict[int, float]]) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from denoise_batch.pipeline.cli.batch import main
 from denoise_batch.pipeline.options import DenoiseOptions
 from denoise_batch.pipeline.scaling import engines
 from denoise_batch.pipeline.scaling.engines import ProcessEngine
+from denoise_batch.pipeline.scaling.processes import _SharedStop
+from denoise_batch.pipeline.scaling.station import Setup, Station
+from denoise_batch.pipeline.streaming.denoise import Session
+from denoise_batch.pipeline.streaming.result import Result
 from denoise_batch.pipeline.streaming.storage import Storage
 
 
@@ -130,10 +135,24 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     assert len(names) == len(set(names)) == 101
 
 
-def test_a_worker_that_cannot_work_ends_the_run_with_its_error(
-    folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = DenoiseOptions((str(folder),), weights=str(weights), device="cuda:all")
+def test_a_stopped_worker_leaves_the_rest(folder: Path, weights: Path, tmp_path: Path) -> None:
+    options = DenoiseOptions((str(folder),), tmp_path / "out", weights=str(weights), device="cpu")
+    with Session(options) as session:
+        jobs = session.jobs()
+    event = threading.Event()
+    results: list[Result] = []
+    station = Station(Setup(options, "-worker-0"))
+    station.run(jobs[:2], results.append, _SharedStop(event))  # type: ignore[arg-type]
+    assert len(results) == 2
+    event.set()
+    station.run(jobs[2:], results.append, _SharedStop(event))  # type: ignore[arg-type]
+    assert len(results) < len(jobs)
+    assert set(outputs(tmp_path / "out")) == {r.job.name for r in results if r.status == "done"}
+
+
+def test_a_worker_that_cannot_work_ends_the_run_with_its_error(folder: Path, weights: Path) -> None:
+    inputs, file = (str(folder),), str(weights)
+    options = DenoiseOptions(inputs, weights=file, device="cuda:all", precision="fp32")
     engine = ProcessEngine(options, Storage(), "", devices=["cuda:7"])
     worker = engine.new_workers([])[0]
     with pytest.raises(DeviceError, match="cuda:7"):
@@ -142,8 +161,9 @@ def test_a_worker_that_cannot_work_ends_the_run_with_its_error(
 
 
 def children(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found]
+    """Of all its threads."""
+    found = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for text in found for child in text.split()]
 
 
 def command_line(pid: int) -> bytes:

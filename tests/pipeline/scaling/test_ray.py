@@ -76,12 +76,13 @@ class FakeRay(ModuleType):
         handle.run = SimpleNamespace(options=lambda num_returns: streaming)
         handle.problem = SimpleNamespace(remote=actor.problem)
         handle.stop = SimpleNamespace(remote=actor.stop)
+        handle.clean = SimpleNamespace(remote=actor.clean)
         return handle
 
     def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         return references, []
 
-    def get(self, reference: Any) -> Any:
+    def get(self, reference: Any, timeout: float | None = None) -> Any:
         if isinstance(reference, ActorDiedError):
             raise reference
         return reference

@@ -11,6 +11,7 @@ import pytest
 from pictures import picture
 
 from denoise_batch.pipeline.cli.batch import main
+from denoise_batch.pipeline.scaling.ray_workers import shares
 
 ray = pytest.importorskip("ray")
 
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster() -> Iterator[Any]:
     """A head without cores for workers, and two nodes of one each."""
     from ray.cluster_utils import Cluster
 
@@ -50,10 +51,13 @@ def test_a_node_is_killed_and_nothing_is_lost_or_written_twice(
 
     def lose_a_node() -> None:
         deadline = time.monotonic() + 240
-        while time.monotonic() < deadline and len(manifests(out)) < 2:
-            time.sleep(0.02)  # until both nodes have written something
+        while time.monotonic() < deadline and not (written := manifests(out)):
+            time.sleep(0.01)  # until some worker has written something
+        number = int(written[0].stem.rpartition("-")[2])
+        node = shares(ray.nodes(), "auto")[number].node
         lost_at.append(len(outputs(out)))
-        cluster.remove_node(cluster.ours[0], allow_graceful=False)
+        (lost,) = (ours for ours in cluster.ours if ours.node_id == node)
+        cluster.remove_node(lost, allow_graceful=False)
 
     killer = threading.Thread(target=lose_a_node)
     killer.start()

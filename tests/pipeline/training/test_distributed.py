@@ -191,3 +191,12 @@ def test_a_team_of_one_changes_nothing(photographs: Path, tmp_path: Path) -> Non
     first = train(options)
     second: Any = train(replace(options, output=tmp_path / "two"), team=Team())
     assert first.weights.read_bytes() == second.weights.read_bytes()
+
+
+def test_a_run_in_minutes_ends_at_the_same_step_for_all_workers(
+    photographs: Path, tmp_path: Path
+) -> None:
+    """The first worker's clock counts; were each to follow its own, one would wait for ever."""
+    command = [*recipe(photographs), "--minutes", "0.01", "-o", tmp_path / "run"]
+    run(torchrun(2, [argument for argument in command if argument not in ("--epochs", "2")]))
+    assert load_tensors(tmp_path / "run" / "checkpoint.safetensors")[1]["step"] >= 1
