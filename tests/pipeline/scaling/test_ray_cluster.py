@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import pytest
 from pictures import picture
 
 from denoise_batch.pipeline.cli.batch import main
+from denoise_batch.pipeline.files.scan import Job
+from denoise_batch.pipeline.scaling.engines import WorkersEngine
 from denoise_batch.pipeline.scaling.ray_workers import shares
 
 ray = pytest.importorskip("ray")
@@ -20,23 +22,35 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    """A head without cores for workers, and two nodes of one each."""
+    """Two nodes of one core each."""
     from ray.cluster_utils import Cluster
 
-    memory = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-    head = {"num_cpus": 0, **memory}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.ours = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=small)
+    cluster.second = cluster.add_node(**small)
     cluster.wait_for_nodes()
     yield cluster
     ray.shutdown()
     cluster.shutdown()
 
 
+@pytest.fixture
+def all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is handed out before all workers are up."""
+    run = WorkersEngine.run
+
+    def run_warm(engine: WorkersEngine, jobs: Sequence[Job], *rest: Any) -> None:
+        engine.warm_up(jobs)
+        run(engine, jobs, *rest)
+
+    monkeypatch.setattr(WorkersEngine, "run", run_warm)
+
+
 def outputs(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
+@pytest.mark.usefixtures("all_at_once")
 def test_a_node_is_killed_and_nothing_is_lost_or_written_twice(
     cluster: Any, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,17 +63,19 @@ def test_a_node_is_killed_and_nothing_is_lost_or_written_twice(
     capsys.readouterr()
     lost_at: list[int] = []
 
-    def lose_a_node() -> None:
+    def lose_the_second_node() -> None:
         deadline = time.monotonic() + 240
-        while time.monotonic() < deadline and not (written := manifests(out)):
-            time.sleep(0.01)  # until some worker has written something
-        number = int(written[0].stem.rpartition("-")[2])
-        node = shares(ray.nodes(), "auto")[number].node
+        while not ray.is_initialized() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        places = [share.node for share in shares(ray.nodes(), "auto")]
+        number = places.index(cluster.second.node_id)
+        notes = out / ".denoise-batch" / f"manifest-worker-{number}.jsonl"
+        while not notes.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
         lost_at.append(len(outputs(out)))
-        (lost,) = (ours for ours in cluster.ours if ours.node_id == node)
-        cluster.remove_node(lost, allow_graceful=False)
+        cluster.remove_node(cluster.second, allow_graceful=False)
 
-    killer = threading.Thread(target=lose_a_node)
+    killer = threading.Thread(target=lose_the_second_node)
     killer.start()
     command = [str(folder), "-w", str(weights), "-o", str(out), "--log", "json"]
     code = main([*command, "--engine", "ray", "--ray-address", cluster.address])
@@ -73,7 +89,3 @@ def test_a_node_is_killed_and_nothing_is_lost_or_written_twice(
     assert len({event["name"] for event in images}) == len(images) == 121
     assert [event["name"] for event in images if event["status"] == "failed"] == ["broken.png"]
     assert events[0]["device"] == "Ray, 2 CPU workers"
-
-
-def manifests(out: Path) -> list[Path]:
-    return [p for p in (out / ".denoise-batch").glob("manifest*.jsonl") if p.stat().st_size]
