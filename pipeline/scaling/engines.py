@@ -1,7 +1,9 @@
 """Engines that spread a run over workers: processes on this machine's GPUs, or a Ray cluster."""
 
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +158,18 @@ class RayEngine(WorkersEngine):
         self.device = f"Ray, {len(self._shares)} {kind}"
         self.precision = precision_there(self._ray, options.precision, has_gpu=gpus > 0)
         super().__init__(options, storage, part)
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        manifests: Mapping[Path, Manifest],
+        watcher: Watcher,
+        stop: Stop,
+    ) -> None:
+        """Denoise the jobs' files; what Ray itself has to say goes to stderr."""
+        # Ray prints a lost node's log to stdout, in the middle of --log json.
+        with redirect_stdout(sys.stderr):
+            super().run(jobs, manifests, watcher, stop)
 
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
         """One a share of the cluster."""
