@@ -23,11 +23,12 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
+from . import deep
 from .atomic import atomic_file
-from .metadata import ORIENTATION, exif_block, read_metadata, save_options
+from .metadata import ORIENTATION, read_metadata, save_options
 from .picture import Picture
-from .pixels import Layout, decode, encode
-from .probe import WIDE_GRAY, is_lossless_webp, refuse_unsupported, sample_bits
+from .pixels import Layout, decode, encode, target_mode
+from .probe import is_lossless_webp, refuse_unsupported, sample_bits
 
 # Pillow's name of a format → the suffixes it is written for, and the modes that it holds.
 _FORMATS = {
@@ -86,9 +87,11 @@ def read_pages(
             file.seek(0)
             with Image.open(file, formats=_known_formats()) as image:
                 frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-                depth = 4 if image.mode == "F" else 2 if image.mode in WIDE_GRAY else 1
+                depth = max(1, sample_bits(image, file) // 8)
                 bands = max(1, len(image.getbands()) * depth)
                 on_size(image.width * image.height * bands * frames)
+                if deep.is_deep(image, file):
+                    return deep.read(image, file, frames)
                 pages = []
                 for frame in range(frames):
                     if frames > 1:
@@ -153,15 +156,20 @@ def write_pages(
             raise ImageError(f"{name} holds one page, not {len(pictures)}; write a .tif file")
         path.parent.mkdir(parents=True, exist_ok=True)
         pages = list(zip(pictures, samples, strict=True))
-        with atomic_file(path, on_written) as file, _page_writer(file, len(pages)) as target:
-            for picture, stored in pages:
-                image = encode(stored, picture.alpha, picture.layout, name, modes)
-                options = save_options(name, picture.metadata, picture.layout, quality)
-                if path.suffix.lower() in {".j2k", ".j2c", ".jpc"}:
-                    options["no_jp2"] = True
-                image.save(target, format=name, **options)
-                if len(pages) > 1:
-                    target.newFrame()
+        targets = {target_mode(picture.layout, name, modes) for picture in pictures}
+        with atomic_file(path, on_written) as file:
+            if targets <= {"RGB;16", "RGBA;16"}:
+                deep.write(file, name, pages)
+                return
+            with _page_writer(file, len(pages)) as target:
+                for picture, stored in pages:
+                    image = encode(stored, picture.alpha, picture.layout, name, modes)
+                    options = save_options(name, picture.metadata, picture.layout, quality)
+                    if path.suffix.lower() in {".j2k", ".j2c", ".jpc"}:
+                        options["no_jp2"] = True
+                    image.save(target, format=name, **options)
+                    if len(pages) > 1:
+                        target.newFrame()
 
 
 def output_suffix(path: Path) -> str:
@@ -191,7 +199,7 @@ def _read(image: Image.Image, file: BinaryIO) -> Picture:
         notes.append("extra samples that are not alpha are dropped")
     image.load()
     if image.format == "PNG" and "exif" in image.info:  # eXIf may follow the pixels
-        metadata = replace(metadata, exif=exif_block(image.info["exif"]))
+        metadata = metadata.with_exif(image.info["exif"])
     if image.mode == "CMYK":
         notes.append("CMYK is written as RGB")
         metadata = replace(metadata, icc_profile=None)

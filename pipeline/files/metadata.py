@@ -1,6 +1,6 @@
 """What an image file says beside its pixels: read from one file, written to another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from PIL import Image, PngImagePlugin
@@ -41,6 +41,10 @@ class Metadata:
     comment: bytes | None = None
     segments: bytes = b""
     chunks: tuple[tuple[bytes, bytes], ...] = ()
+
+    def with_exif(self, data: bytes) -> "Metadata":
+        """The same with another EXIF block."""
+        return replace(self, exif=exif_block(data))
 
 
 def read_metadata(image: Image.Image, file: BinaryIO) -> Metadata:

@@ -34,12 +34,12 @@ from .result import Result
 from .transfer import Download
 from .writer import Writer
 
-MOST_IMAGES = 256  # of an automatic batch
+MOST_IMAGES = 64  # of an automatic batch
+_MOST_FILES = 256  # in flight, however small: a run that is told to stop finishes them
 _BATCHES_IN_FLIGHT = 3  # on a device that computes while we go on
 # Of a file in flight: its samples, those of the output, and a copy in Pillow while it is decoded or
-# encoded; and what the smallest one takes.
+# encoded.
 _COPIES = 3
-_LEAST_BYTES = 1 << 16
 
 
 class Stop:
@@ -315,7 +315,7 @@ class _Stream:
 
         def reserve(sample_bytes: int) -> None:
             nonlocal held, waited
-            wanted = max(_LEAST_BYTES, sample_bytes * _COPIES)
+            wanted = max(self.budget.limit // _MOST_FILES, sample_bytes * _COPIES)
             before = time.perf_counter()
             if not self.budget.acquire(wanted):
                 raise _Cancelled

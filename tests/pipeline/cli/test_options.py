@@ -1,0 +1,266 @@
+"""What the options of `denoise-batch` do, as seen in files, lines and exit codes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pictures import picture
+from PIL import Image
+
+from denoise_batch.pipeline.checkpoint import load_weights
+from denoise_batch.pipeline.cli.batch import main
+from denoise_batch.pipeline.files.images import read_image
+from denoise_batch.pipeline.networks import Network
+from denoise_batch.pipeline.streaming import denoise as denoise_module
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """imgs/a.png, imgs/sub/b.png."""
+    root = tmp_path / "imgs"
+    (root / "sub").mkdir(parents=True)
+    picture(33, 21, 1).save(root / "a.png")
+    picture(40, 30, 2).save(root / "sub" / "b.png")
+    return root
+
+
+def run(*arguments: object, weights: Path) -> int:
+    return main([*map(str, arguments), "-w", str(weights), "-d", "cpu"])
+
+
+def names(folder: Path) -> list[str]:
+    paths = (p for p in folder.rglob("*") if p.is_file() and ".denoise-batch" not in p.parts)
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def test_strength_mixes_input_and_output(folder: Path, weights: Path, tmp_path: Path) -> None:
+    assert run(folder, "-s", "0.25", "-o", tmp_path / "out", weights=weights) == 0
+    before = read_image(folder / "a.png").pixels
+    network = load_weights(weights).network
+    expected = before.lerp(network(before[None])[0], 0.25)
+    after = read_image(tmp_path / "out" / "a.png").pixels
+    torch.testing.assert_close(after, expected, atol=0.51 / 255, rtol=0)
+
+
+def test_the_ensemble_is_the_mean_of_eight_passes(
+    folder: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, passes = Network.forward_padded, 0
+
+    def counted(self: Network, input: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        return forward(self, input)
+
+    monkeypatch.setattr(Network, "forward_padded", counted)
+    assert run(folder / "a.png", "--tta", "-o", tmp_path / "out", weights=weights) == 0
+    assert passes == 8
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_comes_close(
+    precision: str, folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    for name in ("fp32", precision):
+        assert run(folder, "-p", name, "-o", tmp_path / name, weights=weights) == 0
+    whole = read_image(tmp_path / "fp32" / "a.png").pixels
+    narrow = read_image(tmp_path / precision / "a.png").pixels
+    torch.testing.assert_close(narrow, whole, atol=3 / 255, rtol=0)
+
+
+def test_what_is_not_finite_in_low_precision_is_made_again_in_float32(
+    folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = Network.forward_padded
+
+    def overflowing(self: Network, input: torch.Tensor) -> torch.Tensor:
+        output = forward(self, input)
+        if self.compute_dtype == torch.float16 and input.shape[2] > 32:
+            output[:, :, 5, 5] = float("nan")
+        return output
+
+    monkeypatch.setattr(Network, "forward_padded", overflowing)
+    assert run(folder, "-p", "fp16", "--log", "json", weights=weights) == 0
+    images = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    notes = {e["name"]: e["notes"] for e in images if e["event"] == "image"}
+    assert notes["a.png"] == []
+    assert "made again in float32" in notes["sub/b.png"][0]
+    monkeypatch.undo()
+    expected = load_weights(weights).network(read_image(folder / "sub/b.png").pixels[None])[0]
+    after = read_image(folder.with_name("imgs-denoised") / "sub/b.png").pixels
+    torch.testing.assert_close(after, expected, atol=0.51 / 255, rtol=0)
+
+
+def test_format_and_suffix_name_the_outputs(folder: Path, weights: Path, tmp_path: Path) -> None:
+    picture(8, 8).save(folder / "a.gif")
+    out = tmp_path / "out"
+    assert run(folder, "-f", "webp", "--suffix", "_clean", "-o", out, weights=weights) == 0
+    # a.gif and a.png want one name: both keep their old suffix in it.
+    assert names(out) == ["a.gif_clean.webp", "a.png_clean.webp", "sub/b_clean.webp"]
+    with Image.open(out / "sub" / "b_clean.webp") as image:
+        assert image.format == "WEBP"
+
+
+def test_a_suffix_beside_the_input_is_not_fed_back(folder: Path, weights: Path) -> None:
+    for _ in range(2):
+        assert run(folder / "*.png", "--suffix", "_dn", weights=weights) == 0
+    assert names(folder) == ["a.png", "a_dn.png", "sub/b.png"]
+
+
+def test_what_a_format_cannot_hold_fails_that_file(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(8, 8).convert("RGBA").save(folder / "alpha.png")
+    assert run(folder, "-f", "jpeg", "-o", tmp_path / "out", weights=weights) == 1
+    assert names(tmp_path / "out") == ["a.jpg", "sub/b.jpg"]
+    assert "JPEG cannot hold mode RGBA" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--strength", "1.5"], "--strength"),
+        (["--precision", "int8"], "--precision"),
+        (["--tile", "0"], "--tile"),
+        (["--tile", "big"], "--tile"),
+        (["--format", "gif"], "--format"),
+        (["--suffix", "a/b"], "--suffix"),
+        (["--shard", "3/2"], "--shard"),
+        (["--shard", "2"], "--shard"),
+        (["--limit", "0"], "--limit"),
+        (["--log", "xml"], "--log"),
+        (["--watch", "0"], "--watch"),
+        (["--watch", "1", "--dry-run"], "--watch"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_values_name_their_option(
+    arguments: list[str], says: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder), *arguments]) == 2
+    assert says in capsys.readouterr().err
+    assert not folder.with_name("imgs-denoised").exists()
+
+
+def test_quiet_says_nothing_but_failures(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, "--quiet", weights=weights) == 0
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+    (folder / "bad.png").write_bytes(b"")
+    assert run(folder, "--quiet", weights=weights) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 2
+    assert "bad.png: is empty" in lines[0]
+    assert "1 failed" in lines[1]
+
+
+def test_json_lines_say_everything(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad.png").write_bytes(b"")
+    assert run(folder, "--log", "json", weights=weights) == 1
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    start, *images, end = [json.loads(line) for line in captured.out.splitlines()]
+    assert (start["event"], start["todo"], start["device"]) == ("start", 3, "cpu")
+    by_name = {event["name"]: event for event in images}
+    assert by_name["a.png"]["status"] == "done"
+    assert by_name["a.png"]["size"] == [33, 21]
+    assert by_name["a.png"]["output"].endswith("imgs-denoised/a.png")
+    assert set(by_name["a.png"]["seconds"]) == {"decode", "transfer", "compute", "encode"}
+    assert by_name["bad.png"]["status"] == "failed"
+    assert "is empty" in by_name["bad.png"]["reason"]
+    assert (end["event"], end["done"], end["failed"], end["exit_code"]) == ("end", 2, 1, 1)
+
+
+def test_without_a_terminal_there_is_a_plain_line_for_every_image(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, weights=weights) == 0
+    err = capsys.readouterr().err
+    assert "2 to denoise" in err
+    assert "done a.png 33x21" in err
+    assert "\x1b" not in err
+
+
+def test_watching_takes_what_comes_whole_and_ends_with_143(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder.with_name("imgs-denoised")
+    growing = folder / "growing.png"
+
+    def drop_files() -> None:
+        deadline = time.monotonic() + 60
+        while len(names(output)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        picture(12, 12, 3).save(folder / "late.png")
+        while not (output / "late.png").exists() and time.monotonic() < deadline:
+            with growing.open("ab") as file:
+                file.write(b"x")  # never the same twice
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    helper = threading.Thread(target=drop_files)
+    output.mkdir()
+    helper.start()
+    code = run(folder, "--watch", "0.3", "--quiet", weights=weights)
+    helper.join()
+    assert code == 143
+    assert names(output) == ["a.png", "late.png", "sub/b.png"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_empty_drop_folder_is_no_error(tmp_path: Path, weights: Path) -> None:
+    (tmp_path / "drop").mkdir()
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    assert run(tmp_path / "drop", "--watch", "0.1", weights=weights) == 130
+
+
+def test_an_image_shows_progress_inside(
+    folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from denoise_batch.pipeline.options import DenoiseOptions
+
+    seen: list[tuple[str, int, int]] = []
+    options = DenoiseOptions(
+        (str(folder / "a.png"),), weights=str(weights), device="cpu", tile="16"
+    )
+    events = denoise_module.Events(
+        on_tile=lambda job, done, all: seen.append((job.name, done, all))
+    )
+    assert denoise_module.denoise(options, events).exit_code == 0
+    assert seen == [("a.png", done, 6) for done in range(1, 7)]
+
+
+def test_sigterm_finishes_files_in_flight(weights: Path, tmp_path: Path) -> None:
+    """The console script as a process of its own: whole files only, and the rest left for later."""
+    (tmp_path / "imgs").mkdir()
+    picture(160, 120, 0).save(tmp_path / "imgs" / "0.png", compress_level=1)
+    for index in range(1, 600):
+        shutil.copyfile(tmp_path / "imgs" / "0.png", tmp_path / "imgs" / f"{index}.png")
+    command = [sys.executable, "-m", "denoise_batch.pipeline", str(tmp_path / "imgs"), "-b", "1"]
+    command += ["--weights", str(weights), "--device", "cpu", "--log", "json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(3)]
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    events = [json.loads(line) for line in [*lines, *out.splitlines()]]
+    assert events[-1]["signal"] == signal.SIGTERM
+    written = names(tmp_path / "imgs-denoised")
+    assert sorted(e["name"] for e in events if e["event"] == "image") == written
+    assert 0 < len(written) < 600
+    assert events[-1]["left"] == 600 - len(written)
