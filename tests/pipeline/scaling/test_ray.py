@@ -154,6 +154,35 @@ def test_a_cluster_writes_what_one_process_writes(
     assert not ray.is_up
 
 
+def test_a_cluster_reads_and_writes_urls(
+    cluster: Callable[..., FakeRay],
+    folder: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        files.pipe_file(f"ray/imgs/{path.name}", path.read_bytes())
+    try:
+        cluster()
+        command = ["memory://ray/imgs", "-w", str(weights), "-o"]
+        assert main([*command, str(tmp_path / "one"), "--device", "cpu"]) == 1
+        assert main([*command, "memory://ray/out", "--engine", "ray"]) == 1
+        written = {
+            name.rpartition("/")[2]: files.cat_file(name)
+            for name in files.ls("ray/out", detail=False)
+            if files.isfile(name)
+        }
+        assert written == outputs(tmp_path / "one")
+        assert files.find("ray/out/.denoise-batch") == ["/ray/out/.denoise-batch/manifest.jsonl"]
+        assert "memory://ray/imgs/broken.png: " in capsys.readouterr().out
+    finally:
+        files.store.clear()
+        files.pseudo_dirs[:] = [""]
+
+
 def test_a_machine_that_does_not_share_the_files_is_named(
     cluster: Callable[..., FakeRay],
     folder: Path,
