@@ -53,7 +53,7 @@ class Worker(ABC):
 
         Raises:
             WorkerLostError: before the last one.
-            DenoiseBatchError: the device failed.
+            DeviceError: the device failed, which counts as a loss.
         """
 
     @abstractmethod
@@ -194,9 +194,10 @@ class Dispatch:
                     del left[result.job]
                     self._starts[worker.name] = 0
                     self._report(result)
-            except WorkerLostError as error:
-                self._give_back(left, f"{worker.name}: {error}")
-                raise
+            except (WorkerLostError, DeviceError) as error:
+                # A failed device is as good as lost: a fresh process may find it well.
+                self._give_back(worker, left, str(error))
+                raise WorkerLostError(str(error)) from error
             with self._lock:
                 self._out -= len(left)  # of a run that was stopped
 
@@ -205,11 +206,13 @@ class Dispatch:
             if self._is_stopping:
                 return []
             if self._again:
-                size = _RETRY_CHUNK[self._losses[self._again[0]]]
-                waiting = self._again
+                # Of one number of losses: who was lost twice goes alone.
+                losses, waiting = self._losses[self._again[0]], self._again
+                alike = sum(self._losses[job] == losses for job in waiting)
+                size = min(_RETRY_CHUNK[losses], alike)
             else:
-                size = min(MOST_IN_CHUNK, -(-len(self._jobs) // (2 * len(self._workers))))
                 waiting = self._jobs
+                size = min(MOST_IN_CHUNK, -(-len(waiting) // (2 * len(self._workers))))
             chunk = [waiting.popleft() for _ in range(min(size, len(waiting)))]
             self._out += len(chunk)
             return chunk
@@ -220,16 +223,17 @@ class Dispatch:
         with self._lock:
             self._out -= 1
 
-    def _give_back(self, left: dict[Job, None], reason: str) -> None:
+    def _give_back(self, worker: Worker, left: dict[Job, None], reason: str) -> None:
         for job in left:
             with self._lock:
                 self._losses[job] += 1
                 if self._losses[job] < TRIES:
-                    # Those that were lost less often first: their chunks are of one size.
                     self._again.append(job)
                     self._out -= 1
                     continue
-            text = f"{job.source}: took its worker down {TRIES} times ({reason}); is it too large?"
+            self._starts[worker.name] = 0  # it was the file
+            where = f"{worker.name}: {reason}"
+            text = f"{job.source}: took its worker down {TRIES} times ({where}); is it too large?"
             self._report(Result(job, "failed", text))
         with self._lock:
             self._again = deque(sorted(self._again, key=lambda job: self._losses[job]))

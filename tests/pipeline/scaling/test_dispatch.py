@@ -113,6 +113,23 @@ def test_a_file_that_takes_its_workers_down_fails_alone() -> None:
     assert sum(result.status == "done" for result in results.values()) == 99
 
 
+def test_files_that_all_take_their_worker_down_all_fail_alone() -> None:
+    bad = {"0.png", "1.png", "2.png", "3.png", "17.png"}
+    results = {r.job.name: r.status for r in run([Fake("w", lambda job: job.name in bad)], 20)}
+    assert {name for name, status in results.items() if status == "failed"} == bad
+
+
+def test_a_failed_device_is_a_lost_worker() -> None:
+    class Failing(Fake):
+        def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
+            for result in super().run(jobs):
+                yield result
+                if len(self.done) == 3:
+                    raise DeviceError("CUDA error: unspecified launch failure")
+
+    assert all(result.status == "done" for result in run([Failing("w"), Fake("other")], 50))
+
+
 def test_workers_that_only_get_lost_end_the_run() -> None:
     class Stillborn(Fake):
         def start(self, is_over: Callable[[], bool]) -> bool:
