@@ -215,7 +215,8 @@ def _column_runs(
     if source.stride(2) == sw * channels:
         merged = source.reshape(*source.shape[:2], -1, channels)
         yield merged[:, :, skip : skip + width], target
-    elif skip == 0 and width % sw == 0 and target.is_contiguous():
+    elif skip == 0 and width % sw == 0 and target.stride()[2:] == (channels, 1):
+        # Rows may be apart (::sh), but a row is one run: sw·C elements at a time, not C.
         yield source[:, :, : width // sw], target.view(*target.shape[:2], -1, sw * channels)
     else:
         for phase in range(sw):
