@@ -21,6 +21,7 @@ from ..streaming.result import Result
 MOST_IN_CHUNK = 256
 TRIES = 3
 _RETRY_CHUNK = {1: 8, 2: 1}  # by how often the job has lost its worker
+_LAST_WORDS_S = 30.0  # for a worker to say that its chunk has ended
 _STARTS = 5  # of a worker in a row, without a single result
 PATIENCE_S = 600.0  # with no worker at all
 
@@ -138,8 +139,11 @@ class Dispatch:
             raise
         finally:
             self._is_over = True
-            for thread in threads:
-                thread.join(timeout=10)
+            for worker, thread in zip(self._workers, threads, strict=True):
+                thread.join(_LAST_WORDS_S)
+                if thread.is_alive():
+                    worker.close()
+                    thread.join()
 
     def _check_patience(self, alone_since: float, threads: Sequence[threading.Thread]) -> None:
         why = f" ({self._last_loss})" if self._last_loss else ""

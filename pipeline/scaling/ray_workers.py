@@ -1,6 +1,7 @@
 """Workers on a Ray cluster: an actor for each GPU, or for every few cores where there is none."""
 
 import logging
+import os
 import platform
 import queue
 import shutil
@@ -48,6 +49,8 @@ def connect(address: str | None) -> tuple[Any, bool]:
         OptionError: Ray is not installed.
         DeviceError: there is no cluster at that address.
     """
+    # Ray's calls would else join some cluster by themselves, after we have left ours.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         import ray
     except ImportError as error:
@@ -87,7 +90,8 @@ def _kept_handlers() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: not one of Python's
+                signal.signal(number, handler)
 
 
 def shares(nodes: Sequence[dict[str, Any]], device: str) -> list[Share]:
