@@ -154,8 +154,7 @@ class RayEngine(WorkersEngine):
         self._ray, self._is_ours = connect(options.ray_address)
         self._shares = shares(self._ray.nodes(), options.device)
         gpus = sum(share.gpus for share in self._shares)
-        kind = "GPUs" if gpus else "CPU workers"
-        self.device = f"Ray, {len(self._shares)} {kind}"
+        self.device = f"Ray ({len(self._shares)} × {'GPU' if gpus else 'CPU'})"
         self.precision = precision_there(self._ray, options.precision, has_gpu=gpus > 0)
         super().__init__(options, storage, part)
 

@@ -88,4 +88,4 @@ def test_a_node_is_killed_and_nothing_is_lost_or_written_twice(
     images = [event for event in events if event["event"] == "image"]
     assert len({event["name"] for event in images}) == len(images) == 121
     assert [event["name"] for event in images if event["status"] == "failed"] == ["broken.png"]
-    assert events[0]["device"] == "Ray, 2 CPU workers"
+    assert events[0]["device"] == "Ray (2 × CPU)"
