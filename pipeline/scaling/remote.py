@@ -141,10 +141,12 @@ class RemoteStorage(Storage):
         Raises:
             OptionError: a store cannot be listed.
         """
-        for text in (*options.inputs, *([str(options.output)] if options.output else ())):
-            path = _fixed_part(Path(text))
-            if self.stage.holds(path):
-                self.stage.mirror(path)
+        if options.output is not None and self.stage.holds(options.output):
+            self.stage.mirror(options.output)
+        for path in map(_fixed_part, map(Path, options.inputs)):
+            # A store knows no empty folder: what is not there (yet) holds no images.
+            if self.stage.holds(path) and not self.stage.mirror(path):
+                path.mkdir(parents=True, exist_ok=True)
 
     def named(self, jobs: Sequence[Job]) -> list[Job]:
         """The same jobs, with URLs to tell."""

@@ -31,7 +31,7 @@ from denoise_batch.pipeline.streaming.denoise import Session
 from denoise_batch.pipeline.streaming.lock import locked
 
 CASES = ("train", "processes", "ray")
-TILES, TILE_PX, BATCH = 1024, 64, 64
+TILES, TILE_PX, BATCH = 512, 64, 64
 SIDE = 768
 
 

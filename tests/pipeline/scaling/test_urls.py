@@ -1,6 +1,10 @@
 """denoise-batch on URLs: the same outputs, resume, errors and exit codes as on folders."""
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,7 +184,7 @@ def test_an_upload_that_fails_is_that_files_failure(
     ("arguments", "code", "said"),
     [
         (["memory://bucket/imgs"], 2, "give --output"),
-        (["memory://bucket/none", "-o", "out"], 2, "memory://bucket/none: no such file or folder"),
+        (["memory://bucket/none", "-o", "out"], 3, "memory://bucket/none: no images found"),
         (["nowhere://x", "-o", "out"], 2, "no such protocol"),
         (["memory://bucket/imgs", "-o", "memory://bucket/imgs"], 2, "would overwrite the input"),
         (["memory://bucket/../x", "-o", "out"], 2, "name a bucket"),
@@ -204,6 +208,27 @@ def test_wrong_urls_end_with_the_documented_code(
     error = capsys.readouterr().err
     assert said in error
     assert "denoise-batch-" not in error
+
+
+def test_a_prefix_may_be_watched_before_anything_is_there(
+    memory: Any, folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    """A picture comes, is done once it has stayed the same, and the run is ended by SIGTERM."""
+
+    def come_and_stop() -> None:
+        time.sleep(0.3)
+        memory.pipe_file("bucket/drop/a.png", (folder / "a.png").read_bytes())
+        deadline = time.monotonic() + 60
+        while not memory.exists("bucket/out/a.png") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=come_and_stop)
+    thread.start()
+    command = ("memory://bucket/drop", "-o", "memory://bucket/out", "-w", weights)
+    assert run(*command, "--watch", "0.1") == 143
+    thread.join()
+    assert set(outputs(memory, "bucket/out")) == {"a.png"}
 
 
 def test_globs_and_dry_runs_name_urls(
