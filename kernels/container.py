@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from . import ops
 from .activation import ReLU
 from .block import Block
 from .conv import Convolution
@@ -24,6 +25,10 @@ class Sequential(Block):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply every block in order."""
+        if not self.training and ops.has_fused_kernels(input.device):
+            from . import fusion  # which knows the containers
+
+            return fusion.forward(self.blocks, input)
         output = input
         for block, activation in self._stages():
             before = output

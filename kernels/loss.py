@@ -7,10 +7,13 @@ from .errors import ShapeError, StateError
 
 
 class MSELoss:
-    """Σ (x − y)²/n over all n = N·C·H·W elements; not a Block, since it takes two tensors."""
+    """Σ (x − y)²/n over all n = N·C·H·W elements; not a Block, since it takes two tensors.
+
+    The gradient is made together with the loss, from one pass over both images.
+    """
 
     def __init__(self) -> None:
-        self._saved: tuple[Tensor, Tensor] | None = None
+        self._saved: Tensor | None = None
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss as a 0-d tensor.
@@ -22,8 +25,8 @@ class MSELoss:
             raise ShapeError(
                 f"MSELoss: input {tuple(input.shape)} and target {tuple(target.shape)} differ"
             )
-        self._saved = input, target
-        return ops.mse_loss_forward(input, target)
+        loss, self._saved = ops.mse_loss(input, target)
+        return loss
 
     def backward(self) -> Tensor:
         """The gradient of `input`: 2·(x − y)/n.
@@ -33,8 +36,8 @@ class MSELoss:
         """
         if self._saved is None:
             raise StateError("MSELoss.backward: call forward first (each serves one backward)")
-        (input, target), self._saved = self._saved, None
-        return ops.mse_loss_backward(input, target)
+        grad_input, self._saved = self._saved, None
+        return grad_input
 
     def __call__(self, input: Tensor, target: Tensor) -> Tensor:
         """`forward(input, target)`."""

@@ -1,31 +1,31 @@
 """The only switchboard: which implementation does an op's work. No arithmetic here.
 
 Blocks call `ops.conv2d_forward(...)` and never a twin directly. Every op is a pure function of
-tensors; shapes, meaning and equations are documented at its specification in `reference/`.
+tensors (an optimiser's step works in place); shapes, meaning and equations are documented at its
+specification in `reference/`.
 
-The environment variable DENOISE_BATCH_KERNELS chooses the implementation, once, on import: `gemm`
-(the default, fast on any device) or `reference` (the specification, to compare with).
+The environment variable DENOISE_BATCH_KERNELS chooses the implementation, once, on import:
+
+    auto       the default: on CUDA the Triton kernels that pass their self-check, else gemm
+    triton     on CUDA the Triton kernels, come what may: no self-check, their errors are raised
+    gemm       torch's matrix products, fast on any device
+    reference  the specification, to compare with
 """
 
 import os
 
+import torch
+
 from .errors import OptionError
+from .gemm.fused import conv2d_fused, conv_transpose2d_fused, tconv_decoder, tconv_encoder
 from .reference.activation import relu_backward, relu_forward
-from .reference.loss import mse_loss_backward, mse_loss_forward
+from .reference.loss import mse_loss
+from .reference.optim import adam_step, sgd_step
 from .reference.shuffle import pixel_shuffle, pixel_unshuffle
 
-KERNELS = os.environ.get("DENOISE_BATCH_KERNELS", "gemm")
+KERNELS = os.environ.get("DENOISE_BATCH_KERNELS", "auto")
 
-if KERNELS == "gemm":
-    from .gemm.activation import sigmoid_backward, sigmoid_forward, sigmoid_forward_
-    from .gemm.conv import (
-        conv2d_backward,
-        conv2d_forward,
-        conv_transpose2d_backward,
-        conv_transpose2d_forward,
-    )
-    from .gemm.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
-elif KERNELS == "reference":
+if KERNELS == "reference":
     from .reference.activation import sigmoid_backward, sigmoid_forward, sigmoid_forward_
     from .reference.conv import (
         conv2d_backward,
@@ -34,24 +34,64 @@ elif KERNELS == "reference":
         conv_transpose2d_forward,
     )
     from .reference.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
+elif KERNELS in ("auto", "gemm", "triton"):
+    from .gemm.activation import sigmoid_backward, sigmoid_forward, sigmoid_forward_
+    from .gemm.conv import (
+        conv2d_backward,
+        conv2d_forward,
+        conv_transpose2d_backward,
+        conv_transpose2d_forward,
+    )
+    from .gemm.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
 else:
-    raise OptionError(f"DENOISE_BATCH_KERNELS={KERNELS!r}: choose gemm or reference")
+    raise OptionError(f"DENOISE_BATCH_KERNELS={KERNELS!r}: choose auto, triton, gemm or reference")
+
+if KERNELS not in ("reference", "gemm"):
+    from .cuda.load import is_for_kernels, load
+    from .switch import Switch
+
+    SWITCH = Switch("triton" if KERNELS == "triton" else "auto", load, is_for_kernels)
+    conv2d_forward = SWITCH.op(conv2d_forward)
+    conv2d_backward = SWITCH.op(conv2d_backward)
+    conv_transpose2d_forward = SWITCH.op(conv_transpose2d_forward)
+    conv_transpose2d_backward = SWITCH.op(conv_transpose2d_backward)
+    mse_loss = SWITCH.op(mse_loss)
+    sgd_step = SWITCH.op(sgd_step)
+    adam_step = SWITCH.op(adam_step)
+    conv2d_fused = SWITCH.op(conv2d_fused)
+    conv_transpose2d_fused = SWITCH.op(conv_transpose2d_fused)
+    tconv_encoder = SWITCH.op(tconv_encoder)
+    tconv_decoder = SWITCH.op(tconv_decoder)
+
+
+def has_fused_kernels(device: torch.device) -> bool:
+    """Whether inference on `device` goes through `fusion`, whose launches take along neighbours."""
+    if KERNELS in ("reference", "gemm"):
+        return False
+    return SWITCH.kernel("conv2d_fused", device) is not None
+
 
 __all__ = [
     "KERNELS",
+    "adam_step",
     "conv2d_backward",
     "conv2d_forward",
+    "conv2d_fused",
     "conv_transpose2d_backward",
     "conv_transpose2d_forward",
-    "mse_loss_backward",
-    "mse_loss_forward",
+    "conv_transpose2d_fused",
+    "has_fused_kernels",
+    "mse_loss",
     "pixel_shuffle",
     "pixel_unshuffle",
     "relu_backward",
     "relu_forward",
+    "sgd_step",
     "sigmoid_backward",
     "sigmoid_forward",
     "sigmoid_forward_",
+    "tconv_decoder",
+    "tconv_encoder",
     "upsample_nearest2d_backward",
     "upsample_nearest2d_forward",
 ]

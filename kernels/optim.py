@@ -1,13 +1,14 @@
 """Optimisers with the arguments and arithmetic of torch (report, II-F), clipping, averaging."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from . import ops
 from .errors import OptionError, ShapeError
 
 
@@ -40,9 +41,10 @@ class Optimizer(ABC):
 
     def step(self) -> None:
         """Move every parameter that has a gradient, in place."""
-        for index, parameter in enumerate(self.parameters):
-            if parameter.grad is not None:
-                self._move(index, parameter, parameter.grad)
+        moving = [(i, p, p.grad) for i, p in enumerate(self.parameters) if p.grad is not None]
+        if moving:
+            indices, parameters, grads = map(list, zip(*moving, strict=True))
+            self._move(indices, parameters, grads)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the optimiser remembers between steps, by name; the tensors themselves."""
@@ -58,8 +60,15 @@ class Optimizer(ABC):
         }
 
     @abstractmethod
-    def _move(self, index: int, parameter: Tensor, grad: Tensor) -> None:
-        """One step of one parameter."""
+    def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
+        """One step of the parameters at `indices`, all together."""
+
+    def _states(self, name: str, indices: list[int]) -> list[Tensor]:
+        """A tensor of state for each of these parameters, zeros at first."""
+        for index in indices:
+            if f"{name}.{index}" not in self._state:
+                self._state[f"{name}.{index}"] = torch.zeros_like(self.parameters[index])
+        return [self._state[f"{name}.{index}"] for index in indices]
 
 
 class SGD(Optimizer):
@@ -94,17 +103,16 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.nesterov = nesterov
 
-    def _move(self, index: int, parameter: Tensor, grad: Tensor) -> None:
-        if self.weight_decay:
-            grad = grad.add(parameter, alpha=self.weight_decay)
-        if self.momentum:
-            velocity = self._state.get(f"velocity.{index}")
-            if velocity is None:
-                velocity = self._state[f"velocity.{index}"] = grad.clone()
-            else:
-                velocity.mul_(self.momentum).add_(grad)
-            grad = grad.add(velocity, alpha=self.momentum) if self.nesterov else velocity
-        parameter.sub_(grad, alpha=self.lr)
+    def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
+        ops.sgd_step(
+            parameters,
+            grads,
+            self._states("velocity", indices) if self.momentum else [],
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
 
 
 class Adam(Optimizer):
@@ -124,6 +132,8 @@ class Adam(Optimizer):
         OptionError: an argument out of range.
     """
 
+    _is_decoupled: ClassVar[bool] = False
+
     def __init__(
         self,
         parameters: Iterable[Tensor],
@@ -139,23 +149,22 @@ class Adam(Optimizer):
         self.betas = betas
         self.eps = eps
 
-    def _decayed(self, parameter: Tensor, grad: Tensor) -> Tensor:
-        """The gradient with its L2 penalty."""
-        return grad.add(parameter, alpha=self.weight_decay) if self.weight_decay else grad
-
-    def _move(self, index: int, parameter: Tensor, grad: Tensor) -> None:
-        grad = self._decayed(parameter, grad)
-        if f"mean.{index}" not in self._state:
-            self._state[f"mean.{index}"] = torch.zeros_like(grad)
-            self._state[f"square.{index}"] = torch.zeros_like(grad)
-            self._state[f"steps.{index}"] = torch.zeros((), dtype=torch.int64)  # on the host
-        mean, square = self._state[f"mean.{index}"], self._state[f"square.{index}"]
-        steps = int(self._state[f"steps.{index}"].add_(1))
-        beta1, beta2 = self.betas
-        mean.lerp_(grad, 1 - beta1)
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        denominator = square.sqrt().div_(math.sqrt(1 - beta2**steps)).add_(self.eps)
-        parameter.addcdiv_(mean, denominator, value=-self.lr / (1 - beta1**steps))
+    def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
+        for index in indices:
+            if f"steps.{index}" not in self._state:
+                self._state[f"steps.{index}"] = torch.zeros((), dtype=torch.int64)  # on the host
+        ops.adam_step(
+            parameters,
+            grads,
+            self._states("mean", indices),
+            self._states("square", indices),
+            steps=[int(self._state[f"steps.{index}"].add_(1)) for index in indices],
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            is_decoupled=self._is_decoupled,
+        )
 
 
 class AdamW(Adam):
@@ -163,6 +172,8 @@ class AdamW(Adam):
 
     Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), as torch.optim.AdamW.
     """
+
+    _is_decoupled = True
 
     def __init__(
         self,
@@ -173,10 +184,6 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
     ) -> None:
         super().__init__(parameters, lr, betas, eps, weight_decay)
-
-    def _decayed(self, parameter: Tensor, grad: Tensor) -> Tensor:
-        parameter.mul_(1 - self.lr * self.weight_decay)
-        return grad
 
 
 class ExponentialMovingAverage:

@@ -1,6 +1,7 @@
 """Standardisation: what section V of the report found to matter most."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,25 +42,27 @@ class Standardize(Block):
         output = empty((n, height, width * c), input)
         # Rows of values and of means as long: a channel at a time the inner loops would be 3 long.
         rows = input.permute(0, 2, 3, 1).reshape(n, height, width * c)
-        torch.sub(rows, _per_column(self.mean, c, width, input), out=output)
-        output.div_(_per_column(self.std, c, width, input))
+        torch.sub(rows, _per_channel(self.mean, c, input).repeat(width), out=output)
+        output.div_(_per_channel(self.std, c, input).repeat(width))
         return output.view(n, height, width, c).permute(0, 3, 1, 2)
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """grad_output / std."""
         self._take_saved(grad_output)
-        return grad_output / _per_channel(self.std, grad_output)
+        std = _per_channel(self.std, grad_output.shape[1], grad_output)
+        return grad_output / std.view(-1, 1, 1)
 
 
 def _as_tuple(value: float | Sequence[float]) -> tuple[float, ...]:
     return (float(value),) if isinstance(value, (int, float)) else tuple(map(float, value))
 
 
-def _per_column(values: tuple[float, ...], channels: int, width: int, like: Tensor) -> Tensor:
-    """One value for each of a row's width·channels."""
-    row = torch.tensor(values, device=like.device, dtype=like.dtype).expand(channels)
-    return row.repeat(width)
+def _per_channel(values: tuple[float, ...], channels: int, like: Tensor) -> Tensor:
+    """One value for each channel."""
+    return _uploaded(values, like.device, like.dtype).expand(channels)
 
 
-def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+@cache
+def _uploaded(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Kept for good: on CUDA an upload waits, and a recorded graph reads it where it lies."""
+    return torch.tensor(values, device=device, dtype=dtype)

@@ -180,6 +180,7 @@ class DenoiseOptions:
         tile: auto (large images are cut up as memory demands), off, or the side of a tile.
         shard: (number, shards): the share of the images that this run does, numbered from 1.
         limit: images that this run denoises at most; None: all.
+        has_cuda_graphs: on CUDA, replay the launches of shapes that come again.
         engine: "local" (this machine) or "ray" (a cluster).
         ray_address: of the cluster; None: what RAY_ADDRESS says, or one on this machine.
     """
@@ -201,6 +202,7 @@ class DenoiseOptions:
     tile: str = "auto"
     shard: tuple[int, int] = (1, 1)
     limit: int | None = None
+    has_cuda_graphs: bool = False
     engine: str = "local"
     ray_address: str | None = None
 

@@ -3,11 +3,15 @@
 from torch import Tensor
 
 
-def mse_loss_forward(input: Tensor, target: Tensor) -> Tensor:
-    """Σ (x − y)² / n, n = N·C·H·W; a 0-d tensor."""
-    return (input - target).square().mean()
+def mse_loss(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """L = Σ (x − y)²/n, n = N·C·H·W, and dL/dx = 2·(x − y)/n, from one difference.
 
+    Args:
+        input: any shape.
+        target: the same shape.
 
-def mse_loss_backward(input: Tensor, target: Tensor) -> Tensor:
-    """dL/dx = 2·(x − y)/n."""
-    return (input - target) * (2 / input.numel())
+    Returns:
+        The loss, a 0-d tensor, and its gradient, shaped as input.
+    """
+    difference = input - target
+    return difference.square().mean(), difference.mul_(2 / input.numel())

@@ -69,6 +69,10 @@ def denoise(
             help="auto (bf16 on GPUs that have it, else fp32), fp32, bf16, fp16.",
         ),
     ] = "auto",
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option("--cuda-graphs", help="On CUDA: replay launches for sizes that come again."),
+    ] = False,
     strength: Annotated[
         float,
         typer.Option("--strength", "-s", help="0 keeps the input, 1 is the full effect."),
@@ -177,6 +181,7 @@ def denoise(
                 tile=tile,
                 shard=_shard(shard),
                 limit=limit,
+                has_cuda_graphs=cuda_graphs,
                 engine=engine,
                 ray_address=ray_address,
             )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import ImageError
+from denoise_batch.kernels.capture import Captured
 
 from ..files.picture import Picture
 from ..networks import Network
@@ -65,6 +66,7 @@ class Denoiser:
         strength: 0 keeps the input, 1 takes the network's output, between them their mixture.
         is_ensemble: average over the eight turned and mirrored versions of every image.
         tile_px: side of the tiles; None: as few tiles as memory allows; 0: never tiles.
+        has_cuda_graphs: on CUDA, replay the launches of shapes that come again.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Denoiser:
         strength: float = 1.0,
         is_ensemble: bool = False,
         tile_px: int | None = None,
+        has_cuda_graphs: bool = False,
     ) -> None:
         self.network = network
         self.device = device
@@ -86,6 +89,9 @@ class Denoiser:
         self.tile_px = tile_px
         self.most_pixels = max(1, memory // network.spec.bytes_per_pixel)
         self._transfer = Transfer(device)
+        self._forward: Callable[[Tensor], Tensor] = self._launch
+        if has_cuda_graphs and device.type == "cuda":
+            self._forward = Captured(self._launch, lambda: self.network.compute_dtype)
 
     @property
     def is_asynchronous(self) -> bool:
@@ -197,7 +203,7 @@ class Denoiser:
         ]
         return torch.cat(pages)
 
-    def _forward(self, padded: Tensor) -> Tensor:
+    def _launch(self, padded: Tensor) -> Tensor:
         """The network's output, averaged over the ensemble, mixed with the input by strength."""
         values = self._ensemble(padded) if self.is_ensemble else self.network.forward_padded(padded)
         return values if self.strength == 1 else padded.lerp(values, self.strength)

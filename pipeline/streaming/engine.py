@@ -88,6 +88,7 @@ class LocalEngine(Engine):
             strength=options.strength,
             is_ensemble=options.is_ensemble,
             tile_px=options.tile_px,
+            has_cuda_graphs=options.has_cuda_graphs,
         )
 
     def run(

@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -103,9 +104,9 @@ class CropPairs(Pairs):
             crops.append(photograph[:, top : top + size, left : left + size])
         clean = to_float(torch.stack(crops))
         is_gray = torch.rand(len(indices), generator=random.host) < self._gray_share
-        is_gray = is_gray.to(clean.device).view(-1, 1, 1, 1)
-        luma = clean.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-        clean = torch.where(is_gray, (clean * luma).sum(1, keepdim=True), clean)
+        is_gray = upload(is_gray, clean.device).view(-1, 1, 1, 1)
+        luma = (clean * _luma(clean.device)).sum(1, keepdim=True)
+        clean = torch.where(is_gray, luma, clean)
         noisy = self._noise.draw(clean, random.device)
         noisy = torch.where(is_gray, noisy[:, :1], noisy)
         if self._has_clean_targets:
@@ -132,7 +133,7 @@ class StoredPairs(Pairs):
         """Two different stored versions of every tile."""
         count, device = self._versions.shape[1], self._versions.device
         shape = (len(indices),)
-        indices = indices.to(device)
+        indices = upload(indices, device)
         first = torch.randint(count, shape, generator=random.device, device=device)
         step = torch.randint(1, count, shape, generator=random.device, device=device)
         second = (first + step) % count
@@ -206,3 +207,19 @@ def validation_tiles(
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 as float32 in [0, 1]."""
     return pixels.to(torch.float32) / 255
+
+
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device, without waiting for what the device is still doing.
+
+    On CUDA from pinned memory, which torch does not hand out again before the copy is made.
+    """
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+@cache
+def _luma(device: torch.device) -> Tensor:
+    """ITU-R BT.601, (1, 3, 1, 1); kept, since an upload would wait."""
+    return torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1)

@@ -167,7 +167,9 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team) -> Outcome:
                 if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
                     folder.save_checkpoint(progress, network, optimizer, average)
                     saved_at = time.monotonic()
+            started = time.perf_counter()
             training_loss = _finite_loss(progress, options)
+            progress.seconds += time.perf_counter() - started  # a GPU's steps end here
             with average.applied():
                 denoised = denoise_tiles(network, team.mine(validation.noisy))
                 denoised = team.whole(denoised, len(validation.noisy))

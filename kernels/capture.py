@@ -1,0 +1,129 @@
+"""Inference of a fixed shape as one CUDA graph: recorded once, replayed without Python's launches.
+
+At small images a network's launches cost the host more than their work costs the GPU. A graph
+replays them all at once, with the memory that they were recorded with. A recording is believed only
+after it gave, on other values than it was made from, what the plain function gives.
+"""
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .selfcheck import TOLERANCES
+
+logger = logging.getLogger("denoise_batch.kernels")
+
+Function = Callable[[Tensor], Tensor]
+# Each recording keeps its intermediate tensors.
+MOST_RECORDINGS = 4
+WARM_UPS = 3
+
+
+class Recorder(Protocol):
+    """What makes graphs; tests have one without a GPU."""
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """(replay, the tensor in which every replay leaves its result)."""
+
+
+class CudaGraphs:
+    """CUDA's own graphs."""
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Warm up on a stream of its own (kernels compile, self-checks run), then record."""
+        current = torch.cuda.current_stream()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(current)
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UPS):
+                run()
+        current.wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = run()
+        return graph.replay, output
+
+
+@dataclass(frozen=True)
+class _Recording:
+    input: Tensor
+    output: Tensor
+    replay: Callable[[], None]
+
+    def __call__(self, input: Tensor) -> Tensor:
+        self.input.copy_(input)
+        self.replay()
+        return self.output.clone()
+
+
+class Captured:
+    """`function`, replayed for shapes that come again.
+
+    Args:
+        function: of one tensor, without reading anything back to the host; its launches must depend
+            on the tensor's shape alone.
+        state: what else they depend on, such as the precision; a change makes other recordings.
+        recorder: CUDA's graphs by default.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        state: Callable[[], Hashable] = lambda: None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._function = function
+        self._state = state
+        self._recorder = recorder or CudaGraphs()
+        self._recordings: dict[Hashable, _Recording] = {}
+        self._seen: set[Hashable] = set()
+        self._is_off = False
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """What `function` gives; from the second call of a shape on by replay."""
+        if self._is_off:
+            return self._function(input)
+        key = (input.shape, input.stride(), input.dtype, input.device, self._state())
+        recording = self._recordings.get(key)
+        if recording is not None:
+            return recording(input)
+        is_worth_it = key in self._seen and len(self._recordings) < MOST_RECORDINGS
+        self._seen.add(key)
+        expected = self._function(input)
+        if is_worth_it:
+            self._record(key, input, expected)
+        return expected
+
+    def _record(self, key: Hashable, input: Tensor, expected: Tensor) -> None:
+        """Record on zeros, and keep the recording if it gives `expected` on `input`."""
+        try:
+            static = torch.zeros_like(input)
+            with torch.cuda.device_of(static):  # type: ignore[no-untyped-call]
+                replay, output = self._recorder.record(lambda: self._function(static))
+            recording = _Recording(static, output, replay)
+            error = _difference(recording(input), expected)
+        except torch.OutOfMemoryError:
+            self._is_off = True  # the plain function needs the memory
+            return
+        except RuntimeError as failure:  # torch's, for whatever cannot be recorded
+            self._turn_off(str(failure).strip().partition("\n")[0][:200])
+            return
+        allowed = TOLERANCES.get(expected.dtype, TOLERANCES[torch.float32])
+        if not error <= allowed:
+            self._turn_off(f"wrong results: error {error:.2g}, allowed {allowed:.2g}")
+            return
+        self._recordings[key] = recording
+
+    def _turn_off(self, reason: str) -> None:
+        self._is_off = True
+        logger.warning("CUDA graphs are switched off (%s); launches go on one by one", reason)
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    """Largest, relative to the largest expected element; NaN if there is one."""
+    scale = expected.abs().max().double().clamp_min(1e-30)
+    return float((actual.double() - expected.double()).abs().max() / scale)

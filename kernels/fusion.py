@@ -1,0 +1,185 @@
+"""Inference on a device with fused kernels: a row of blocks as the fewest launches.
+
+A convolution takes along the upsampling or pixel unshuffle before it, the ReLU or sigmoid and the
+pixel shuffle behind it, and what is added to its result; Architecture 1 of the report is two
+launches in half precision. The numbers are those of the blocks' own forwards, up to rounding.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .activation import ReLU, Sigmoid
+from .block import Block
+from .container import Residual, Sequential, Skip
+from .conv import Conv2d, Convolution, ConvTranspose2d
+from .gemm.fused import FusedActivation
+from .shuffle import PixelShuffle, PixelUnshuffle
+from .upsample import NearestUpsample2d
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One launch: a convolution and its neighbours.
+
+    Attributes:
+        conv: the convolution.
+        before: upsampling or unshuffling of its input.
+        activation: of its output.
+        shuffle: factor of the pixel shuffle behind, 1 for none.
+    """
+
+    conv: Convolution
+    before: NearestUpsample2d | PixelUnshuffle | None = None
+    activation: FusedActivation = None
+    shuffle: int = 1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two convolutions of Architecture 1 in one launch."""
+
+    first: Convolution
+    second: Convolution
+
+
+def forward(blocks: Sequence[Block], input: Tensor, residual: Tensor | None = None) -> Tensor:
+    """The blocks one after the other, in inference; then `residual` is added."""
+    plan = list(stages(blocks))
+    for index, stage in enumerate(plan):
+        is_last = index == len(plan) - 1
+        if isinstance(stage, Stage):
+            input, is_added = _convolve(stage, input, residual if is_last else None)
+            if is_added:
+                return input
+        elif isinstance(stage, Pair):
+            input = _pair(stage, input)
+        elif isinstance(stage, Residual):
+            input = forward([stage.body], input, residual=input)
+        elif isinstance(stage, Skip):
+            encoded = forward([stage.encoder], input)
+            merged = forward([stage.down, stage.inner, stage.up], encoded, residual=encoded)
+            input = forward([stage.decoder], merged)
+        else:
+            input = stage.forward(input)
+    return input if residual is None else input + residual
+
+
+def stages(blocks: Sequence[Block]) -> Iterator[Stage | Pair | Block]:
+    """What runs: nested rows in one row, and every convolution with its neighbours."""
+    row = list(_flattened(blocks))
+    position = 0
+    while position < len(row):
+        taken, stage = _stage(row[position:])
+        yield stage
+        position += taken
+
+
+def _flattened(blocks: Sequence[Block]) -> Iterator[Block]:
+    for block in blocks:
+        if isinstance(block, Sequential):
+            yield from _flattened(block.blocks)
+        else:
+            yield block
+
+
+def _stage(row: Sequence[Block]) -> tuple[int, Stage | Pair | Block]:
+    """(blocks taken, what they are together)."""
+    pair = _as_pair(row[:4])
+    if pair is not None:
+        return 4, pair
+    before = row[0] if isinstance(row[0], (NearestUpsample2d, PixelUnshuffle)) else None
+    rest = list(row[1:] if before is not None else row)
+    if not rest or not isinstance(rest[0], Conv2d if before is not None else Convolution):
+        return 1, row[0]
+    conv = rest.pop(0)
+    assert isinstance(conv, Convolution)
+    activation: FusedActivation = None
+    if rest and isinstance(rest[0], (ReLU, Sigmoid)):
+        activation = "relu" if isinstance(rest.pop(0), ReLU) else "sigmoid"
+    shuffle = 1
+    if rest and isinstance(rest[0], PixelShuffle) and isinstance(conv, Conv2d):
+        shuffle = rest[0].upscale_factor
+        rest.pop(0)
+    return len(row) - len(rest), Stage(conv, before, activation, shuffle)
+
+
+def _as_pair(row: Sequence[Block]) -> Pair | None:
+    """The encoder or the decoder of Architecture 1, if that is what the four blocks are."""
+    if len(row) < 4 or not isinstance(row[1], ReLU):
+        return None
+    first, second = row[0], row[2]
+    if isinstance(first, Conv2d) and isinstance(second, Conv2d) and isinstance(row[3], ReLU):
+        kernels = ((4, 4), (3, 3))
+        outer = first.in_channels
+    elif (
+        isinstance(first, ConvTranspose2d)
+        and isinstance(second, ConvTranspose2d)
+        and isinstance(row[3], Sigmoid)
+    ):
+        kernels = ((3, 3), (4, 4))
+        outer = second.out_channels
+        if (first.output_padding, second.output_padding) != ((0, 0), (0, 0)):
+            return None
+    else:
+        return None
+    fits = outer == 3 and all(
+        (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        == (kernel, (2, 2), (0, 0), (1, 1))
+        and conv.bias is not None
+        and _dtype(conv) != torch.float32  # whose extra arithmetic costs more than it saves
+        for conv, kernel in zip((first, second), kernels, strict=True)
+    )
+    return Pair(first, second) if fits else None
+
+
+def _convolve(stage: Stage, input: Tensor, residual: Tensor | None) -> tuple[Tensor, bool]:
+    """(output, whether the residual is in it)."""
+    conv = stage.conv
+    dtype = _dtype(conv)
+    input = input.to(dtype)
+    # In mixed precision a sum with a float32 image is float32, which this launch could not write.
+    fused = residual if residual is not None and residual.dtype == dtype else None
+    if isinstance(conv, ConvTranspose2d):
+        output = ops.conv_transpose2d_fused(
+            input,
+            conv.weight,
+            conv.bias,
+            stride=conv.stride,
+            padding=conv.padding,
+            output_padding=conv.output_padding,
+            dilation=conv.dilation,
+            activation=stage.activation,
+            residual=fused,
+        )
+        return output, fused is not None
+    before = stage.before
+    output = ops.conv2d_fused(
+        input,
+        conv.weight,
+        conv.bias,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        activation=stage.activation,
+        upsample=before.scale_factor if isinstance(before, NearestUpsample2d) else (1, 1),
+        unshuffle=before.downscale_factor if isinstance(before, PixelUnshuffle) else 1,
+        shuffle=stage.shuffle,
+        residual=fused,
+    )
+    return output, fused is not None
+
+
+def _pair(pair: Pair, input: Tensor) -> Tensor:
+    first, second = pair.first, pair.second
+    assert first.bias is not None  # so _as_pair chose them
+    assert second.bias is not None
+    op = ops.tconv_encoder if isinstance(first, Conv2d) else ops.tconv_decoder
+    return op(input.to(_dtype(first)), first.weight, first.bias, second.weight, second.bias)
+
+
+def _dtype(conv: Convolution) -> torch.dtype:
+    return conv.compute_dtype or conv.weight.dtype

@@ -1,0 +1,110 @@
+"""The host's side of the kernels: the launch table, packed weights, which devices have kernels."""
+
+import importlib.util
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from denoise_batch.kernels.cuda import config, load, weights
+from denoise_batch.kernels.cuda.config import Tile
+from denoise_batch.kernels.switch import UnavailableError
+
+SMALLEST_SHARED = 101376  # bytes, of sm_86 and sm_89
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def tiles() -> list[tuple[Tile, int]]:
+    """Every tile that any layer could get, with its elements' size."""
+    found = []
+    for dtype in DTYPES:
+        for columns in (1, 3, 12, 24, 32, 48, 64, 128, 192, 768):
+            for depth in (1, 3, 12, 16, 24, 32, 48, 64, 96, 128, 192):
+                for positions in (1, 4096, 1 << 24):
+                    tile = config.correlate_tile(dtype, positions, depth, columns)
+                    found.append((tile, dtype.itemsize))
+            found.append((config.weight_gradient_tile(dtype, columns), dtype.itemsize))
+    return found
+
+
+def test_every_tile_is_one_that_tensor_cores_and_shared_memory_take() -> None:
+    for tile, itemsize in tiles():
+        assert all(value & (value - 1) == 0 for value in tile[:4]), tile
+        assert min(tile.m, tile.n, tile.k) >= 16, tile
+        staged = (tile.m + tile.n) * tile.k * itemsize * tile.num_stages
+        assert staged <= SMALLEST_SHARED, tile
+
+
+def test_little_of_a_depth_is_padding() -> None:
+    for depth in (24, 32, 48, 64, 96, 128, 192):
+        k = config.correlate_tile(torch.bfloat16, 1 << 20, depth, 64).k
+        assert depth / (math.ceil(depth / k) * k) >= 0.75, (depth, k)
+
+
+@pytest.mark.parametrize("positions", [1, 500, 36_864, 10_000_000])
+def test_the_parts_of_a_weight_gradient_depend_on_the_shape_alone(positions: int) -> None:
+    tile = config.weight_gradient_tile(torch.bfloat16, 64)
+    parts = config.splits(576, 64, positions, tile)
+    assert 1 <= parts <= config.SPLIT_PROGRAMS
+    assert parts == 1 or positions / parts >= 4 * tile.k
+
+
+def test_packing_puts_a_pixel_s_channels_together() -> None:
+    weight = torch.arange(8.0 * 3 * 2 * 5).view(8, 3, 2, 5)
+    packed = weights.packed(weight, torch.float64)
+    assert packed.shape == (2, 5, 3, 8)
+    assert packed.is_contiguous()
+    assert packed[1, 4, 2, 7] == weight[7, 2, 1, 4]
+    shuffled = weights.packed(weight, torch.float64, shuffle=2)
+    # Column (i·2 + j)·2 + c is torch's channel c·4 + i·2 + j.
+    assert shuffled[0, 0, 0].tolist() == weight[[0, 4, 1, 5, 2, 6, 3, 7], 0, 0, 0].tolist()
+
+
+def test_a_packed_weight_is_kept_until_the_weight_changes() -> None:
+    weight = torch.randn(4, 3, 2, 2)
+    first = weights.packed(weight, torch.float32)
+    assert weights.packed(weight, torch.float32) is first
+    assert weights.packed(weight, torch.bfloat16) is not first
+    weight += 1
+    second = weights.packed(weight, torch.float32)
+    torch.testing.assert_close(second, first + 1)
+    weight.data = torch.zeros(4, 3, 2, 2)  # as Block.to moves a parameter
+    assert not weights.packed(weight, torch.float32).any()
+
+
+def test_a_weight_that_a_kernel_moved_is_packed_again() -> None:
+    weight = torch.randn(4, 3, 2, 2)
+    first = weights.packed(weight, torch.float32)
+    weight.numpy()[:] = 7  # torch's version counter does not see it
+    assert weights.packed(weight, torch.float32) is first
+    weights.forget([weight])
+    assert (weights.packed(weight, torch.float32) == 7).all()
+
+
+def test_weights_made_in_inference_mode_are_packed_every_time() -> None:
+    with torch.inference_mode():
+        weight = torch.zeros(4, 3, 2, 2)
+        assert not weights.packed(weight, torch.float32).any()
+        weight += 1
+        assert weights.packed(weight, torch.float32).all()
+
+
+def test_without_triton_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match=r"denoise-batch\[gpu\]"):
+        load.load(torch.device("cuda"))
+
+
+def test_an_older_gpu_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    capability: Any = lambda device: (7, 5)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    with pytest.raises(UnavailableError, match=r"compute capability 7\.5, the kernels need 8\.0"):
+        load.load(torch.device("cuda"))
+
+
+def test_only_cuda_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    asked = {name: load.is_for_kernels(torch.device(name)) for name in ("cuda", "cpu", "mps")}
+    assert asked == {"cuda": True, "cpu": False, "mps": False}

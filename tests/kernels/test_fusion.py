@@ -1,0 +1,110 @@
+"""Which blocks become one launch, and that the launches give what the blocks give.
+
+On the CPU the launches are done by gemm.fused, one op after the other; the kernels' own results are
+in cuda/test_interpreted.py.
+"""
+
+import pytest
+import torch
+from tolerances import assert_parity
+
+from denoise_batch.kernels import (
+    Block,
+    Conv2d,
+    ConvTranspose2d,
+    NearestUpsample2d,
+    Padded,
+    PixelShuffle,
+    PixelUnshuffle,
+    ReLU,
+    Residual,
+    Sequential,
+    Sigmoid,
+    UpsampleConv2d,
+    fusion,
+    ops,
+)
+from denoise_batch.kernels.fusion import Pair, Stage
+from denoise_batch.pipeline.networks import ARCHITECTURES, Network
+
+
+def layers(name: str) -> Sequential:
+    network = Network(name, generator=torch.Generator().manual_seed(0))
+    for parameter in network.parameters():  # as large as a trained network's
+        parameter.normal_(0, max(parameter[0].numel(), 4) ** -0.5)
+    return network.layers.eval()
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_launches_give_what_the_blocks_give(name: str) -> None:
+    row = layers(name).to(dtype=torch.float64)
+    image = torch.rand(2, 3, 32, 48, dtype=torch.float64)
+    assert_parity(fusion.forward(row.blocks, image), row(image))
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_in_half_precision_too(name: str) -> None:
+    row = layers(name).compute_in(torch.bfloat16)
+    image = torch.rand(1, 3, 32, 32)
+    output, expected = fusion.forward(row.blocks, image), row(image)
+    assert output.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
+def test_unet_is_one_launch_a_convolution() -> None:
+    stem, level, head = fusion.stages(layers("unet").blocks)
+    assert isinstance(stem, Stage)
+    assert isinstance(stem.before, PixelUnshuffle)
+    assert not isinstance(level, (Stage, Pair))  # a Skip, which is walked into
+    assert isinstance(head, Stage)
+    assert head.shuffle == 2
+
+
+def test_tconv_is_two_launches_in_half_precision_and_four_in_float32() -> None:
+    row = layers("tconv")
+    assert [type(stage) for stage in fusion.stages(row.blocks)] == [Stage] * 4
+    row.compute_in(torch.bfloat16)
+    assert [type(stage) for stage in fusion.stages(row.blocks)] == [Pair] * 2
+
+
+def test_upsample_takes_the_upsampling_and_the_sigmoid_along() -> None:
+    *_, last = fusion.stages(layers("upsample").blocks)
+    assert isinstance(last, Stage)
+    assert isinstance(last.before, NearestUpsample2d)
+    assert last.activation == "sigmoid"
+
+
+ROWS: dict[str, list[Block]] = {
+    "nothing-to-fuse": [ReLU(), Sigmoid()],
+    "upsampling-without-a-convolution": [NearestUpsample2d(2), ReLU(), Conv2d(3, 3, 1)],
+    "unshuffle-at-the-end": [Conv2d(3, 3, 1), PixelUnshuffle(2)],
+    "upsampling-before-a-transposed-one": [NearestUpsample2d(2), ConvTranspose2d(3, 3, 2)],
+    "two-activations": [Conv2d(3, 4, 3), ReLU(), Sigmoid(), Conv2d(4, 3, 1, bias=False)],
+    "shuffle-behind-a-transposed-one": [ConvTranspose2d(3, 4, 2, stride=2), PixelShuffle(2)],
+    "sequences-in-sequences": [Sequential(UpsampleConv2d(2, 3, 4, 3)), ReLU(), Conv2d(4, 3, 1)],
+    "residual-of-a-pointwise-block": [Residual(ReLU())],
+    "residual-of-two-convolutions": [Residual(Sequential(Conv2d(3, 4, 1), Conv2d(4, 3, 1)))],
+    "residual-in-a-residual": [Residual(Residual(Conv2d(3, 3, 3, padding=1)))],
+    "padded": [Padded(Conv2d(3, 3, 3, padding=1), multiple=8), ReLU()],
+    "not-quite-tconv": [Conv2d(3, 5, 4, 2, padding=1), ReLU(), Conv2d(5, 4, 3, 2), ReLU()],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_any_row_of_blocks_gives_what_the_blocks_give(name: str) -> None:
+    row = Sequential(*ROWS[name]).eval().to(dtype=torch.float64)
+    image = torch.randn(2, 3, 12, 14, dtype=torch.float64)
+    kept = image.clone()
+    assert_parity(fusion.forward(row.blocks, image), row(image.clone()))
+    assert torch.equal(image, kept)
+
+
+def test_a_sum_with_a_float32_image_stays_float32() -> None:
+    row = Sequential(Residual(Conv2d(3, 3, 3, padding=1))).eval().compute_in(torch.bfloat16)
+    image = torch.rand(1, 3, 8, 8)
+    assert fusion.forward(row.blocks, image).dtype == row(image).dtype == torch.float32
+
+
+def test_the_cpu_does_not_go_this_way() -> None:
+    assert not ops.has_fused_kernels(torch.device("cpu"))

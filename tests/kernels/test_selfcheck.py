@@ -1,0 +1,79 @@
+"""The self-check that denoise-doctor prints, here on the CPU: gemm against the specification."""
+
+import pytest
+import torch
+
+from denoise_batch.kernels import selfcheck
+from denoise_batch.kernels.gemm import conv
+from denoise_batch.kernels.selfcheck import KernelCheck, check_call, self_check, signature
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def test_every_gemm_op_passes_in_every_precision() -> None:
+    checks = {check.name: check for check in self_check("cpu")}
+    ops = ("conv2d", "conv_transpose2d", "upsample_nearest2d", "sigmoid")
+    assert checks.keys() == {
+        f"{op}_{direction} {precision}"
+        for op in ops
+        for direction in ("forward", "backward")
+        for precision in PRECISIONS
+    }
+    for check in checks.values():
+        assert check.status == "ok", check
+        assert check.implementation == "gemm"
+        assert check.error is not None
+        assert check.error <= check.tolerance
+
+
+def test_a_wrong_op_fails_and_says_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = conv.conv2d_backward
+
+    def wrong(*args: object, **kwargs: object) -> object:
+        grad_input, grad_weight, grad_bias = right(*args, **kwargs)  # type: ignore[arg-type]
+        return grad_input, grad_weight * 1.5, grad_bias
+
+    monkeypatch.setattr(conv, "conv2d_backward", wrong)
+    failed = [check for check in self_check(torch.device("cpu")) if check.status != "ok"]
+    assert [check.name for check in failed] == [f"conv2d_backward {p}" for p in PRECISIONS]
+    for check in failed:
+        assert check.error == pytest.approx(0.5, rel=0.05)
+        assert check.reason.startswith("wrong results: error 0.5, allowed")
+
+
+def test_an_op_that_raises_fails_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> object:
+        raise RuntimeError("no kernel image is available\nsecond line")
+
+    monkeypatch.setattr(conv, "conv2d_forward", broken)
+    (check,) = [c for c in self_check("cpu") if c.name == "conv2d_forward float32"]
+    assert (check.status, check.error) == ("failed", None)
+    assert check.reason == "RuntimeError: no kernel image is available"
+
+
+def test_the_worst_of_several_geometries_is_reported() -> None:
+    rows = [KernelCheck("op", "gemm", "ok", error, 1e-5) for error in (1e-7, 3e-6, 2e-6)]
+    failed = KernelCheck("op", "gemm", "failed", None, 1e-5, "raised")
+    assert max(rows, key=selfcheck.severity) is rows[1]
+    assert max([*rows, failed], key=selfcheck.severity) is failed
+
+
+def test_checks_do_not_depend_on_the_caller_s_numbers() -> None:
+    options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    nan = torch.full((1, 3, 9, 9), torch.nan), torch.full((4, 3, 3, 3), torch.nan), None
+    check = check_call(
+        "conv2d_forward", "gemm", conv.conv2d_forward, conv.conv2d_forward, nan, options
+    )
+    assert check.status == "ok"
+
+
+def test_signatures_tell_kinds_of_calls_apart() -> None:
+    options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "activation": "relu"}
+
+    def call(size: int = 9, channels: int = 3, dtype: torch.dtype = torch.float32) -> object:
+        weight = torch.zeros(4, channels, 3, 3, dtype=dtype)
+        image = torch.zeros(1, channels, size, size, dtype=dtype)
+        return signature("conv2d_forward", (image, weight, None), options)
+
+    assert call() == call(size=11)
+    assert len({call(), call(channels=5), call(dtype=torch.float16)}) == 3

@@ -1,0 +1,44 @@
+"""--cuda-graphs: where it acts, and that it changes nothing elsewhere."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from denoise_batch.kernels.capture import Captured
+from denoise_batch.pipeline.cli import batch
+from denoise_batch.pipeline.networks import Network
+from denoise_batch.pipeline.streaming import denoise, denoiser
+from denoise_batch.pipeline.streaming.denoiser import Denoiser
+from denoise_batch.pipeline.streaming.transfer import Transfer
+
+
+@pytest.mark.parametrize(
+    ("device", "is_wanted", "is_captured"),
+    [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)],
+)
+def test_launches_are_replayed_on_cuda_if_asked_for(
+    device: str, is_wanted: bool, is_captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(denoiser, "Transfer", lambda device: Transfer(torch.device("cpu")))
+    made = Denoiser(
+        Network("tconv"), torch.device(device), memory=1 << 20, has_cuda_graphs=is_wanted
+    )
+    assert isinstance(made._forward, Captured) == is_captured
+
+
+def test_the_flag_reaches_the_denoiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class StoppedError(Exception):
+        pass
+
+    def record(*args: object, has_cuda_graphs: bool, **kwargs: object) -> None:
+        seen.append(has_cuda_graphs)
+        raise StoppedError
+
+    monkeypatch.setattr(denoise, "Denoiser", record)
+    for flags in ([], ["--cuda-graphs"]):
+        with pytest.raises(StoppedError):
+            batch.main([str(tmp_path), "--device", "cpu", *flags])
+    assert seen == [False, True]

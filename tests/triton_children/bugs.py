@@ -1,0 +1,140 @@
+"""Bugs to put into the kernels, as replacements of source. Knows nothing of Triton."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` becomes `new` in a file of kernels/cuda; `cases` are what should notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    cases: tuple[str, ...]
+
+
+SMALL, FLAT = "k3-p1-33-to-40-forward-float32", "k4-s2-3-to-24-forward-float32"
+UP, BACK = "transposed-k3-s2-p1-op1-forward-float32", "k2-s2-odd-image-backward-float32"
+MUTANTS = (
+    Mutant("nothing", "correlate.py", "", "", (SMALL, FLAT, UP, BACK)),
+    Mutant(
+        "correlate: positions beyond the last are read",
+        "correlate.py",
+        "inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) & mask_m",
+        "inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)",
+        (SMALL,),
+    ),
+    Mutant(
+        "correlate: positions beyond the last are written",
+        "correlate.py",
+        "    mask = mask_m[:, None] & mask_n[None, :]\n",
+        "    mask = mask_n[None, :] & (m >= 0)[:, None]\n",
+        (SMALL,),
+    ),
+    Mutant(
+        "correlate: the padding on top is not zero",
+        "correlate.py",
+        "inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) & mask_m",
+        "inside = (y < height) & (x >= 0) & (x < width) & mask_m",
+        (SMALL,),
+    ),
+    Mutant(
+        "correlate: channels beyond the last are undefined",
+        "correlate.py",
+        "mask=inside[:, None] & mask_k[None, :],\n                other=0.0,",
+        "mask=inside[:, None] & mask_k[None, :],",
+        (SMALL,),
+    ),
+    Mutant(
+        "correlate: tiles of columns overlap",
+        "correlate.py",
+        "n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)",
+        "n = tl.program_id(1) * (BLOCK_N - 1) + tl.arange(0, BLOCK_N)",
+        ("k1-130-columns-forward-float32",),
+    ),
+    Mutant(
+        "correlate: the flat axis mixes up row and column",
+        "correlate.py",
+        "y = top[:, None] + (tap // KW)[None, :]",
+        "y = top[:, None] + (tap % KW)[None, :]",
+        (FLAT,),
+    ),
+    Mutant(
+        "correlate: shuffled columns in torch's order",
+        "correlate.py",
+        "within = n // (OUT_W * PIXEL) * out_pitch + n % (OUT_W * PIXEL)",
+        "within = n % OUT_W * PIXEL + n // OUT_W % OUT_H * out_pitch + n // (OUT_H * OUT_W)",
+        ("fused-head-shuffle2-float32",),
+    ),
+    Mutant(
+        "stamp: phases start at the wrong tap",
+        "stamp.py",
+        "first_h = (phase_h + PAD_H) % STRIDE_H",
+        "first_h = phase_h % STRIDE_H",
+        (UP,),
+    ),
+    Mutant(
+        "stamp: a phase's last row is beyond the image",
+        "stamp.py",
+        "& (oh < out_height) & (ow < out_width)",
+        "& (ow < out_width)",
+        (BACK,),
+    ),
+    Mutant(
+        "weight gradient: parts overlap",
+        "weight_gradient.py",
+        "end = tl.minimum(start + part, positions)",
+        "end = positions",
+        ("split-weight-gradient-float32",),
+    ),
+    Mutant(
+        "weight gradient: all parts at one address",
+        "weight_gradient.py",
+        "target = tl.program_id(2).to(tl.int64) * (ROWS * CS)",
+        "target = tl.program_id(2).to(tl.int64) * 0",
+        ("split-weight-gradient-float32",),
+    ),
+    Mutant(
+        "weight gradient: in the kernel's layout, not the parameter's",
+        "weight_gradient.py",
+        "target = (small * CL + large) * TAPS + tap",
+        "target = offset + 0 * (small + large + tap)",
+        (BACK,),
+    ),
+    Mutant(
+        "loss: every program's sum at one address",
+        "loss.py",
+        "tl.store(sums_ptr + tl.program_id(0), tl.sum(difference * difference, axis=0))",
+        "tl.store(sums_ptr, tl.sum(difference * difference, axis=0))",
+        ("mse-5003-float32",),
+    ),
+    Mutant(
+        "mask: the gradient passes where the output is 0",
+        "masked.py",
+        "output <= 0.0",
+        "output < 0.0",
+        ("k4-s2-3-to-24-backward-float32",),
+    ),
+    Mutant(
+        "optimiser: a tensor's last block is not masked",
+        "optim.py",
+        "if start + BLOCK <= size:",
+        "if start <= size:",
+        ("sgd-momentum-decay",),
+    ),
+    Mutant(
+        "decoder: rows that do not exist have a bias",
+        "pair.py",
+        "hidden = tl.where(exists[:, None], hidden, 0.0).to(",
+        "hidden = tl.where(exists[:, None] | True, hidden, 0.0).to(",
+        ("tconv-decoder-float32",),
+    ),
+    Mutant(
+        "encoder: half precision sums",
+        "pair.py",
+        'acc = tl.dot(hidden.to(w2_ptr.dtype.element_ty), w2, acc, input_precision="ieee")',
+        "acc = tl.dot(hidden.to(tl.float16), w2.to(tl.float16), acc).to(tl.float16).to(tl.float32)",
+        ("tconv-encoder-float32",),
+    ),
+)

@@ -1,0 +1,290 @@
+"""What the interpreter runs: every kernel on odd shapes. Knows nothing of Triton.
+
+A case draws its arguments; the child runs the Triton kernel of that name on them, and the
+specification in float64.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+# Relative to the largest element: float32 sums of up to 2000 terms; one rounding of bfloat16
+# (2⁻⁹) or float16 (2⁻¹²) for each layer.
+TOLERANCES = {"float32": 3e-6, "bfloat16": 6e-3, "float16": 8e-4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one op."""
+
+    name: str
+    op: str
+    dtype: str
+    make: Callable[[torch.dtype], Arguments]
+
+    def arguments(self) -> Arguments:
+        """The same every time."""
+        torch.manual_seed(len(self.name))
+        return self.make(getattr(torch, self.dtype))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution's sizes, or a transposed one's if it has an output_padding."""
+
+    batch: int
+    channels: Pair
+    size: Pair
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    output_padding: Pair | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"stride": self.stride, "padding": self.padding}
+        options["dilation"] = (1, 1)
+        if self.output_padding is not None:
+            options["output_padding"] = self.output_padding
+        return options
+
+    @property
+    def output_size(self) -> Pair:
+        if self.output_padding is None:
+            axes = zip(self.size, self.kernel, self.stride, self.padding, strict=True)
+            height, width = ((n + 2 * p - k) // s + 1 for n, k, s, p in axes)
+        else:
+            more = zip(
+                self.size,
+                self.kernel,
+                self.stride,
+                self.padding,
+                self.output_padding,
+                strict=True,
+            )
+            height, width = ((n - 1) * s - 2 * p + k + o for n, k, s, p, o in more)
+        return height, width
+
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        into, out = self.channels
+        shape = (out, into) if self.output_padding is None else (into, out)
+        weight = torch.randn(*shape, *self.kernel) / (into * self.kernel[0] * self.kernel[1]) ** 0.5
+        image = torch.randn(self.batch, into, *self.size)
+        return image.to(dtype), weight.to(dtype), torch.randn(out).to(dtype)
+
+
+LAYERS = {
+    "k4-s2-3-to-24": Layer(1, (3, 24), (19, 23), (4, 4), (2, 2)),
+    "k3-p1-12-to-32": Layer(2, (12, 32), (9, 7), (3, 3), (1, 1), (1, 1)),
+    "k3-s2-24-to-48": Layer(1, (24, 48), (15, 13), (3, 3), (2, 2)),
+    "k3-p1-33-to-40": Layer(1, (33, 40), (9, 11), (3, 3), (1, 1), (1, 1)),
+    "k2-s2-32-to-17": Layer(1, (32, 17), (12, 10), (2, 2), (2, 2)),
+    "k2-s2-odd-image": Layer(1, (16, 18), (7, 9), (2, 2), (2, 2)),
+    "k3x2-s2x1-p1x0": Layer(2, (5, 7), (8, 6), (3, 2), (2, 1), (1, 0)),
+    "k1-130-columns": Layer(1, (16, 130), (5, 6), (1, 1)),
+    "one-pixel": Layer(1, (2, 3), (1, 1), (3, 3), (1, 1), (1, 1)),
+    "transposed-k3-s2-48-to-24": Layer(1, (48, 24), (6, 5), (3, 3), (2, 2), output_padding=(0, 0)),
+    "transposed-k4-s2-24-to-3": Layer(1, (24, 3), (7, 6), (4, 4), (2, 2), output_padding=(0, 0)),
+    "transposed-k2-s2-64-to-32": Layer(2, (64, 32), (5, 3), (2, 2), (2, 2), output_padding=(0, 0)),
+    "transposed-k3-s2-p1-op1": Layer(
+        1, (20, 18), (5, 4), (3, 3), (2, 2), (1, 1), output_padding=(1, 1)
+    ),
+    "transposed-k2x1-s3x2-gaps": Layer(1, (6, 5), (4, 5), (2, 1), (3, 2), output_padding=(1, 0)),
+}
+# Where other precisions do nothing new they are left out: the interpreter takes its time.
+HALF = {
+    "k4-s2-3-to-24",
+    "k3-p1-33-to-40",
+    "transposed-k3-s2-48-to-24",
+    "transposed-k2-s2-64-to-32",
+}
+
+
+def _forward(layer: Layer, activation: str | None) -> Callable[[torch.dtype], Arguments]:
+    return lambda dtype: (layer.operands(dtype), layer.options | {"activation": activation})
+
+
+def _backward(layer: Layer, has_mask: bool) -> Callable[[torch.dtype], Arguments]:
+    def make(dtype: torch.dtype) -> Arguments:
+        image, weight, _ = layer.operands(dtype)
+        shape = (layer.batch, layer.channels[1], *layer.output_size)
+        # Not channels-last, as an image that was cut out of another is not.
+        grad = torch.randn(shape).to(dtype)
+        output = torch.randn(shape).to(dtype).clamp_min(0) if has_mask else None
+        return (grad, image, weight), layer.options | {"output": output}
+
+    return make
+
+
+def _layer_cases() -> list[Case]:
+    cases = []
+    for name, layer in LAYERS.items():
+        op = "conv2d" if layer.output_padding is None else "conv_transpose2d"
+        for dtype in TOLERANCES if name in HALF else ("float32",):
+            # Every other layer has a ReLU, so each direction is seen with and without.
+            relu = list(LAYERS).index(name) % 2 == 0
+            forward = _forward(layer, "relu" if relu else None)
+            cases.append(Case(f"{name}-forward-{dtype}", f"{op}_forward", dtype, forward))
+            backward = _backward(layer, relu)
+            cases.append(Case(f"{name}-backward-{dtype}", f"{op}_backward", dtype, backward))
+    # 768 pixels are enough for the weight gradient's sums to be split.
+    large = Layer(1, (9, 20), (24, 32), (1, 1))
+    name = "split-weight-gradient-float32"
+    cases.append(Case(name, "conv2d_backward", "float32", _backward(large, False)))
+    return cases
+
+
+def _fused(
+    layer: Layer, *, shuffle: int = 1, has_residual: bool = False, **options: Any
+) -> Callable[[torch.dtype], Arguments]:
+    """`layer` is the convolution itself; the image is what upsampling or unshuffling is given."""
+
+    def make(dtype: torch.dtype) -> Arguments:
+        image, weight, bias = layer.operands(dtype)
+        channels, (height, width) = image.shape[1], layer.size
+        unshuffle, upsample = options.get("unshuffle", 1), options.get("upsample", (1, 1))
+        image = torch.randn(
+            layer.batch,
+            channels // unshuffle**2,
+            height * unshuffle // upsample[0],
+            width * unshuffle // upsample[1],
+        ).to(dtype)
+        given = layer.options | options
+        if layer.output_padding is None:
+            given |= {"shuffle": shuffle}
+        if has_residual:
+            oh, ow = layer.output_size
+            out = layer.channels[1] // shuffle**2
+            given["residual"] = torch.randn(layer.batch, out, oh * shuffle, ow * shuffle).to(dtype)
+        return (image, weight.float(), bias.float()), given
+
+    return make
+
+
+def _fused_cases() -> list[Case]:
+    padded: Any = {"kernel": (3, 3), "padding": (1, 1)}
+    conv = {
+        "stem-unshuffle2": _fused(Layer(1, (12, 32), (5, 7), **padded), unshuffle=2),
+        "head-shuffle2": _fused(Layer(1, (20, 12), (7, 5), **padded), shuffle=2),
+        "head-shuffle3-residual": _fused(
+            Layer(1, (16, 18), (3, 4), **padded), shuffle=3, has_residual=True
+        ),
+        "upsample2-sigmoid": _fused(
+            Layer(1, (24, 3), (10, 14), **padded), upsample=(2, 2), activation="sigmoid"
+        ),
+        "upsample2x3-few-channels": _fused(
+            Layer(2, (5, 6), (6, 9), **padded), upsample=(2, 3), activation="relu"
+        ),
+        "residual": _fused(Layer(2, (32, 32), (7, 5), **padded), has_residual=True),
+    }
+    transposed = {
+        "up-k2-residual": _fused(
+            Layer(1, (48, 32), (4, 5), (2, 2), (2, 2), output_padding=(0, 0)), has_residual=True
+        ),
+        "up-k3-residual-sigmoid": _fused(
+            Layer(1, (20, 6), (4, 5), (3, 3), (2, 2), output_padding=(0, 0)),
+            has_residual=True,
+            activation="sigmoid",
+        ),
+    }
+    return [
+        Case(f"fused-{name}-{dtype}", op, dtype, make)
+        for op, makes in (("conv2d_fused", conv), ("conv_transpose2d_fused", transposed))
+        for name, make in makes.items()
+        for dtype in (("float32", "bfloat16") if "residual" in name else ("float32",))
+    ]
+
+
+def _tconv(is_encoder: bool, channels: Pair, size: Pair) -> Callable[[torch.dtype], Arguments]:
+    def make(dtype: torch.dtype) -> Arguments:
+        outer, inner = channels
+        wide = torch.randn(outer, 3, 4, 4).div(7).to(dtype).float()
+        deep = torch.randn(inner, outer, 3, 3).div(15).to(dtype).float()
+        image = torch.randn(1, 3 if is_encoder else inner, *size).to(dtype)
+        if is_encoder:
+            return (image, wide, torch.randn(outer), deep, torch.randn(inner)), {}
+        return (image, deep, torch.randn(outer), wide, torch.randn(3)), {}
+
+    return make
+
+
+def _tconv_cases() -> list[Case]:
+    return [
+        Case("tconv-encoder-float32", "tconv_encoder", "float32", _tconv(True, (24, 48), (22, 27))),
+        Case(
+            "tconv-encoder-bfloat16", "tconv_encoder", "bfloat16", _tconv(True, (9, 20), (40, 36))
+        ),
+        Case("tconv-decoder-float32", "tconv_decoder", "float32", _tconv(False, (24, 48), (5, 4))),
+        Case("tconv-decoder-float16", "tconv_decoder", "float16", _tconv(False, (24, 48), (9, 6))),
+        Case("tconv-decoder-one-pixel", "tconv_decoder", "float32", _tconv(False, (7, 5), (1, 1))),
+    ]
+
+
+def _loss(*shape: int) -> Callable[[torch.dtype], Arguments]:
+    def make(dtype: torch.dtype) -> Arguments:
+        image, target = torch.randn(2, *shape).to(dtype)
+        if len(shape) == 4:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return (image, target), {}
+
+    return make
+
+
+def _sgd(momentum: float, nesterov: bool, decay: float) -> Callable[[torch.dtype], Arguments]:
+    def make(dtype: torch.dtype) -> Arguments:
+        lists = _parameters(3 if momentum else 2)
+        options = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov, "weight_decay": decay}
+        return (*lists[:2], lists[2] if momentum else []), options
+
+    return make
+
+
+def _adam(is_decoupled: bool) -> Callable[[torch.dtype], Arguments]:
+    def make(dtype: torch.dtype) -> Arguments:
+        lists = _parameters(4)
+        options = {"steps": [7] * len(lists[0]), "lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8}
+        return tuple(lists), options | {"weight_decay": 0.05, "is_decoupled": is_decoupled}
+
+    return make
+
+
+def _parameters(count: int) -> list[list[Tensor]]:
+    """`count` lists of tensors; more than a block, exactly one, one element, a strided gradient."""
+    lists = []
+    for index in range(count):
+        tensors = [torch.randn(shape) for shape in ((5001,), (2048,), (1,))]
+        matrix = torch.randn(30, 40)
+        tensors.append(matrix.T.contiguous().T if index == 1 else matrix)
+        lists.append([t.abs() if index == 3 else t for t in tensors])
+    return lists
+
+
+def _pointwise_cases() -> list[Case]:
+    losses = {"1": (1,), "2048": (2048,), "5003": (5003,), "mixed-strides": (2, 3, 11, 13)}
+    cases = [
+        Case(f"mse-{name}-{dtype}", "mse_loss", dtype, _loss(*shape))
+        for name, shape in losses.items()
+        for dtype in (TOLERANCES if name == "mixed-strides" else ("float32",))
+    ]
+    for name, make in {
+        "plain": _sgd(0.0, False, 0.0),
+        "momentum-decay": _sgd(0.9, False, 0.01),
+        "nesterov": _sgd(0.9, True, 0.0),
+    }.items():
+        cases.append(Case(f"sgd-{name}", "sgd_step", "float32", make))
+    for name, is_decoupled in (("adam", False), ("adamw", True)):
+        cases.append(Case(name, "adam_step", "float32", _adam(is_decoupled)))
+    return cases
+
+
+CASES = {
+    case.name: case
+    for case in [*_layer_cases(), *_fused_cases(), *_tconv_cases(), *_pointwise_cases()]
+}
+NETWORKS = ("tconv-bfloat16", "upsample-float32", "unet-bfloat16")

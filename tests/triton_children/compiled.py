@@ -1,0 +1,124 @@
+"""A child process: compile what the launchers would launch, a JSON line for each run.
+
+    python -m triton_children.compiled ARCH/RUN …
+
+A run is a network in inference or training at one size on meta tensors, or "kernels": each kernel
+once, with the largest tile that any layer uses.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+os.environ |= {"TRITON_INTERPRET": "0", "DENOISE_BATCH_KERNELS": "triton"}
+
+import torch
+from torch import Tensor
+from triton_children.dry_run import dry_run
+
+from denoise_batch.kernels import SGD, AdamW, MSELoss, ops
+from denoise_batch.kernels.cuda.load import launchers
+from denoise_batch.kernels.selfcheck import NotCoveredError
+from denoise_batch.pipeline.networks import Network
+
+META = torch.device("meta")
+
+
+def main(names: Sequence[str]) -> None:
+    """Run the named runs."""
+    ops.SWITCH._load = lambda device: launchers()
+    ops.SWITCH._is_for_kernels = lambda device: device.type == "meta"
+    for name in names:
+        started = time.process_time()
+        arch, _, run = name.partition("/")
+        row: dict[str, Any] = {"name": name}
+        try:
+            with dry_run(int(arch), is_disassembled=run == "kernels") as launches:
+                row |= perform(run) or {}
+            row["launches"] = [asdict(launch) for launch in launches]
+        except Exception as failure:
+            row["raised"] = f"{type(failure).__name__}: {failure}"
+        row["seconds"] = round(time.process_time() - started, 2)
+        print(json.dumps(row), flush=True)
+
+
+def perform(run: str) -> dict[str, Any] | None:
+    """A run by its name: kernels, limits, or network-mode-dtype-BxHxW."""
+    if run == "kernels":
+        every_kernel()
+        return None
+    if run == "limits":
+        return limits()
+    architecture, mode, dtype, size = run.split("-")
+    batch, height, width = map(int, size.split("x"))
+    with META:  # nothing else moves to a device without memory
+        network = Network(architecture, 0.5, 0.25)
+    network.compute_in(None if dtype == "float32" else getattr(torch, dtype))
+    image = torch.empty(batch, 3, height, width, device=META)
+    (infer if mode == "inference" else train)(network, image)
+    return None
+
+
+def infer(network: Network, image: Tensor) -> None:
+    """Inference."""
+    with torch.inference_mode():
+        output = network.eval()(image)
+    assert output.shape == image.shape
+
+
+def train(network: Network, image: Tensor) -> None:
+    """A training step with SGD, and the step of AdamW."""
+    parameters = network.parameters()
+    optimizer, loss = SGD(parameters, 0.1, momentum=0.9, nesterov=True), MSELoss()
+    loss(network.train()(image), torch.empty_like(image))
+    network.backward_parameters(loss.backward())
+    optimizer.step()
+    AdamW(parameters).step()
+
+
+def every_kernel() -> None:
+    """Each kernel, bfloat16, as its most demanding layer in a shipped network uses it."""
+
+    def new(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.empty(shape, device=META, dtype=dtype)
+
+    square: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    strided: dict[str, Any] = {"stride": (2, 2), "padding": (0, 0), "dilation": (1, 1)}
+    wide, image = new(192, 192, 3, 3), new(4, 192, 128, 128)
+    ops.conv2d_forward(image, wide, new(192), **square, activation="relu")
+    ops.conv2d_backward(image, image, wide, **square, output=image)
+    ops.conv2d_forward(new(4, 3, 516, 516), new(24, 3, 4, 4), new(24), **strided)
+    up = {**strided, "output_padding": (0, 0)}
+    ops.conv_transpose2d_forward(new(4, 48, 128, 128), new(48, 24, 3, 3), new(24), **up)
+    weights = new(24, 3, 4, 4), new(24), new(48, 24, 3, 3), new(48)
+    ops.tconv_encoder(new(4, 3, 516, 516), *weights)
+    ops.tconv_decoder(new(4, 48, 128, 128), weights[2], new(24), weights[0], new(3))
+    pixels = new(4, 3, 512, 512, dtype=torch.float32)
+    ops.mse_loss(pixels, pixels)
+    parameters = [new(192, 192, 3, 3, dtype=torch.float32)]
+    parameters[0].grad = torch.empty_like(parameters[0])
+    SGD(parameters, 0.1, momentum=0.9).step()
+    AdamW(parameters).step()
+
+
+def limits() -> dict[str, Any]:
+    """What the launchers say to images that int32 can and cannot count."""
+    options: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    weight = torch.empty(32, 32, 1, 1, device=META)
+    conv: Callable[..., Tensor] = launchers()["conv2d_forward"]
+    declined = []
+    for batch, side in ((1, 8191), (31, 8191), (1, 8192), (33, 8191)):
+        image = torch.empty(batch, 32, side, side, device=META)
+        try:
+            conv(image, weight, None, **options)
+        except NotCoveredError:
+            declined.append([batch, side])
+    return {"declined": declined}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
