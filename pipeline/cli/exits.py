@@ -1,5 +1,6 @@
 """How a command ends: errors as one line on stderr, and the exit code that they stand for."""
 
+import io
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,9 @@ def exit_codes() -> Iterator[None]:
     """Around a command's work: our errors and Ctrl-C become a line and an exit code."""
     # torch misses numpy aloud on import; the tool does not need it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name need not be valid text, nor fit the terminal's encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except KeyboardInterrupt:

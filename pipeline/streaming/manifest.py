@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 from ..files.atomic import atomic_write
 
@@ -130,7 +131,7 @@ class Manifest:
             self._entries.setdefault(entry.output, []).append(entry)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
-                if file.tell() and _ends_torn(file.fileno()):
+                if _ends_torn(file):
                     line = "\n" + line
                 file.write(line.encode())
                 file.flush()
@@ -182,6 +183,9 @@ def _read(path: Path) -> Iterator[Entry]:
             yield Entry(**fields)
 
 
-def _ends_torn(descriptor: int) -> bool:
-    size = os.fstat(descriptor).st_size
-    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+def _ends_torn(file: BinaryIO) -> bool:
+    """Whether a file that was opened to append ends in the middle of a line."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"

@@ -70,18 +70,21 @@ def automatic_grid(height: int, width: int, most_pixels: int, spec: Architecture
     Returns:
         one tile where the image fits as a whole; None if no grid is fine enough.
     """
-    best: Grid | None = None
+    best: tuple[int, _Cut, _Cut] | None = None
     all_columns = _cuts(width, spec)
     for rows in _cuts(height, spec):
-        fitting = (c for c in all_columns if _most(rows) * _most(c) <= most_pixels)
+        fitting = (cut for cut in all_columns if rows.most * cut.most <= most_pixels)
         # The coarsest that fits: every further cut is another pair of halos.
         if columns := next(fitting, None):
-            grid = Grid(rows, columns)
-            if best is None or grid.pixels < best.pixels:
-                best = grid
-            if len(columns) == 1:
+            work = rows.total * columns.total
+            if best is None or work < best[0]:
+                best = (work, rows, columns)
+            if columns.pieces == 1:
                 break
-    return best
+    if best is None:
+        return None
+    _, rows, columns = best
+    return Grid(_spans(height, rows.core, spec.halo), _spans(width, columns.core, spec.halo))
 
 
 def fixed_grid(height: int, width: int, tile_px: int, spec: Architecture) -> Grid:
@@ -90,20 +93,33 @@ def fixed_grid(height: int, width: int, tile_px: int, spec: Architecture) -> Gri
     return Grid(_spans(height, core, spec.halo), _spans(width, core, spec.halo))
 
 
-def _cuts(size: int, spec: Architecture) -> list[tuple[Span, ...]]:
-    """An extent in one piece, in two, …, each as even as the stride allows."""
-    cuts = []
-    units = size // spec.multiple
-    core_units = units
-    while core_units >= 1:
-        cuts.append(_spans(size, core_units * spec.multiple, spec.halo))
-        pieces = -(-units // core_units)
-        finer = -(-units // (pieces + 1))
-        core_units = finer if finer < core_units else core_units - 1
-        # Cores much smaller than their halos help nobody.
-        if core_units * spec.multiple * 8 < spec.halo:
-            break
-    return cuts
+@dataclass(frozen=True)
+class _Cut:
+    """One way to cut an extent: how many pieces, and the most and the sum that they read."""
+
+    pieces: int
+    core: int
+    most: int
+    total: int
+
+
+def _cuts(size: int, spec: Architecture) -> list[_Cut]:
+    """An extent in one piece, in two, …, each as even as the stride allows, down to the halo."""
+    cuts: list[_Cut] = []
+    units, halo = size // spec.multiple, spec.halo
+    wanted = 1
+    while True:
+        core = -(-units // wanted) * spec.multiple
+        if cuts and core * 8 < halo:
+            return cuts
+        if not cuts or core < cuts[-1].core:
+            pieces = -(-size // core)
+            halos = min(pieces - 1, 2)  # around the piece that has most
+            most = min(size, core + halos * halo)
+            cuts.append(_Cut(pieces, core, most, size + 2 * halo * (pieces - 1)))
+        if core == spec.multiple:
+            return cuts
+        wanted = max(wanted + 1, wanted * 9 // 8)  # of many pieces, not every number
 
 
 def _spans(size: int, core: int, halo: int) -> tuple[Span, ...]:

@@ -3,6 +3,7 @@
     scripts/bench                       everything
     scripts/bench 'train/*' infer/unet  cases by pattern, or by any part of their name
     scripts/bench --list                what there is
+    scripts/bench folder                whole folders: stages, their overlap, memory (folder --help)
 
 Exit code 0, or 1 if a gate was red or ours failed, 2 for a wrong command line. A missed target is
 no failure: targets are for reading.
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import folder
 import torch
 from measure import measure
 from registry import DTYPES, PROVIDERS, Case, cases, quick, select
@@ -31,6 +33,9 @@ PLAIN_WIDTH = 150
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cases that the arguments name."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["folder"]:
+        return folder.main(arguments[1:])
     parser = _parser()
     options = parser.parse_args(arguments)
     chosen = select(cases(), options.patterns)

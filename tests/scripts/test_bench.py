@@ -186,3 +186,19 @@ def test_the_onnx_graph_is_the_network(subject: str) -> None:
     (output,) = session.run(None, {"input": image.numpy()})
     expected = case.block().eval()(image)
     torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-4, rtol=0)
+
+
+def test_folder_measures_stages_stream_and_memory(
+    main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "folder.json"
+    arguments = ["folder", "--images", "3", "--memory", "2,4", "--weights", "tconv"]
+    assert main([*arguments, "--threads", "1", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert set(result["stages_alone_s"]) == {"decode", "network", "encode"}
+    assert all(seconds > 0 for seconds in result["stages_alone_s"].values())
+    assert result["images_per_s"] == pytest.approx(3 / result["stream_s"])
+    assert set(result["peak_bytes"]) == {"2", "4"}
+    out = capsys.readouterr().out
+    assert "wall over slowest stage" in out
+    assert "peak memory: 2 images" in out

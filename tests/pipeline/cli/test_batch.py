@@ -332,3 +332,31 @@ def test_an_interrupt_finishes_files_in_flight_and_leaves_only_whole_ones(
     for name in written:
         with Image.open(output / name) as image:
             image.load()
+
+
+def test_names_that_are_no_text_or_very_long_are_done(tmp_path: Path, weights: Path) -> None:
+    """In a process of its own, whose stdout is strict about text."""
+    imgs = tmp_path / "imgs"
+    imgs.mkdir()
+    names = [os.fsdecode(b"bad-\xff.png"), "画" * 82 + ".png", "x" * 251 + ".png", "a b'\n.png"]
+    for name in names:
+        picture(8, 8).save(imgs / name)
+    command = [sys.executable, "-m", "denoise_batch.pipeline", str(imgs), "-w", str(weights)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "imgs-denoised").glob("*.png")} == set(names)
+
+
+def test_read_only_inputs_are_read(tmp_path: Path, weights: Path) -> None:
+    imgs = tmp_path / "imgs"
+    imgs.mkdir()
+    picture(8, 8).save(imgs / "a.png")
+    (imgs / "a.png").chmod(0o400)
+    imgs.chmod(0o500)
+    try:
+        assert run(imgs, "-o", tmp_path / "out", weights=weights) == 0
+    finally:
+        imgs.chmod(0o700)
+    assert files_below(tmp_path / "out") == {"a.png"}
+    assert files_below(imgs) == {"a.png"}

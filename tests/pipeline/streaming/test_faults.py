@@ -1,5 +1,6 @@
 """What a run leaves behind when the machine does its worst: whole files, and a list of the rest."""
 
+import contextlib
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,44 +48,45 @@ def forked(run: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         try:
-            sink = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(sink, 1)
-            os.dup2(sink, 2)
-            os._exit(run())
+            with Path(os.devnull).open("w") as sink:
+                sys.stdout = sys.stderr = sink
+                os._exit(run())
         finally:
             os._exit(70)
     return child
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("kills", [30, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_then_resumed(kills: int, weights: Path, tmp_path: Path) -> None:
-    imgs = make_images(tmp_path / "imgs", 24)
+    imgs = make_images(tmp_path / "imgs", 16)
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
 
     def arguments(output: Path) -> list[str]:
         return [str(imgs), "-o", str(output), "-w", str(weights), "-d", "cpu"]
 
-    started = time.monotonic()
-    child = forked(lambda: main(arguments(undisturbed)))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    needed_s = time.monotonic() - started
+    assert main(arguments(undisturbed)) == 0
     expected = outputs(undisturbed)
-    assert len(expected) == 24
-    moments = random.Random(0)
+    assert len(expected) == 16
+    chance = random.Random(0)
     interrupted = 0
     for _ in range(kills):
+        before = len(list(out.glob("*.png")))
         child = forked(lambda: main(arguments(out)))
-        time.sleep(moments.uniform(0, needed_s))
-        os.kill(child, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code in (0, -signal.SIGKILL)
+        # Somewhere in the work on the next few files, however slow the machine is.
+        enough = before + chance.randrange(4)
+        while len(list(out.glob("*.png"))) < enough and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.02))
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
         written = outputs(out) if out.exists() else {}
         interrupted += 0 < len(written) < len(expected)
         assert written.items() <= expected.items()
         if len(written) == len(expected):
             shutil.rmtree(out)
-    assert interrupted > kills // 10
+    assert interrupted > kills // 3
     assert main(arguments(out)) == 0
     assert outputs(out) == expected
     assert not list(out.glob(".*.tmp"))
@@ -226,7 +229,7 @@ def test_damaged_images_are_done_or_listed(
 ) -> None:
     imgs = tmp_path / "imgs"
     imgs.mkdir()
-    chance = random.Random(count)
+    chance = random.Random(2)  # makes no image of many megapixels, which would only take long
     whole = []
     for suffix, modes in MAKERS.items():
         for mode in modes:
@@ -257,7 +260,7 @@ def test_damaged_images_are_done_or_listed(
     assert len(done) > count // 10
     assert len(failed) > count // 10
     for event in failed:
-        assert event["reason"].startswith(event["source"])
+        assert event["reason"].startswith((event["source"], event["output"]))
         assert "\n" not in event["reason"]
     out = tmp_path / "imgs-denoised"
     assert {p for p in out.iterdir() if p.is_file()} == done

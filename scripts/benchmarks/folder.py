@@ -1,0 +1,208 @@
+"""How fast whole folders go: `scripts/bench folder`.
+
+Every stage alone (decoding, the network with its conversions, encoding; each with the threads
+that the stream gives it), then the stream, in which they overlap: its wall time against the slowest
+stage alone, images and megapixels a second. Then the peak memory of the command for a small and a
+large folder of the same images, which should not differ.
+
+    scripts/bench folder                                200 mixed images; 50 and 2000 for memory
+    scripts/bench folder --images 40 --memory 50,400
+    scripts/bench folder --photographs DIR --weights tconv --json folder.json
+
+The images are cut from the photographs (the sample pictures by default), between 0.05 and 1.5
+megapixels, every third as PNG and the rest as JPEG.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from denoise_batch.pipeline.checkpoint import find_weights, load_weights
+from denoise_batch.pipeline.files.images import read_pages, write_pages
+from denoise_batch.pipeline.options import DenoiseOptions
+from denoise_batch.pipeline.streaming.denoise import Session
+from denoise_batch.pipeline.streaming.denoiser import Denoiser
+from denoise_batch.pipeline.streaming.memory import compute_bytes
+from denoise_batch.pipeline.streaming.stream import cores
+
+SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "noisy"
+TARGET = 1.15  # wall time over the slowest stage alone
+FLAT = 0.05  # growth of peak memory between the two folders
+CHUNK = 16  # images whose stages are timed one after the other
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure a folder made for the purpose, print the tables."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    console = Console()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "images"
+        megapixels = make_images(folder, options.images, options.photographs)
+        alone = stages_alone(folder, Path(scratch) / "alone", options)
+        wall = stream_seconds(folder, Path(scratch) / "stream", options)
+        shutil.rmtree(Path(scratch) / "stream")
+        peaks = dict(memory_peaks(folder, Path(scratch), options))
+    slowest = max(alone.values())
+    result = {
+        "images": options.images,
+        "megapixels": megapixels,
+        "device": str(options.device),
+        "weights": options.weights,
+        "threads": options.threads,
+        "stages_alone_s": alone,
+        "stream_s": wall,
+        "images_per_s": options.images / wall,
+        "megapixels_per_s": megapixels / wall,
+        "wall_over_slowest": wall / slowest,
+        "sum_over_wall": sum(alone.values()) / wall,
+        "peak_bytes": peaks,
+    }
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    table = Table(title=f"{options.images} images, {megapixels:.1f} MP, {options.weights}")
+    for heading in ("", "seconds", "images/s", "MP/s"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, seconds in {**{f"{k} alone": v for k, v in alone.items()}, "stream": wall}.items():
+        row = (options.images / seconds, megapixels / seconds)
+        table.add_row(name, f"{seconds:.2f}", *(f"{value:.2f}" for value in row))
+    console.print(table)
+    console.print(
+        f"wall over slowest stage: {wall / slowest:.2f} (target {TARGET}); "
+        f"all stages over wall: {sum(alone.values()) / wall:.2f}",
+        highlight=False,
+    )
+    if peaks:
+        shown = ", ".join(f"{count} images {peak / 2**20:.0f} MiB" for count, peak in peaks.items())
+        growth = max(peaks.values()) / min(peaks.values()) - 1
+        console.print(f"peak memory: {shown}: ±{growth:.1%} (target {FLAT:.0%})", highlight=False)
+    return 0
+
+
+def make_images(folder: Path, count: int, photographs: Path) -> float:
+    """Fill a folder with images of mixed sizes and formats; their megapixels."""
+    folder.mkdir()
+    sources = sorted(p for p in photographs.iterdir() if p.suffix.lower() in {".png", ".jpg"})
+    if not sources:
+        raise SystemExit(f"bench folder: {photographs}: holds no .png or .jpg")
+    chance = random.Random(0)
+    pixels = 0
+    for number in range(count):
+        side = chance.uniform(0.05e6, 1.5e6) ** 0.5
+        shape = chance.choice([4 / 3, 3 / 4, 3 / 2, 2 / 3, 1.0])
+        size = (round(side * shape**0.5), round(side / shape**0.5))
+        with Image.open(chance.choice(sources)) as source:
+            image = source.convert("RGB").resize(size, Image.Resampling.NEAREST)
+        suffix = ".png" if number % 3 == 0 else ".jpg"
+        image.save(folder / f"{number:05}{suffix}", quality=92)
+        pixels += size[0] * size[1]
+    return pixels / 1e6
+
+
+def stages_alone(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of each stage over the whole folder, while no other one runs."""
+    network = load_weights(find_weights(options.weights)).network.to(options.device)
+    denoiser = Denoiser(network, options.device, memory=compute_bytes(options.device))
+    workers = max(2, min(8, cores() // 2))
+    seconds = {"decode": 0.0, "network": 0.0, "encode": 0.0}
+    paths = sorted(folder.iterdir())
+    list(denoiser.denoise(read_pages(paths[0])))  # warm
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(paths), CHUNK):
+            chunk = paths[start : start + CHUNK]
+            began = time.perf_counter()
+            files = list(pool.map(read_pages, chunk))
+            decoded = time.perf_counter()
+            outputs = [next(denoiser.denoise(pages)) for pages in files]
+            samples = [output.wait()[0] for output in outputs if not isinstance(output, Exception)]
+            denoised = time.perf_counter()
+            targets = [output / path.name for path in chunk]
+            list(pool.map(_write, targets, files, samples))
+            encoded = time.perf_counter()
+            seconds["decode"] += decoded - began
+            seconds["network"] += denoised - decoded
+            seconds["encode"] += encoded - denoised
+    return seconds
+
+
+def stream_seconds(folder: Path, output: Path, options: argparse.Namespace) -> float:
+    """Wall time of the stream over the folder, without loading the network."""
+    session = Session(
+        DenoiseOptions(
+            (str(folder),), output, weights=options.weights, device=str(options.device),
+            precision="fp32",
+        )
+    )  # fmt: skip
+    summary = session.run(session.jobs())
+    if summary.exit_code:
+        raise SystemExit(f"bench folder: exit code {summary.exit_code}")
+    return summary.seconds
+
+
+def memory_peaks(
+    folder: Path, scratch: Path, options: argparse.Namespace
+) -> Iterator[tuple[int, int]]:
+    """(images, peak resident bytes) of the command, for folders of several sizes."""
+    if not hasattr(os, "wait4"):
+        return
+    paths = sorted(folder.iterdir())
+    for count in options.memory:
+        many = scratch / f"many-{count}"
+        many.mkdir()
+        for number in range(count):
+            source = paths[number % len(paths)]
+            (many / f"{number:06}{source.suffix}").hardlink_to(source)
+        command = [sys.executable, "-m", "denoise_batch.pipeline", str(many), "--quiet"]
+        command += ["-w", options.weights, "-d", str(options.device)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+        process = subprocess.Popen(command, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"bench folder: denoise-batch ended with {process.returncode}")
+        shutil.rmtree(scratch / f"many-{count}-denoised")
+        yield count, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _write(path: Path, pages: Sequence[object], samples: torch.Tensor) -> None:
+    write_pages(path, pages, [samples])  # type: ignore[arg-type]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench folder",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--photographs", type=Path, default=SAMPLES, metavar="DIR")
+    parser.add_argument("--weights", default="unet-gaussian-1")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument(
+        "--memory",
+        type=lambda text: [int(part) for part in text.split(",") if part],
+        default=[50, 2000],
+        metavar="N,N",
+        help="folder sizes for peak memory; empty: none",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

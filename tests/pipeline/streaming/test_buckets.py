@@ -1,0 +1,60 @@
+"""What shares a batch."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from denoise_batch.pipeline.files.metadata import Metadata
+from denoise_batch.pipeline.files.picture import Picture
+from denoise_batch.pipeline.files.pixels import Layout
+from denoise_batch.pipeline.networks import ARCHITECTURES, Network
+from denoise_batch.pipeline.streaming.buckets import Buckets
+from denoise_batch.pipeline.streaming.denoiser import Denoiser
+
+
+def test_full_batches_come_first_and_the_oldest_otherwise() -> None:
+    buckets: Buckets[str] = Buckets()
+    for item in ("a1", "b1", "b2", "c1", "b3"):
+        buckets.add(item[0], item, 2)
+    assert len(buckets) == 5
+    assert buckets.full() == ["b1", "b2"]
+    assert buckets.full() is None
+    assert buckets.oldest() == ["a1"]
+    assert buckets.oldest() == ["c1"]
+    assert buckets.clear() == ["b3"]
+    assert buckets.oldest() is None
+
+
+@given(st.lists(st.integers(0, 4), max_size=40), st.integers(1, 5))
+def test_everything_leaves_once_in_order_of_its_kind(kinds: list[int], size: int) -> None:
+    buckets: Buckets[tuple[int, int]] = Buckets()
+    for number, kind in enumerate(kinds):
+        buckets.add(kind, (kind, number), size)
+    left = []
+    while batch := buckets.full() or buckets.oldest():
+        assert len(batch) <= size
+        assert len({kind for kind, _ in batch}) == 1
+        left += batch
+    assert sorted(left) == sorted((kind, number) for number, kind in enumerate(kinds))
+    for wanted in set(kinds):
+        numbers = [number for kind, number in left if kind == wanted]
+        assert numbers == sorted(numbers)
+
+
+def test_images_of_several_sizes_in_one_batch_come_out_as_alone() -> None:
+    for name, spec in ARCHITECTURES.items():
+        network = Network(name, 0.4, 0.2, torch.Generator().manual_seed(0)).eval()
+        denoiser = Denoiser(network, torch.device("cpu"), memory=1 << 30)
+        multiple = spec.multiple
+        pages = []
+        for shrink in range(3):
+            size = (3 * multiple - shrink, 4 * multiple - (2 - shrink))
+            samples = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+            pages.append(Picture(samples, None, Layout("PNG", "RGB", size), Metadata()))
+        assert len({denoiser.padded_shape(page) for page in pages}) == 1
+        together = list(denoiser.denoise(pages))
+        for page, output in zip(pages, together, strict=True):
+            assert not isinstance(output, Exception)
+            (alone,) = denoiser.denoise([page])
+            assert not isinstance(alone, Exception)
+            assert torch.equal(output.wait()[0], alone.wait()[0])
