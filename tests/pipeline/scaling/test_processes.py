@@ -68,7 +68,8 @@ def test_two_workers_write_what_one_process_writes(
     assert [event["name"] for event in failed] == ["broken.png"]
 
     parts = {path.name for path in (tmp_path / "two" / ".denoise-batch").glob("manifest*")}
-    assert parts == {"manifest-worker-0.jsonl", "manifest-worker-1.jsonl"}
+    assert parts  # a worker that was slow to start may have found nothing left to do
+    assert parts <= {"manifest-worker-0.jsonl", "manifest-worker-1.jsonl"}
     assert main([*shared, "--dry-run"]) == 0
     plan = [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()]
     assert sorted(plan) == ["skipped"] * 12 + ["todo"]
