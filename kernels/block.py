@@ -1,7 +1,7 @@
 """What a block is: parameters, a forward, and a backward written by hand."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -27,6 +27,7 @@ class Block(ABC):
         self.training = True
         self.compute_dtype: torch.dtype | None = None
         self._saved: Any = None
+        self._on_grad: Callable[[Tensor], None] | None = None
 
     @abstractmethod
     def forward(self, input: Tensor) -> Tensor:
@@ -105,6 +106,16 @@ class Block(ABC):
             child.compute_in(dtype)
         return self
 
+    def announce_grads(self, on_grad: Callable[[Tensor], None] | None) -> Self:
+        """Have backward call `on_grad(parameter)` as soon as that `.grad` is complete.
+
+        A parameter that several blocks share is announced by each of them. None: announce nothing.
+        """
+        self._on_grad = on_grad
+        for _, child in self.named_children():
+            child.announce_grads(on_grad)
+        return self
+
     def eval(self) -> Self:
         """Inference mode: `train(False)`."""
         return self.train(False)
@@ -164,6 +175,13 @@ class Block(ABC):
             )
         self._saved = None
         return saved
+
+    def _announce_grads(self) -> None:
+        """At the end of a backward that filled this block's own parameters' gradients."""
+        if self._on_grad is not None:
+            for name in self.parameter_names:
+                if (parameter := getattr(self, name)) is not None:
+                    self._on_grad(parameter)
 
 
 def accumulate_grad(parameter: Tensor, grad: Tensor) -> None:

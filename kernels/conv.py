@@ -105,6 +105,7 @@ class Convolution(Block):
         accumulate_grad(self.weight, grad_weight)
         if self.bias is not None:
             accumulate_grad(self.bias, grad_bias)
+        self._announce_grads()
         return grad_input
 
 

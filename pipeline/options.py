@@ -186,6 +186,8 @@ class DenoiseOptions:
         has_cuda_graphs: on CUDA, replay the launches of shapes that come again.
         is_measuring: estimate every image's noise and, without references, its PSNR.
         reports: files to write the run's report to, by suffix .json, .csv or .html.
+        engine: "local" (this machine) or "ray" (a cluster).
+        ray_address: of the cluster; None: what RAY_ADDRESS says, or one on this machine.
     """
 
     inputs: tuple[str, ...]
@@ -208,6 +210,8 @@ class DenoiseOptions:
     has_cuda_graphs: bool = False
     is_measuring: bool = True
     reports: tuple[Path, ...] = ()
+    engine: str = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -233,6 +237,10 @@ class DenoiseOptions:
             raise OptionError(f"--limit {self.limit}: must be at least 1")
         for path in self.reports:
             _check_report(path)
+        if self.engine not in ("local", "ray"):
+            raise OptionError(f"--engine {self.engine!r}: choose local or ray")
+        if self.ray_address is not None and self.engine != "ray":
+            raise OptionError(f"--ray-address {self.ray_address}: goes with --engine ray")
 
     @property
     def tile_px(self) -> int | None:

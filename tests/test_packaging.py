@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pictures import picture
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("kernels", "weights", "pipeline")  # each may import only the rooms before it
@@ -89,6 +90,23 @@ def test_help_does_not_wait_for_torch() -> None:
         "import sys; from denoise_batch.pipeline.cli import batch, train;"
         "codes = [batch.main(['--help']), batch.main(['--version']), train.main(['--help'])];"
         "assert codes == [0, 0, 0], codes; assert 'torch' not in sys.modules"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_one_machine_pays_nothing_for_many(tmp_path: Path) -> None:
+    """Neither --help nor a run on paths imports Ray, fsspec, or what speaks to them."""
+    (tmp_path / "imgs").mkdir()
+    picture(16, 16).save(tmp_path / "imgs" / "a.png")
+    arguments = [str(tmp_path / "imgs"), "-o", str(tmp_path / "out"), "--device", "cpu", "--quiet"]
+    code = (
+        "import sys; from denoise_batch.pipeline.cli import batch, train;"
+        "extras = ('ray', 'fsspec', 's3fs', 'denoise_batch.pipeline.scaling');"
+        "sys.modules.update(dict.fromkeys(extras));"  # None: an import of it fails
+        "codes = [batch.main(['--help']), train.main(['--help'])];"
+        f"codes.append(batch.main({arguments}));"
+        "assert codes == [0, 0, 0], codes"
     )
     result = run_python(code)
     assert result.returncode == 0, result.stderr

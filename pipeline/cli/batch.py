@@ -1,6 +1,7 @@
 """`denoise-batch`: arguments → DenoiseOptions → denoise → table and exit code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from ..options import DenoiseOptions
     from ..streaming.denoise import Summary
+    from ..streaming.storage import Storage
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -28,13 +30,16 @@ def _show_version(wanted: bool) -> None:
 def denoise(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT", help="Folders (searched deeply), files or globs."),
+        typer.Argument(
+            metavar="INPUT", help="Folders (searched deeply), files, globs, or URLs (s3://…)."
+        ),
     ],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
+            metavar="PATH",
             help="Where the outputs go, mirroring the input's tree. Default: INPUT-denoised.",
         ),
     ] = None,
@@ -43,7 +48,7 @@ def denoise(
         typer.Option("--weights", "-w", help="A safetensors file or a shipped name."),
     ] = None,
     device: Annotated[
-        str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.")
+        str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N, cuda:all or mps.")
     ] = "auto",
     reference: Annotated[
         Path | None,
@@ -114,6 +119,13 @@ def denoise(
             help="Look for new images again and again, until SIGTERM or Ctrl-C.",
         ),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: spread the images over a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Of the cluster, as ray.init takes it. Default: RAY_ADDRESS, or here."),
+    ] = None,
     log: Annotated[
         str,
         typer.Option(help="auto (bars on a terminal, else plain), plain, or json (JSON lines)."),
@@ -162,39 +174,51 @@ def denoise(
             raise OptionError(f"--watch {watch}: a number of seconds above 0, without --dry-run")
         if watch is not None and report:
             raise OptionError("--report: a watch never ends; take the lines of --log json")
-        options = DenoiseOptions(
-            inputs=tuple(inputs),
-            output=output,
-            weights=weights,
-            device=device,
-            reference=reference,
-            batch_size=None if batch_size == "auto" else int(batch_size),
-            recursive=recursive,
-            overwrite=overwrite,
-            quality=quality,
-            format=format,
-            suffix=suffix,
-            strength=strength,
-            is_ensemble=tta,
-            precision=precision,
-            tile=tile,
-            shard=_shard(shard),
-            limit=limit,
-            has_cuda_graphs=cuda_graphs,
-            is_measuring=measure,
-            reports=tuple(report or ()),
-        )
+        pages = [path for path in report or () if path.suffix.lower() == ".html"]
+        if pages and _are_urls(inputs, output):
+            raise OptionError(
+                f"--report {pages[0]}: shows pictures, which object storage does not keep on this "
+                "machine; take .json or .csv"
+            )
         stop = Stop()
-        with stopping(stop), screen(log, is_quiet=quiet) as shown:
-            session = Session(options)
-            if watch is not None:
-                watch_folders(session, watch, shown.events, stop, shown.finish)
-                raise typer.Exit(128 + (stop.signal or 0))
-            jobs = session.jobs()
-            if dry_run:
-                shown.plan(session.plan(jobs))
-                return
-            summary = session.run(jobs, shown.events, stop)
+        with (
+            stopping(stop),
+            screen(log, is_quiet=quiet) as shown,
+            _places(inputs, output) as (places, place, storage),
+        ):
+            options = DenoiseOptions(
+                inputs=places,
+                output=place,
+                weights=weights,
+                device=device,
+                reference=reference,
+                batch_size=None if batch_size == "auto" else int(batch_size),
+                recursive=recursive,
+                overwrite=overwrite,
+                quality=quality,
+                format=format,
+                suffix=suffix,
+                strength=strength,
+                is_ensemble=tta,
+                precision=precision,
+                tile=tile,
+                shard=_shard(shard),
+                limit=limit,
+                has_cuda_graphs=cuda_graphs,
+                is_measuring=measure,
+                reports=tuple(report or ()),
+                engine=engine,
+                ray_address=ray_address,
+            )
+            with Session(options, storage) as session:
+                if watch is not None:
+                    watch_folders(session, watch, shown.events, stop, shown.finish)
+                    raise typer.Exit(128 + (stop.signal or 0))
+                jobs = session.jobs()
+                if dry_run:
+                    shown.plan(session.plan(jobs))
+                    return
+                summary = session.run(jobs, shown.events, stop)
             shown.finish(summary)
         if options.reports:
             _write_reports(options, summary, is_quiet=quiet or log == "json")
@@ -221,6 +245,26 @@ def _write_reports(options: "DenoiseOptions", summary: "Summary", *, is_quiet: b
             write_report(path, report, on_picture)
             if not is_quiet:
                 console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _are_urls(inputs: Sequence[str], output: str | None) -> bool:
+    return any("://" in text for text in (*inputs, output or ""))
+
+
+@contextmanager
+def _places(
+    inputs: Sequence[str], output: str | None
+) -> Iterator[tuple[tuple[str, ...], Path | None, "Storage"]]:
+    """Inputs and output as paths, and how files come and go; URLs load what they need."""
+    from ..streaming.storage import Storage
+
+    if not _are_urls(inputs, output):
+        yield tuple(inputs), None if output is None else Path(output), Storage()
+        return
+    from ..scaling.remote import storage_of
+
+    with storage_of(inputs, output) as places:
+        yield places
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -235,7 +235,7 @@ class JsonLines:
 
 
 def _of_job(job: Job) -> dict[str, str]:
-    return {"name": job.name, "source": str(job.source), "output": str(job.output)}
+    return {"name": job.name, "source": job.source_name, "output": job.output_name}
 
 
 def _of_quality(quality: Quality | None) -> dict[str, Any]:
@@ -259,9 +259,10 @@ def _print_plan(start: Start, console: Console) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     for job in start.jobs:
-        say(f"would denoise {job.source} → {job.output}")
+        say(f"would denoise {job.source_name} → {job.output_name}")
     for result in start.skipped:
-        say(f"would skip {result.job.source} ({result.reason}: {result.job.output})")
+        job = result.job
+        say(f"would skip {job.source_name} ({result.reason}: {job.output_name})")
     say(
         f"{len(start.jobs)} to denoise, {len(start.skipped)} to skip, {start.precision} on "
         f"{start.device}; nothing was written"

@@ -117,6 +117,9 @@ def train(
     checkpoint, samples.png (clean, noisy, output) and, with the extra `plots`, curves.png; use
     best.safetensors with `denoise-batch --weights`.
 
+    On several GPUs or machines: `torchrun --nproc-per-node 4 -m denoise_batch.pipeline.training
+    DATA …` with the same options; `--batch-size` is the joint one, so the weights are the same.
+
     Exit codes: 0 done, 1 diverged or no usable photographs, 2 usage, 4 device, 130 interrupted.
     """
     with exit_codes():
@@ -132,6 +135,7 @@ def train(
         from denoise_batch.kernels import OptionError
 
         from ..options import TrainOptions
+        from ..training.distributed import team_of_workers, was_restarted
         from ..training.train import train as run
 
         if self_supervised not in (None, "neighbor"):
@@ -185,7 +189,7 @@ def train(
             deterministic=deterministic,
             device=device,
             checkpoint_minutes=checkpoint_minutes,
-            resume=resume,
+            resume=resume or was_restarted(),
         )
         console = Console(stderr=True)
         columns = (
@@ -195,8 +199,13 @@ def train(
             TextColumn("{task.fields[images_per_s]:.0f} images/s  ETA"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            outcome = run(options, _watcher(progress, batch_size))
+        with (
+            team_of_workers() as team,
+            Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        ):
+            outcome = run(options, _watcher(progress, batch_size), team)
+        if not team.is_first:
+            return
         best = outcome.best
         if not (output / "curves.png").exists():
             typer.echo("curves.png needs matplotlib: pip install 'denoise-batch[plots]'", err=True)

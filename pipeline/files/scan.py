@@ -74,6 +74,16 @@ class Job:
     name: str
     root: Path
 
+    @property
+    def source_name(self) -> str:
+        """What to call the source; its path."""
+        return str(self.source)
+
+    @property
+    def output_name(self) -> str:
+        """What to call the output; its path."""
+        return str(self.output)
+
 
 @dataclass(frozen=True)
 class _Found:

@@ -6,27 +6,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from denoise_batch.kernels import DeviceError
-
-from ..checkpoint import find_weights, load_weights
-from ..device import resolve_device
 from ..files.scan import Job, scan
 from ..options import DenoiseOptions
-from .denoiser import Denoiser
+from .engine import choose_engine
 from .lock import locked
 from .manifest import Manifest
-from .memory import Budget, compute_bytes, in_flight_bytes
 from .plan import of_shard, remove_remains, split
 from .result import STAGES, Result
-from .stream import Stop, Watcher, stream
-from .writer import Writer
-
-# Of an automatic batch; enough to fill a device, little enough for a laptop.
-BATCH_PIXELS_ON_CPU = 1 << 21
-BATCH_PIXELS = 1 << 24
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .storage import Storage
+from .stream import Stop, Watcher
 
 
 @dataclass(frozen=True)
@@ -117,31 +105,25 @@ class Session:
 
     Args:
         options: of all its runs.
+        storage: where files come from and go to; this machine's file systems by default.
 
     Raises:
+        OptionError: an extra is not installed.
         DeviceError: the device is not there.
         WeightsError: the weights cannot be used.
     """
 
-    def __init__(self, options: DenoiseOptions) -> None:
+    def __init__(self, options: DenoiseOptions, storage: Storage | None = None) -> None:
         self.options = options
-        self.device = resolve_device(options.device)
-        self.precision = _precision(options.precision, self.device)
-        self.weights_file = find_weights(options.weights)
-        weights = load_weights(self.weights_file)
-        self.digests = (weights.sha256, options.digest(self.precision))
+        self.storage = storage or Storage()
         self._part = "" if options.shard[1] == 1 else "-{}-of-{}".format(*options.shard)
-        self._denoiser = Denoiser(
-            weights.network.to(self.device),
-            self.device,
-            memory=compute_bytes(self.device),
-            precision=_DTYPES[self.precision],
-            strength=options.strength,
-            is_ensemble=options.is_ensemble,
-            tile_px=options.tile_px,
-            has_cuda_graphs=options.has_cuda_graphs,
-            is_probing=options.is_measuring and options.reference is None,
-        )
+        self.engine = choose_engine(options, self.storage, self._part)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.engine.close()
 
     def jobs(self) -> list[Job]:
         """The images of this run's shard, in the order of the inputs.
@@ -151,10 +133,11 @@ class Session:
             NoImagesError: the inputs hold no image.
         """
         options = self.options
+        self.storage.refresh(options)
         jobs = scan(
             options.inputs, options.output, recursive=options.recursive, naming=options.naming
         )
-        return of_shard(jobs, *options.shard)
+        return of_shard(self.storage.named(jobs), *options.shard)
 
     def plan(self, jobs: Sequence[Job]) -> Start:
         """What `run` would do; nothing is written."""
@@ -178,6 +161,9 @@ class Session:
             results[result.job] = result
             events.on_result(result)
 
+        def finish(result: Result) -> None:
+            record(self.storage.finished(result))
+
         with ExitStack() as locks:
             for root in dict.fromkeys(job.root for job in jobs):
                 locks.enter_context(locked(root, self._part))
@@ -191,52 +177,32 @@ class Session:
             for result in start.skipped:
                 record(result)
             if start.jobs:
-                self._stream(start.jobs, manifests, Watcher(record, events.on_tile), stop)
+                watcher = Watcher(finish, events.on_tile)
+                self.engine.run(start.jobs, manifests, watcher, stop)
+                if not self._part:
+                    self.storage.end(list(manifests.values()))
         return Summary(
             tuple(results[job] for job in jobs if job in results),
             time.perf_counter() - started,
-            str(self.device),
-            str(self.weights_file),
+            self.engine.device,
+            str(self.engine.weights_file),
             stop.signal,
             len(jobs) - len(results),
         )
 
-    def _stream(
-        self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest], watcher: Watcher, stop: Stop
-    ) -> None:
-        options = self.options
-        writer = Writer(
-            manifests, self.digests, options.quality, options.reference, options.is_measuring
-        )
-        try:
-            stream(
-                jobs,
-                self._denoiser,
-                writer,
-                budget=Budget(in_flight_bytes(self.device)),
-                batch_size=options.batch_size,
-                batch_pixels=BATCH_PIXELS_ON_CPU if self.device.type == "cpu" else BATCH_PIXELS,
-                watcher=watcher,
-                stop=stop,
-            )
-        except RuntimeError as error:
-            if "CUDA error" not in str(error):
-                raise
-            line = str(error).splitlines()[0]
-            raise DeviceError(f"{self.device} failed: {line}; finished files are kept") from error
-
     def _manifests(self, jobs: Sequence[Job]) -> dict[Path, Manifest]:
-        return {root: Manifest(root, self._part) for root in {job.root for job in jobs}}
+        roots = {job.root for job in jobs}
+        return {root: self.storage.manifest(root, self._part) for root in roots}
 
     def _plan(self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest]) -> Start:
         overwrite = self.options.overwrite
-        todo, skipped = split(jobs, manifests, self.digests, overwrite=overwrite)
+        todo, skipped = split(jobs, manifests, self.engine.digests, overwrite=overwrite)
         return Start(
             tuple(todo[: self.options.limit]),
             tuple(skipped),
-            str(self.device),
-            self.precision,
-            str(self.weights_file),
+            self.engine.device,
+            self.engine.precision,
+            str(self.engine.weights_file),
         )
 
 
@@ -251,13 +217,5 @@ def denoise(
         DeviceError: the device is not there, or failed.
         WeightsError: the weights cannot be used.
     """
-    session = Session(options)
-    return session.run(session.jobs(), events, stop)
-
-
-def _precision(name: str, device: torch.device) -> str:
-    """What `auto` comes to: bf16 where a GPU has tensor cores for it, float32 elsewhere."""
-    if name != "auto":
-        return name
-    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if has_bf16 else "fp32"
+    with Session(options) as session:
+        return session.run(session.jobs(), events, stop)

@@ -128,6 +128,7 @@ def stream(
     watcher: Watcher | None = None,
     stop: Stop | None = None,
     threads: int | None = None,
+    fetch: Callable[[Path], None] = lambda source: None,
 ) -> None:
     """Denoise every job's file; a failing one is reported and the rest goes on.
 
@@ -141,6 +142,7 @@ def stream(
         watcher: who is told.
         stop: once set, what is in flight is finished and no other file is begun.
         threads: that decode, and as many that encode; None chooses by the machine's cores.
+        fetch: called by these with each source before it is read.
     """
     _Stream(
         jobs,
@@ -152,6 +154,7 @@ def stream(
         watcher or Watcher(),
         Stop() if stop is None else stop,
         threads or max(2, min(8, cores() // 2)),
+        fetch,
     ).run()
 
 
@@ -172,6 +175,7 @@ class _Stream:
         watcher: Watcher,
         stop: Stop,
         threads: int,
+        fetch: Callable[[Path], None],
     ) -> None:
         self.denoiser = denoiser
         self.writer = writer
@@ -181,6 +185,7 @@ class _Stream:
         self.watcher = watcher
         self.stop = stop
         self.threads = threads
+        self.fetch = fetch
         self._jobs: Iterator[Job] = iter(jobs)
         self._jobs_lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -317,6 +322,7 @@ class _Stream:
             held, waited = wanted, time.perf_counter() - before
 
         try:
+            self.fetch(job.source)
             source, digest, pictures = _decoded(job.source, reserve)
         except _Cancelled:
             return False

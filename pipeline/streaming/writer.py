@@ -1,7 +1,7 @@
 """The last stage: a denoised file's samples → the file, its line in the manifest, its result."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ class Writer:
         quality: of lossy formats.
         reference: folder of clean images to compare with.
         is_measuring: estimate noise and, without references, PSNR.
+        deliver: called with every output that was written.
     """
 
     manifests: Mapping[Path, Manifest]
@@ -38,6 +39,7 @@ class Writer:
     quality: int = 95
     reference: Path | None = None
     is_measuring: bool = False
+    deliver: Callable[[Path], None] = lambda output: None
 
     def write(
         self, file: "FileInFlight", samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
@@ -62,6 +64,7 @@ class Writer:
                     job.output, unfinished, file.source, file.source_sha256, self.run
                 ),
             )
+            self.deliver(job.output)
         except ImageError as error:
             return file.failed(str(error))
         file.seconds["encode"] = time.perf_counter() - started

@@ -13,6 +13,7 @@ from denoise_batch.kernels.optim import Optimizer
 from ..checkpoint import load_tensors, save_tensors
 from ..files.atomic import atomic_write
 from ..options import TrainOptions
+from .distributed import Team
 
 # What may differ between a run and its resumption.
 FREE_OPTIONS = {
@@ -87,10 +88,14 @@ class Progress:
 
 
 class RunFolder:
-    """config.json, metrics.jsonl, best and last weights, checkpoint; each whole at any time."""
+    """config.json, metrics.jsonl, best and last weights, checkpoint; each whole at any time.
 
-    def __init__(self, path: Path) -> None:
+    In a team of several workers the first one reads and writes; the others need no such folder.
+    """
+
+    def __init__(self, path: Path, team: Team | None = None) -> None:
         self.path = path
+        self._team = team or Team()
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
         self.best = path / "best.safetensors"
@@ -105,6 +110,9 @@ class RunFolder:
         Raises:
             OptionError: the folder cannot be written, or holds another run.
         """
+        self._team.first(lambda: self._start(options))
+
+    def _start(self, options: TrainOptions) -> None:
         wanted = options.to_json()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -145,6 +153,8 @@ class RunFolder:
         average: ExponentialMovingAverage,
     ) -> None:
         """Everything that the next step depends on."""
+        if not self._team.is_first:
+            return
         tensors = {f"network.{name}": value for name, value in network.named_parameters()}
         tensors |= {f"optimizer.{name}": v for name, v in optimizer.state_dict().items()}
         tensors |= {f"average.{name}": v for name, v in average.state_dict().items()}
@@ -166,9 +176,12 @@ class RunFolder:
         average: ExponentialMovingAverage,
     ) -> None:
         """Go on from the last checkpoint, if there is one."""
-        if not self.checkpoint.exists():
+        found = self._team.first(
+            lambda: load_tensors(self.checkpoint) if self.checkpoint.exists() else None
+        )
+        if found is None:
             return
-        tensors, header = load_tensors(self.checkpoint)
+        tensors, header = found
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "average": {}}
         progress.loss_sum.copy_(tensors.pop("loss_sum"))
         for name, value in tensors.items():

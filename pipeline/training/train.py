@@ -28,10 +28,11 @@ from denoise_batch.kernels import (
 from denoise_batch.kernels.optim import Optimizer
 
 from ..checkpoint import find_weights, load_weights, save_weights
-from ..device import deterministic_algorithms, resolve_device
+from ..device import deterministic_algorithms
 from ..metrics import mse, psnr_of_mse
 from ..networks import Network
 from ..options import TrainOptions
+from .distributed import Team
 from .pairs import Pairs, StepRandom, Validation, training_pairs, validation_tiles
 from .photographs import split_photographs
 from .plots import draw_curves, draw_samples
@@ -77,35 +78,48 @@ class Watcher:
     on_epoch: Callable[[Epoch], None] = lambda epoch: None
 
 
-def train(options: TrainOptions, watcher: Watcher | None = None) -> Outcome:
+def train(
+    options: TrainOptions, watcher: Watcher | None = None, team: Team | None = None
+) -> Outcome:
     """Train a network as `options` say and leave its best weights in the run folder.
 
     A run that was killed goes on with `resume` from its last checkpoint and ends with the same
     weights, bit for bit, as one that was not.
+
+    Args:
+        options: the run.
+        watcher: told how it goes.
+        team: the workers that train together (`team_of_workers`), each calling this with the same
+            options; this process alone by default.
 
     Raises:
         OptionError: the run folder holds another run.
         TrainingError: no usable photographs, or the loss is no longer finite.
         DeviceError: the device is not there.
     """
+    team = team or Team()
+    watcher = watcher if watcher and team.is_first else Watcher()
     if options.deterministic:
         with deterministic_algorithms():
-            return _train(options, watcher or Watcher())
-    return _train(options, watcher or Watcher())
+            return _train(options, watcher, team)
+    return _train(options, watcher, team)
 
 
-def _train(options: TrainOptions, watcher: Watcher) -> Outcome:
-    device = resolve_device(options.device)
-    folder = RunFolder(options.output)
+def _train(options: TrainOptions, watcher: Watcher, team: Team) -> Outcome:
+    device = team.device(options.device)
+    team.check_batch(options.batch_size)
+    folder = RunFolder(options.output, team)
     folder.start(options)
 
     pairs, validation, counts = _load(options, device)
     noisy_psnr, noisy_psnr_mean = _psnrs(validation.noisy, validation.clean)
+    team.check_same("data and noisy dB are", (counts, round(noisy_psnr, 2)))
     watcher.on_start(counts, noisy_psnr)
 
     random = StepRandom(device)
     network = _new_network(options, pairs, random).to(device)
     network.compute_in(torch.bfloat16 if options.precision == "bf16" else None)
+    team.join(network)
     parameters = network.parameters()
     optimizer = _new_optimizer(options, parameters)
     average = ExponentialMovingAverage(parameters, options.ema)
@@ -117,9 +131,9 @@ def _train(options: TrainOptions, watcher: Watcher) -> Outcome:
     saved_at = time.monotonic()
 
     def denoise(images: Tensor) -> Tensor:
-        output = network.eval()(images)
+        output = network.eval()(team.mine(images))
         network.train()
-        return output
+        return team.restored(output, images)
 
     try:
         while schedule.done(progress) < 1 or progress.step > progress.epoch_start:
@@ -134,19 +148,21 @@ def _train(options: TrainOptions, watcher: Watcher) -> Outcome:
                 noisy, target = pairs.batch(indices, random, denoise)
                 if options.augment:
                     noisy, target = _turn(noisy, target, random)
+                noisy, target = team.mine(noisy), team.mine(target)
                 output = network(noisy)
                 # An unknown pixel is what the network says: no error, no gradient.
                 target = torch.where(target.isnan(), output, target)
-                progress.loss_sum += criterion(output, target)
+                loss = criterion(output, target)
                 optimizer.zero_grad()
-                network.backward_parameters(criterion.backward())
+                grad = criterion.backward()
+                progress.loss_sum += team.backward(network, loss, grad, len(indices))
                 if options.clip_norm:
                     clip_grad_norm_(parameters, options.clip_norm)
                 optimizer.lr = schedule.learning_rate(progress)
                 optimizer.step()
                 average.update()
                 progress.step += 1
-                progress.seconds += time.perf_counter() - started
+                progress.seconds += team.clock(time.perf_counter() - started)
                 watcher.on_step(progress.step, schedule.steps(progress))
                 if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
                     folder.save_checkpoint(progress, network, optimizer, average)
@@ -155,7 +171,8 @@ def _train(options: TrainOptions, watcher: Watcher) -> Outcome:
             training_loss = _finite_loss(progress, options)
             progress.seconds += time.perf_counter() - started  # a GPU's steps end here
             with average.applied():
-                denoised = denoise_tiles(network, validation.noisy)
+                denoised = denoise_tiles(network, team.mine(validation.noisy))
+                denoised = team.whole(denoised, len(validation.noisy))
                 psnr, psnr_mean = _psnrs(denoised, validation.clean)
                 seconds = max(progress.seconds, 1e-9)
                 epoch = Epoch(
@@ -169,11 +186,13 @@ def _train(options: TrainOptions, watcher: Watcher) -> Outcome:
                     images_per_s=schedule.images(progress) / seconds,
                     is_best=progress.best is None or psnr > progress.best.validation_psnr,
                 )
-                _save_weights(options, folder, network, epoch, noisy_psnr)
-            rows = folder.record(epoch)
-            if epoch.is_best:
-                draw_samples(folder.samples, validation.clean, validation.noisy, denoised)
-            draw_curves(folder.curves, rows, noisy_psnr)
+                if team.is_first:
+                    _save_weights(options, folder, network, epoch, noisy_psnr)
+            if team.is_first:
+                rows = folder.record(epoch)
+                if epoch.is_best:
+                    draw_samples(folder.samples, validation.clean, validation.noisy, denoised)
+                draw_curves(folder.curves, rows, noisy_psnr)
             progress.finish(epoch)
             folder.save_checkpoint(progress, network, optimizer, average)
             saved_at = time.monotonic()

@@ -16,7 +16,7 @@ from denoise_batch.pipeline.checkpoint import load_weights, save_weights
 from denoise_batch.pipeline.cli.batch import main
 from denoise_batch.pipeline.files.images import read_image
 from denoise_batch.pipeline.networks import Network
-from denoise_batch.pipeline.streaming import denoise as denoise_module
+from denoise_batch.pipeline.streaming import engine as engine_module
 from denoise_batch.pipeline.streaming.memory import Budget
 
 
@@ -300,7 +300,7 @@ def test_memory_is_bounded_whatever_the_folder_holds(
         budgets.append(Budget(700_000))
         return budgets[-1]
 
-    monkeypatch.setattr(denoise_module, "Budget", small_budget)
+    monkeypatch.setattr(engine_module, "Budget", small_budget)
     assert run(tmp_path / "imgs", weights=weights) == 0
     assert budgets[0].used == 0
     assert 3 * 3 * 260 * 100 <= budgets[0].most <= 700_000

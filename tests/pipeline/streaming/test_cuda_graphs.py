@@ -8,7 +8,7 @@ import torch
 from denoise_batch.kernels.capture import Captured
 from denoise_batch.pipeline.cli import batch
 from denoise_batch.pipeline.networks import Network
-from denoise_batch.pipeline.streaming import denoise, denoiser
+from denoise_batch.pipeline.streaming import denoiser, engine
 from denoise_batch.pipeline.streaming.denoiser import Denoiser
 from denoise_batch.pipeline.streaming.transfer import Transfer
 
@@ -37,7 +37,7 @@ def test_the_flag_reaches_the_denoiser(tmp_path: Path, monkeypatch: pytest.Monke
         seen.append(has_cuda_graphs)
         raise StoppedError
 
-    monkeypatch.setattr(denoise, "Denoiser", record)
+    monkeypatch.setattr(engine, "Denoiser", record)
     for flags in ([], ["--cuda-graphs"]):
         with pytest.raises(StoppedError):
             batch.main([str(tmp_path), "--device", "cpu", *flags])

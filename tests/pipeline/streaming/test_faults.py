@@ -21,7 +21,7 @@ from PIL import Image
 from denoise_batch.pipeline.cli.batch import main
 from denoise_batch.pipeline.files import atomic
 from denoise_batch.pipeline.options import DenoiseOptions
-from denoise_batch.pipeline.streaming import denoise as denoise_module
+from denoise_batch.pipeline.streaming import engine as engine_module
 from denoise_batch.pipeline.streaming.denoise import Events, Session, Summary
 from denoise_batch.pipeline.streaming.memory import Budget
 from denoise_batch.pipeline.streaming.result import Result
@@ -139,7 +139,7 @@ def run_with_a_blow(
     imgs: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, blow: Callable[[], None]
 ) -> Summary:
     """A run in little memory, in which `blow` falls as soon as one file is done."""
-    monkeypatch.setattr(denoise_module, "Budget", lambda limit: Budget(60_000))
+    monkeypatch.setattr(engine_module, "Budget", lambda limit: Budget(60_000))
     session = Session(DenoiseOptions((str(imgs),), weights=str(weights), device="cpu"))
     is_struck = False
 

@@ -1,0 +1,247 @@
+"""Jobs → workers → results, with back-pressure; a lost worker's jobs go to another.
+
+Every worker has a thread here that hands it one chunk at a time and takes its results as they come,
+so nothing piles up. Chunks shrink towards the end, so that all workers end together. What a lost
+worker had not reported is given out again, in smaller chunks each time, so that a file that takes
+its worker down with it is found, and fails alone.
+"""
+
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+
+from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError
+
+from ..files.scan import Job
+from ..streaming.result import Result
+
+MOST_IN_CHUNK = 256
+TRIES = 3
+_RETRY_CHUNK = {1: 8, 2: 1}  # by how often the job has lost its worker
+_LAST_WORDS_S = 30.0  # for a worker to say that its chunk has ended
+_STARTS = 5  # of a worker in a row, without a single result
+PATIENCE_S = 600.0  # with no worker at all
+
+
+class WorkerLostError(Exception):
+    """A worker is gone, or cannot be reached."""
+
+
+class Worker(ABC):
+    """A process on some device; only one thread calls it, but for `stop` and `close`.
+
+    Attributes:
+        name: for messages; its own.
+    """
+
+    name: str
+
+    @abstractmethod
+    def start(self, is_over: Callable[[], bool]) -> bool:
+        """Begin, unless it is up; False if `is_over` came first.
+
+        Raises:
+            WorkerLostError: it began and was lost; another try may do.
+            DenoiseBatchError: it can never work: weights, device, storage.
+        """
+
+    @abstractmethod
+    def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        """Results of these jobs as they come; after `stop`, perhaps not of all.
+
+        Raises:
+            WorkerLostError: before the last one.
+            DeviceError: the device failed, which counts as a loss.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Begin no other file; what is in flight is finished and reported."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it, whatever it does; it may be started again."""
+
+
+class Dispatch:
+    """One run of jobs on workers.
+
+    Args:
+        workers: started when there is something to do, and left up for the next run.
+        patience_s: how long to wait for a worker while there is none.
+    """
+
+    def __init__(self, workers: Sequence[Worker], patience_s: float = PATIENCE_S) -> None:
+        self._workers = workers
+        self._patience_s = patience_s
+        self._jobs: deque[Job] = deque()
+        self._again: deque[Job] = deque()
+        self._losses: Counter[Job] = Counter()
+        self._lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[Result | DenoiseBatchError] = queue.SimpleQueue()
+        self._out = 0  # jobs that a worker has
+        self._running = 0  # workers that are up
+        self._is_stopping = False
+        self._is_over = False
+        self._last_loss = ""
+        self._starts: dict[str, int] = {}  # of each worker, since its last result
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        on_result: Callable[[Result], None],
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Have all jobs done; `on_result` is told in this thread, once for each that ended.
+
+        Args:
+            jobs: distinct.
+            on_result: told of every job as soon as it is done.
+            is_stopped: once true, what is in flight is finished and nothing else begun.
+
+        Raises:
+            DeviceError: there was no worker for `patience_s`, or all were lost again and again.
+            DenoiseBatchError: what a worker could not begin or go on for.
+        """
+        self._jobs.extend(jobs)
+        open_jobs = len(self._jobs)
+        threads = [
+            threading.Thread(target=self._serve, args=(worker,), name=worker.name, daemon=True)
+            for worker in self._workers
+        ]
+        for thread in threads:
+            thread.start()
+        alone_since = time.monotonic()
+        try:
+            while open_jobs:
+                if is_stopped() and not self._is_stopping:
+                    self._stop()
+                if self._is_stopping and self._out_now() == 0 and self._inbox.empty():
+                    return
+                try:
+                    message = self._inbox.get(timeout=0.1)
+                except queue.Empty:
+                    if self._running:
+                        alone_since = time.monotonic()
+                    self._check_patience(alone_since, threads)
+                    continue
+                if isinstance(message, DenoiseBatchError):
+                    raise message
+                open_jobs -= 1
+                on_result(message)
+        except BaseException:
+            self._is_over = True  # before they are closed: nobody shall begin anew
+            for worker in self._workers:
+                worker.close()
+            raise
+        finally:
+            self._is_over = True
+            for worker, thread in zip(self._workers, threads, strict=True):
+                thread.join(_LAST_WORDS_S)
+                if thread.is_alive():
+                    worker.close()
+                    thread.join()
+
+    def _check_patience(self, alone_since: float, threads: Sequence[threading.Thread]) -> None:
+        why = f" ({self._last_loss})" if self._last_loss else ""
+        if not any(thread.is_alive() for thread in threads) and self._inbox.empty():
+            raise DeviceError(f"all workers get lost again and again{why}; finished files are kept")
+        if time.monotonic() - alone_since > self._patience_s:
+            raise DeviceError(
+                f"there was no worker for {self._patience_s:.0f} s{why}; finished files are kept"
+            )
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        for worker in self._workers:
+            worker.stop()
+
+    def _out_now(self) -> int:
+        with self._lock:
+            return self._out
+
+    def _serve(self, worker: Worker) -> None:
+        """A worker's life, through all its losses."""
+        self._starts[worker.name] = 0
+        try:
+            while not self._is_over and self._starts[worker.name] < _STARTS:
+                self._starts[worker.name] += 1
+                try:
+                    if not worker.start(lambda: self._is_over):
+                        return
+                    self._change_running(1)
+                    try:
+                        self._feed(worker)
+                    finally:
+                        self._change_running(-1)
+                except WorkerLostError as error:
+                    self._last_loss = f"{worker.name}: {error}"
+                    worker.close()
+                    time.sleep(0.1)
+        except DenoiseBatchError as error:
+            self._inbox.put(error)
+        except Exception as error:
+            self._inbox.put(DeviceError(f"{worker.name}: {type(error).__name__}: {error}"))
+
+    def _feed(self, worker: Worker) -> None:
+        while not self._is_over:
+            chunk = self._take()
+            if not chunk:
+                time.sleep(0.05)  # another worker may still be lost
+                continue
+            left = dict.fromkeys(chunk)
+            try:
+                for result in worker.run(chunk):
+                    del left[result.job]
+                    self._starts[worker.name] = 0
+                    self._report(result)
+            except (WorkerLostError, DeviceError) as error:
+                # A failed device is as good as lost: a fresh process may find it well.
+                self._give_back(worker, left, str(error))
+                raise WorkerLostError(str(error)) from error
+            with self._lock:
+                self._out -= len(left)  # of a run that was stopped
+
+    def _take(self) -> list[Job]:
+        with self._lock:
+            if self._is_stopping:
+                return []
+            if self._again:
+                # Of one number of losses: who was lost twice goes alone.
+                losses, waiting = self._losses[self._again[0]], self._again
+                alike = sum(self._losses[job] == losses for job in waiting)
+                size = min(_RETRY_CHUNK[losses], alike)
+            else:
+                waiting = self._jobs
+                size = min(MOST_IN_CHUNK, -(-len(waiting) // (2 * len(self._workers))))
+            chunk = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+            self._out += len(chunk)
+            return chunk
+
+    def _report(self, result: Result) -> None:
+        # Told before it counts as ended, so that the end of all is never seen too early.
+        self._inbox.put(result)
+        with self._lock:
+            self._out -= 1
+
+    def _give_back(self, worker: Worker, left: dict[Job, None], reason: str) -> None:
+        for job in left:
+            with self._lock:
+                self._losses[job] += 1
+                if self._losses[job] < TRIES:
+                    self._again.append(job)
+                    self._out -= 1
+                    continue
+            self._starts[worker.name] = 0  # it was the file
+            where = f"{worker.name}: {reason}"
+            text = f"{job.source}: took its worker down {TRIES} times ({where}); is it too large?"
+            self._report(Result(job, "failed", text))
+        with self._lock:
+            self._again = deque(sorted(self._again, key=lambda job: self._losses[job]))
+
+    def _change_running(self, change: int) -> None:
+        with self._lock:
+            self._running += change

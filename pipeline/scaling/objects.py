@@ -1,0 +1,206 @@
+"""Object stores through fsspec: list, fetch, deliver whole or not at all, try again.
+
+Which stores there are, and how to sign in, is fsspec's business: `s3://` needs s3fs, `gs://` needs
+gcsfs; credentials and endpoints come from their own files and variables (`AWS_PROFILE`,
+`AWS_ENDPOINT_URL`, `FSSPEC_S3_…`), never from our options.
+"""
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from denoise_batch.kernels.errors import ImageError, OptionError
+
+# Where an upload appears at once and whole, or never; elsewhere a file gets its name by renaming.
+_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"}
+_TRIES = 4
+_PAUSE_S = 0.5  # before the second try; doubled before each further one
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)  # no second try mends these
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Object:
+    """What a listing says of one object.
+
+    Attributes:
+        key: bucket and path, without the protocol.
+        size: bytes.
+        modified_ns: time of the last change in whole seconds (S3 tells fractions in some answers
+            and not in others), 0 where the store does not say.
+    """
+
+    key: str
+    size: int
+    modified_ns: int
+
+
+def is_url(text: str) -> bool:
+    """Whether an input or output is a URL rather than a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
+
+
+class ObjectStore:
+    """One protocol's file system, as far as this tool needs it; used from several threads.
+
+    Args:
+        protocol: "s3", "gs", "memory" …
+
+    Raises:
+        OptionError: fsspec, or its package for this protocol, is not installed.
+    """
+
+    def __init__(self, protocol: str) -> None:
+        self.protocol = protocol
+        try:
+            import fsspec
+        except ImportError as error:
+            raise OptionError(
+                f"{protocol}://: URLs need the extra: pip install 'denoise-batch[cloud]'"
+            ) from error
+        try:
+            # No cache of listings: other workers write too.
+            self._files: Any = fsspec.filesystem(protocol, use_listings_cache=False)
+        except ImportError as error:
+            raise OptionError(f"{protocol}://: {error}") from error
+        except ValueError as error:
+            raise OptionError(f"{protocol}://: fsspec knows no such protocol") from error
+
+    def listing(self, key: str) -> list[Object]:
+        """The object of this name, or those below it; sorted.
+
+        Names that no folder can hold (with empty parts, "." or "..") are passed over.
+
+        Raises:
+            OptionError: the store does not answer, or refuses.
+        """
+        try:
+            self._files.invalidate_cache()
+            found: Mapping[str, Mapping[str, Any]] = self._again(
+                lambda: self._files.find(key, detail=True)
+            )
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            raise OptionError(f"{self.url(key)}: cannot be listed: {_reason(error)}") from error
+        return sorted(_objects(found), key=lambda object: object.key)
+
+    def fetch(self, key: str, path: Path) -> Object:
+        """Copy an object to a file, with its time.
+
+        Raises:
+            ImageError: it is not there, changed meanwhile, or the store fails again and again.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            before = self._info(key)
+            self._again(lambda: self._files.get_file(key, str(path)))
+            if path.stat().st_size != before.size:
+                raise OSError(f"{path.stat().st_size} of {before.size} bytes came")
+            os.utime(path, ns=(before.modified_ns, before.modified_ns))
+        except Exception as error:
+            with suppress(OSError):
+                path.unlink()
+            raise ImageError(f"{self.url(key)}: cannot be read: {_reason(error)}") from error
+        return before
+
+    def deliver(self, path: Path, key: str) -> None:
+        """Make a file the object of this name, whole or not at all.
+
+        Raises:
+            ImageError: the store fails again and again; what stood at `key` still stands there.
+        """
+        try:
+            self._again(lambda: self._put(path, key))
+        except Exception as error:
+            raise ImageError(f"{self.url(key)}: cannot be written: {_reason(error)}") from error
+
+    def read(self, key: str) -> bytes | None:
+        """The object's bytes; None if it is not there.
+
+        Raises:
+            OptionError: the store fails again and again.
+        """
+        try:
+            data: bytes = self._again(lambda: self._files.cat_file(key))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise OptionError(f"{self.url(key)}: cannot be read: {_reason(error)}") from error
+        return data
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; one that is gone already is no error, nor is one that stays."""
+        for key in keys:
+            with suppress(Exception):  # what stays does no harm
+                self._files.rm_file(key)
+
+    def url(self, key: str) -> str:
+        """How a user writes this object's name."""
+        return f"{self.protocol}://{key}"
+
+    def _put(self, path: Path, key: str) -> None:
+        if self.protocol in _ATOMIC:
+            self._files.put_file(str(path), key)
+            return
+        place = PurePosixPath(key)
+        unfinished = str(place.with_name(f".{place.name[:40]}.{secrets.token_hex(4)}.tmp"))
+        try:
+            self._files.makedirs(str(place.parent), exist_ok=True)
+            self._files.put_file(str(path), unfinished)
+            self._files.mv(unfinished, key)
+        except BaseException:
+            self.delete([unfinished])
+            raise
+
+    def _info(self, key: str) -> Object:
+        self._files.invalidate_cache()
+        info = self._again(lambda: self._files.info(key))
+        return Object(key, int(info["size"]), _modified_ns(info))
+
+    def _again(self, action: Callable[[], Value]) -> Value:
+        """What `action` returns, after as many tries as it takes, within reason."""
+        for number in range(_TRIES - 1):
+            try:
+                return action()
+            except _FINAL:
+                raise
+            except Exception:  # every store has errors of its own; the last one is told
+                time.sleep(_PAUSE_S * 2**number)
+        return action()
+
+
+def _objects(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Object]:
+    for name, info in found.items():
+        key = name.strip("/")
+        if info.get("type") == "directory" or name.endswith("/") or "\0" in key:
+            continue
+        if all(part not in ("", ".", "..") for part in key.split("/")):
+            yield Object(key, int(info.get("size") or 0), _modified_ns(info))
+
+
+def _modified_ns(info: Mapping[str, Any]) -> int:
+    """Each file system has a name of its own for it, and some give text."""
+    for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
+        value = info.get(name)
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            value = value.timestamp()
+        if isinstance(value, (int, float)):
+            return int(value) * 1_000_000_000
+    return 0
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

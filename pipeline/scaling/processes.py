@@ -1,0 +1,129 @@
+"""Workers on this machine: a process for each device, spoken to through a pipe."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError
+
+from ..files.scan import Job
+from ..streaming.result import Result
+from ..streaming.stream import Stop
+from .dispatch import Worker, WorkerLostError
+from .station import Setup, Station
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
+
+# A fresh interpreter: a fork would inherit CUDA, locks and threads in the middle of something.
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+class ProcessWorker(Worker):
+    """A worker in a process of its own.
+
+    Args:
+        name: for messages.
+        setup: what it is told.
+    """
+
+    def __init__(self, name: str, setup: Setup) -> None:
+        self.name = name
+        self._setup = setup
+        self._stop: Event = _CONTEXT.Event()
+        self._process: Any = None
+        self._pipe: Connection[Any, Any] | None = None
+
+    def start(self, is_over: Callable[[], bool]) -> bool:
+        """Begin, unless it is up; the network is loaded when this returns."""
+        if self._process is not None:
+            return True
+        ours, theirs = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(
+            target=_serve, args=(theirs, self._stop, self._setup), name=self.name, daemon=True
+        )
+        self._process.start()
+        theirs.close()  # so that its death ends the pipe
+        self._pipe = ours
+        while not ours.poll(0.1):
+            if is_over():
+                self.close()
+                return False
+        self._receive()
+        return True
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        """Send a chunk, receive its results."""
+        assert self._pipe is not None  # it was started
+        try:
+            self._pipe.send(list(jobs))
+        except OSError as error:
+            raise WorkerLostError(self._ending()) from error
+        while (result := self._receive()) is not None:
+            yield result
+
+    def stop(self) -> None:
+        """Set the flag that the process looks at between files."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Kill it: what is in flight is wanted no more, and files are whole or not there."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.join()
+            process.close()
+
+    def _receive(self) -> Any:
+        assert self._pipe is not None  # it was started
+        try:
+            message = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerLostError(self._ending()) from error
+        if isinstance(message, DenoiseBatchError):
+            raise message
+        return message
+
+    def _ending(self) -> str:
+        process = self._process
+        if process is None:
+            return "it was closed"
+        process.join(5)
+        code = process.exitcode
+        if code is not None and code < 0:
+            return f"its process was killed by {signal.Signals(-code).name}"
+        return f"its process ended with code {code}"
+
+
+class _SharedStop(Stop):
+    """Set by the run's own process, which alone heeds signals."""
+
+    def __init__(self, event: "Event") -> None:
+        super().__init__()
+        self._event = event
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+
+def _serve(pipe: "Connection[Any, Any]", event: "Event", setup: Setup) -> None:
+    """The worker process: None when it is up, then for each chunk its results and None."""
+    # Ctrl-C and a service's SIGTERM reach all processes; only the run's own decides.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(EOFError, OSError):  # the run's own process is gone: so are we
+        try:
+            station = Station(setup)
+            pipe.send(None)  # it is up
+            while True:
+                station.run(pipe.recv(), pipe.send, _SharedStop(event))
+                pipe.send(None)
+        except DenoiseBatchError as error:
+            pipe.send(error)
+        except (EOFError, OSError):
+            raise
+        except Exception as error:
+            pipe.send(DeviceError(f"{type(error).__name__}: {error}"))

@@ -1,0 +1,265 @@
+"""Workers on a Ray cluster: an actor for each GPU, or for every few cores where there is none."""
+
+import logging
+import os
+import platform
+import queue
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError, OptionError
+
+from ..files.scan import Job
+from ..streaming.engine import precision_on
+from ..streaming.result import Result
+from ..streaming.stream import Stop
+from .dispatch import Worker, WorkerLostError
+from .station import Setup, Station
+
+CORES = 4  # of a worker without a GPU
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker takes of the cluster.
+
+    Attributes:
+        gpus: one, or none.
+        cores: that it computes with.
+        node: the machine's id, for workers without a GPU.
+    """
+
+    gpus: int
+    cores: int
+    node: str = ""
+
+
+def connect(address: str | None) -> tuple[Any, bool]:
+    """Ray, connected to a cluster; without an address to the one of `RAY_ADDRESS`, or a local one.
+
+    Returns:
+        The module, and whether it was connected here rather than before.
+
+    Raises:
+        OptionError: Ray is not installed.
+        DeviceError: there is no cluster at that address.
+    """
+    # Ray's calls would else join some cluster by themselves, after we have left ours.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise OptionError("--engine ray: pip install 'denoise-batch[ray]'") from error
+    if ray.is_initialized():
+        return ray, False
+    with _kept_handlers():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            place = f"--ray-address {address}" if address else "--engine ray"
+            raise DeviceError(f"{place}: {_line(error)}; is the cluster up?") from error
+    return ray, True
+
+
+def precision_there(ray: Any, name: str, *, has_gpu: bool) -> str:
+    """What a precision comes to on the cluster's GPUs, by the first one that is free."""
+    if name != "auto" or not has_gpu:
+        return "fp32" if name == "auto" else name
+    return str(ray.get(ray.remote(num_gpus=1)(_precision_here).remote()))
+
+
+def _precision_here() -> str:
+    import torch
+
+    return precision_on("auto", torch.device("cuda"))
+
+
+@contextmanager
+def _kept_handlers() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; ours finishes the files in flight."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not one of Python's
+                signal.signal(number, handler)
+
+
+def shares(nodes: Sequence[dict[str, Any]], device: str) -> list[Share]:
+    """How the cluster is divided among workers.
+
+    Args:
+        nodes: as `ray.nodes()` lists them.
+        device: "auto" (GPUs if there are any), "cuda" or "cpu".
+
+    Raises:
+        OptionError: another device.
+        DeviceError: the cluster has none of it.
+    """
+    if device not in ("auto", "cuda", "cpu"):
+        raise OptionError(f"--device {device} with --engine ray: choose auto, cuda or cpu")
+    alive = [node for node in nodes if node.get("Alive", node.get("alive"))]
+    gpus = [int(node["Resources"].get("GPU", 0)) for node in alive]
+    if device == "cuda" and not sum(gpus):
+        raise DeviceError("--device cuda: the Ray cluster has no GPU; use --device cpu")
+    if sum(gpus) and device != "cpu":
+        found = []
+        for node, count in zip(alive, gpus, strict=True):
+            cores = int(node["Resources"].get("CPU", 0)) // count if count else 0
+            found += [Share(1, max(1, min(CORES, cores)))] * count
+        return found
+    found = []
+    for node in alive:
+        cores = int(node["Resources"].get("CPU", 0))
+        size = min(CORES, cores)
+        found += [Share(0, size, node["NodeID"])] * (cores // size if size else 0)
+    if not found:
+        raise DeviceError("the Ray cluster has no free cores; add a node")
+    return found
+
+
+class RayWorker(Worker):
+    """A worker in a Ray actor, wherever the cluster puts it.
+
+    Args:
+        name: for messages.
+        ray: the connected module.
+        share: what it takes.
+        setup: what it is told.
+    """
+
+    def __init__(self, name: str, ray: Any, share: Share, setup: Setup) -> None:
+        self.name = name
+        self._ray = ray
+        self._share = share
+        self._setup = setup
+        self._actor: Any = None
+
+    def start(self, is_over: Callable[[], bool]) -> bool:
+        """Ask the cluster for room; it may take as long as the cluster takes to grow."""
+        if self._actor is not None:
+            return True
+        options: dict[str, Any] = {
+            "num_gpus": self._share.gpus,
+            "num_cpus": self._share.cores,
+            "max_concurrency": 2,  # so that `stop` is heard while `run` runs
+            "max_restarts": 0,  # we begin a new one ourselves, and know of it
+        }
+        if self._share.node:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            # Its node by preference; another one if that is lost and there is room.
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+                self._share.node, soft=True
+            )
+        actor = self._ray.remote(**options)(_Actor)
+        try:
+            self._actor = actor.remote(self._setup, self._share.cores)
+            problem = self._actor.problem.remote()
+            while not self._ray.wait([problem], timeout=0.2)[0]:
+                if is_over():
+                    self.close()
+                    return False
+            _checked(self._ray.get(problem))
+        except self._ray.exceptions.RayError as error:
+            raise WorkerLostError(_line(error)) from error
+        return True
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        """Results stream back one by one."""
+        try:
+            run = self._actor.run.options(num_returns="streaming")
+            for reference in run.remote(list(jobs)):
+                yield _checked(self._ray.get(reference))
+        except self._ray.exceptions.RayError as error:
+            raise WorkerLostError(_line(error)) from error
+
+    def stop(self) -> None:
+        """Tell the actor; a lost one has stopped anyway."""
+        if self._actor is not None:
+            with suppress(self._ray.exceptions.RayError):
+                self._actor.stop.remote()
+
+    def clean(self) -> None:
+        """Leave nothing on the actor's machine."""
+        if self._actor is not None:
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.get(self._actor.clean.remote(), timeout=5)
+
+    def close(self) -> None:
+        """Kill the actor: what is in flight was wanted no more."""
+        actor, self._actor = self._actor, None
+        if actor is not None:
+            with suppress(self._ray.exceptions.RayError, ValueError):
+                self._ray.kill(actor)
+
+
+class _Actor:
+    """The worker's side. Our errors are returned, not raised: Ray would wrap them."""
+
+    def __init__(self, setup: Setup, cores: int) -> None:
+        import torch
+
+        torch.set_num_threads(cores)
+        self._stop = Stop()
+        self._stage = setup.stage
+        self._station: Station | None = None
+        self._error: DenoiseBatchError | None = None
+        try:
+            self._station = Station(setup, f"the Ray node {platform.node()}")
+        except DenoiseBatchError as error:
+            self._error = error
+
+    def problem(self) -> DenoiseBatchError | None:
+        """Why this worker can never work; None: it is up."""
+        return self._error
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Result | DenoiseBatchError]:
+        """Results as they come; an error, if one ends it, comes last."""
+        assert self._station is not None  # a worker without one is not run
+        station = self._station
+        box: queue.SimpleQueue[Result | DenoiseBatchError | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                station.run(jobs, box.put, self._stop)
+            except DenoiseBatchError as error:
+                box.put(error)
+            except Exception as error:
+                box.put(DeviceError(f"{type(error).__name__}: {error}"))
+            box.put(None)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        while (message := box.get()) is not None:
+            yield message
+        thread.join()
+
+    def clean(self) -> None:
+        """Remove this machine's stage."""
+        if self._stage is not None:
+            shutil.rmtree(self._stage, ignore_errors=True)
+
+    def stop(self) -> None:
+        """Begin no other file."""
+        self._stop.set(signal.SIGTERM)
+
+
+def _checked(message: Any) -> Any:
+    if isinstance(message, DenoiseBatchError):
+        raise message
+    return message
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

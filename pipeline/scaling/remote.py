@@ -1,0 +1,225 @@
+"""A run whose inputs or outputs are URLs: files come and go through the stage.
+
+The manifest of an output prefix is kept in it, in `.denoise-batch/`. Each output's entry is an
+object of its own, sent before the output, so that a run may be killed anywhere; a run that ends
+collects them in one. An object store has no locks: nothing keeps two runs apart.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
+
+from ..files.atomic import atomic_write
+from ..files.scan import Job
+from ..options import DenoiseOptions
+from ..streaming.manifest import FOLDER, Entry, Manifest, Stamp, sha256_of
+from ..streaming.result import Result
+from ..streaming.storage import Storage
+from .objects import is_url
+from .stage import Stage, local_or_staged, staging
+
+_CONNECTIONS = 16  # while entries of a killed run are fetched
+
+
+@dataclass(frozen=True)
+class StagedJob(Job):
+    """A job whose source or output stands for an object.
+
+    Attributes:
+        source_url: what the user calls the source.
+        output_url: and the output.
+    """
+
+    source_url: str = ""
+    output_url: str = ""
+
+    @property
+    def source_name(self) -> str:
+        """The source's URL, or path."""
+        return self.source_url
+
+    @property
+    def output_name(self) -> str:
+        """The output's URL, or path."""
+        return self.output_url
+
+
+class RemoteManifest(Manifest):
+    """The entries of an output prefix.
+
+    An entry's time is 0 until the run ends and the store has been asked for it; such an entry means
+    any object of its size.
+
+    Args:
+        root: the folder of the stage that stands for the prefix.
+        stage: that it belongs to.
+        is_read: whether entries of earlier runs are wanted.
+    """
+
+    def __init__(self, root: Path, stage: Stage, *, is_read: bool = True) -> None:
+        self._stage = stage
+        if is_read:
+            stage.mirror(root / FOLDER)
+            with ThreadPoolExecutor(_CONNECTIONS) as threads:
+                list(threads.map(stage.fetch, (root / FOLDER).glob("manifest*.jsonl")))
+        super().__init__(root)
+
+    def made_of(self, output: Path) -> Entry | None:
+        """The entry of the object at `output`, by size and time."""
+        try:
+            stamp = Stamp.of(output)
+        except OSError:
+            return None
+        fitting = (stamp, Stamp(stamp.size, 0))
+        entries = reversed(self._entries.get(self._key(output), []))
+        return next((entry for entry in entries if entry.output_stamp in fitting), None)
+
+    def record(
+        self, output: Path, written: Path, source: Stamp, source_sha256: str, run: tuple[str, str]
+    ) -> None:
+        """Send the entry, before `written` becomes the object `output`.
+
+        Raises:
+            ImageError: the store fails.
+            OSError: there is no space to write it.
+        """
+        stamp = Stamp(written.stat().st_size, 0)
+        entry = Entry(self._key(output), stamp, sha256_of(written), source, source_sha256, *run)
+        path = self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(entry)) + "\n")
+        try:
+            self._stage.deliver(path)
+        finally:
+            path.unlink()
+
+    def collect(self) -> None:
+        """Make one object of all entries that still hold, with the times that the store gives.
+
+        Raises:
+            OptionError: the store fails.
+            ImageError: likewise.
+        """
+        self._stage.mirror(self.root)
+        found = RemoteManifest(self.root, self._stage)
+        lines = []
+        for key in found._entries:
+            output = self.root / key
+            if (entry := found.made_of(output)) is not None:
+                lines.append(json.dumps(asdict(replace(entry, output_stamp=Stamp.of(output)))))
+        whole = self.root / FOLDER / "manifest.jsonl"
+        parts = [path for path in whole.parent.glob("manifest*.jsonl") if path != whole]
+        atomic_write(whole, "".join(f"{line}\n" for line in lines).encode())
+        self._stage.deliver(whole)
+        for path in parts:
+            self._stage.delete(path)
+
+    def compact(self) -> None:
+        """Nothing: `collect` does it, at the end."""
+
+
+class RemoteStorage(Storage):
+    """Files of a stage: they come before they are read, go when they are written, and never stay.
+
+    Args:
+        stage: that stands for the stores.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def refresh(self, options: DenoiseOptions) -> None:
+        """List inputs and output anew.
+
+        Raises:
+            OptionError: a store cannot be listed.
+        """
+        if options.output is not None and self.stage.holds(options.output):
+            self.stage.mirror(options.output)
+        for path in map(_fixed_part, map(Path, options.inputs)):
+            # A store knows no empty folder: what is not there (yet) holds no images.
+            if self.stage.holds(path) and not self.stage.mirror(path):
+                path.mkdir(parents=True, exist_ok=True)
+
+    def named(self, jobs: Sequence[Job]) -> list[Job]:
+        """The same jobs, with URLs to tell."""
+        return [
+            StagedJob(
+                job.source,
+                job.output,
+                job.name,
+                job.root,
+                self.stage.url(job.source),
+                self.stage.url(job.output),
+            )
+            for job in jobs
+        ]
+
+    def manifest(self, root: Path, part: str) -> Manifest:
+        """The entries of an output folder or prefix."""
+        return RemoteManifest(root, self.stage) if self.stage.holds(root) else Manifest(root, part)
+
+    def worker_manifest(self, root: Path, part: str) -> Manifest:
+        """One that is only written."""
+        if self.stage.holds(root):
+            return RemoteManifest(root, self.stage, is_read=False)
+        return Manifest(root, part)
+
+    def fetch(self, path: Path) -> None:
+        """Let a source be there."""
+        self.stage.fetch(path)
+
+    def deliver(self, path: Path) -> None:
+        """Send an output."""
+        self.stage.deliver(path)
+
+    def finished(self, result: Result) -> Result:
+        """Give up the job's space, and say its reason with URLs."""
+        self.stage.forget(result.job.source)
+        self.stage.forget(result.job.output)
+        notes = tuple(self.stage.spelled(note) for note in result.notes)
+        return replace(result, reason=self.stage.spelled(result.reason), notes=notes)
+
+    def end(self, manifests: Sequence[Manifest]) -> None:
+        """Collect what was noted, if the store lets us."""
+        for manifest in manifests:
+            if isinstance(manifest, RemoteManifest):
+                with suppress(DenoiseBatchError):  # one by one, the entries are no less true
+                    manifest.collect()
+
+
+@contextmanager
+def storage_of(
+    inputs: Sequence[str], output: str | None
+) -> Iterator[tuple[tuple[str, ...], Path | None, Storage]]:
+    """What a run's inputs and output are called on this machine, and how they come and go.
+
+    Inside, errors name URLs.
+
+    Raises:
+        OptionError: a URL that cannot be used, or one without an output.
+    """
+    urls = [text for text in inputs if is_url(text)]
+    if output is None and urls:
+        raise OptionError(f"{urls[0]}: give --output; there is no place beside it")
+    with staging() as stage:
+        try:
+            yield (
+                tuple(local_or_staged(text, stage) for text in inputs),
+                None if output is None else Path(local_or_staged(output, stage)),
+                RemoteStorage(stage),
+            )
+        except DenoiseBatchError as error:
+            raise type(error)(stage.spelled(str(error))) from error
+
+
+def _fixed_part(path: Path) -> Path:
+    magic = next((i for i, part in enumerate(path.parts) if re.search(r"[*?[]", part)), None)
+    return Path(*path.parts[:magic])

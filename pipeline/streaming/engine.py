@@ -1,0 +1,161 @@
+"""Who denoises a run's jobs: this process, or workers (`scaling`)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from denoise_batch.kernels import DeviceError
+
+from ..checkpoint import find_weights, load_weights
+from ..device import resolve_device
+from ..files.scan import Job
+from ..options import DenoiseOptions
+from .denoiser import Denoiser
+from .manifest import Manifest
+from .memory import Budget, compute_bytes, in_flight_bytes
+from .storage import Storage
+from .stream import Stop, Watcher, stream
+from .writer import Writer
+
+# Of an automatic batch; enough to fill a device, little enough for a laptop.
+BATCH_PIXELS_ON_CPU = 1 << 21
+BATCH_PIXELS = 1 << 24
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Engine(ABC):
+    """Denoises jobs.
+
+    Attributes:
+        device: where networks run, for the user.
+        precision: of their convolutions: fp32, bf16 or fp16.
+        weights_file: of the network.
+        digests: of weights and options, for manifests.
+    """
+
+    device: str
+    precision: str
+    weights_file: Path
+    digests: tuple[str, str]
+
+    @abstractmethod
+    def run(
+        self,
+        jobs: Sequence[Job],
+        manifests: Mapping[Path, Manifest],
+        watcher: Watcher,
+        stop: Stop,
+    ) -> None:
+        """Denoise the jobs' files and note them; one bad file never stops the rest.
+
+        Raises:
+            DeviceError: the device failed.
+        """
+
+    def close(self) -> None:
+        """Give up what is held between runs; most hold nothing."""
+        return
+
+
+class LocalEngine(Engine):
+    """This process, on one device.
+
+    Args:
+        options: of the run.
+        storage: where its files come from and go to.
+
+    Raises:
+        DeviceError: the device is not there.
+        WeightsError: the weights cannot be used.
+    """
+
+    def __init__(self, options: DenoiseOptions, storage: Storage) -> None:
+        self._options = options
+        self._storage = storage
+        self._device = resolve_device(options.device)
+        self.device = str(self._device)
+        self.precision = precision_on(options.precision, self._device)
+        self.weights_file = find_weights(options.weights)
+        weights = load_weights(self.weights_file)
+        self.digests = (weights.sha256, options.digest(self.precision))
+        self._denoiser = Denoiser(
+            weights.network.to(self._device),
+            self._device,
+            memory=compute_bytes(self._device),
+            precision=_DTYPES[self.precision],
+            strength=options.strength,
+            is_ensemble=options.is_ensemble,
+            tile_px=options.tile_px,
+            has_cuda_graphs=options.has_cuda_graphs,
+            is_probing=options.is_measuring and options.reference is None,
+        )
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        manifests: Mapping[Path, Manifest],
+        watcher: Watcher,
+        stop: Stop,
+    ) -> None:
+        """Stream the jobs through the network."""
+        options, storage = self._options, self._storage
+        writer = Writer(
+            manifests,
+            self.digests,
+            options.quality,
+            options.reference,
+            options.is_measuring,
+            storage.deliver,
+        )
+        is_cpu = self._device.type == "cpu"
+        try:
+            stream(
+                jobs,
+                self._denoiser,
+                writer,
+                budget=Budget(in_flight_bytes(self._device)),
+                batch_size=options.batch_size,
+                batch_pixels=BATCH_PIXELS_ON_CPU if is_cpu else BATCH_PIXELS,
+                watcher=watcher,
+                stop=stop,
+                fetch=storage.fetch,
+            )
+        except RuntimeError as error:
+            if "CUDA error" not in str(error):
+                raise
+            line = str(error).splitlines()[0]
+            raise DeviceError(f"{self.device} failed: {line}; finished files are kept") from error
+
+
+def choose_engine(options: DenoiseOptions, storage: Storage, part: str) -> Engine:
+    """The one that the options ask for.
+
+    Args:
+        options: of the run.
+        storage: where its files come from and go to.
+        part: the run's part of the manifest.
+
+    Raises:
+        OptionError: an extra is not installed.
+        DeviceError: the device or cluster is not there.
+        WeightsError: the weights cannot be used.
+    """
+    if options.engine == "ray":
+        from ..scaling.engines import RayEngine
+
+        return RayEngine(options, storage, part)
+    if options.device == "cuda:all":
+        from ..scaling.engines import ProcessEngine
+
+        return ProcessEngine(options, storage, part)
+    return LocalEngine(options, storage)
+
+
+def precision_on(name: str, device: torch.device) -> str:
+    """What `auto` comes to: bf16 where a GPU has tensor cores for it, float32 elsewhere."""
+    if name != "auto":
+        return name
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if has_bf16 else "fp32"

@@ -1,0 +1,158 @@
+"""How training and denoising grow from 1 to N workers on this machine.
+
+    scripts/scaling                 1 and 2 workers, all cases
+    scripts/scaling --workers 1,2,4 train ray
+
+Every worker computes with one thread, so N workers use N cores; whatever else runs on the machine
+spoils the figures. Rates leave out the start: training counts the seconds of its steps, denoising
+the time from the first file handed out to the last one written, with workers that are up already.
+The best of `--rounds` counts. All pictures and weights are made up, from a fixed seed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from denoise_batch.pipeline.options import DenoiseOptions
+from denoise_batch.pipeline.scaling.engines import ProcessEngine, WorkersEngine
+from denoise_batch.pipeline.streaming.denoise import Session
+from denoise_batch.pipeline.streaming.lock import locked
+
+CASES = ("train", "processes", "ray")
+TILES, TILE_PX, BATCH = 512, 64, 64
+SIDE = 768
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table, and with --json write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; default: all")
+    parser.add_argument("--workers", default="1,2", help="numbers of workers (default: 1,2)")
+    parser.add_argument("--images", type=int, default=48, help=f"of {SIDE}x{SIDE} (default: 48)")
+    parser.add_argument("--rounds", type=int, default=3, help="the best counts (default: 3)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args(arguments)
+    chosen = options.cases or list(CASES)
+    if unknown := set(chosen) - set(CASES):
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    numbers = [int(number) for number in options.workers.split(",")]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    rates: dict[str, dict[int, float]] = {case: {} for case in chosen}
+    with tempfile.TemporaryDirectory() as folder:
+        images = _pictures(Path(folder) / "images", options.images)
+        measure: dict[str, Callable[[int, Path], float]] = {
+            "train": lambda workers, out: _train(workers, images, out),
+            "processes": lambda workers, out: _denoise(workers, images, out, is_ray=False),
+            "ray": lambda workers, out: _denoise(workers, images, out, is_ray=True),
+        }
+        for number in range(options.rounds):  # in turns, so that a slow minute hits all
+            for case in chosen:
+                for workers in numbers:
+                    out = Path(folder) / f"{case}-{workers}-{number}"
+                    rate = measure[case](workers, out)
+                    rates[case][workers] = max(rate, rates[case].get(workers, 0.0))
+    _print(rates)
+    if options.json:
+        figures = {"torch": torch.__version__, "cores": os.cpu_count(), "rates": rates}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """The docstring as it stands."""
+
+
+def _pictures(folder: Path, count: int) -> Path:
+    """Smooth noisy pictures, of which training and denoising take as long as of photographs."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for number in range(count):
+        coarse = torch.rand(3, 6, 6, generator=generator)
+        places = torch.linspace(0, 5, SIDE).round().long()
+        image = coarse[:, places][:, :, places]
+        image = image + 0.1 * torch.randn(image.shape, generator=generator)
+        pixels = (image.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).contiguous()
+        picture = Image.frombytes("RGB", (SIDE, SIDE), bytes(pixels.flatten().tolist()))
+        picture.save(folder / f"{number}.png", compress_level=1)
+    return folder
+
+
+def _train(workers: int, images: Path, out: Path) -> float:
+    """Tiles a second of the U-Net, `BATCH` tiles a step."""
+    command = [sys.executable, "-m"]
+    if workers > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m"]
+    command += ["denoise_batch.pipeline.training", str(images), "--network", "unet"]
+    command += ["--noise", "gaussian:25", "--tiles", str(TILES), "--tile-px", str(TILE_PX)]
+    command += ["--batch-size", str(BATCH), "--optimizer", "adamw", "--lr", "0.0005", "-d", "cpu"]
+    command += ["--validation-tiles", "1", "--epochs", "2", "-o", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    # The second epoch: the first one warms up.
+    row = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    return float(TILES / row["seconds"])
+
+
+def _denoise(workers: int, images: Path, out: Path, *, is_ray: bool) -> float:
+    """Images a second of the default weights, with workers that are up."""
+    options = DenoiseOptions((str(images),), out, device="cpu")
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        if is_ray:
+            address = stack.enter_context(_cluster(workers))
+            options = replace(options, engine="ray", ray_address=address)
+        with Session(options) as session:
+            if not is_ray:
+                devices = ["cpu"] * workers
+                session.engine = ProcessEngine(options, session.storage, "", devices)
+            assert isinstance(session.engine, WorkersEngine)
+            jobs = session.jobs()
+            # What a run does before it hands out jobs: Ray's workers look for the lock.
+            for root in {job.root for job in jobs}:
+                with locked(root):
+                    session.engine.warm_up(jobs)
+            summary = session.run(jobs)
+    if summary.exit_code:
+        raise SystemExit(f"{summary.results[0].reason or 'some images failed'}")
+    return len(jobs) / summary.seconds
+
+
+@contextmanager
+def _cluster(nodes: int) -> Iterator[str]:
+    """A Ray cluster of nodes with one core each, all on this machine."""
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=small)
+    try:
+        for _ in range(nodes - 1):
+            cluster.add_node(**small)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def _print(rates: dict[str, dict[int, float]]) -> None:
+    table = Table("case", "unit", *(f"{number}" for number in next(iter(rates.values()))), "gain")
+    for case, found in rates.items():
+        values = list(found.values())
+        unit = "tiles/s" if case == "train" else "images/s"
+        cells = [f"{value:.2f}" for value in values]
+        table.add_row(case, unit, *cells, f"{values[-1] / values[0]:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""A real S3 server on loopback, through s3fs: what the store promises, over HTTP."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pictures import picture
+
+from denoise_batch.kernels import ImageError
+from denoise_batch.pipeline.cli.batch import main
+from denoise_batch.pipeline.scaling import objects
+from denoise_batch.pipeline.scaling.objects import ObjectStore
+
+for needed in ("moto", "flask", "s3fs"):
+    pytest.importorskip(needed)
+
+from s3_server import Server, s3_server  # noqa: E402 (needs moto)
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(objects, "_PAUSE_S", 0.01)
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def store(server: Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = ObjectStore("s3")
+    store._files.mkdir("pictures")
+    return store
+
+
+def test_an_object_goes_and_comes_back(store: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"pixels" * 1000)
+    store.deliver(tmp_path / "a", "pictures/deep/ä b.png")
+    fetched = store.fetch("pictures/deep/ä b.png", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"pixels" * 1000
+    assert store.listing("pictures/deep") == [fetched]
+    assert fetched.modified_ns > 0
+    assert store.read("pictures/none") is None
+    store.delete(["pictures/deep/ä b.png", "pictures/none"])
+    assert store.listing("pictures") == []
+
+
+@pytest.mark.slow
+def test_a_large_file_goes_in_parts_and_appears_whole(store: ObjectStore, tmp_path: Path) -> None:
+    data = bytes(range(256)) * (110 * 4096)  # 110 MiB, above s3fs's part of 50
+    (tmp_path / "a").write_bytes(data)
+    store.deliver(tmp_path / "a", "pictures/large.tif")
+    assert store.read("pictures/large.tif") == data
+
+
+def test_a_failing_upload_is_tried_again(
+    store: ObjectStore, server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(b"pixels")
+    server.failures["PUT", "pictures/a.png"] = 2
+    store.deliver(tmp_path / "a", "pictures/a.png")
+    assert store.read("pictures/a.png") == b"pixels"
+    assert server.seen.count(("PUT", "pictures/a.png")) == 3
+
+
+def test_an_upload_that_fails_for_good_leaves_what_was_there(
+    store: ObjectStore, server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    store.deliver(tmp_path / "a", "pictures/a.png")
+    (tmp_path / "a").write_bytes(b"newer")
+    server.failures["PUT", "pictures/a.png"] = 1000
+    with pytest.raises(ImageError, match=r"s3://pictures/a.png: cannot be written"):
+        store.deliver(tmp_path / "a", "pictures/a.png")
+    assert store.read("pictures/a.png") == b"old"
+
+
+def test_the_command_denoises_a_bucket_and_goes_on_where_it_failed(
+    store: ObjectStore,
+    server: Server,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One of three outputs is tried again; one fails for good and comes next time."""
+    for name in ("a.png", "b.png", "c.png"):
+        picture(40, 30, ord(name[0])).save(tmp_path / name)
+        store.deliver(tmp_path / name, f"pictures/imgs/{name}")
+    options = ["--weights", str(weights), "--device", "cpu"]
+    assert main([f"{tmp_path}/?.png", "-o", str(tmp_path / "out"), *options]) == 0
+    command = ["s3://pictures/imgs", "-o", "s3://pictures/out", *options]
+    server.failures["PUT", "pictures/out/a.png"] = 1
+    server.failures["PUT", "pictures/out/b.png"] = 1000
+    assert main(command) == 1
+    assert "s3://pictures/out/b.png: cannot be written" in capsys.readouterr().out
+    server.failures.clear()
+    server.seen.clear()
+    assert main(command) == 0
+    puts = [key for method, key in server.seen if method == "PUT" and "/." not in key]
+    assert puts == ["pictures/out/b.png"]
+    for name in ("a.png", "b.png", "c.png"):
+        assert store.read(f"pictures/out/{name}") == (tmp_path / "out" / name).read_bytes()
+    hidden = [o.key for o in store.listing("pictures/out") if "/." in o.key]
+    assert hidden == ["pictures/out/.denoise-batch/manifest.jsonl"]

@@ -1,0 +1,202 @@
+"""Training by several workers: the same weights as one, whatever their number, and after a loss."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from denoise_batch.kernels import OptionError
+from denoise_batch.pipeline.checkpoint import load_tensors
+from denoise_batch.pipeline.cli.train import main
+from denoise_batch.pipeline.options import TrainOptions
+from denoise_batch.pipeline.training.distributed import Team, Workers, team_of_workers
+from denoise_batch.pipeline.training.train import train
+
+MODULE = "denoise_batch.pipeline.training"
+
+
+def environment() -> dict[str, str]:
+    """Without what an outer torchrun may have set; one thread a process."""
+    ours = {
+        name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")
+    }
+    return {**ours, "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(workers: int, arguments: Sequence[str | Path], *options: str) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(workers), *options, "-m", MODULE]
+    return [*command, *map(str, arguments)]
+
+
+def run(command: list[str], code: int = 0) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), check=False, timeout=300
+    )
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def recipe(photographs: Path) -> list[str]:
+    """Five steps an epoch; the last one's single tile leaves a worker without any."""
+    return [
+        str(photographs), "--noise", "gaussian:25", "--tiles", "29", "--tile-px", "16",
+        "--validation-tiles", "5", "--epochs", "2", "--batch-size", "7", "--lr", "1",
+        "--optimizer", "sgd", "--device", "cpu", "--ema", "0.9",
+    ]  # fmt: skip
+
+
+def largest_difference(first: Path, second: Path) -> float:
+    one, other = load_tensors(first)[0], load_tensors(second)[0]
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_two_workers_reach_the_weights_of_one_with_the_joint_batch(
+    photographs: Path, tmp_path: Path
+) -> None:
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    assert main([*recipe(photographs), "-o", str(whole)]) == 0
+    said = run(torchrun(2, [*recipe(photographs), "-o", shared]))
+    for name in ("last.safetensors", "best.safetensors", "checkpoint.safetensors"):
+        assert largest_difference(whole / name, shared / name) < 1e-6
+    rows = [
+        list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+        for folder in (whole, shared)
+    ]
+    for one, other in zip(*rows, strict=True):
+        for key in ("training_loss", "validation_psnr", "validation_psnr_mean"):
+            assert other[key] == pytest.approx(one[key], abs=1e-5)
+    assert len(re.findall("epoch 1:", said)) == 1  # only the first worker speaks
+    assert {path.name for path in whole.iterdir()} == {path.name for path in shared.iterdir()}
+
+
+def test_a_lost_worker_is_replaced_and_the_run_goes_on_from_its_checkpoint(
+    photographs: Path, tmp_path: Path
+) -> None:
+    """kill -9 of one of two workers; torchrun starts both anew, without any --resume."""
+    long = [*recipe(photographs), "--epochs", "12", "--checkpoint-minutes", "0.0005"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main([*long, "-o", str(whole)]) == 0
+    command = torchrun(2, [*long, "-o", broken], "--max-restarts", "1", "--monitor-interval", "0.1")
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as launcher:
+        while not (broken / "best.safetensors").exists():
+            assert launcher.poll() is None
+            time.sleep(0.005)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        assert len(children) == 2
+        os.kill(int(children[1]), signal.SIGKILL)
+        _, said = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, said
+    steps = load_tensors(broken / "checkpoint.safetensors")[1]
+    assert steps["step"] == 12 * 5
+    assert "epoch 12:" in said
+    assert len(re.findall("epoch 1:", said)) == 1  # it went on; it did not begin anew
+    assert len(re.findall("to train on", said)) == 2
+    assert largest_difference(whole / "last.safetensors", broken / "last.safetensors") < 1e-5
+    rows = (broken / "metrics.jsonl").read_text().splitlines()
+    numbers = [json.loads(row)["number"] for row in rows]
+    assert numbers == list(range(1, 13))
+
+
+def test_an_error_of_the_first_worker_ends_all(photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    said = run(torchrun(2, [*recipe(photographs), "-o", tmp_path / "run"]), code=1)
+    assert "error: " in said
+    assert "already holds a run" in said
+
+
+def test_more_workers_than_tiles_in_a_batch_are_refused() -> None:
+    Workers(0, 4, 0, 4).check_batch(4)
+    with pytest.raises(OptionError, match="--batch-size 3: is shared by 4 workers"):
+        Workers(0, 4, 0, 4).check_batch(3)
+    Team().check_batch(1)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 11])
+def test_rows_are_split_without_overlap(size: int, count: int) -> None:
+    rows = torch.arange(count).view(count, 1)
+    workers = [Workers(rank, size, rank, size) for rank in range(size)]
+    parts = [worker._part(count, rank) for rank, worker in enumerate(workers)]
+    assert [row for start, stop in parts for row in range(start, stop)] == list(range(count))
+    for worker, (start, stop) in zip(workers, parts, strict=True):
+        mine = worker.mine(rows)
+        assert len(mine) == max(1, stop - start)
+        restored = worker.restored(mine + 100, rows)
+        expected = rows.clone()
+        expected[start:stop] += 100
+        assert torch.equal(restored, expected)
+
+
+def test_each_worker_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    worker = Workers(5, 8, 1, 4)
+    assert worker.device("auto") == worker.device("cuda") == torch.device("cuda:1")
+    assert taken == [torch.device("cuda:1")] * 2
+    assert worker.device("cpu") == torch.device("cpu")
+    with pytest.raises(OptionError, match="is one device"):
+        worker.device("cuda:0")
+    assert Workers(1, 2, 0, 1).device("cuda:1") == torch.device("cuda:1")
+
+
+def test_workers_without_gpus_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Workers(1, 2, 1, 2).device("auto") == torch.device("cpu")
+
+
+def test_half_an_environment_is_a_clear_error(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert main([str(photographs)]) == 2
+    assert "start with torchrun" in capsys.readouterr().err
+
+
+def test_one_process_uses_no_torch_distributed(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    # None makes an import of it fail.
+    monkeypatch.setitem(sys.modules, "torch.distributed", None)
+    monkeypatch.setitem(sys.modules, f"{MODULE}.gradients", None)
+    monkeypatch.delattr(torch, "distributed")
+    with team_of_workers() as team:
+        assert (team.rank, team.size) == (0, 1)
+    assert main([*recipe(photographs), "-o", str(tmp_path / "run")]) == 0
+
+
+def test_a_team_of_one_changes_nothing(photographs: Path, tmp_path: Path) -> None:
+    options = TrainOptions(
+        photographs, tmp_path / "one", "tconv", "gaussian:25", tiles=16, epochs=1, device="cpu",
+        validation_tiles=2,
+    )  # fmt: skip
+    first = train(options)
+    second: Any = train(replace(options, output=tmp_path / "two"), team=Team())
+    assert first.weights.read_bytes() == second.weights.read_bytes()
+
+
+def test_a_run_in_minutes_ends_at_the_same_step_for_all_workers(
+    photographs: Path, tmp_path: Path
+) -> None:
+    """The first worker's clock counts; were each to follow its own, one would wait for ever."""
+    command = [*recipe(photographs), "--minutes", "0.01", "-o", tmp_path / "run"]
+    run(torchrun(2, [argument for argument in command if argument not in ("--epochs", "2")]))
+    assert load_tensors(tmp_path / "run" / "checkpoint.safetensors")[1]["step"] >= 1
