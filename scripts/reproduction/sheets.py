@@ -1,0 +1,94 @@
+"""The report's Figures 2 and 3: clean | noisy | outputs, of held-out tiles chosen by a rule."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lab import Lab
+from PIL import Image
+from protocol import Protocol
+from recipes import Recipe
+from score_protocol import load_any
+from torch import Tensor
+from trained import layers_of
+from training import Data
+
+from denoise_batch import weights as shipped
+from denoise_batch.pipeline.metrics import psnr
+
+TILES = 8
+ZOOM, GAP_PX = 3, 3
+# Tiles whose clean version varies less than this show nothing.
+FLAT = 0.04
+
+
+def score_protocol(lab: Lab) -> dict[str, Any]:
+    """PSNR of one MSE over all validation tiles, and averaged, of the weights that are at hand."""
+    files = {
+        name: shipped.path(name) for name in shipped.names() if name in ("tconv", "upsample")
+    }
+    if lab.authors is not None:
+        files["report authors"] = lab.authors
+    protocol, scores = lab.protocol, {}
+    for name, file in files.items():
+        scores[name] = _score(_batched(load_any(file), protocol.validation_noisy), protocol)
+    noisy = _score(protocol.validation_noisy, protocol)
+    return {"scores": {"noisy": noisy} | scores, "photographs": list(protocol.photographs)}
+
+
+def draw_pictures(lab: Lab) -> None:
+    """figure-2.png: simple patterns, the tiles that gain most; figure-3.png: the worst outputs."""
+    protocol = lab.protocol
+    columns = [protocol.validation_clean, protocol.validation_noisy]
+    for stage, name in (("report", "tconv"), ("repaired", "tconv"), ("repaired", "upsample")):
+        run = lab.result(stage).get("runs", {}).get(name)
+        if run is None or not lab.checkpoint(stage, name).exists():
+            return
+        columns.append(_denoised(run["recipe"], lab.checkpoint(stage, name), protocol))
+    clean, noisy, output = columns[0], columns[1], columns[3]
+    before, after = _each_psnr(noisy, clean), _each_psnr(output, clean)
+    is_flat = clean.std((1, 2, 3)) < FLAT
+    simple = torch.where(is_flat, -torch.inf, after - before).topk(min(TILES, len(clean))).indices
+    lost = torch.where(is_flat, torch.inf, after).topk(min(TILES, len(clean)), largest=False)
+    for number, chosen in ((2, simple), (3, lost.indices)):
+        _draw(lab.figures / f"figure-{number}.png", [images[chosen] for images in columns])
+
+
+def _denoised(recipe: dict[str, Any], file: Path, protocol: Protocol) -> Tensor:
+    data, network = Data(Recipe(**recipe), protocol), layers_of(Recipe(**recipe), file)
+    return _batched(lambda tiles: network(data.standardize(tiles)), data.noisy)
+
+
+def _batched(denoise: Callable[[Tensor], Tensor], noisy: Tensor) -> Tensor:
+    return torch.cat([denoise(part) for part in noisy.split(50)])
+
+
+def _score(images: Tensor, protocol: Protocol) -> dict[str, float]:
+    clean = protocol.validation_clean
+    return {
+        "psnr": psnr(images, clean),
+        "psnr_mean": _each_psnr(images, clean).mean().item(),
+    }
+
+
+def _each_psnr(images: Tensor, clean: Tensor) -> Tensor:
+    """dB of every tile."""
+    error = (images.double() - clean.double()).square().mean((1, 2, 3))
+    return -10 * error.clamp_min(1e-10).log10()
+
+
+def _draw(path: Path, rows: Sequence[Tensor]) -> None:
+    """A row for every version, a column for every tile."""
+    side = rows[0].shape[3] * ZOOM
+    size = (len(rows[0]) * (side + GAP_PX) - GAP_PX, len(rows) * (side + GAP_PX) - GAP_PX)
+    sheet = Image.new("RGB", size, "white")
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            pixels = (tile.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+            height, width = pixels.shape[:2]
+            image = Image.frombytes("RGB", (width, height), bytes(pixels.untyped_storage()))
+            image = image.resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(image, (column * (side + GAP_PX), row * (side + GAP_PX)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
