@@ -39,13 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="less of everything, in less than 2 minutes"
     )
-    parser.add_argument("--scale", choices=SCALES, help="whole is the default; short: the whole data, less training")
+    parser.add_argument(
+        "--scale", choices=SCALES, help="whole is the default; short: the whole data, less training"
+    )
     parser.add_argument("--only", metavar="STAGE[,STAGE]", help=f"of {', '.join(STAGES)}, document")
     parser.add_argument("--kodak", type=Path, help="folder of the Kodak photographs, for `cost`")
     parser.add_argument("--authors", type=Path, help="the report authors' published weights")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "reproduction")
     parser.add_argument(
-        "--output", type=Path, help="folder of reproduction.md (whole, short: docs; otherwise in --work)"
+        "--output",
+        type=Path,
+        help="folder of reproduction.md (whole, short: docs; otherwise in --work)",
     )
     options = parser.parse_args(arguments)
 

@@ -1,7 +1,7 @@
 """How far the blocks carry: PSNR against multiply-adds a pixel, Kodak, colour, Gaussian σ = 25.
 
-Peers of the extra `reproduction`: BM3D (its licence is non-commercial; it is measured here and never
-shipped) and OpenCV's non-local means. A peer that is not installed is left out.
+Peers of the extra `reproduction`: BM3D (its licence is non-commercial; it is measured here and
+never shipped) and OpenCV's non-local means. A peer that is not installed is left out.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from denoise_batch.kernels import Block, ConvTranspose2d
 from denoise_batch.kernels.conv import Convolution
 from denoise_batch.pipeline.checkpoint import find_weights, load_weights
 from denoise_batch.pipeline.files.images import read_image
-from denoise_batch.pipeline.metrics import mse, psnr_of_mse
+from denoise_batch.pipeline.metrics import mse
 from denoise_batch.pipeline.networks import Network
 from denoise_batch.pipeline.training.noise import parse_noise
 
@@ -78,7 +78,9 @@ def multiply_adds(network: Network) -> float:
     """Multiply-adds of the convolutions for each pixel of a 256×256 image."""
     total = 0.0
 
-    def counted(conv: Convolution, op: Callable[..., Tensor], *inputs: Tensor, **fuse: Any) -> Tensor:
+    def counted(
+        conv: Convolution, op: Callable[..., Tensor], *inputs: Tensor, **fuse: Any
+    ) -> Tensor:
         nonlocal total
         output = op(*inputs, **fuse)
         small = inputs[0] if isinstance(conv, ConvTranspose2d) else output

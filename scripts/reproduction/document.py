@@ -22,6 +22,7 @@ def write_document(lab: Lab) -> None:
         "scale": _scale,
         "data": _data,
         "results": _results,
+        "gradients": _gradients,
         "layers": _layers,
         "ablation": _ablation,
         "remedies": _remedies,
@@ -110,21 +111,32 @@ def _results(lab: Lab) -> str:
     return _table(head, rows) if rows else MISSING
 
 
+def _gradients(lab: Lab) -> str:
+    """Norms in the first steps, layer by layer."""
+    rows = []
+    for name, run in lab.result("gradients").get("runs", {}).items():
+        architecture, label = name.split(", ", 1)
+        norms = list(run["rows"][-1]["gradients"].values())
+        share = f"{norms[0] / norms[-1]:.2f}"
+        rows.append((NAMES[architecture], label, *(f"{norm:.1e}" for norm in norms), share))
+    layers = [f"‖dW{number}‖" for number in range(1, 5)]
+    return _table(("network", "recipe", *layers, "first/last"), rows) if rows else MISSING
+
+
 def _layers(lab: Lab) -> str:
-    """Gradient norms of the first recorded steps and of the last."""
+    """What was recorded at the ends of the first and the last quarter of a run."""
     rows = []
     for stage in ("report", "repaired"):
         for name, run in lab.result(stage).get("runs", {}).items():
-            for label, row in (("first", run["rows"][1]), ("last", run["rows"][-1])):
+            for row in (run["rows"][1], run["rows"][-1]):
                 if row["psnr"] is None:
                     continue
                 norms = [f"{norm:.1e}" for norm in row["gradients"].values()]
                 dead = [f"{share:.0%}" for share in row["dead"]]
                 slope = "–" if row["slope"] is None else f"{row['slope']:.3f}"
-                when = f"{label}, step {row['step']}"
                 cells = (" ".join(norms), slope, " ".join(dead), f"{row['psnr']:.2f}")
-                rows.append((NAMES[name], stage, when, *cells))
-    head = ("network", "recipe", "recorded", "‖dW‖ of convolutions 1–4", "mean σ′", "dead", "dB")
+                rows.append((NAMES[name], stage, str(row["step"]), *cells))
+    head = ("network", "recipe", "step", "‖dW‖ of convolutions 1–4", "mean σ′", "dead", "dB")
     return _table(head, rows) if rows else MISSING
 
 
@@ -186,7 +198,9 @@ def _noise2noise(lab: Lab) -> str:
         return MISSING
     steps = next(iter(runs.values()))["steps"]
     head = ("noise", "noisy targets, dB", "clean targets, dB", "difference", "seeds")
-    return f"Architecture 1, repaired recipe, {steps} steps of batch 4 each:\n\n{_table(head, rows)}"
+    return (
+        f"Architecture 1, repaired recipe, {steps} steps of batch 4 each:\n\n{_table(head, rows)}"
+    )
 
 
 def _parity(lab: Lab) -> str:

@@ -1,4 +1,4 @@
-"""Our blocks beside torch.nn, autograd and torch.optim over a whole training: the same every step."""
+"""Our blocks beside torch.nn, autograd and torch.optim over a whole training, step by step."""
 
 import time
 from collections.abc import Callable
@@ -25,9 +25,9 @@ CHECKPOINT_CHUNKS = 10
 def measure_parity(lab: Lab, recipe: Recipe) -> None:
     """Train both for `parity_steps` of the recipe and compare what comes out.
 
-    Result: steps; architecture; for `ours` and `torch` the final psnr in dB; outputs and parameters,
-    the largest difference of any; relative, that of a parameter by the largest of its tensor; moved,
-    the furthest that training took a parameter; cpu_ms, processor time of a step (median over a few
+    Result: steps; architecture; for `ours` and `torch` the final psnr in dB; outputs and
+    parameters, the largest difference of any; relative, that of a parameter by the largest of its
+    tensor; moved, the furthest that training took a parameter; cpu_ms, processor time of a step (median over a few
     chunks) of ours, torch and gemm, the product's operations for images of any size.
     """
     steps = lab.scale.parity_steps

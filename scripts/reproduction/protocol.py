@@ -83,6 +83,6 @@ def load_protocol(corpus: Path, cache: Path, scale: Scale) -> Protocol:
 
 
 def standardisation(protocol: Protocol) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel of the first 2 000 noisy tiles, as denoise-train takes them."""
+    """Mean and deviation per channel of the first 2 000 noisy tiles, as denoise-train has them."""
     tiles = to_float(protocol.noisy[:2000])
     return tiles.mean((0, 2, 3)).tolist(), tiles.std((0, 2, 3)).tolist()

@@ -11,7 +11,6 @@ from denoise_batch.kernels import (
     Block,
     Conv2d,
     ConvTranspose2d,
-    ReLU,
     Sequential,
     Sigmoid,
 )
@@ -106,5 +105,3 @@ def _convolutions(block: Block) -> Iterator[Conv2d | ConvTranspose2d]:
         yield block
     for _, child in block.named_children():
         yield from _convolutions(child)
-
-

@@ -1,7 +1,7 @@
 """How much of the reproduction is run.
 
-whole: as the report did, hours on one core. short: the whole data, fewer epochs and steps; what is in
-docs/ says which of the two it is of. quick: to see it work. tiny: for tests.
+whole: as the report did, an hour on one core. short: the whole data, fewer epochs and steps; the
+document says which of the two it is of. quick: to see it work. tiny: for tests.
 """
 
 from dataclasses import dataclass

@@ -25,9 +25,7 @@ FLAT = 0.04
 
 def score_protocol(lab: Lab) -> dict[str, Any]:
     """PSNR of one MSE over all validation tiles, and averaged, of the weights that are at hand."""
-    files = {
-        name: shipped.path(name) for name in shipped.names() if name in ("tconv", "upsample")
-    }
+    files = {name: shipped.path(name) for name in shipped.names() if name in ("tconv", "upsample")}
     if lab.authors is not None:
         files["report authors"] = lab.authors
     protocol, scores = lab.protocol, {}

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from cost import measure_cost
 from lab import Lab
 from parity import measure_parity
 from recipes import Recipe
 from sheets import draw_pictures, score_protocol
+from training import NORM_STEPS
 
 from denoise_batch.pipeline.metrics import psnr
 
@@ -56,10 +58,25 @@ def repaired(lab: Lab) -> None:
         lab.run("repaired", name, REPAIRED[name], steps, records)
 
 
+def gradients(lab: Lab) -> None:
+    """Every layer's gradient in the first steps, by initialisation and standardisation."""
+    changes: dict[str, dict[str, Any]] = {
+        "the report's": {},
+        "standardised": {"is_standardised": True},
+        "torch's initialisation": {"init": "torch"},
+        "He's initialisation": {"init": "he"},
+        "no Sigmoid": {"has_sigmoid": False},
+    }
+    for name in NAMES:
+        for label, change in changes.items():
+            recipe = replace(REPORT[name], **change)
+            lab.run("gradients", f"{name}, {label}", recipe, NORM_STEPS, 1)
+
+
 def ablation(lab: Lab) -> None:
     """The report's recipe with one thing changed, and the repaired one with one thing taken out.
 
-    The learning rate and standardisation, the report's two remedies (section V), alone and together.
+    The learning rate and standardisation, the report's two remedies (section V), apart and both.
     """
     for name in NAMES:
         base, mended = REPORT[name], REPAIRED[name]
@@ -116,6 +133,7 @@ def pictures(lab: Lab) -> None:
 STAGES: dict[str, Callable[[Lab], None]] = {
     "report": report,
     "repaired": repaired,
+    "gradients": gradients,
     "ablation": ablation,
     "noise2noise": noise2noise,
     "parity": parity,

@@ -1,4 +1,4 @@
-"""The training loop of the reproduction: our blocks, loss and optimiser, and what they went through.
+"""The training loop of the reproduction: our blocks, loss and optimiser, and their history.
 
 `denoise-train` draws, turns and checks anew at every step; here tiles come in chunks of many steps,
 since at batch 4 everything that is done for each step counts.

@@ -171,7 +171,16 @@ def test_one_command_runs_every_stage_and_writes_the_document(tmp_path: Path) ->
 
     output = work / "tiny"
     found = {file.stem for file in (output / "reproduction" / "results").glob("*.json")}
-    stages = {"report", "repaired", "ablation", "noise2noise", "parity", "cost", "protocol"}
+    stages = {
+        "report",
+        "repaired",
+        "gradients",
+        "ablation",
+        "noise2noise",
+        "parity",
+        "cost",
+        "protocol",
+    }
     assert stages <= found
     figures = {file.name for file in (output / "reproduction").iterdir() if file.is_file()}
     assert figures == {"figure-1.svg", "figure-2.png", "figure-3.png", "gradients.svg"}
