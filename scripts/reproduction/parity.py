@@ -27,8 +27,8 @@ def measure_parity(lab: Lab, recipe: Recipe) -> None:
 
     Result: steps; architecture; for `ours` and `torch` the final psnr in dB; outputs and
     parameters, the largest difference of any; relative, that of a parameter by the largest of its
-    tensor; moved, the furthest that training took a parameter; cpu_ms, processor time of a step (median over a few
-    chunks) of ours, torch and gemm, the product's operations for images of any size.
+    tensor; moved, the furthest that training took a parameter; cpu_ms, processor time of a step
+    (median over a few chunks) of ours, torch and gemm, the operations for images of any size.
     """
     steps = lab.scale.parity_steps
     if lab.result("parity").get("steps") == steps:

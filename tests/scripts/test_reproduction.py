@@ -1,4 +1,4 @@
-"""scripts/reproduction: its operations are the product's, its runs go on, its document tells all."""
+"""scripts/reproduction: its operations, its runs that go on, its document."""
 
 import importlib
 import json
