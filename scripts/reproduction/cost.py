@@ -15,14 +15,13 @@ import torch
 from lab import Lab
 from recipes import Recipe
 from torch import Tensor
-from trained import network_of
+from trained import layers_of, network_of
 
 from denoise_batch.kernels import Block, ConvTranspose2d
 from denoise_batch.kernels.conv import Convolution
 from denoise_batch.pipeline.checkpoint import find_weights, load_weights
 from denoise_batch.pipeline.files.images import read_image
 from denoise_batch.pipeline.metrics import mse
-from denoise_batch.pipeline.networks import Network
 from denoise_batch.pipeline.training.noise import parse_noise
 
 NOISE, SIGMA = "gaussian:25", 25 / 255
@@ -44,11 +43,20 @@ def measure_cost(lab: Lab, recipes: Mapping[str, Recipe]) -> None:
     contestants: dict[str, Denoise] = {}
     for name, recipe in recipes.items():
         recipe = replace(recipe, noise=NOISE)
-        lab.run("cost-training", name, recipe, lab.scale.noise_steps, 2)
+        if lab.run("cost-training", name, recipe, lab.scale.noise_steps, 2):
+            result["mse"].pop(name, None)
         network = network_of(recipe, lab.checkpoint("cost-training", name), lab.protocol)
         contestants[name], result["macs"][name] = network, multiply_adds(network)
+    for width in lab.scale.widths:
+        name = f"unet-{width}"
+        recipe = Recipe(name, lr=1e-1, schedule="cosine", momentum=0.9, clip_norm=0.1, noise=NOISE)
+        if lab.run("cost-training", name, recipe, lab.scale.noise_steps, 2):
+            result["mse"].pop(name, None)
+        narrow = layers_of(recipe, lab.checkpoint("cost-training", name))
+        contestants[name], result["macs"][name] = narrow, multiply_adds(narrow)
     unet = load_weights(find_weights("unet-gaussian-1")).network
-    contestants["unet"], result["macs"]["unet"] = unet, multiply_adds(unet)
+    contestants["unet-gaussian-1"] = unet
+    result["macs"]["unet-gaussian-1"] = multiply_adds(unet)
     contestants |= _peers()
     if lab.kodak is None:
         lab.keep("cost", result)
@@ -74,7 +82,7 @@ def measure_cost(lab: Lab, recipes: Mapping[str, Recipe]) -> None:
         lab.keep("cost", result)
 
 
-def multiply_adds(network: Network) -> float:
+def multiply_adds(network: Block) -> float:
     """Multiply-adds of the convolutions for each pixel of a 256×256 image."""
     total = 0.0
 

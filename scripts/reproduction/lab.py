@@ -61,16 +61,17 @@ class Lab:
         text = text.replace('{"step"', '\n{"step"')
         atomic_write(file, text.encode() + b"\n")
 
-    def run(self, stage: str, name: str, recipe: Recipe, steps: int, records: int) -> None:
-        """Train a run of a stage unless it is there, and add it to the stage's results."""
+    def run(self, stage: str, name: str, recipe: Recipe, steps: int, records: int) -> bool:
+        """Train a run of a stage and add it to the stage's results; False if it was there."""
         result = self.result(stage)
         runs = result.setdefault("runs", {})
         found = runs.get(name, {})
         if (found.get("recipe"), found.get("steps")) == (asdict(recipe), steps):
-            return
+            return False
         print(f"{time.strftime('%H:%M:%S')} {stage}/{name}: {steps} steps", flush=True)
         runs[name] = train(recipe, self.protocol, steps, records, self.checkpoint(stage, ""), name)
         self.keep(stage, result)
+        return True
 
     def checkpoint(self, stage: str, name: str) -> Path:
         """A run's checkpoint, or with an empty name the folder of them."""

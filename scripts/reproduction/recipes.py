@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from lean import lean
+from narrow import unet
 
 from denoise_batch.kernels import (
     Block,
@@ -26,7 +27,8 @@ class Recipe:
     """One training run; the defaults are the report's.
 
     Attributes:
-        architecture: "tconv" (Architecture 1) or "upsample" (Architecture 2).
+        architecture: "tconv" (Architecture 1), "upsample" (Architecture 2), or "unet-W", the U-Net
+            of width W, residual and as it is initialised.
         lr: highest learning rate.
         schedule: "constant", or "cosine" after a warm-up over the first 2 % of the steps.
         momentum: of SGD; above 0 with Nesterov's look-ahead.
@@ -70,6 +72,8 @@ class Recipe:
 def layers(recipe: Recipe) -> Sequential:
     """The architecture's bare layers, without margin, initialised; lean operations behind them."""
     generator = torch.Generator().manual_seed(recipe.seed)
+    if recipe.architecture.startswith("unet-"):
+        return Sequential(unet(int(recipe.architecture.removeprefix("unet-")), generator))
     blocks = list(ARCHITECTURES[recipe.architecture].layers(generator))
     if not recipe.has_sigmoid:
         blocks = [block for block in blocks if not isinstance(block, Sigmoid)]

@@ -22,6 +22,7 @@ class Scale:
         seeds: repetitions of Noise2Noise against clean targets.
         kodak: photographs that the quality-against-cost plot takes.
         slow_kodak: how many of them the slow peer (BM3D) takes.
+        widths: of the U-Nets that are trained for the plot.
     """
 
     tiles: int
@@ -34,11 +35,12 @@ class Scale:
     seeds: int
     kodak: int
     slow_kodak: int
+    widths: tuple[int, ...]
 
 
 SCALES = {
-    "whole": Scale(50_000, 1_000, (15, 5), 6, 4_000, 2_500, 12_500, 3, 24, 24),
-    "short": Scale(50_000, 1_000, (1, 1), 1, 500, 400, 12_500, 3, 6, 1),
-    "quick": Scale(1_200, 100, (2, 1), 2, 60, 40, 150, 2, 1, 0),
-    "tiny": Scale(24, 4, (1, 1), 1, 4, 4, 4, 2, 1, 1),
+    "whole": Scale(50_000, 1_000, (15, 5), 6, 4_000, 2_500, 12_500, 3, 24, 24, (8, 16, 32)),
+    "short": Scale(50_000, 1_000, (1, 1), 1, 500, 400, 12_500, 3, 6, 1, ()),
+    "quick": Scale(1_200, 100, (2, 1), 2, 60, 40, 150, 2, 1, 0, ()),
+    "tiny": Scale(24, 4, (1, 1), 1, 4, 4, 4, 2, 1, 1, (2,)),
 }

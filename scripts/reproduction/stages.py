@@ -100,7 +100,7 @@ def ablation(lab: Lab) -> None:
             "repaired, no momentum": replace(mended, momentum=0.0),
         }
         for label, recipe in runs.items():
-            lab.run("ablation", f"{name}, {label}", recipe, lab.scale.short_steps, 4)
+            lab.run("ablation", f"{name}, {label}", recipe, lab.scale.short_steps, 2)
 
 
 def noise2noise(lab: Lab) -> None:
@@ -110,7 +110,7 @@ def noise2noise(lab: Lab) -> None:
             for targets in ("noisy", "clean"):
                 recipe = replace(REPAIRED["tconv"], noise=noise, targets=targets, seed=seed)
                 name = f"{noise} {targets} {seed}"
-                lab.run("noise2noise", name, recipe, lab.scale.noise_steps, 2)
+                lab.run("noise2noise", name, recipe, lab.scale.noise_steps, 1)
 
 
 def parity(lab: Lab) -> None:

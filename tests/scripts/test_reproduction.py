@@ -87,6 +87,21 @@ def test_torch_twins_are_the_architectures(architecture: str) -> None:
     torch.testing.assert_close(network(image), twin(image).detach(), rtol=0, atol=1e-6)
 
 
+def test_the_unet_of_the_products_width_is_the_products() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = sibling("narrow").unet(32, generator)
+    product = Sequential(*ARCHITECTURES["unet"].layers(generator))
+    expected = [value.shape for value in product.parameters()]
+    assert sorted(value.shape for value in ours.parameters()) == sorted(expected)
+
+
+def test_multiply_adds_are_those_of_the_convolutions() -> None:
+    count = sibling("cost").multiply_adds
+    assert count(Sequential(Conv2d(3, 8, 3, padding=1), ReLU())) == 3 * 8 * 9
+    assert count(ConvTranspose2d(3, 4, 2, stride=2)) == 3 * 4 * 4
+    assert count(UpsampleConv2d(2, 3, 5, 3, padding=1)) == 4 * 3 * 5 * 9
+
+
 def test_he_keeps_the_deviation_through_every_layer() -> None:
     recipes = sibling("recipes")
     generator = torch.Generator().manual_seed(0)
