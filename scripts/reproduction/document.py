@@ -26,6 +26,7 @@ def write_document(lab: Lab) -> None:
         "layers": _layers,
         "ablation": _ablation,
         "remedies": _remedies,
+        "slow": _slow,
         "noise2noise": _noise2noise,
         "parity": _parity,
         "cost": _cost,
@@ -181,6 +182,16 @@ def _remedies(lab: Lab) -> str:
     if not runs:
         return MISSING
     return _table(("network", "standardised", "lr 0.05", "lr 0.5", "lr 2"), rows)
+
+
+def _slow(lab: Lab) -> str:
+    """A low rate for long beside a high one for a short time."""
+    fast = lab.result("ablation").get("runs", {}).get("upsample, lr 0.5")
+    runs = [fast, lab.result("slow").get("runs", {}).get("upsample")]
+    rows = [
+        (f"{run['recipe']['lr']:g}", str(run["steps"]), _run_cells(run)[0]) for run in runs if run
+    ]
+    return _table(("lr, Architecture 2", "steps", "dB"), rows) if rows else MISSING
 
 
 def _noise2noise(lab: Lab) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from cost import measure_cost
 from lab import Lab
 from parity import measure_parity
-from recipes import Recipe
+from recipes import REPORT_LR, Recipe
 from sheets import draw_pictures, score_protocol
 from training import NORM_STEPS
 
@@ -31,7 +31,7 @@ REPAIRED = {
     ),
     "upsample": Recipe(
         "upsample",
-        lr=0.5,
+        lr=1.0,
         schedule="cosine",
         momentum=0.9,
         clip_norm=0.1,
@@ -103,6 +103,12 @@ def ablation(lab: Lab) -> None:
             lab.run("ablation", f"{name}, {label}", recipe, lab.scale.short_steps, 2)
 
 
+def slow(lab: Lab) -> None:
+    """A tenth of the rate for ten times the steps: is a low rate more than lost time?"""
+    recipe = replace(REPORT["upsample"], lr=REPORT_LR / 10)
+    lab.run("slow", "upsample", recipe, 10 * lab.scale.short_steps, 2)
+
+
 def noise2noise(lab: Lab) -> None:
     """Noisy targets against clean ones, equal steps and equal draws, for several noises."""
     for seed in range(lab.scale.seeds):
@@ -139,4 +145,5 @@ STAGES: dict[str, Callable[[Lab], None]] = {
     "parity": parity,
     "cost": cost,
     "pictures": pictures,
+    "slow": slow,
 }

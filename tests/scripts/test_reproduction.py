@@ -195,6 +195,7 @@ def test_one_command_runs_every_stage_and_writes_the_document(tmp_path: Path) ->
         "parity",
         "cost",
         "protocol",
+        "slow",
     }
     assert stages <= found
     figures = {file.name for file in (output / "reproduction").iterdir() if file.is_file()}
@@ -209,7 +210,7 @@ def test_one_command_runs_every_stage_and_writes_the_document(tmp_path: Path) ->
     noisy = parity["psnr"]["torch"]
     assert f"{noisy:.4f}" in text
 
-    again = reproduce(corpus, "--scale", "tiny", "--work", work)
+    again = reproduce(corpus, "--scale", "tiny", "--work", work, "--only", "report,ablation")
     assert again.returncode == 0
     assert "steps" not in again.stdout  # nothing is trained twice
 
