@@ -1,36 +1,31 @@
 """reproduction.md: the prose of document.md, with tables and figures of whatever has finished."""
 
-import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from string import Template
-from typing import Any
 
+import tables
 from lab import Lab
 
 from denoise_batch.pipeline.files.atomic import atomic_write
-from denoise_batch.pipeline.metrics import psnr_of_mse
-
-NAMES = {"tconv": "Architecture 1", "upsample": "Architecture 2"}
-MISSING = "*Not run yet.*"
 
 
 def write_document(lab: Lab) -> None:
     """Draw the curves and write OUTPUT/reproduction.md."""
     _draw(lab)
     parts: dict[str, Callable[[Lab], str]] = {
-        "scale": _scale,
-        "data": _data,
-        "results": _results,
-        "targets": _targets,
-        "gradients": _gradients,
-        "layers": _layers,
-        "ablation": _ablation,
-        "remedies": _remedies,
-        "slow": _slow,
-        "noise2noise": _noise2noise,
-        "parity": _parity,
-        "cost": _cost,
+        "scale": tables.scale,
+        "data": tables.data,
+        "results": tables.results,
+        "targets": tables.targets,
+        "gradients": tables.gradients,
+        "layers": tables.layers,
+        "ablation": tables.ablation,
+        "remedies": tables.remedies,
+        "slow": tables.slow,
+        "noise2noise": tables.noise2noise,
+        "parity": tables.parity,
+        "cost": tables.cost,
     }
     template = (Path(__file__).parent / "document.md").read_text(encoding="utf-8")
     values = {name: part(lab) for name, part in parts.items()}
@@ -39,7 +34,7 @@ def write_document(lab: Lab) -> None:
         key = {"gradients.svg": "gradients_figure", "cost.svg": "cost_figure"}.get(
             name, name.split(".")[0].replace("-", "_")
         )
-        values[key] = f"![{key}](reproduction/{name})" if is_there else MISSING
+        values[key] = f"![{key}](reproduction/{name})" if is_there else tables.MISSING
     text = Template(template).substitute(values)
     lab.output.mkdir(parents=True, exist_ok=True)
     atomic_write(lab.output / "reproduction.md", text.encode())
@@ -59,261 +54,4 @@ def _draw(lab: Lab) -> None:
         figures.draw_gradients(lab.figures / "gradients.svg", runs, epoch)
     cost = lab.result("cost")
     if cost.get("mse"):
-        figures.draw_cost(lab.figures / "cost.svg", cost["macs"], _complete(cost))
-
-
-def _scale(lab: Lab) -> str:
-    """What was asked for, and what has been run of it."""
-    scale = lab.scale
-    wanted = {
-        ("report", "tconv"): scale.report_epochs[0],
-        ("report", "upsample"): scale.report_epochs[1],
-        ("repaired", "tconv"): scale.repaired_epochs,
-        ("repaired", "upsample"): scale.repaired_epochs,
-    }
-    lines = []
-    for (stage, name), epochs in wanted.items():
-        run = lab.result(stage).get("runs", {}).get(name)
-        done = 4 * run["steps"] / scale.tiles if run else 0
-        if done < epochs:
-            lines.append(f"{NAMES[name]}, {stage}: {done:g} of {epochs} epochs.")
-    return "**Not whole yet:** " + " ".join(lines) if lines else "All runs are whole."
-
-
-def _data(lab: Lab) -> str:
-    protocol = lab.result("protocol")
-    if not protocol:
-        return MISSING
-    training, validation = protocol["photographs"]
-    rows = [
-        ("training pairs", f"{lab.scale.tiles} of 32×32, from {training} photographs"),
-        ("validation tiles", f"{lab.scale.validation_tiles}, from {validation} other photographs"),
-        ("noisy validation tiles", _db(protocol["scores"]["noisy"])),
-    ]
-    return _table(("", ""), rows)
-
-
-def _results(lab: Lab) -> str:
-    scores, rows = lab.result("protocol").get("scores", {}), []
-    if scores:
-        rows.append(("noisy", "", "", *_db_cells(scores["noisy"])))
-    for stage in ("report", "repaired"):
-        for name, run in lab.result(stage).get("runs", {}).items():
-            epochs = f"{4 * run['steps'] / lab.scale.tiles:g}"
-            last = run["rows"][-1]["psnr"]
-            cells = _db_cells({"psnr": last, "psnr_mean": run["psnr_mean"]})
-            rows.append((NAMES[name], stage, epochs, *cells))
-    labels = {
-        "report authors": ("Architecture 1", "the report authors' published weights", "15"),
-        "tconv": ("Architecture 1", "shipped `tconv`, reflected margin", "30"),
-        "upsample": ("Architecture 2", "shipped `upsample`", "see weights/README.md"),
-    }
-    rows += [(*labels[k], *_db_cells(v)) for k, v in scores.items() if k in labels]
-    head = ("network", "recipe", "epochs", "PSNR, one MSE", "PSNR, mean of tiles")
-    return _table(head, rows) if rows else MISSING
-
-
-def _targets(lab: Lab) -> str:
-    """What the reproduction set out to reach."""
-    scores = lab.result("protocol").get("scores", {})
-    runs = lab.result("repaired").get("runs", {})
-    if not NAMES.keys() <= runs.keys() or "report authors" not in scores:
-        return MISSING
-    one, two = (runs[name]["rows"][-1]["psnr"] for name in NAMES)
-    authors = scores["report authors"]["psnr"]
-    rows = [
-        ("Architecture 1, repaired", "the authors' weights + 0.5 dB", *_held(one, authors + 0.5)),
-        ("Architecture 2, repaired", "Architecture 1, repaired", *_held(two, one)),
-    ]
-    if "tconv" in scores:
-        label = "Architecture 1, shipped `tconv` (30 epochs, margin)"
-        aim = "the authors' weights + 0.5 dB"
-        rows.append((label, aim, *_held(scores["tconv"]["psnr"], authors + 0.5)))
-    return _table(("", "at least", "wanted", "reached", ""), rows)
-
-
-def _held(reached: float, wanted: float) -> tuple[str, str, str]:
-    verdict = "met" if reached >= wanted else f"missed by {wanted - reached:.2f} dB"
-    return f"{wanted:.2f}", f"{reached:.2f}", verdict
-
-
-def _gradients(lab: Lab) -> str:
-    """Norms in the first steps, layer by layer."""
-    rows = []
-    for name, run in lab.result("gradients").get("runs", {}).items():
-        architecture, label = name.split(", ", 1)
-        norms = list(run["rows"][-1]["gradients"].values())
-        share = f"{norms[0] / norms[-1]:.2f}"
-        rows.append((NAMES[architecture], label, *(f"{norm:.1e}" for norm in norms), share))
-    layers = [f"‖dW{number}‖" for number in range(1, 5)]
-    return _table(("network", "recipe", *layers, "first/last"), rows) if rows else MISSING
-
-
-def _layers(lab: Lab) -> str:
-    """What was recorded at the ends of the first and the last quarter of a run."""
-    rows = []
-    for stage in ("report", "repaired"):
-        for name, run in lab.result(stage).get("runs", {}).items():
-            for row in (run["rows"][1], run["rows"][-1]):
-                if row["psnr"] is None:
-                    continue
-                norms = [f"{norm:.1e}" for norm in row["gradients"].values()]
-                dead = [f"{share:.0%}" for share in row["dead"]]
-                slope = "–" if row["slope"] is None else f"{row['slope']:.3f}"
-                cells = (" ".join(norms), slope, " ".join(dead), f"{row['psnr']:.2f}")
-                rows.append((NAMES[name], stage, str(row["step"]), *cells))
-    head = ("network", "recipe", "step", "‖dW‖ of convolutions 1–4", "mean σ′", "dead", "dB")
-    return _table(head, rows) if rows else MISSING
-
-
-def _ablation(lab: Lab) -> str:
-    runs = lab.result("ablation").get("runs", {})
-    if not runs:
-        return MISSING
-    labels = dict.fromkeys(name.split(", ", 1)[1] for name in runs)
-    rows = []
-    for label in labels:
-        cells = [label]
-        for name in NAMES:
-            run = runs.get(f"{name}, {label}")
-            cells += _run_cells(run) if run else ["–", "–"]
-        rows.append(tuple(cells))
-    head = ["recipe (the report's, with)"]
-    for title in NAMES.values():
-        head += [f"{title}: dB", "dead channels"]
-    steps = next(iter(runs.values()))["steps"]
-    tiles = 4 * steps
-    return f"{steps} steps of batch 4 each ({tiles} tiles):\n\n{_table(head, rows)}"
-
-
-def _run_cells(run: Mapping[str, Any]) -> list[str]:
-    row = run["rows"][-1]
-    if row["psnr"] is None:
-        return ["diverged", "–"]
-    return [f"{row['psnr']:.2f}", " ".join(f"{share:.0%}" for share in row["dead"])]
-
-
-def _remedies(lab: Lab) -> str:
-    """Section V: learning rate and standardisation, apart and together."""
-    runs = lab.result("ablation").get("runs", {})
-    rows = []
-    for name, title in NAMES.items():
-        for text in ("", ", standardised"):
-            cells = []
-            for lr in (0.05, 0.5, 2.0):
-                run = runs.get(f"{name}, lr {lr:g}{text}")
-                cells.append(_run_cells(run)[0] if run else "–")
-            rows.append((title, "yes" if text else "no", *cells))
-    if not runs:
-        return MISSING
-    return _table(("network", "standardised", "lr 0.05", "lr 0.5", "lr 2"), rows)
-
-
-def _slow(lab: Lab) -> str:
-    """A low rate for long beside a high one for a short time."""
-    fast = lab.result("ablation").get("runs", {}).get("upsample, lr 0.5")
-    runs = [fast, lab.result("slow").get("runs", {}).get("upsample")]
-    rows = [
-        (f"{run['recipe']['lr']:g}", str(run["steps"]), _run_cells(run)[0]) for run in runs if run
-    ]
-    return _table(("lr, Architecture 2", "steps", "dB"), rows) if rows else MISSING
-
-
-def _noise2noise(lab: Lab) -> str:
-    runs = lab.result("noise2noise").get("runs", {})
-    found: dict[str, dict[str, list[float]]] = {}
-    for name, run in runs.items():
-        noise, targets, _ = name.split(" ")
-        found.setdefault(noise, {}).setdefault(targets, []).append(run["rows"][-1]["psnr"])
-    rows = []
-    for noise, by_target in found.items():
-        noisy, clean = by_target.get("noisy", []), by_target.get("clean", [])
-        pairs = [a - b for a, b in zip(noisy, clean, strict=False)]
-        rows.append((f"`{noise}`", _mean(noisy), _mean(clean), _mean(pairs), str(len(pairs))))
-    if not rows:
-        return MISSING
-    steps = next(iter(runs.values()))["steps"]
-    head = ("noise", "noisy targets, dB", "clean targets, dB", "difference", "seeds")
-    return (
-        f"Architecture 1, repaired recipe, {steps} steps of batch 4 each:\n\n{_table(head, rows)}"
-    )
-
-
-def _parity(lab: Lab) -> str:
-    result = lab.result("parity")
-    if not result:
-        return MISSING
-    times = result["cpu_ms"]
-    rows = [
-        ("steps of batch 4", f"{result['steps']} (lr {result['lr']:g}, {result['architecture']})"),
-        ("final PSNR, ours", f"{result['psnr']['ours']:.4f} dB"),
-        ("final PSNR, torch", f"{result['psnr']['torch']:.4f} dB"),
-        ("difference", f"{result['psnr_difference']:.1e} dB"),
-        ("largest difference of an output", f"{result['outputs']:.1e}"),
-        ("largest difference of a parameter", f"{result['parameters']:.1e}"),
-        ("… relative to the largest of its tensor", f"{result['relative']:.1e}"),
-        ("… to compare: what training moved a parameter by, at most", f"{result['moved']:.2f}"),
-        ("a step, torch", f"{times['torch']:.2f} ms"),
-        ("a step, ours (lean operations)", _ratio(times, "ours")),
-        ("a step, ours (`kernels/gemm`)", _ratio(times, "gemm")),
-    ]
-    return _table(("", ""), rows)
-
-
-def _ratio(times: Mapping[str, float], name: str) -> str:
-    return f"{times[name]:.2f} ms, {times[name] / times['torch']:.2f} of torch's"
-
-
-def _cost(lab: Lab) -> str:
-    cost = lab.result("cost")
-    if not cost.get("mse"):
-        return MISSING
-    errors = cost["mse"]
-    files = list(errors["noisy"])
-    # BM3D takes minutes: all are compared on what it has done, too.
-    slow = [file for file in files if file in errors.get("BM3D", files)]
-    rows = []
-    for name in dict.fromkeys([*_complete(cost), *({"BM3D"} & errors.keys())]):
-        macs = cost["macs"].get(name)
-        times = cost["seconds"].get(name, {}).values()
-        seconds = f"{statistics.mean(times):.2f}" if times else ""
-        cells = [_psnr_on(errors[name], chosen) for chosen in (files, slow)]
-        rows.append((name, f"{macs:,.0f}" if macs else "–", *cells, seconds))
-    head = ("", "multiply-adds a pixel", f"dB, {len(files)} photographs", f"dB, first {len(slow)}")
-    return _table((*head, "processor seconds a photograph"), rows)
-
-
-def _complete(cost: Mapping[str, Any]) -> dict[str, float]:
-    """dB of the contestants that have denoised every photograph, averaged over them."""
-    files = cost["mse"]["noisy"]
-    return {
-        name: statistics.mean(map(psnr_of_mse, errors.values()))
-        for name, errors in cost["mse"].items()
-        if len(errors) == len(files)
-    }
-
-
-def _psnr_on(errors: Mapping[str, float], files: list[str]) -> str:
-    found = [psnr_of_mse(errors[file]) for file in files if file in errors]
-    return f"{statistics.mean(found):.2f}" if len(found) == len(files) and files else "–"
-
-
-def _mean(values: list[float]) -> str:
-    if not values:
-        return "–"
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
-
-
-def _db(score: Mapping[str, float]) -> str:
-    return f"{score['psnr']:.2f} dB (one MSE), {score['psnr_mean']:.2f} dB (mean of tiles)"
-
-
-def _db_cells(score: Mapping[str, float]) -> tuple[str, str]:
-    return f"{score['psnr']:.2f}", f"{score['psnr_mean']:.2f}"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["--"] * len(head), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        figures.draw_cost(lab.figures / "cost.svg", cost["macs"], tables.complete(cost))
