@@ -17,6 +17,7 @@ def write_document(lab: Lab) -> None:
         "scale": tables.scale,
         "data": tables.data,
         "results": tables.results,
+        "sources": tables.sources,
         "targets": tables.targets,
         "gradients": tables.gradients,
         "layers": tables.layers,

@@ -30,7 +30,7 @@ def draw_curves(path: Path, stages: Mapping[str, Runs], noisy_psnr: float, epoch
     columns = {
         "training_loss": "training loss",
         "validation_loss": "validation loss",
-        "psnr": "validation PSNR, dB",
+        "psnr": "validation PSNR",
     }
     for (architecture, title), axes_row in zip(NAMES.items(), grid, strict=True):
         for (key, label), axes in zip(columns.items(), axes_row, strict=True):
@@ -42,6 +42,7 @@ def draw_curves(path: Path, stages: Mapping[str, Runs], noisy_psnr: float, epoch
             axes.set(title=f"{title}: {label}", xlabel="epoch")
             axes.grid(alpha=0.3)
             if key == "psnr":
+                axes.set_ylabel("dB")
                 axes.axhline(noisy_psnr, linestyle="--", color="gray", label="noisy")
                 axes.legend()
             else:

@@ -19,44 +19,38 @@ from denoise_batch.pipeline.networks import ARCHITECTURES
 
 Step = Callable[[Tensor, Tensor], None]
 TIMED_CHUNKS = 4
+# The run in float64 is shorter by this.
+DOUBLE_SHARE = 12
 CHECKPOINT_CHUNKS = 10
 
 
 def measure_parity(lab: Lab, recipe: Recipe) -> None:
     """Train both for `parity_steps` of the recipe and compare what comes out.
 
-    Result: steps; architecture; for `ours` and `torch` the final psnr in dB; outputs and
-    parameters, the largest difference of any; relative, that of a parameter by the largest of its
-    tensor; moved, the furthest that training took a parameter; cpu_ms, processor time of a step
+    Result: steps; architecture; single and (fewer steps) double, for each precision: for `ours`
+    and `torch` the final psnr in dB; outputs and parameters, the largest difference of any;
+    relative, that of a parameter by the largest of its tensor; moved, the furthest that training
+    took a parameter; cpu_ms, processor time of a step
     (median over a few chunks) of ours, torch and gemm, the operations for images of any size.
     """
     steps = lab.scale.parity_steps
-    if lab.result("parity").get("steps") == steps:
+    if lab.result("parity").get("steps") == steps and "double" in lab.result("parity"):
         return
     lab.run("parity", "ours", recipe, steps, 4)
     data, ours = Data(recipe, lab.protocol), layers_of(recipe, lab.checkpoint("parity", "ours"))
-    initial = layers(recipe).parameters()
     twin = _trained_twin(recipe, data, steps, lab.checkpoint("parity", "torch"))
-    parameters, relative, moved = 0.0, 0.0, 0.0
-    with torch.no_grad():
-        outputs = {"ours": ours(data.noisy), "torch": twin(data.noisy)}
-        for own, value, before in zip(ours.parameters(), twin.parameters(), initial, strict=True):
-            difference = (own - value).abs().max().item()
-            parameters = max(parameters, difference)
-            relative = max(relative, difference / value.abs().max().item())
-            moved = max(moved, (own - before).abs().max().item())
-    psnrs = {name: psnr(output, data.clean) for name, output in outputs.items()}
+    double_steps = max(steps // DOUBLE_SHARE, 1)
+    double = (layers(recipe).to(dtype=torch.float64), _twin_of(recipe).double())
+    for step in (_our_step(double[0], recipe.lr), _torch_step(double[1], recipe.lr)):
+        for start in range(0, double_steps, CHUNK_STEPS):
+            chunk = data.chunk(start, min(CHUNK_STEPS, double_steps - start))
+            _run(step, (chunk[0].double(), chunk[1].double()), recipe.batch_size)
     result: dict[str, Any] = lab.result("parity") | {
         "steps": steps,
         "architecture": recipe.architecture,
         "lr": recipe.lr,
-        "psnr": psnrs,
-        # The results' five digits would not show it.
-        "psnr_difference": abs(psnrs["ours"] - psnrs["torch"]),
-        "outputs": (outputs["ours"] - outputs["torch"]).abs().max().item(),
-        "parameters": parameters,
-        "relative": relative,
-        "moved": moved,
+        "single": _difference(ours, twin, recipe, data),
+        "double": {"steps": double_steps} | _difference(*double, recipe, data),
         "cpu_ms": _times(recipe, data, min(steps, CHUNK_STEPS)),
         "torch_version": torch.__version__,
     }
@@ -90,11 +84,43 @@ def torch_layers(architecture: str) -> nn.Sequential:
     )
 
 
-def _trained_twin(recipe: Recipe, data: Data, steps: int, file: Path) -> nn.Sequential:
-    """torch's network after the same steps, from the same initial parameters."""
-    twin, done = torch_layers(recipe.architecture), 0
+def _difference(
+    ours: Sequential, twin: nn.Sequential, recipe: Recipe, data: Data
+) -> dict[str, Any]:
+    """How far apart two trainings ended."""
+    parameters, relative, moved = 0.0, 0.0, 0.0
+    noisy = data.noisy.to(ours.parameters()[0].dtype)
+    triples = zip(ours.parameters(), twin.parameters(), layers(recipe).parameters(), strict=True)
+    with torch.no_grad():
+        outputs = {"ours": ours(noisy), "torch": twin(noisy)}
+        for own, value, before in triples:
+            difference = (own - value).abs().max().item()
+            parameters = max(parameters, difference)
+            relative = max(relative, difference / value.abs().max().item())
+            moved = max(moved, (own - before).abs().max().item())
+    psnrs = {name: psnr(output, data.clean) for name, output in outputs.items()}
+    return {
+        "psnr": psnrs,
+        # The results' five digits would not show it.
+        "psnr_difference": abs(psnrs["ours"] - psnrs["torch"]),
+        "outputs": (outputs["ours"] - outputs["torch"]).abs().max().item(),
+        "parameters": parameters,
+        "relative": relative,
+        "moved": moved,
+    }
+
+
+def _twin_of(recipe: Recipe) -> nn.Sequential:
+    """torch's network with our initial parameters."""
+    twin = torch_layers(recipe.architecture)
     for value, own in zip(twin.parameters(), layers(recipe).parameters(), strict=True):
         value.data.copy_(own)
+    return twin
+
+
+def _trained_twin(recipe: Recipe, data: Data, steps: int, file: Path) -> nn.Sequential:
+    """torch's network after the same steps, from the same initial parameters."""
+    twin, done = _twin_of(recipe), 0
     if file.exists():
         tensors, header = load_tensors(file)
         twin.load_state_dict(tensors)

@@ -1,5 +1,7 @@
 """The report's Figures 2 and 3: clean | noisy | outputs, of held-out tiles chosen by a rule."""
 
+import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 from lab import Lab
 from PIL import Image
-from protocol import Protocol
+from protocol import SOURCE_PX, VALIDATION_SHARE, Protocol
 from recipes import Recipe
 from score_protocol import load_any
 from torch import Tensor
@@ -16,6 +18,8 @@ from training import Data
 
 from denoise_batch import weights as shipped
 from denoise_batch.pipeline.metrics import psnr
+from denoise_batch.pipeline.training.photographs import split_photographs
+from denoise_batch.pipeline.training.train import VALIDATION_SEED
 
 TILES = 8
 ZOOM, GAP_PX = 3, 3
@@ -47,10 +51,45 @@ def draw_pictures(lab: Lab) -> None:
     clean, noisy, output = columns[0], columns[1], columns[3]
     before, after = _each_psnr(noisy, clean), _each_psnr(output, clean)
     is_flat = clean.std((1, 2, 3)) < FLAT
-    simple = torch.where(is_flat, -torch.inf, after - before).topk(min(TILES, len(clean))).indices
-    lost = torch.where(is_flat, torch.inf, after).topk(min(TILES, len(clean)), largest=False)
-    for number, chosen in ((2, simple), (3, lost.indices)):
-        _draw(lab.figures / f"figure-{number}.png", [images[chosen] for images in columns])
+    photographs = _photographs(lab)
+    licences, sources = _licences(lab.corpus), {}
+    ranks = {"figure-2": torch.where(is_flat, -torch.inf, after - before)}
+    ranks["figure-3"] = torch.where(is_flat, -torch.inf, -after)
+    for figure, rank in ranks.items():
+        chosen = _best(rank.tolist(), photographs)
+        _draw(lab.figures / f"{figure}.png", [images[chosen] for images in columns])
+        files = [photographs[tile] for tile in chosen]
+        sources[figure] = {file: licences.get(file, "unknown") for file in files}
+    lab.keep("sources", sources)
+
+
+def _photographs(lab: Lab) -> list[str]:
+    """The photograph of every validation tile, as `map_tiles` deals them out."""
+    files = split_photographs(lab.corpus, SOURCE_PX, VALIDATION_SHARE).validation
+    count = len(lab.protocol.validation_clean)
+    order = list(range(count))
+    random.Random(VALIDATION_SEED).shuffle(order)
+    names = [""] * count
+    for position, tile in enumerate(order):
+        names[tile] = files[position % len(files)].relative_to(lab.corpus).as_posix()
+    return names
+
+
+def _best(rank: list[float], photographs: Sequence[str]) -> list[int]:
+    """The tiles that rank highest, one of a photograph."""
+    found: dict[str, int] = {}
+    for tile in sorted(range(len(rank)), key=lambda tile: -rank[tile]):
+        found.setdefault(photographs[tile], tile)
+    return list(found.values())[:TILES]
+
+
+def _licences(corpus: Path) -> dict[str, str]:
+    """Licence of every photograph, as the corpus's manifest has it."""
+    file = corpus / "manifest.json"
+    if not file.exists():
+        return {}
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    return {photograph["file"]: photograph["licence"] for photograph in manifest["photographs"]}
 
 
 def _denoised(recipe: dict[str, Any], file: Path, protocol: Protocol) -> Tensor:

@@ -55,6 +55,17 @@ def data(lab: Lab) -> str:
     return _table(("", ""), rows)
 
 
+def sources(lab: Lab) -> str:
+    """Where the pictures' photographs come from."""
+    found = {
+        file: licence for row in lab.result("sources").values() for file, licence in row.items()
+    }
+    if not found:
+        return MISSING
+    named = "; ".join(f"`{file}` ({licence})" for file, licence in sorted(found.items()))
+    return f"Photographs of `scripts/corpus`, whose manifest names their origin: {named}."
+
+
 def results(lab: Lab) -> str:
     """PSNR of everything trained, and of the weights that are at hand."""
     scores, rows = lab.result("protocol").get("scores", {}), []
@@ -209,25 +220,37 @@ def parity(lab: Lab) -> str:
     result = lab.result("parity")
     if not result:
         return MISSING
-    times = result["cpu_ms"]
-    rows = [
-        ("steps of batch 4", f"{result['steps']} (lr {result['lr']:g}, {result['architecture']})"),
-        ("final PSNR, ours", f"{result['psnr']['ours']:.4f} dB"),
-        ("final PSNR, torch", f"{result['psnr']['torch']:.4f} dB"),
-        ("difference", f"{result['psnr_difference']:.1e} dB"),
-        ("largest difference of an output", f"{result['outputs']:.1e}"),
-        ("largest difference of a parameter", f"{result['parameters']:.1e}"),
-        ("… relative to the largest of its tensor", f"{result['relative']:.1e}"),
-        ("… to compare: what training moved a parameter by, at most", f"{result['moved']:.2f}"),
-        ("a step, torch", f"{times['torch']:.2f} ms"),
-        ("a step, ours (lean operations)", _ratio(times, "ours")),
-        ("a step, ours (`kernels/gemm`)", _ratio(times, "gemm")),
+    times, single, double = result["cpu_ms"], result["single"], result["double"]
+    both = [
+        ("steps of batch 4", str(result["steps"]), str(double["steps"])),
+        *((f"final PSNR, {who}, dB", *_each(who, single, double)) for who in ("ours", "torch")),
     ]
-    return _table(("", ""), rows)
+    labels = {
+        "psnr_difference": "difference, dB",
+        "outputs": "largest difference of an output",
+        "parameters": "largest difference of a parameter",
+        "relative": "… by the largest of its tensor",
+        "moved": "to compare: the furthest that training moved one",
+    }
+    both += [(label, f"{single[key]:.1e}", f"{double[key]:.1e}") for key, label in labels.items()]
+    speed = [
+        ("torch", f"{times['torch']:.2f}", ""),
+        ("ours, lean operations", *_ratio(times, "ours")),
+        ("ours, `kernels/gemm`", *_ratio(times, "gemm")),
+    ]
+    head = (f"lr {result['lr']:g}, {NAMES[result['architecture']]}", "float32", "float64")
+    return (
+        f"{_table(head, both)}\n\n"
+        f"{_table(('a step of batch 4, float32', 'ms of processor time', 'of torch'), speed)}"
+    )
 
 
-def _ratio(times: Mapping[str, float], name: str) -> str:
-    return f"{times[name]:.2f} ms, {times[name] / times['torch']:.2f} of torch's"
+def _each(who: str, *results: Mapping[str, Any]) -> list[str]:
+    return [f"{result['psnr'][who]:.4f}" for result in results]
+
+
+def _ratio(times: Mapping[str, float], name: str) -> tuple[str, str]:
+    return f"{times[name]:.2f}", f"{times[name] / times['torch']:.2f}"
 
 
 def cost(lab: Lab) -> str:

@@ -205,10 +205,9 @@ def test_one_command_runs_every_stage_and_writes_the_document(tmp_path: Path) ->
     for name in figures:
         assert f"(reproduction/{name})" in text
     parity = json.loads((output / "reproduction" / "results" / "parity.json").read_text())
-    assert parity["psnr_difference"] < 1e-4
-    assert parity["relative"] < 1e-5
-    noisy = parity["psnr"]["torch"]
-    assert f"{noisy:.4f}" in text
+    assert parity["single"]["relative"] < 1e-5
+    assert parity["double"]["relative"] < 1e-12
+    assert f"{parity['single']['psnr']['torch']:.4f}" in text
 
     again = reproduce(corpus, "--scale", "tiny", "--work", work, "--only", "report,ablation")
     assert again.returncode == 0
