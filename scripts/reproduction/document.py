@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from string import Template
 
+import comparisons
 import tables
 from lab import Lab
 
@@ -24,9 +25,9 @@ def write_document(lab: Lab) -> None:
         "ablation": tables.ablation,
         "remedies": tables.remedies,
         "slow": tables.slow,
-        "noise2noise": tables.noise2noise,
-        "parity": tables.parity,
-        "cost": tables.cost,
+        "noise2noise": comparisons.noise2noise,
+        "parity": comparisons.parity,
+        "cost": comparisons.cost,
     }
     template = (Path(__file__).parent / "document.md").read_text(encoding="utf-8")
     values = {name: part(lab) for name, part in parts.items()}
@@ -55,4 +56,4 @@ def _draw(lab: Lab) -> None:
         figures.draw_gradients(lab.figures / "gradients.svg", runs, epoch)
     cost = lab.result("cost")
     if cost.get("mse"):
-        figures.draw_cost(lab.figures / "cost.svg", cost["macs"], tables.complete(cost))
+        figures.draw_cost(lab.figures / "cost.svg", cost["macs"], comparisons.complete(cost))

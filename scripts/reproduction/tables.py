@@ -1,13 +1,10 @@
 """The tables of reproduction.md, each of what its stage has found so far."""
 
-import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lab import Lab
 from scale import SCALES
-
-from denoise_batch.pipeline.metrics import psnr_of_mse
 
 NAMES = {"tconv": "Architecture 1", "upsample": "Architecture 2"}
 MISSING = "*Not run yet.*"
@@ -52,7 +49,7 @@ def data(lab: Lab) -> str:
         ("validation tiles", f"{lab.scale.validation_tiles}, from {validation} other photographs"),
         ("noisy validation tiles", _db(protocol["scores"]["noisy"])),
     ]
-    return _table(("", ""), rows)
+    return table(("", ""), rows)
 
 
 def sources(lab: Lab) -> str:
@@ -84,7 +81,7 @@ def results(lab: Lab) -> str:
     }
     rows += [(*labels[k], *_db_cells(v)) for k, v in scores.items() if k in labels]
     head = ("network", "recipe", "epochs", "PSNR, one MSE", "PSNR, mean of tiles")
-    return _table(head, rows) if rows else MISSING
+    return table(head, rows) if rows else MISSING
 
 
 def targets(lab: Lab) -> str:
@@ -103,7 +100,7 @@ def targets(lab: Lab) -> str:
         label = "Architecture 1, shipped `tconv` (30 epochs, margin)"
         aim = "the authors' weights + 0.5 dB"
         rows.append((label, aim, *_held(scores["tconv"]["psnr"], authors + 0.5)))
-    return _table(("", "at least", "wanted", "reached", ""), rows)
+    return table(("", "at least", "wanted", "reached", ""), rows)
 
 
 def _held(reached: float, wanted: float) -> tuple[str, str, str]:
@@ -120,7 +117,7 @@ def gradients(lab: Lab) -> str:
         share = f"{norms[0] / norms[-1]:.2f}"
         rows.append((NAMES[architecture], label, *(f"{norm:.1e}" for norm in norms), share))
     layers = [f"‖dW{number}‖" for number in range(1, 5)]
-    return _table(("network", "recipe", *layers, "first/last"), rows) if rows else MISSING
+    return table(("network", "recipe", *layers, "first/last"), rows) if rows else MISSING
 
 
 def layers(lab: Lab) -> str:
@@ -137,7 +134,7 @@ def layers(lab: Lab) -> str:
                 cells = (" ".join(norms), slope, " ".join(dead), f"{row['psnr']:.2f}")
                 rows.append((NAMES[name], stage, str(row["step"]), *cells))
     head = ("network", "recipe", "step", "‖dW‖ of convolutions 1–4", "mean σ′", "dead", "dB")
-    return _table(head, rows) if rows else MISSING
+    return table(head, rows) if rows else MISSING
 
 
 def ablation(lab: Lab) -> str:
@@ -158,7 +155,7 @@ def ablation(lab: Lab) -> str:
         head += [f"{title}: dB", "dead channels"]
     steps = next(iter(runs.values()))["steps"]
     tiles = 4 * steps
-    return f"{steps} steps of batch 4 each ({tiles} tiles):\n\n{_table(head, rows)}"
+    return f"{steps} steps of batch 4 each ({tiles} tiles):\n\n{table(head, rows)}"
 
 
 def _run_cells(run: Mapping[str, Any]) -> list[str]:
@@ -181,7 +178,7 @@ def remedies(lab: Lab) -> str:
             rows.append((title, "yes" if text else "no", *cells))
     if not runs:
         return MISSING
-    return _table(("network", "standardised", "lr 0.05", "lr 0.5", "lr 2"), rows)
+    return table(("network", "standardised", "lr 0.05", "lr 0.5", "lr 2"), rows)
 
 
 def slow(lab: Lab) -> str:
@@ -191,113 +188,7 @@ def slow(lab: Lab) -> str:
     rows = [
         (f"{run['recipe']['lr']:g}", str(run["steps"]), _run_cells(run)[0]) for run in runs if run
     ]
-    return _table(("lr, Architecture 2", "steps", "dB"), rows) if rows else MISSING
-
-
-def noise2noise(lab: Lab) -> str:
-    """Noisy targets against clean ones."""
-    runs = lab.result("noise2noise").get("runs", {})
-    found: dict[str, dict[str, list[float]]] = {}
-    for name, run in runs.items():
-        noise, targets, _ = name.split(" ")
-        found.setdefault(noise, {}).setdefault(targets, []).append(run["rows"][-1]["psnr"])
-    rows = []
-    for noise, by_target in found.items():
-        noisy, clean = by_target.get("noisy", []), by_target.get("clean", [])
-        pairs = [a - b for a, b in zip(noisy, clean, strict=False)]
-        rows.append((f"`{noise}`", _mean(noisy), _mean(clean), _mean(pairs), str(len(pairs))))
-    if not rows:
-        return MISSING
-    steps = next(iter(runs.values()))["steps"]
-    head = ("noise", "noisy targets, dB", "clean targets, dB", "difference", "seeds")
-    return (
-        f"Architecture 1, repaired recipe, {steps} steps of batch 4 each:\n\n{_table(head, rows)}"
-    )
-
-
-def parity(lab: Lab) -> str:
-    """Ours beside torch."""
-    result = lab.result("parity")
-    if not result:
-        return MISSING
-    times, single, double = result["cpu_ms"], result["single"], result["double"]
-    both = [
-        ("steps of batch 4", str(result["steps"]), str(double["steps"])),
-        *((f"final PSNR, {who}, dB", *_each(who, single, double)) for who in ("ours", "torch")),
-    ]
-    labels = {
-        "psnr_difference": "difference, dB",
-        "outputs": "largest difference of an output",
-        "parameters": "largest difference of a parameter",
-        "relative": "… by the largest of its tensor",
-        "moved": "to compare: the furthest that training moved one",
-    }
-    both += [(label, f"{single[key]:.1e}", f"{double[key]:.1e}") for key, label in labels.items()]
-    speed = [
-        ("torch", f"{times['torch']:.2f}", ""),
-        ("ours, lean operations", *_ratio(times, "ours")),
-        ("ours, `kernels/gemm`", *_ratio(times, "gemm")),
-    ]
-    head = (f"lr {result['lr']:g}, {NAMES[result['architecture']]}", "float32", "float64")
-    return (
-        f"{_table(head, both)}\n\n"
-        f"{_table(('a step of batch 4, float32', 'ms of processor time', 'of torch'), speed)}"
-    )
-
-
-def _each(who: str, *results: Mapping[str, Any]) -> list[str]:
-    return [f"{result['psnr'][who]:.4f}" for result in results]
-
-
-def _ratio(times: Mapping[str, float], name: str) -> tuple[str, str]:
-    return f"{times[name]:.2f}", f"{times[name] / times['torch']:.2f}"
-
-
-def cost(lab: Lab) -> str:
-    """Quality against multiply-adds."""
-    found = lab.result("cost")
-    if not found.get("mse"):
-        return MISSING
-    errors = found["mse"]
-    files = list(errors["noisy"])
-    # BM3D takes minutes: all are compared on what it has done, too.
-    common = [file for file in files if file in errors.get("BM3D", files)]
-    rows = []
-    for name in dict.fromkeys([*complete(found), *({"BM3D"} & errors.keys())]):
-        macs = found["macs"].get(name)
-        times = found["seconds"].get(name, {}).values()
-        seconds = f"{statistics.mean(times):.2f}" if times else ""
-        cells = [_psnr_on(errors[name], chosen) for chosen in (files, common)]
-        rows.append((name, f"{macs:,.0f}" if macs else "–", *cells, seconds))
-    head = (
-        "",
-        "multiply-adds a pixel",
-        f"dB, {len(files)} photographs",
-        f"dB, first {len(common)}",
-    )
-    return _table((*head, "processor seconds a photograph"), rows)
-
-
-def complete(cost: Mapping[str, Any]) -> dict[str, float]:
-    """dB of the contestants that have denoised every photograph, averaged over them."""
-    files = cost["mse"]["noisy"]
-    return {
-        name: statistics.mean(map(psnr_of_mse, errors.values()))
-        for name, errors in cost["mse"].items()
-        if len(errors) == len(files)
-    }
-
-
-def _psnr_on(errors: Mapping[str, float], files: list[str]) -> str:
-    found = [psnr_of_mse(errors[file]) for file in files if file in errors]
-    return f"{statistics.mean(found):.2f}" if len(found) == len(files) and files else "–"
-
-
-def _mean(values: list[float]) -> str:
-    if not values:
-        return "–"
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
+    return table(("lr, Architecture 2", "steps", "dB"), rows) if rows else MISSING
 
 
 def _db(score: Mapping[str, float]) -> str:
@@ -308,7 +199,8 @@ def _db_cells(score: Mapping[str, float]) -> tuple[str, str]:
     return f"{score['psnr']:.2f}", f"{score['psnr_mean']:.2f}"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
     head = list(head)
     lines = [head, ["--"] * len(head), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
