@@ -60,7 +60,7 @@ def parity(lab: Lab) -> str:
 
 
 def _each(who: str, *results: Mapping[str, Any]) -> list[str]:
-    return [f"{result['psnr'][who]:.4f}" for result in results]
+    return [f"{result['psnr'][who]:.3f}" for result in results]
 
 
 def _ratio(times: Mapping[str, float], name: str) -> tuple[str, str]:
@@ -87,7 +87,7 @@ def cost(lab: Lab) -> str:
         "",
         "multiply-adds a pixel",
         f"dB, {len(files)} photographs",
-        f"dB, first {len(common)}",
+        f"dB, the {len(common)} of BM3D",
     )
     return table((*head, "processor seconds a photograph"), rows)
 

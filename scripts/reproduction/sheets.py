@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ TILES = 8
 ZOOM, GAP_PX = 3, 3
 # Tiles whose clean version varies less than this show nothing.
 FLAT = 0.04
+FREE = ("public-domain", "CC0-1.0")
 
 
 def score_protocol(lab: Lab) -> dict[str, Any]:
@@ -51,15 +52,14 @@ def draw_pictures(lab: Lab) -> None:
     clean, noisy, output = columns[0], columns[1], columns[3]
     before, after = _each_psnr(noisy, clean), _each_psnr(output, clean)
     is_flat = clean.std((1, 2, 3)) < FLAT
-    photographs = _photographs(lab)
-    licences, sources = _licences(lab.corpus), {}
+    photographs, licences = _photographs(lab), _licences(lab.corpus)
+    sources: dict[str, list[str]] = {}
     ranks = {"figure-2": torch.where(is_flat, -torch.inf, after - before)}
     ranks["figure-3"] = torch.where(is_flat, -torch.inf, -after)
     for figure, rank in ranks.items():
-        chosen = _best(rank.tolist(), photographs)
+        chosen = _best(rank.tolist(), photographs, licences)
         _draw(lab.figures / f"{figure}.png", [images[chosen] for images in columns])
-        files = [photographs[tile] for tile in chosen]
-        sources[figure] = {file: licences.get(file, "unknown") for file in files}
+        sources[figure] = [photographs[tile] for tile in chosen]
     lab.keep("sources", sources)
 
 
@@ -75,11 +75,12 @@ def _photographs(lab: Lab) -> list[str]:
     return names
 
 
-def _best(rank: list[float], photographs: Sequence[str]) -> list[int]:
-    """The tiles that rank highest, one of a photograph."""
+def _best(rank: list[float], photographs: Sequence[str], licences: Mapping[str, str]) -> list[int]:
+    """The tiles that rank highest, one of a photograph, which anybody may show."""
     found: dict[str, int] = {}
     for tile in sorted(range(len(rank)), key=lambda tile: -rank[tile]):
-        found.setdefault(photographs[tile], tile)
+        if licences.get(photographs[tile], FREE[0]) in FREE:
+            found.setdefault(photographs[tile], tile)
     return list(found.values())[:TILES]
 
 

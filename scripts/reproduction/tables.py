@@ -54,13 +54,11 @@ def data(lab: Lab) -> str:
 
 def sources(lab: Lab) -> str:
     """Where the pictures' photographs come from."""
-    found = {
-        file: licence for row in lab.result("sources").values() for file, licence in row.items()
-    }
-    if not found:
+    files = sorted({file for row in lab.result("sources").values() for file in row})
+    if not files:
         return MISSING
-    named = "; ".join(f"`{file}` ({licence})" for file, licence in sorted(found.items()))
-    return f"Photographs of `scripts/corpus`, whose manifest names their origin: {named}."
+    named = ", ".join(f"`{file}`" for file in files)
+    return f"Of `scripts/corpus`, in the public domain or under CC0: {named}."
 
 
 def results(lab: Lab) -> str:
