@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lab import Lab
-from tables import MISSING, NAMES, table
+from tables import MISSING, NAMES, steps_of, table
 
 from denoise_batch.pipeline.metrics import psnr_of_mse
 
@@ -24,7 +24,7 @@ def noise2noise(lab: Lab) -> str:
         rows.append((f"`{noise}`", _mean(noisy), _mean(clean), _mean(pairs), str(len(pairs))))
     if not rows:
         return MISSING
-    steps = next(iter(runs.values()))["steps"]
+    steps = steps_of(runs)
     head = ("noise", "noisy targets, dB", "clean targets, dB", "difference", "seeds")
     return f"Architecture 1, repaired recipe, {steps} steps of batch 4 each:\n\n{table(head, rows)}"
 

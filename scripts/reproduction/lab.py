@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -62,11 +61,11 @@ class Lab:
         atomic_write(file, text.encode() + b"\n")
 
     def run(self, stage: str, name: str, recipe: Recipe, steps: int, records: int) -> bool:
-        """Train a run of a stage and add it to the stage's results; False if it was there."""
+        """Train a run of a stage and add it to its results; False if one as long was there."""
         result = self.result(stage)
         runs = result.setdefault("runs", {})
         found = runs.get(name, {})
-        if (found.get("recipe"), found.get("steps")) == (asdict(recipe), steps):
+        if found.get("recipe") == asdict(recipe) and found["steps"] >= steps:
             return False
         print(f"{time.strftime('%H:%M:%S')} {stage}/{name}: {steps} steps", flush=True)
         runs[name] = train(recipe, self.protocol, steps, records, self.checkpoint(stage, ""), name)
@@ -77,21 +76,6 @@ class Lab:
         """A run's checkpoint, or with an empty name the folder of them."""
         folder = self.work / "checkpoints" / stage
         return folder / f"{name}.safetensors" if name else folder
-
-
-def commit() -> str:
-    """The short hash of the checkout, or "unknown"."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def _rounded(value: Any) -> Any:

@@ -151,9 +151,13 @@ def ablation(lab: Lab) -> str:
     head = ["recipe (the report's, with)"]
     for title in NAMES.values():
         head += [f"{title}: dB", "dead channels"]
-    steps = next(iter(runs.values()))["steps"]
-    tiles = 4 * steps
-    return f"{steps} steps of batch 4 each ({tiles} tiles):\n\n{table(head, rows)}"
+    return f"{steps_of(runs)} steps of batch 4 each:\n\n{table(head, rows)}"
+
+
+def steps_of(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """How long the runs were: all as long, unless a longer scale is under way."""
+    lengths = sorted({run["steps"] for run in runs.values()})
+    return " or ".join(map(str, lengths))
 
 
 def _run_cells(run: Mapping[str, Any]) -> list[str]:

@@ -171,6 +171,19 @@ def test_noisy_and_clean_targets_have_the_same_inputs(noise: str, protocol: Any)
     assert torch.equal(clean_target, protocol.clean[order].float() / 255)
 
 
+def test_a_longer_run_of_the_same_recipe_stands(protocol: Any, tmp_path: Path) -> None:
+    scale = sibling("scale").SCALES["tiny"]
+    lab = sibling("lab").Lab(scale, tmp_path, None, None, tmp_path / "work", tmp_path / "out")
+    lab.__dict__["protocol"] = protocol  # what the cached property would load
+    recipe = sibling("recipes").Recipe("tconv")
+    assert lab.run("stage", "run", recipe, 4, 1)
+    before = lab.result("stage")
+    assert not lab.run("stage", "run", recipe, 2, 1)
+    assert lab.result("stage") == before
+    assert lab.run("stage", "run", recipe, 6, 1)
+    assert lab.result("stage")["runs"]["run"]["steps"] == 6
+
+
 def reproduce(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, FOLDER, *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
