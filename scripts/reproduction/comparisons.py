@@ -74,10 +74,9 @@ def cost(lab: Lab) -> str:
         return MISSING
     errors = found["mse"]
     files = list(errors["noisy"])
-    # BM3D takes minutes: all are compared on what it has done, too.
-    common = [file for file in files if file in errors.get("BM3D", files)]
+    common = common_photographs(found)
     rows = []
-    for name in dict.fromkeys([*complete(found), *({"BM3D"} & errors.keys())]):
+    for name in common_psnrs(found):
         macs = found["macs"].get(name)
         times = found["seconds"].get(name, {}).values()
         seconds = f"{statistics.mean(times):.2f}" if times else ""
@@ -92,13 +91,19 @@ def cost(lab: Lab) -> str:
     return table((*head, "processor seconds a photograph"), rows)
 
 
-def complete(cost: Mapping[str, Any]) -> dict[str, float]:
-    """dB of the contestants that have denoised every photograph, averaged over them."""
-    files = cost["mse"]["noisy"]
+def common_photographs(cost: Mapping[str, Any]) -> list[str]:
+    """Those that all have denoised; BM3D takes minutes, and may have done fewer."""
+    errors = cost["mse"]
+    return [file for file in errors["noisy"] if file in (errors.get("BM3D") or errors["noisy"])]
+
+
+def common_psnrs(cost: Mapping[str, Any]) -> dict[str, float]:
+    """dB on them of everyone who took part in all; of OpenCV's strengths the one that did."""
+    files, count = common_photographs(cost), len(cost["mse"]["noisy"])
     return {
-        name: statistics.mean(map(psnr_of_mse, errors.values()))
+        name: statistics.mean(psnr_of_mse(errors[file]) for file in files)
         for name, errors in cost["mse"].items()
-        if len(errors) == len(files)
+        if errors and (len(errors) == count or name == "BM3D")
     }
 
 

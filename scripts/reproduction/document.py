@@ -56,4 +56,6 @@ def _draw(lab: Lab) -> None:
         figures.draw_gradients(lab.figures / "gradients.svg", runs, epoch)
     cost = lab.result("cost")
     if cost.get("mse"):
-        figures.draw_cost(lab.figures / "cost.svg", cost["macs"], comparisons.complete(cost))
+        psnrs = comparisons.common_psnrs(cost)
+        count = len(comparisons.common_photographs(cost))
+        figures.draw_cost(lab.figures / "cost.svg", cost["macs"], psnrs, count)

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from denoise_batch.pipeline.files.atomic import atomic_file
 
@@ -69,7 +70,9 @@ def draw_gradients(path: Path, stages: Mapping[str, Runs], epoch: int) -> None:
     _save(path, figure)
 
 
-def draw_cost(path: Path, macs: Mapping[str, float], psnrs: Mapping[str, float]) -> None:
+def draw_cost(
+    path: Path, macs: Mapping[str, float], psnrs: Mapping[str, float], count: int
+) -> None:
     """PSNR on Kodak against multiply-adds a pixel; what has no such number is a line."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -84,9 +87,10 @@ def draw_cost(path: Path, macs: Mapping[str, float], psnrs: Mapping[str, float])
                 textcoords="offset points",
             )  # fmt: skip
     axes.set(xscale="log", xlabel="multiply-adds a pixel", ylabel="PSNR, dB")
-    axes.set_title("Kodak, colour, Gaussian σ = 25")
+    axes.set_title(f"Kodak ({count} of 24 photographs), colour, Gaussian σ = 25")
     axes.grid(alpha=0.3)
-    axes.margins(0.2)
+    axes.margins(0.3, 0.1)
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _save(path, figure)
 
 
