@@ -171,6 +171,15 @@ def test_noisy_and_clean_targets_have_the_same_inputs(noise: str, protocol: Any)
     assert torch.equal(clean_target, protocol.clean[order].float() / 255)
 
 
+def test_everyone_is_compared_on_what_bm3d_has_done() -> None:
+    comparisons = sibling("comparisons")
+    errors = {"noisy": {"a": 0.1, "b": 0.1}, "tconv": {"a": 0.01, "b": 0.1}, "NLM": {"a": 0.01}}
+    alone = comparisons.common_psnrs({"mse": errors | {"BM3D": {}}})
+    assert alone == pytest.approx({"noisy": 10.0, "tconv": 15.0})
+    beside = comparisons.common_psnrs({"mse": errors | {"BM3D": {"a": 0.001}}})
+    assert beside == pytest.approx({"noisy": 10.0, "tconv": 20.0, "BM3D": 30.0})
+
+
 def test_a_longer_run_of_the_same_recipe_stands(protocol: Any, tmp_path: Path) -> None:
     scale = sibling("scale").SCALES["tiny"]
     lab = sibling("lab").Lab(scale, tmp_path, None, None, tmp_path / "work", tmp_path / "out")
