@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -221,6 +222,9 @@ def denoise(
                 summary = session.run(jobs, shown.events, stop)
             shown.finish(summary)
         if options.reports:
+            # As they were named, not the folder that stands for a store.
+            named: Any = {"inputs": tuple(inputs), "output": output}
+            options = replace(options, **named)
             _write_reports(options, summary, is_quiet=quiet or log == "json")
         raise typer.Exit(summary.exit_code)
 

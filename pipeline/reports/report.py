@@ -119,8 +119,8 @@ def image(result: Result) -> dict[str, Any]:
 
     return {
         "name": result.job.name,
-        "source": str(result.job.source),
-        "output": str(result.job.output),
+        "source": result.job.source_name,
+        "output": result.job.output_name,
         "status": result.status,
         "reason": result.reason,
         "width": width,

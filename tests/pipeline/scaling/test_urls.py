@@ -231,6 +231,18 @@ def test_a_prefix_may_be_watched_before_anything_is_there(
     assert set(outputs(memory, "bucket/out")) == {"a.png"}
 
 
+def test_a_report_names_urls(memory: Any, folder: Path, weights: Path, tmp_path: Path) -> None:
+    upload(memory, folder, "bucket/imgs")
+    command = ("memory://bucket/imgs", "-o", "memory://bucket/out", "-w", weights)
+    assert run(*command, "--report", tmp_path / "r.json", "--report", tmp_path / "r.csv") == 1
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["options"]["inputs"] == ["memory://bucket/imgs"]
+    assert report["options"]["output"] == "memory://bucket/out"
+    found = {image["source"]: image["output"] for image in report["images"]}
+    assert found["memory://bucket/imgs/deep/b.png"] == "memory://bucket/out/deep/b.png"
+    assert "denoise-batch-" not in (tmp_path / "r.csv").read_text()
+
+
 def test_globs_and_dry_runs_name_urls(
     memory: Any, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
