@@ -190,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--photographs", type=Path, default=SAMPLES, metavar="DIR")
-    parser.add_argument("--weights", default="unet-gaussian-1")
+    parser.add_argument("--weights", default="unet-gaussian-2")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument(
