@@ -147,9 +147,10 @@ def test_a_cluster_writes_what_one_process_writes(
     assert main(["imgs", "-o", "two", "--engine", "ray", *options]) == 1
     assert outputs(tmp_path / "two") == outputs(tmp_path / "one")
     assert len(outputs(tmp_path / "two")) == 20
-    assert len(ray.started) == (3 if is_lost else 2)
+    # On a busy machine one worker may have done all before the other one was up.
+    assert len(ray.started) >= (2 if is_lost else 1)
     nodes = {options["scheduling_strategy"] for options in ray.started}
-    assert nodes == {("one", True), ("two", True)}
+    assert nodes <= {("one", True), ("two", True)}
     assert len(ray.killed) == len(ray.started)
     assert not ray.is_up
 
