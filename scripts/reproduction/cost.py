@@ -54,9 +54,9 @@ def measure_cost(lab: Lab, recipes: Mapping[str, Recipe]) -> None:
             result["mse"].pop(name, None)
         narrow = layers_of(recipe, lab.checkpoint("cost-training", name))
         contestants[name], result["macs"][name] = narrow, multiply_adds(narrow)
-    unet = load_weights(find_weights("unet-gaussian-1")).network
-    contestants["unet-gaussian-1"] = unet
-    result["macs"]["unet-gaussian-1"] = multiply_adds(unet)
+    unet = load_weights(find_weights("unet-gaussian-2")).network
+    contestants["unet-gaussian-2"] = unet
+    result["macs"]["unet-gaussian-2"] = multiply_adds(unet)
     contestants |= _peers()
     if lab.kodak is None:
         lab.keep("cost", result)
