@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import random
@@ -178,9 +179,15 @@ def test_an_output_folder_that_is_lost_midway(
     out = tmp_path / "imgs-denoised"
 
     def blow() -> None:
-        # Not permissions: root, as which CI runs, is not stopped by them.
-        out.rename(tmp_path / "gone")
-        out.write_text("in the way")
+        # Not permissions: root, as which CI runs, is not stopped by them. A write in flight makes
+        # the folder anew; then the file does not fit in its place, and it is moved away again.
+        in_the_way = tmp_path / "in-the-way"
+        in_the_way.write_text("in the way")
+        for attempt in itertools.count():
+            out.rename(tmp_path / f"gone{attempt}")
+            with contextlib.suppress(IsADirectoryError):
+                in_the_way.rename(out)
+                return
 
     summary = run_with_a_blow(imgs, weights, monkeypatch, blow)
     assert summary.exit_code == 1
