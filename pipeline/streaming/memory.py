@@ -12,6 +12,7 @@ MIB = 1 << 20
 # Bounds of what is taken where memory abounds: more makes nothing faster.
 _MOST_ON_CPU = 1200 * MIB
 _MOST_IN_FLIGHT_ON_CPU = 1024 * MIB
+_IN_FLIGHT_BY_CORE = 256 * MIB  # a core's share: more would only be read sooner than it is wanted
 _MOST_IN_FLIGHT = 4096 * MIB
 _LEAST = 128 * MIB
 
@@ -63,9 +64,16 @@ class Budget:
         return self._queue[0] is ticket and (self.used == 0 or self.used + size <= self.limit)
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_flight_bytes(device: torch.device) -> int:
     """What decoded and denoised files may take on the host, all stages together."""
-    most = _MOST_IN_FLIGHT_ON_CPU if device.type == "cpu" else _MOST_IN_FLIGHT
+    most = _MOST_IN_FLIGHT
+    if device.type == "cpu":
+        most = min(_MOST_IN_FLIGHT_ON_CPU, cores() * _IN_FLIGHT_BY_CORE)
     return max(_LEAST, min(most, available_host_bytes() // 4))
 
 

@@ -10,7 +10,7 @@ pages do: a batch that is not full goes as it is. Everything that other threads 
 through one queue, as calls for this thread to make.
 """
 
-import os
+import math
 import queue
 import threading
 import time
@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from denoise_batch.kernels import ImageError
 
 from ..files.images import read_pages
@@ -29,7 +31,7 @@ from ..files.scan import Job
 from .buckets import Buckets
 from .denoiser import Denoiser, Output
 from .manifest import Stamp, sha256_of
-from .memory import Budget
+from .memory import Budget, cores
 from .result import Result
 from .transfer import Download
 from .writer import Writer
@@ -37,6 +39,7 @@ from .writer import Writer
 MOST_IMAGES = 64  # of an automatic batch
 _MOST_FILES = 256  # in flight, however small: a run that is told to stop finishes them
 _BATCHES_IN_FLIGHT = 3  # on a device that computes while we go on
+_TURN_FILES, _TURN_PIXELS = 6, 1 << 24  # for each writer, or in all; seconds of the network
 # Of a file in flight: its samples, those of the output, and a copy in Pillow while it is decoded or
 # encoded.
 _COPIES = 3
@@ -153,14 +156,19 @@ def stream(
         batch_pixels,
         watcher or Watcher(),
         Stop() if stop is None else stop,
-        threads or max(2, min(8, cores() // 2)),
+        threads or worker_threads(denoiser),
         fetch,
     ).run()
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def takes_turns(denoiser: Denoiser) -> bool:
+    """Whether the network computes on every core, so that writing has to wait for it."""
+    return denoiser.device.type == "cpu" and torch.get_num_threads() >= cores()
+
+
+def worker_threads(denoiser: Denoiser) -> int:
+    """How many threads decode, and how many encode."""
+    return min(16, cores()) if takes_turns(denoiser) else max(2, min(8, cores() // 2))
 
 
 class _Stream:
@@ -192,13 +200,19 @@ class _Stream:
         self._buckets: Buckets[_Page] = Buckets()
         self._files: set[FileInFlight] = set()  # read, and no result yet
         self._readers_left = threads
+        self._made: list[FileInFlight] = []  # by the network, for the writers
+        self._writing = 0
+        self._takes_turns = takes_turns(denoiser)
         self._on_device: deque[Download] = deque()
         self._is_cancelled = False
 
     def run(self) -> None:
+        torch_threads = torch.get_num_threads()
         for _ in range(self.threads):
             threading.Thread(target=self._read_all, name="reader", daemon=True).start()
-        self._encoders = ThreadPoolExecutor(self.threads, thread_name_prefix="writer")
+        self._encoders = ThreadPoolExecutor(
+            self.threads, thread_name_prefix="writer", initializer=_compute_alone
+        )
         try:
             while self._readers_left or self._files:
                 self._receive()
@@ -206,10 +220,12 @@ class _Stream:
                     self._cancel()
                 if batch := self._next_batch():
                     self._compute(batch)
+                self._hand_out()
         finally:
             self.budget.close()
             self._is_cancelled = True
             self._encoders.shutdown(cancel_futures=True)
+            torch.set_num_threads(torch_threads)  # what threads to come begin with
 
     # In this thread
 
@@ -252,13 +268,30 @@ class _Stream:
                 continue
             file.outputs[page.number] = output
             if len(file.outputs) == len(file.pictures):
-                self._encoders.submit(self._write, file)
+                self._made.append(file)
             last = output.download
         if last is not None and self.denoiser.is_asynchronous:
             # Wait for an older batch, so that the device's queue stays short and never empty.
             self._on_device.append(last)
             if len(self._on_device) > _BATCHES_IN_FLIGHT:
                 self._on_device.popleft().wait()
+
+    def _hand_out(self) -> None:
+        """Let the writers have what is made; with turns, once it keeps all of them busy."""
+        if self._takes_turns and len(self._buckets) and not self._fills_turn():
+            return
+        for file in self._made:
+            self._writing += 1
+            self._encoders.submit(self._write, file)
+        self._made.clear()
+        while self._takes_turns and self._writing:
+            self._inbox.get()()
+
+    def _fills_turn(self) -> bool:
+        """Several files a writer, so that all end at about the same time, or fewer large ones."""
+        pixels = sum(math.prod(file.size) * len(file.pictures) for file in self._made)
+        fewest = self.threads if pixels >= _TURN_PIXELS else self.threads * _TURN_FILES
+        return len(self._made) >= fewest
 
     def _finish(self, file: FileInFlight, result: Result | None) -> None:
         """The file's end: its bytes go back, its result is told (none where it was given up)."""
@@ -286,7 +319,12 @@ class _Stream:
         self.budget.release(held)
         self.watcher.on_result(Result(job, "failed", reason, seconds={"decode": seconds}))
 
+    def _on_written(self, file: FileInFlight, result: Result) -> None:
+        self._writing -= 1
+        self._finish(file, result)
+
     def _on_retry(self, file: FileInFlight, numbers: Sequence[int]) -> None:
+        self._writing -= 1
         file.is_retried = True
         for number in numbers:
             del file.outputs[number]
@@ -353,13 +391,22 @@ class _Stream:
                 result = file.failed(f"{file.job.source}: the network's output is not finite")
             else:
                 result = self.writer.write(file, samples, probes)
-            self._inbox.put(partial(self._finish, file, result))
+            self._inbox.put(partial(self._on_written, file, result))
         except BaseException as error:
             self._inbox.put(partial(_raise, error))
 
 
 class _Cancelled(BaseException):
     """The budget was closed while a reader waited for it; no `Exception`, which reading catches."""
+
+
+def _compute_alone() -> None:
+    """In a thread that measures what it writes: without helpers.
+
+    A team of OpenMP threads for each writer, beside the network's, makes more threads than cores;
+    then libgomp lets all of them sleep between operations: half the network's speed.
+    """
+    torch.set_num_threads(1)
 
 
 def _decoded(

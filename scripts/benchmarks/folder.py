@@ -2,8 +2,9 @@
 
 Every stage alone (decoding, the network with its conversions, encoding; each with the threads
 that the stream gives it), then the stream, in which they overlap: its wall time against the slowest
-stage alone, images and megapixels a second. Then the peak memory of the command for a small and a
-large folder of the same images, which should not differ.
+stage alone, images and megapixels a second; and the stream with the estimates that `denoise-batch`
+makes unless told --no-measure, for which the network runs twice on small images. Then the peak
+memory of the command for a small and a large folder of the same images, which should not differ.
 
     scripts/bench folder                                200 mixed images; 50 and 2000 for memory
     scripts/bench folder --images 40 --memory 50,400
@@ -36,8 +37,8 @@ from denoise_batch.pipeline.files.images import read_pages, write_pages
 from denoise_batch.pipeline.options import DenoiseOptions
 from denoise_batch.pipeline.streaming.denoise import Session
 from denoise_batch.pipeline.streaming.denoiser import Denoiser
-from denoise_batch.pipeline.streaming.memory import compute_bytes
-from denoise_batch.pipeline.streaming.stream import cores
+from denoise_batch.pipeline.streaming.memory import compute_bytes, cores
+from denoise_batch.pipeline.streaming.stream import worker_threads
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "noisy"
 TARGET = 1.15  # wall time over the slowest stage alone
@@ -54,8 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(scratch) / "images"
         megapixels = make_images(folder, options.images, options.photographs)
         alone = stages_alone(folder, Path(scratch) / "alone", options)
-        wall = stream_seconds(folder, Path(scratch) / "stream", options)
+        wall = stream_seconds(folder, Path(scratch) / "stream", options, is_measuring=False)
+        measured = stream_seconds(folder, Path(scratch) / "measured", options, is_measuring=True)
         shutil.rmtree(Path(scratch) / "stream")
+        shutil.rmtree(Path(scratch) / "measured")
         peaks = dict(memory_peaks(folder, Path(scratch), options))
     slowest = max(alone.values())
     result = {
@@ -66,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "threads": options.threads,
         "stages_alone_s": alone,
         "stream_s": wall,
+        "measured_stream_s": measured,
         "images_per_s": options.images / wall,
         "megapixels_per_s": megapixels / wall,
         "wall_over_slowest": wall / slowest,
@@ -77,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = Table(title=f"{options.images} images, {megapixels:.1f} MP, {options.weights}")
     for heading in ("", "seconds", "images/s", "MP/s"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name, seconds in {**{f"{k} alone": v for k, v in alone.items()}, "stream": wall}.items():
+    rows = {f"{stage} alone": seconds for stage, seconds in alone.items()}
+    rows |= {"stream": wall, "stream with estimates": measured}
+    for name, seconds in rows.items():
         row = (options.images / seconds, megapixels / seconds)
         table.add_row(name, f"{seconds:.2f}", *(f"{value:.2f}" for value in row))
     console.print(table)
@@ -117,7 +123,7 @@ def stages_alone(folder: Path, output: Path, options: argparse.Namespace) -> dic
     """Seconds of each stage over the whole folder, while no other one runs."""
     network = load_weights(find_weights(options.weights)).network.to(options.device)
     denoiser = Denoiser(network, options.device, memory=compute_bytes(options.device))
-    workers = max(2, min(8, cores() // 2))
+    workers = worker_threads(denoiser)
     seconds = {"decode": 0.0, "network": 0.0, "encode": 0.0}
     paths = sorted(folder.iterdir())
     list(denoiser.denoise(read_pages(paths[0])))  # warm
@@ -139,12 +145,14 @@ def stages_alone(folder: Path, output: Path, options: argparse.Namespace) -> dic
     return seconds
 
 
-def stream_seconds(folder: Path, output: Path, options: argparse.Namespace) -> float:
+def stream_seconds(
+    folder: Path, output: Path, options: argparse.Namespace, *, is_measuring: bool
+) -> float:
     """Wall time of the stream over the folder, without loading the network."""
     session = Session(
         DenoiseOptions(
             (str(folder),), output, weights=options.weights, device=str(options.device),
-            precision="fp32",
+            precision="fp32", is_measuring=is_measuring,
         )
     )  # fmt: skip
     summary = session.run(session.jobs())

@@ -1,0 +1,122 @@
+"""Who runs while the network computes."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pictures import picture
+
+from denoise_batch.pipeline.options import DenoiseOptions
+from denoise_batch.pipeline.streaming import stream as stream_module
+from denoise_batch.pipeline.streaming.denoise import Session
+from denoise_batch.pipeline.streaming.denoiser import Denoiser
+from denoise_batch.pipeline.streaming.writer import Writer
+
+IMAGES = 15  # more than a turn has
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_session(weights: Path, folder: Path) -> Session:
+    imgs = folder / "imgs"
+    imgs.mkdir()
+    for number in range(IMAGES):
+        picture(40 + number, 32, number).save(imgs / f"{number}.png")
+    options = DenoiseOptions((str(imgs),), weights=str(weights), device="cpu", batch_size=1)
+    return Session(options)
+
+
+def test_on_every_core_network_and_writers_take_turns(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "cores", lambda: 2)
+    denoise, write = Denoiser.denoise, Writer.write
+    computing, writing = threading.Event(), threading.Semaphore(2)
+    together: list[str] = []
+
+    def denoise_alone(self: Denoiser, *args: Any, **options: Any) -> Iterator[Any]:
+        computing.set()
+        if writing._value != 2:
+            together.append("the network began while a writer was at work")
+        outputs = list(denoise(self, *args, **options))
+        computing.clear()
+        yield from outputs
+
+    def write_alone(self: Writer, *args: Any) -> Any:
+        with writing:
+            if computing.is_set():
+                together.append("a writer began while the network was at work")
+            return write(self, *args)
+
+    monkeypatch.setattr(Denoiser, "denoise", denoise_alone)
+    monkeypatch.setattr(Writer, "write", write_alone)
+    with torch_threads(2):
+        session = make_session(weights, tmp_path)
+        summary = session.run(session.jobs())
+    assert [result.status for result in summary.results] == ["done"] * IMAGES
+    assert together == []
+
+
+def test_with_a_core_left_writers_work_beside_the_network(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "cores", lambda: 4)
+    denoise, write = Denoiser.denoise, Writer.write
+    started, begun = 0, threading.Condition()
+    waits: list[bool] = []
+
+    def denoise_counted(self: Denoiser, pictures: Sequence[Any], **options: Any) -> Iterator[Any]:
+        nonlocal started
+        with begun:
+            started += 1
+            begun.notify_all()
+        return denoise(self, pictures, **options)
+
+    def write_beside(self: Writer, *args: Any) -> Any:
+        """Does not end before the network is at the last image."""
+        with begun:
+            waits.append(begun.wait_for(lambda: started == IMAGES, timeout=20))
+        return write(self, *args)
+
+    monkeypatch.setattr(Denoiser, "denoise", denoise_counted)
+    monkeypatch.setattr(Writer, "write", write_beside)
+    with torch_threads(1):
+        session = make_session(weights, tmp_path)
+        summary = session.run(session.jobs())
+    assert [result.status for result in summary.results] == ["done"] * IMAGES
+    assert waits == [True] * IMAGES
+
+
+def test_writers_have_one_torch_thread_each_and_the_rest_keeps_its_own(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Writer.write
+    seen: list[int] = []
+
+    def write_noted(self: Writer, *args: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return write(self, *args)
+
+    monkeypatch.setattr(Writer, "write", write_noted)
+    with torch_threads(3):
+        session = make_session(weights, tmp_path)
+        session.run(session.jobs())
+        assert torch.get_num_threads() == 3
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+    assert seen == [1] * IMAGES
+    assert later == [3]
