@@ -4,9 +4,11 @@
     scripts/scaling --workers 1,2,4 train ray
 
 Every worker computes with one thread, so N workers use N cores; whatever else runs on the machine
-spoils the figures. Rates leave out the start: training counts the seconds of its steps, denoising
-the time from the first file handed out to the last one written, with workers that are up already.
-The best of `--rounds` counts. All pictures and weights are made up, from a fixed seed.
+spoils the figures. "apart" is what the machine itself lets N workers gain: N trainings that know
+nothing of each other, each with its share of the tiles and of the batch. Rates leave out the start:
+training counts the seconds of its steps, denoising the time from the first file handed out to the
+last one written, with workers that are up already. The best of `--rounds` counts. All pictures and
+weights are made up, from a fixed seed.
 """
 
 import argparse
@@ -30,14 +32,16 @@ from denoise_batch.pipeline.scaling.engines import ProcessEngine, WorkersEngine
 from denoise_batch.pipeline.streaming.denoise import Session
 from denoise_batch.pipeline.streaming.lock import locked
 
-CASES = ("train", "processes", "ray")
+CASES = ("train", "apart", "processes", "ray")
 TILES, TILE_PX, BATCH = 512, 64, 64
 SIDE = 768
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, and with --json write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(
+        prog="scripts/scaling", description=__doc__, formatter_class=_Formatter
+    )
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--workers", default="1,2", help="numbers of workers (default: 1,2)")
     parser.add_argument("--images", type=int, default=48, help=f"of {SIDE}x{SIDE} (default: 48)")
@@ -54,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images = _pictures(Path(folder) / "images", options.images)
         measure: dict[str, Callable[[int, Path], float]] = {
             "train": lambda workers, out: _train(workers, images, out),
+            "apart": lambda workers, out: _train_apart(workers, images, out),
             "processes": lambda workers, out: _denoise(workers, images, out, is_ray=False),
             "ray": lambda workers, out: _denoise(workers, images, out, is_ray=True),
         }
@@ -94,14 +99,40 @@ def _train(workers: int, images: Path, out: Path) -> float:
     command = [sys.executable, "-m"]
     if workers > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m"]
-    command += ["denoise_batch.pipeline.training", str(images), "--network", "unet"]
-    command += ["--noise", "gaussian:25", "--tiles", str(TILES), "--tile-px", str(TILE_PX)]
-    command += ["--batch-size", str(BATCH), "--optimizer", "adamw", "--lr", "0.0005", "-d", "cpu"]
-    command += ["--validation-tiles", "1", "--epochs", "2", "-o", str(out)]
+    command += _training(images, out, 1)
     subprocess.run(command, check=True, capture_output=True)
-    # The second epoch: the first one warms up.
+    return _tiles_a_second(out, 1)
+
+
+def _train_apart(workers: int, images: Path, out: Path) -> float:
+    """Tiles a second of several runs together."""
+    runs = [out.with_name(f"{out.name}-{number}") for number in range(workers)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", *_training(images, run, workers)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for run in runs
+    ]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit("a training failed")
+    return sum(_tiles_a_second(run, workers) for run in runs)
+
+
+def _training(images: Path, out: Path, share: int) -> list[str]:
+    """Module and arguments of a training with one of `share` shares of the work."""
+    command = ["denoise_batch.pipeline.training", str(images), "--network", "unet"]
+    command += ["--noise", "gaussian:25", "--tiles", str(TILES // share), "--tile-px", str(TILE_PX)]
+    command += ["--batch-size", str(BATCH // share), "--optimizer", "adamw", "--lr", "0.0005"]
+    return [*command, "-d", "cpu", "--validation-tiles", "1", "--epochs", "2", "-o", str(out)]
+
+
+def _tiles_a_second(out: Path, share: int) -> float:
+    """Of the second epoch: the first one warms up."""
     row = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    return float(TILES / row["seconds"])
+    return float(TILES // share / row["seconds"])
 
 
 def _denoise(workers: int, images: Path, out: Path, *, is_ray: bool) -> float:
@@ -148,7 +179,7 @@ def _print(rates: dict[str, dict[int, float]]) -> None:
     table = Table("case", "unit", *(f"{number}" for number in next(iter(rates.values()))), "gain")
     for case, found in rates.items():
         values = list(found.values())
-        unit = "tiles/s" if case == "train" else "images/s"
+        unit = "tiles/s" if case in ("train", "apart") else "images/s"
         cells = [f"{value:.2f}" for value in values]
         table.add_row(case, unit, *cells, f"{values[-1] / values[0]:.2f}")
     Console().print(table)
