@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +25,10 @@ import torch
 
 from denoise_batch.kernels import ImageError
 
-from ..files.images import read_pages
-from ..files.picture import Picture
 from ..files.scan import Job
 from .buckets import Buckets
-from .denoiser import Denoiser, Output
-from .manifest import Stamp, sha256_of
+from .denoiser import Denoiser
+from .in_flight import FileInFlight, Page, read_pages_of
 from .memory import Budget, cores
 from .result import Result
 from .transfer import Download
@@ -70,54 +68,6 @@ class Watcher:
 
     on_result: Callable[[Result], None] = lambda result: None
     on_tile: Callable[[Job, int, int], None] = lambda job, done, tiles: None
-
-
-@dataclass(eq=False)
-class FileInFlight:
-    """A file between its decoding and its writing.
-
-    Attributes:
-        job: where it comes from and goes.
-        pictures: its pages.
-        source: the input's stamp from before it was read.
-        source_sha256: of the input.
-        held: bytes of the budget.
-        outputs: of the pages, as far as they are made.
-        seconds: by stage.
-        is_retried: some page was made again in float32.
-    """
-
-    job: Job
-    pictures: tuple[Picture, ...]
-    source: Stamp
-    source_sha256: str
-    held: int
-    outputs: dict[int, Output] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    is_retried: bool = False
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the first page."""
-        height, width = self.pictures[0].layout.size
-        return width, height
-
-    def failed(self, reason: str) -> Result:
-        """The result of a file that cannot be finished."""
-        return Result(
-            self.job, "failed", reason, self.size, len(self.pictures), seconds=self.seconds
-        )
-
-
-@dataclass(frozen=True)
-class _Page:
-    file: FileInFlight
-    number: int
-    is_float32: bool = False
-
-    @property
-    def picture(self) -> Picture:
-        return self.file.pictures[self.number]
 
 
 def stream(
@@ -197,7 +147,7 @@ class _Stream:
         self._jobs: Iterator[Job] = iter(jobs)
         self._jobs_lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._buckets: Buckets[_Page] = Buckets()
+        self._buckets: Buckets[Page] = Buckets()
         self._files: set[FileInFlight] = set()  # read, and no result yet
         self._readers_left = threads
         self._made: list[FileInFlight] = []  # by the network, for the writers
@@ -238,11 +188,11 @@ class _Stream:
         except queue.Empty:
             return
 
-    def _next_batch(self) -> list[_Page] | None:
+    def _next_batch(self) -> list[Page] | None:
         """A full batch, or the oldest that there is rather than to stand idle."""
         return self._buckets.full() or self._buckets.oldest()
 
-    def _add(self, page: _Page) -> None:
+    def _add(self, page: Page) -> None:
         picture, denoiser = page.picture, self.denoiser
         height, width = denoiser.padded_shape(picture)
         if denoiser.is_tiled(picture):
@@ -253,7 +203,7 @@ class _Stream:
         kind = (height, width, picture.layout.channels, picture.samples.dtype, page.is_float32)
         self._buckets.add(kind, page, size)
 
-    def _compute(self, batch: list[_Page]) -> None:
+    def _compute(self, batch: list[Page]) -> None:
         on_tile = partial(self.watcher.on_tile, batch[0].file.job)
         outputs = self.denoiser.denoise(
             [page.picture for page in batch], is_float32=batch[0].is_float32, on_tile=on_tile
@@ -313,7 +263,7 @@ class _Stream:
             self._finish(file, None)
             return
         for number in range(len(file.pictures)):
-            self._add(_Page(file, number))
+            self._add(Page(file, number))
 
     def _on_unreadable(self, job: Job, reason: str, held: int, seconds: float) -> None:
         self.budget.release(held)
@@ -328,7 +278,7 @@ class _Stream:
         file.is_retried = True
         for number in numbers:
             del file.outputs[number]
-            self._add(_Page(file, number, is_float32=True))
+            self._add(Page(file, number, is_float32=True))
 
     def _on_readers_end(self) -> None:
         self._readers_left -= 1
@@ -361,7 +311,7 @@ class _Stream:
 
         try:
             self.fetch(job.source)
-            source, digest, pictures = _decoded(job.source, reserve)
+            source, digest, pictures = read_pages_of(job.source, reserve)
         except _Cancelled:
             return False
         except ImageError as error:
@@ -407,29 +357,6 @@ def _compute_alone() -> None:
     then libgomp lets all of them sleep between operations: half the network's speed.
     """
     torch.set_num_threads(1)
-
-
-def _decoded(
-    source: Path, reserve: Callable[[int], None]
-) -> tuple[Stamp, str, tuple[Picture, ...]]:
-    """A file's stamp, digest and pages, all of the same bytes.
-
-    Raises:
-        ImageError: it cannot be read, or changed meanwhile.
-    """
-    try:
-        stamp = Stamp.of(source)
-    except OSError as error:
-        raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
-    try:
-        pictures = read_pages(source, reserve)
-        digest = sha256_of(source)
-        is_same = Stamp.of(source) == stamp
-    except OSError as error:
-        raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
-    if not is_same:
-        raise ImageError(f"{source}: changed while it was being read; run again when it is whole")
-    return stamp, digest, pictures
 
 
 def _raise(error: BaseException) -> None:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,13 +11,11 @@ from denoise_batch.kernels import ImageError
 
 from ..files.images import write_pages
 from ..sure import Probe
+from .in_flight import FileInFlight
 from .manifest import Manifest
 from .quality import measure
 from .references import find_reference, psnr_in_and_out
 from .result import Result
-
-if TYPE_CHECKING:
-    from .stream import FileInFlight
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Writer:
     deliver: Callable[[Path], None] = lambda output: None
 
     def write(
-        self, file: "FileInFlight", samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
+        self, file: FileInFlight, samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
     ) -> Result:
         """Write one file, whole or not at all; a failure is its result.
 
