@@ -48,6 +48,11 @@ def active() -> Iterator[None]:
             state.free = [b for b in state.free if b.data_ptr() in state.used]
 
 
+def is_active() -> bool:
+    """Whether this thread is inside `active`."""
+    return _workspace.depth > 0
+
+
 def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised contiguous tensor on `like`'s device, pooled inside `active`."""
     dtype = dtype or like.dtype

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import workspace
 from ..shapes import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
-from . import scratch, winograd
+from . import scratch, small, winograd
 from .grid import Chunk, Grid
 from .products import Store, compute_dtype, correlate, stamp, weight_gradient, write
 
@@ -184,6 +184,9 @@ def _correlate_into(
     if winograd.applies(weight, stride, size, image.dtype):
         winograd.correlate(source, weight, bias, target, padding=padding, relu=relu)
         return
+    if small.applies(image, _kernel(weight), size):
+        small.correlate(source, weight, bias, target, stride=stride, padding=padding, relu=relu)
+        return
 
     def emit(product: Tensor) -> Store:
         values = product[:, :, : size[1]]
@@ -200,7 +203,7 @@ def _correlate_into(
 
 def _stamp_into(
     output: Tensor,
-    small: Tensor,
+    image: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     stride: IntPair,
@@ -208,26 +211,32 @@ def _stamp_into(
     relu: bool,
 ) -> None:
     """L = stamp(S), the adjoint."""
-    dtype = compute_dtype(small)
+    dtype = compute_dtype(image)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    source, target = _nhwc(small), _nhwc(output)
+    source, target = _nhwc(image), _nhwc(output)
     size = (output.shape[2], output.shape[3])
-    if bias is None and not relu and winograd.applies(weight, stride, size, small.dtype):
+    if bias is None and not relu and winograd.applies(weight, stride, size, image.dtype):
         winograd.stamp(source, weight, target, padding=padding)
+    elif small.applies(output, _kernel(weight), (image.shape[2], image.shape[3])):
+        small.stamp(source, weight, bias, target, stride=stride, padding=padding, relu=relu)
     else:
         stamp(source, weight, bias, target, stride=stride, padding=padding, relu=relu)
 
 
 def _weight_gradient_into(
-    grad_weight: Tensor, large: Tensor, small: Tensor, stride: IntPair, padding: IntPair
+    grad_weight: Tensor, large: Tensor, little: Tensor, stride: IntPair, padding: IntPair
 ) -> None:
     """dW = windows(L)ᵀ · S."""
-    size = (small.shape[2], small.shape[3])
+    size, kernel = (little.shape[2], little.shape[3]), _kernel(grad_weight)
+    source, target = _nhwc(large), _nhwc(little)
     if winograd.applies(grad_weight, stride, size, large.dtype):
-        grad_weight.copy_(winograd.weight_gradient(_nhwc(large), _nhwc(small), padding=padding))
+        grad_weight.copy_(winograd.weight_gradient(source, target, padding=padding))
+        return
+    if small.applies(large, kernel, size):
+        grad_weight.copy_(small.weight_gradient(source, target, kernel, stride, padding))
         return
     grid = _grid(large, grad_weight, stride, padding, size)
-    matrix = weight_gradient(_nhwc(large), _nhwc(small), grid, compute_dtype(large))
+    matrix = weight_gradient(source, target, grid, compute_dtype(large))
     small_channels, large_channels, kh, kw = grad_weight.shape
     taps = matrix.view(kw, kh, large_channels, small_channels)
     grad_weight.copy_(taps.permute(3, 2, 1, 0))

@@ -5,7 +5,7 @@ gemm's own rounding.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from strategies import Geometry, conv_geometries, conv_transpose_geometries
 from torch import Tensor
 
+from denoise_batch.kernels import workspace
 from denoise_batch.kernels.gemm import conv as gemm
-from denoise_batch.kernels.gemm import grid, winograd
+from denoise_batch.kernels.gemm import grid, small, winograd
 from denoise_batch.kernels.reference import conv as reference
 
 # Relative to the largest element. bfloat16 keeps 8 bits (2⁻⁹ = 2e-3 a rounding): operands are
@@ -31,6 +32,17 @@ TOLERANCES = {
 each_dtype = pytest.mark.parametrize(
     "dtype", list(TOLERANCES), ids=lambda dtype: str(dtype).removeprefix("torch.")
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _grids_only() -> Iterator[None]:
+    """Problems here are small, and what large ones need is what most of this file is about.
+
+    `test_conv.py` holds the path of small problems (`small.py`) to torch.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small, "MOST_WINDOW_ELEMENTS", 0)
+        yield
 
 
 def plain(
@@ -321,3 +333,48 @@ def test_float16_sums_do_not_overflow() -> None:
     options: dict[str, Sequence[int]] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
     output = gemm.conv2d_forward(input, weight, None, **options)
     assert not output.any()
+
+
+@pytest.mark.parametrize("name", [name for name in FAST if "winograd" not in name])
+def test_small_problems_have_a_path_of_their_own(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the grid away, training still gets the reference's results; only inference needs it."""
+    monkeypatch.setattr(small, "MOST_WINDOW_ELEMENTS", 1 << 40)
+    for loop in ("correlate", "stamp", "weight_gradient"):
+        monkeypatch.setattr(gemm, loop, _refuse)
+    geometry = FAST[name]
+    input, weight, bias = operands(geometry, torch.float64)
+    output = op(gemm, geometry, "forward")(input, weight, bias, **geometry.options)
+    expected = op(reference, geometry, "forward")(input, weight, bias, **geometry.options)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn(output.shape, dtype=torch.float64)
+    gradients = op(gemm, geometry, "backward")(grad, input, weight, **geometry.options)
+    references = op(reference, geometry, "backward")(grad, input, weight, **geometry.options)
+    for ours, theirs in zip(gradients, references, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    with workspace.active(), pytest.raises(AssertionError, match="the grid"):
+        op(gemm, geometry, "forward")(input, weight, bias, **geometry.options)
+
+
+def _refuse(*args: Any, **options: Any) -> None:
+    raise AssertionError("the grid was asked")
+
+
+@pytest.mark.parametrize(
+    ("geometry", "is_small"),
+    [
+        (plain(4, (3, 24), (32, 32), 4, 2), True),  # the report's batch
+        (plain(1, (3, 24), (1024, 1024), 4, 2), False),
+        (replace(plain(4, (3, 24), (32, 32), 4, 2), batch=2000), False),
+    ],
+)
+def test_what_is_small_is_a_matter_of_memory(
+    geometry: Geometry, is_small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(small, "MOST_WINDOW_ELEMENTS", 1 << 22)
+    image = torch.empty(1).expand(geometry.batch, geometry.in_channels, *geometry.size)
+    size = (geometry.size[0] // 2 - 1, geometry.size[1] // 2 - 1)
+    assert small.applies(image, geometry.kernel_size, size) == is_small
+    assert not small.applies(image.to(torch.bfloat16), geometry.kernel_size, size)

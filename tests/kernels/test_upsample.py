@@ -1,5 +1,6 @@
 """NearestUpsample2d and UpsampleConv2d against torch."""
 
+import copy
 from types import ModuleType
 
 import pytest
@@ -11,7 +12,14 @@ from tolerances import Function, assert_block_parity, assert_parity, autograd, e
 from torch import Tensor, nn
 from torch.nn import functional
 
-from denoise_batch.kernels import NearestUpsample2d, ShapeError, UpsampleConv2d
+from denoise_batch.kernels import (
+    NearestUpsample2d,
+    ReLU,
+    Sequential,
+    ShapeError,
+    StateError,
+    UpsampleConv2d,
+)
 from denoise_batch.kernels.reference import upsample as reference
 
 IMPLEMENTATIONS = {"reference": reference}
@@ -54,8 +62,18 @@ def test_block_matches_torch_nn(scale_factor: int | Pair, dtype: torch.dtype) ->
         "report-2-48to24-k3-pad1": (2, (48, 24, 3, 1, 1)),
         "scale2x3-k2x3-s2": ((2, 3), (3, 2, (2, 3), (2, 1))),
         "scale3-dilation2-no-bias": (3, (2, 3, 3, 1, 2, 2, False)),
+        "scale3x1-k4x2-pad1x0": ((3, 1), (3, 2, (4, 2), 1, (1, 0))),
+        "no-bias": (2, (2, 3, 3, 1, 1, 1, False)),
+        "padding-beyond-the-kernel": (2, (2, 3, 2, 1, 2)),
     }.values(),
-    ids=["report-2-48to24-k3-pad1", "scale2x3-k2x3-s2", "scale3-dilation2-no-bias"],
+    ids=[
+        "report-2-48to24-k3-pad1",
+        "scale2x3-k2x3-s2",
+        "scale3-dilation2-no-bias",
+        "scale3x1-k4x2-pad1x0",
+        "no-bias",
+        "padding-beyond-the-kernel",
+    ],
 )
 def test_upsample_conv2d_matches_torch_nn(
     scale_factor: int | Pair, arguments: tuple, dtype: torch.dtype
@@ -66,6 +84,56 @@ def test_upsample_conv2d_matches_torch_nn(
         nn.Upsample(scale_factor=scale_factor), nn.Conv2d(*arguments[:6], **keywords)
     )
     assert_block_parity(block, module, torch.randn(2, arguments[0], 7, 5, dtype=dtype))
+
+
+@given(
+    scale=factors,
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    size=st.tuples(st.integers(3, 6), st.integers(3, 6)),
+)
+def test_any_geometry_is_upsampling_then_convolution(
+    scale: Pair, kernel: Pair, padding: Pair, size: Pair
+) -> None:
+    size = tuple(max(extent, k) for extent, k in zip(size, kernel, strict=True))
+    block = UpsampleConv2d(scale, 2, 3, kernel, 1, padding)
+    is_merged = all(p < k for p, k in zip(padding, kernel, strict=True))
+    assert len(block._stages()) == (1 if is_merged else 2)
+    module = nn.Sequential(nn.Upsample(scale_factor=scale), nn.Conv2d(2, 3, kernel, 1, padding))
+    assert_block_parity(block, module, torch.randn(2, 2, *size, dtype=torch.float64))
+
+
+def test_merged_it_is_the_convolution_that_learns() -> None:
+    block = Sequential(UpsampleConv2d(2, 2, 3, 3, padding=1), ReLU())
+    assert [name for name, _ in block.named_parameters()] == ["0.1.weight", "0.1.bias"]
+    announced: list[Tensor] = []
+    block.announce_grads(announced.append)
+    twin = copy.deepcopy(block)
+    twin.announce_grads(None)
+    output = block(torch.randn(1, 2, 4, 4))
+    block.backward(torch.ones_like(output))
+    assert [id(value) for value in announced] == [id(value) for value in block.parameters()]
+    assert all(value.grad is not None for value in block.parameters())
+    assert all(value.grad is None for value in twin.parameters())
+    block(torch.randn(1, 2, 4, 4))
+    block.eval()
+    with pytest.raises(StateError, match="call forward in training mode first"):
+        block.backward(torch.ones_like(output))
+    block(torch.randn(1, 2, 4, 4))  # keeps nothing
+    with pytest.raises(StateError):
+        block.backward(torch.ones_like(output))
+
+
+def test_merged_in_mixed_precision() -> None:
+    block = UpsampleConv2d(2, 24, 8, 3, padding=1)
+    input = torch.randn(2, 24, 9, 7)
+    expected = block(input)
+    output = block.compute_in(torch.bfloat16)(input)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+    block.backward(torch.ones_like(output))
+    assert block.conv.weight.grad is not None
+    assert block.conv.weight.grad.dtype == torch.float32
 
 
 def test_factor_1_is_the_identity() -> None:
