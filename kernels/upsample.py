@@ -45,6 +45,11 @@ class UpsampleConv2d(Sequential):
 
     Where the convolution has neither stride nor dilation, the two are computed as one transposed
     convolution, without the upsampled image and with fewer multiplications (docs/adr/0024).
+
+    Attributes:
+        upsample: the first block.
+        conv: the second.
+        merged: what runs instead of both, or None.
     """
 
     def __init__(
@@ -72,18 +77,18 @@ class UpsampleConv2d(Sequential):
             generator=generator,
         )
         super().__init__(self.upsample, self.conv)
-        self._merged: MergedUpsampleConv2d | None = None
+        self.merged: MergedUpsampleConv2d | None = None
         if MergedUpsampleConv2d.serves(self.conv):
-            self._merged = MergedUpsampleConv2d(self.upsample, self.conv)
+            self.merged = MergedUpsampleConv2d(self.upsample, self.conv)
 
     def forget(self) -> None:
         """Drop what forward kept."""
         super().forget()
-        if self._merged is not None:
-            self._merged.forget()
+        if self.merged is not None:
+            self.merged.forget()
 
     def _stages(self) -> list[tuple[Block, Activation]]:
-        return super()._stages() if self._merged is None else [(self._merged, None)]
+        return super()._stages() if self.merged is None else [(self.merged, None)]
 
 
 class MergedUpsampleConv2d(Convolution):
@@ -102,7 +107,7 @@ class MergedUpsampleConv2d(Convolution):
         self._scale = upsample.scale_factor
         boxes = (_box(k, s) for k, s in zip(conv.kernel_size, self._scale, strict=True))
         self._boxes = tuple(boxes)
-        self._geometry: dict[str, IntPair] = {
+        self._geometry: dict[str, Any] = {
             "stride": self._scale,
             "padding": _around(conv),
             "output_padding": (0, 0),

@@ -17,7 +17,7 @@ from recipes import Recipe
 from torch import Tensor
 from trained import layers_of, network_of
 
-from denoise_batch.kernels import Block, ConvTranspose2d
+from denoise_batch.kernels import Block, ConvTranspose2d, UpsampleConv2d
 from denoise_batch.kernels.conv import Convolution
 from denoise_batch.pipeline.checkpoint import find_weights, load_weights
 from denoise_batch.pipeline.files.images import read_image
@@ -106,6 +106,8 @@ def multiply_adds(network: Block) -> float:
 
 
 def _convolutions(block: Block) -> list[Convolution]:
+    if isinstance(block, UpsampleConv2d) and block.merged is not None:
+        return [block.merged]  # counted as the convolution that it stands for
     own = [block] if isinstance(block, Convolution) else []
     return own + [conv for _, child in block.named_children() for conv in _convolutions(child)]
 
