@@ -126,6 +126,7 @@ class Denoiser:
         pictures: Sequence[Picture],
         *,
         is_float32: bool = False,
+        is_probed: bool = True,
         on_tile: Callable[[int, int], None] = lambda done, tiles: None,
     ) -> Iterator[Output | ImageError]:
         """Each page's output, in order, or why there is none.
@@ -134,17 +135,19 @@ class Denoiser:
             pictures: pages of one padded shape, one number of channels and one type; a tiled one
                 comes alone.
             is_float32: compute in float32, whatever the precision.
+            is_probed: whether these pages are probed, where the run probes.
             on_tile: told of every finished tile.
         """
         if self.strength == 0:
             for picture in pictures:
                 yield Output(Download((picture.samples, torch.tensor(True))))
             return
+        is_probed = is_probed and self.is_probing
         self.network.compute_in(None if is_float32 else self.precision)
         if len(pictures) == 1 and self.is_tiled(pictures[0]):
-            yield self._in_tiles(pictures[0], on_tile)
+            yield self._in_tiles(pictures[0], is_probed, on_tile)
             return
-        outputs = self._or_none(lambda: self._whole(pictures))
+        outputs = self._or_none(lambda: self._whole(pictures, is_probed))
         if outputs is not None:
             yield from outputs
             return
@@ -154,11 +157,13 @@ class Denoiser:
         if len(pictures) > 1:
             middle = len(pictures) // 2
             for half in (pictures[:middle], pictures[middle:]):
-                yield from self.denoise(half, is_float32=is_float32, on_tile=on_tile)
+                yield from self.denoise(
+                    half, is_float32=is_float32, is_probed=is_probed, on_tile=on_tile
+                )
         elif self.tile_px == 0:
             yield ImageError(f"too large for the memory of {self.device}; allow tiles")
         else:
-            yield self._in_tiles(pictures[0], on_tile)
+            yield self._in_tiles(pictures[0], is_probed, on_tile)
 
     def _or_none(self, run: Callable[[], T]) -> T | None:
         """What `run` returns, or None if memory does not suffice."""
@@ -175,7 +180,7 @@ class Denoiser:
     def _learn(self, too_many_pixels: int) -> None:
         self.most_pixels = max(1, min(self.most_pixels, too_many_pixels // 2))
 
-    def _whole(self, pictures: Sequence[Picture]) -> list[Output]:
+    def _whole(self, pictures: Sequence[Picture], is_probed: bool) -> list[Output]:
         """All pages in one pass."""
         transfer, margin = self._transfer, self.network.spec.margin
         start = transfer.mark()
@@ -192,10 +197,10 @@ class Denoiser:
             stored.append(picture.layout.scale.from_unit(inside.permute(1, 2, 0), before))
         done = transfer.mark()
         probes: list[Probe] = []
-        if self.is_probing:
+        if is_probed:
             # The output is there: memory that does not suffice for a probe costs the estimate only.
             probes = self._or_none(lambda: self._probes(pictures, padded, values)) or []
-        marks = (start, ready, made, done, transfer.mark() if self.is_probing else done)
+        marks = (start, ready, made, done, transfer.mark() if is_probed else done)
         answers = [tensor for probe in probes for tensor in (probe.responses, probe.spreads)]
         download = transfer.download([*stored, is_finite, *answers])
         arrived = download.tensors
@@ -275,7 +280,7 @@ class Denoiser:
         return total.div_(8)
 
     def _in_tiles(
-        self, picture: Picture, on_tile: Callable[[int, int], None]
+        self, picture: Picture, is_probed: bool, on_tile: Callable[[int, int], None]
     ) -> Output | ImageError:
         """One page tile by tile, with smaller tiles for as long as memory does not suffice."""
         height, width = self.padded_shape(picture)
@@ -287,14 +292,20 @@ class Denoiser:
             grid = grid or fixed_grid(height, width, spec.halo, spec)
         while grid is not None:
             tiles = grid
-            output = self._or_none(lambda: self._tiled(picture, tiles, on_tile))  # noqa: B023
+            output = self._or_none(lambda: self._tiled(picture, tiles, is_probed, on_tile))  # noqa: B023
             if output is not None:
                 return output
             self._learn(grid.most_pixels)
             grid = automatic_grid(height, width, grid.most_pixels // 2, spec)
         return ImageError(f"too large for the memory of {self.device}, even in tiles")
 
-    def _tiled(self, picture: Picture, grid: Grid, on_tile: Callable[[int, int], None]) -> Output:
+    def _tiled(
+        self,
+        picture: Picture,
+        grid: Grid,
+        is_probed: bool,
+        on_tile: Callable[[int, int], None],
+    ) -> Output:
         result = torch.empty_like(picture.samples)
         is_finite = True
         seconds = {"transfer": 0.0, "compute": 0.0}
@@ -322,7 +333,7 @@ class Denoiser:
             finish(_TILES_IN_FLIGHT if self.is_asynchronous else 0)
         finish(0)
         probe = None
-        if self.is_probing and result.shape[0] * result.shape[1] >= LEAST_PIXELS:
+        if is_probed and result.shape[0] * result.shape[1] >= LEAST_PIXELS:
             started = time.perf_counter()
             there = self._or_none(lambda: self._probe_tiles(picture))
             if there is not None:

@@ -106,7 +106,6 @@ class LocalEngine(Engine):
             self.digests,
             options.quality,
             options.reference,
-            options.is_measuring,
             storage.deliver,
         )
         is_cpu = self._device.type == "cpu"
@@ -121,6 +120,7 @@ class LocalEngine(Engine):
                 watcher=watcher,
                 stop=stop,
                 fetch=storage.fetch,
+                is_measuring=options.is_measuring,
             )
         except RuntimeError as error:
             if "CUDA error" not in str(error):

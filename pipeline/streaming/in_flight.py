@@ -11,6 +11,7 @@ from ..files.picture import Picture
 from ..files.scan import Job
 from .denoiser import Output
 from .manifest import Stamp, sha256_of
+from .quality import Noise
 from .result import Result
 
 
@@ -24,6 +25,7 @@ class FileInFlight:
         source: the input's stamp from before it was read.
         source_sha256: of the input.
         held: bytes of the budget.
+        noises: of the pages, where the run estimates.
         outputs: of the pages, as far as they are made.
         seconds: by stage.
         is_retried: some page was made again in float32.
@@ -34,6 +36,7 @@ class FileInFlight:
     source: Stamp
     source_sha256: str
     held: int
+    noises: tuple[Noise, ...] = ()
     outputs: dict[int, Output] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     is_retried: bool = False
@@ -43,6 +46,11 @@ class FileInFlight:
         """(width, height) of the first page."""
         height, width = self.pictures[0].layout.size
         return width, height
+
+    @property
+    def is_estimable(self) -> bool:
+        """Whether the network shall be probed, since an estimate of the error may come of it."""
+        return bool(self.noises) and not any(noise.reason for noise in self.noises)
 
     def failed(self, reason: str) -> Result:
         """The result of a file that cannot be finished."""

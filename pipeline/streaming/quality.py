@@ -54,44 +54,66 @@ class Quality:
         return None if math.isnan(gain) else gain
 
 
+@dataclass(frozen=True)
+class Noise:
+    """What an input alone tells of its noise.
+
+    Attributes:
+        level: how strong it is.
+        reason: why no error can be estimated, whatever the network answers; empty where it can.
+    """
+
+    level: NoiseLevel
+    reason: str = ""
+
+
+def assess(page: Picture, *, is_probing: bool) -> Noise:
+    """Look at a page before the network does.
+
+    Args:
+        page: as it was decoded.
+        is_probing: whether its error shall be estimated.
+    """
+    level = noise_level(_windows(page, page.samples), SHOWN_STRIDE)
+    if not is_probing:
+        return Noise(level)
+    reason = _why_not(page, level)
+    return Noise(level, reason) if reason else Noise(noise_level(_windows(page, page.samples)))
+
+
 def measure(
     pictures: Sequence[Picture],
     samples: Sequence[Tensor],
+    noises: Sequence[Noise],
     probes: Sequence[Probe | None],
     psnr: tuple[float, float] | None,
-    *,
-    is_estimating: bool = True,
-    is_probed: bool = True,
 ) -> Quality:
     """Estimate a file's noise and, where there is no reference, its error.
 
     Args:
         pictures: its pages.
         samples: of the pages, denoised: (H, W, C) as the file stores them, on the host.
+        noises: of the pages, by `assess`; empty where nothing shall be estimated.
         probes: of the pages; None or missing where there is none.
         psnr: against a reference, before and after.
-        is_estimating: whether σ shall be estimated as well.
-        is_probed: whether the run probes what is large enough.
     """
     sigmas: tuple[float | None, float | None] = None, None
-    levels: list[NoiseLevel] = []
-    if is_estimating:
-        stride = 1 if probes and all(probes) else SHOWN_STRIDE
-        levels = [noise_level(_windows(page, page.samples), stride) for page in pictures]
+    if noises:
         left = [
             wavelet_sigma(_windows(page, after)) * 255
             for page, after in zip(pictures, samples, strict=True)
         ]
-        sigmas = _mean([level.sigma_255 for level in levels]), _mean(left)
+        sigmas = _mean([noise.level.sigma_255 for noise in noises]), _mean(left)
     if psnr is not None:
         return Quality(*sigmas, *psnr, "reference")
-    if not levels or not probes or any(probe is None for probe in probes):
-        is_small = any(after.shape[0] * after.shape[1] < LEAST_PIXELS for after in samples)
-        return Quality(*sigmas, reason=TOO_SMALL if is_small and is_probed else "")
+    if reason := next((noise.reason for noise in noises if noise.reason), ""):
+        return Quality(*sigmas, reason=reason)
+    if not noises or not probes or any(probe is None for probe in probes):
+        return Quality(*sigmas)
     estimates: list[Estimate] = []
-    for page, after, probe, level in zip(pictures, samples, probes, levels, strict=True):
+    for page, after, probe, noise in zip(pictures, samples, probes, noises, strict=True):
         assert probe is not None  # checked above, for all
-        estimate = _estimate(page, after, probe, level)
+        estimate = _estimate(page, after, probe, noise.level)
         if isinstance(estimate, str):
             return Quality(*sigmas, reason=estimate)
         estimates.append(estimate)
@@ -99,33 +121,42 @@ def measure(
     return Quality(*sigmas, psnr_of_mse(before), psnr_of_mse(after_), "estimate")
 
 
-def _estimate(page: Picture, after: Tensor, probe: Probe, level: NoiseLevel) -> Estimate | str:
-    """SURE of one page, or why there is none."""
-    height, width, channels = after.shape
+def _why_not(page: Picture, level: NoiseLevel) -> str:
+    """Why a page's error cannot be estimated from this noise, or nothing."""
+    height, width = page.layout.size
     if level.white_255 is None or height * width < LEAST_PIXELS:
         return TOO_SMALL
     if level.sigma_255 < LEAST_SIGMA_255:
         return f"too little noise to estimate it (σ̂ {level.sigma_255:.1f})"
     if not level.is_white:
         return "the noise is not white, which an estimate needs"
-    residual, clipped, spreads, count = 0.0, 0, [], 0
-    for top in range(0, len(after), _STRIP_ROWS):
+    clipped = 0
+    for top in range(0, height, _STRIP_ROWS):
+        noisy = page.layout.scale.to_unit(page.samples[top : top + _STRIP_ROWS])
+        clipped += int(((noisy <= 0) | (noisy >= 1)).sum())
+    share = clipped / page.samples.numel()
+    if share > MOST_CLIPPED:
+        return f"too much of the noise is clipped at black or white ({share:.0%})"
+    return ""
+
+
+def _estimate(page: Picture, after: Tensor, probe: Probe, level: NoiseLevel) -> Estimate | str:
+    """SURE of one page that `_why_not` let pass, or why there is none."""
+    height, width, channels = after.shape
+    residual, spreads = 0.0, []
+    for top in range(0, height, _STRIP_ROWS):
         rows = slice(top, top + _STRIP_ROWS)
         noisy = page.layout.scale.to_unit(page.samples[rows])
         denoised = page.layout.scale.to_unit(after[rows])
         residual += float((denoised - noisy).square_().sum(dtype=torch.float64))
-        clipped += int(((noisy <= 0) | (noisy >= 1)).sum())
-        count += denoised.numel()
         if not probe.is_whole:
             spreads.append(block_spreads(denoised.permute(2, 0, 1)[None])[0])
-    if clipped > MOST_CLIPPED * count:
-        return f"too much of the noise is clipped at black or white ({clipped / count:.0%})"
     response = divergence(probe, torch.cat(spreads) if spreads else probe.spreads)
-    if response is None:
+    if response is None or level.white_255 is None:
         return TOO_SMALL
     seen = min(height * width, MOST_PIXELS)
     sigma = level.white_255 / 255
-    estimate = estimate_mse(residual / count, response, sigma, channels, seen)
+    estimate = estimate_mse(residual / after.numel(), response, sigma, channels, seen)
     return estimate or "the estimate contradicts itself: not white noise, or hardly denoised"
 
 

@@ -1,8 +1,8 @@
 """Decode → transfer → compute → encode, all at the same time, for any number of files.
 
-    reader threads:  job → budget → pages                       (Pillow; no tensor arithmetic)
+    reader threads:  job → budget → pages, their noise          (Pillow; one torch thread each)
     this thread:     pages → buckets → network → downloads      (`Denoiser`)
-    writer threads:  downloads → file, whole or not at all      (Pillow)
+    writer threads:  downloads → file, whole or not at all      (the same)
 
 What is in flight is bounded by the bytes that it takes, not by counts: a file takes its share of
 the budget before it is decoded and gives it back when it is written. This thread never waits while
@@ -30,6 +30,7 @@ from .buckets import Buckets
 from .denoiser import Denoiser
 from .in_flight import FileInFlight, Page, read_pages_of
 from .memory import Budget, cores
+from .quality import assess
 from .result import Result
 from .transfer import Download
 from .writer import Writer
@@ -82,6 +83,7 @@ def stream(
     stop: Stop | None = None,
     threads: int | None = None,
     fetch: Callable[[Path], None] = lambda source: None,
+    is_measuring: bool = False,
 ) -> None:
     """Denoise every job's file; a failing one is reported and the rest goes on.
 
@@ -96,6 +98,8 @@ def stream(
         stop: once set, what is in flight is finished and no other file is begun.
         threads: that decode, and as many that encode; None chooses by the machine's cores.
         fetch: called by these with each source before it is read.
+        is_measuring: estimate every input's noise, and leave the network's second pass out where
+            its error could not be estimated anyway.
     """
     _Stream(
         jobs,
@@ -108,6 +112,7 @@ def stream(
         Stop() if stop is None else stop,
         threads or worker_threads(denoiser),
         fetch,
+        is_measuring,
     ).run()
 
 
@@ -134,6 +139,7 @@ class _Stream:
         stop: Stop,
         threads: int,
         fetch: Callable[[Path], None],
+        is_measuring: bool,
     ) -> None:
         self.denoiser = denoiser
         self.writer = writer
@@ -144,6 +150,7 @@ class _Stream:
         self.stop = stop
         self.threads = threads
         self.fetch = fetch
+        self.is_measuring = is_measuring
         self._jobs: Iterator[Job] = iter(jobs)
         self._jobs_lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -200,13 +207,19 @@ class _Stream:
             return
         most = min(self.batch_pixels, denoiser.most_pixels)
         size = self.batch_size or max(1, min(MOST_IMAGES, most // (height * width)))
-        kind = (height, width, picture.layout.channels, picture.samples.dtype, page.is_float32)
+        layout, samples = picture.layout, picture.samples
+        kind = (
+            height, width, layout.channels, samples.dtype, page.is_float32, page.file.is_estimable
+        )  # fmt: skip
         self._buckets.add(kind, page, size)
 
     def _compute(self, batch: list[Page]) -> None:
         on_tile = partial(self.watcher.on_tile, batch[0].file.job)
         outputs = self.denoiser.denoise(
-            [page.picture for page in batch], is_float32=batch[0].is_float32, on_tile=on_tile
+            [page.picture for page in batch],
+            is_float32=batch[0].is_float32,
+            is_probed=batch[0].file.is_estimable,
+            on_tile=on_tile,
         )
         last: Download | None = None
         for page, output in zip(batch, outputs, strict=True):
@@ -286,6 +299,7 @@ class _Stream:
     # In reader and writer threads
 
     def _read_all(self) -> None:
+        _compute_alone()
         try:
             while not self._is_cancelled:
                 with self._jobs_lock:
@@ -320,6 +334,11 @@ class _Stream:
             return True
         file = FileInFlight(job, pictures, source, digest, held)
         file.seconds["decode"] = time.perf_counter() - started - waited
+        if self.is_measuring:
+            started = time.perf_counter()
+            is_probing = self.denoiser.is_probing
+            file.noises = tuple(assess(page, is_probing=is_probing) for page in pictures)
+            file.seconds["measure"] = time.perf_counter() - started
         self._inbox.put(partial(self._on_read, file))
         return True
 

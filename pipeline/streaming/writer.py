@@ -27,7 +27,6 @@ class Writer:
         run: digests of weights and options, for the manifest.
         quality: of lossy formats.
         reference: folder of clean images to compare with.
-        is_measuring: estimate noise and, without references, PSNR.
         deliver: called with every output that was written.
     """
 
@@ -35,7 +34,6 @@ class Writer:
     run: tuple[str, str]
     quality: int = 95
     reference: Path | None = None
-    is_measuring: bool = False
     deliver: Callable[[Path], None] = lambda output: None
 
     def write(
@@ -80,15 +78,8 @@ class Writer:
                 except ImageError as error:
                     notes.append(str(error))
         quality = None
-        if self.is_measuring or psnr is not None:
-            quality = measure(
-                pictures,
-                samples,
-                probes,
-                psnr,
-                is_estimating=self.is_measuring,
-                is_probed=self.is_measuring and self.reference is None,
-            )
+        if file.noises or psnr is not None:
+            quality = measure(pictures, samples, file.noises, probes, psnr)
             spent = time.perf_counter() - started
             file.seconds["measure"] = file.seconds.get("measure", 0.0) + spent
         return Result(

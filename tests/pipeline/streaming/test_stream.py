@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pictures import picture
+from PIL import Image
 
 from denoise_batch.pipeline.options import DenoiseOptions
 from denoise_batch.pipeline.streaming import stream as stream_module
@@ -120,3 +121,55 @@ def test_writers_have_one_torch_thread_each_and_the_rest_keeps_its_own(
         thread.join()
     assert seen == [1] * IMAGES
     assert later == [3]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "tile", "passes", "basis", "reason"),
+    [
+        (".png", "off", 2, "estimate", ""),
+        (".png", "96", None, "estimate", ""),
+        (".jpg", "off", 1, None, "not white"),
+        (".jpg", "96", None, None, "not white"),
+    ],
+)
+def test_the_network_is_asked_twice_only_where_an_estimate_can_come_of_it(
+    suffix: str,
+    tile: str,
+    passes: int | None,
+    basis: str | None,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch, probe_tiles = Denoiser._launch, Denoiser._probe_tiles
+    launches, tile_probes = 0, 0
+
+    def launch_counted(self: Denoiser, padded: torch.Tensor) -> torch.Tensor:
+        nonlocal launches
+        launches += 1
+        return launch(self, padded)
+
+    def probe_counted(self: Denoiser, page: Any) -> Any:
+        nonlocal tile_probes
+        tile_probes += 1
+        return probe_tiles(self, page)
+
+    monkeypatch.setattr(Denoiser, "_launch", launch_counted)
+    monkeypatch.setattr(Denoiser, "_probe_tiles", probe_counted)
+    imgs = tmp_path / "imgs"
+    imgs.mkdir()
+    noise = torch.randn(384, 384, 3, generator=torch.Generator().manual_seed(0))
+    samples = (128 + 30 * noise).clamp(0, 255).to(torch.uint8)
+    noisy = Image.frombytes("RGB", (384, 384), samples.numpy().tobytes())
+    noisy.save(imgs / f"a{suffix}", quality=60)
+    options = DenoiseOptions((str(imgs),), weights="tconv", device="cpu", tile=tile)
+    session = Session(options)
+    (result,) = session.run(session.jobs()).results
+    assert result.quality is not None
+    assert result.quality.sigma_in_255 is not None
+    assert result.quality.basis == basis
+    assert reason in result.quality.reason
+    if passes is None:
+        assert tile_probes == (1 if basis else 0)
+    else:
+        assert launches == passes
