@@ -161,8 +161,8 @@ def denoise(
         from denoise_batch.kernels import OptionError
 
         from ..options import DenoiseOptions
+        from ..stop import Stop
         from ..streaming.denoise import Session
-        from ..streaming.stream import Stop
         from ..streaming.watch import watch as watch_folders
         from .screen import screen
         from .signals import stopping

@@ -11,8 +11,10 @@ from .exits import exit_codes, run_app
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from ..options import TrainOptions
+    from ..training.distributed import Team
     from ..training.runs import Epoch
-    from ..training.train import Counts, Watcher
+    from ..training.train import Counts, Outcome, Watcher
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -120,7 +122,10 @@ def train(
     On several GPUs or machines: `torchrun --nproc-per-node 4 -m denoise_batch.pipeline.training
     DATA …` with the same options; `--batch-size` is the joint one, so the weights are the same.
 
-    Exit codes: 0 done, 1 diverged or no usable photographs, 2 usage, 4 device, 130 interrupted.
+    Ctrl-C and SIGTERM finish the step and save it; --resume goes on.
+
+    Exit codes: 0 done, 1 diverged or no usable photographs, 2 usage, 4 device, 130 Ctrl-C,
+    143 SIGTERM.
     """
     with exit_codes():
         from rich.console import Console
@@ -136,7 +141,6 @@ def train(
 
         from ..options import TrainOptions
         from ..training.distributed import team_of_workers, was_restarted
-        from ..training.train import train as run
 
         if self_supervised not in (None, "neighbor"):
             raise OptionError(f"--self {self_supervised}: choose neighbor")
@@ -203,7 +207,7 @@ def train(
             team_of_workers() as team,
             Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         ):
-            outcome = run(options, _watcher(progress, batch_size), team)
+            outcome = _run(options, _watcher(progress, batch_size), team)
         if not team.is_first:
             return
         best = outcome.best
@@ -214,6 +218,25 @@ def train(
             f"over all validation tiles ({outcome.noisy_psnr_mean:.2f} → "
             f"{best.validation_psnr_mean:.2f} dB averaged per tile): {outcome.weights}"
         )
+
+
+def _run(options: "TrainOptions", watcher: "Watcher", team: "Team") -> "Outcome":
+    """Train to the end, or until Ctrl-C or SIGTERM; the step in hand is finished."""
+    from ..stop import Stop
+    from ..training.train import train
+    from .signals import stopping
+
+    if team.size > 1:  # the others would wait for the gradients of one that stops
+        return train(options, watcher, team)
+    stop = Stop()
+    try:
+        with stopping(stop):
+            return train(options, watcher, team, stop)
+    except KeyboardInterrupt:
+        if stop.signal is None:
+            raise
+        typer.echo("stopped; the same command with --resume goes on from here", err=True)
+        raise typer.Exit(128 + stop.signal) from None
 
 
 def _watcher(progress: "Progress", batch_size: int) -> "Watcher":

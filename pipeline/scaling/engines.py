@@ -14,10 +14,11 @@ from denoise_batch.kernels.errors import DeviceError
 from ..checkpoint import find_weights, load_weights
 from ..files.scan import Job
 from ..options import DenoiseOptions
+from ..stop import Stop
 from ..streaming.engine import Engine, precision_on
 from ..streaming.manifest import FOLDER, Manifest
 from ..streaming.storage import Storage
-from ..streaming.stream import Stop, Watcher
+from ..streaming.stream import Watcher
 from .dispatch import Dispatch, Worker
 from .processes import ProcessWorker
 from .ray_workers import RayWorker, connect, precision_there, shares

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError
 
 from ..files.scan import Job
+from ..stop import Stop
 from ..streaming.result import Result
-from ..streaming.stream import Stop
 from .dispatch import Worker, WorkerLostError
 from .station import Setup, Station
 

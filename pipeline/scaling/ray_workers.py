@@ -15,9 +15,9 @@ from typing import Any
 from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError, OptionError
 
 from ..files.scan import Job
+from ..stop import Stop
 from ..streaming.engine import precision_on
 from ..streaming.result import Result
-from ..streaming.stream import Stop
 from .dispatch import Worker, WorkerLostError
 from .station import Setup, Station
 

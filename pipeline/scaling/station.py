@@ -13,11 +13,12 @@ from denoise_batch.kernels.errors import OptionError
 
 from ..files.scan import Job
 from ..options import DenoiseOptions
+from ..stop import Stop
 from ..streaming.engine import LocalEngine
 from ..streaming.manifest import Manifest
 from ..streaming.result import Result
 from ..streaming.storage import Storage
-from ..streaming.stream import Stop, Watcher
+from ..streaming.stream import Watcher
 from .remote import RemoteStorage
 from .stage import Stage
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from ..files.scan import Job, scan
 from ..options import DenoiseOptions
+from ..stop import Stop
 from .engine import choose_engine
 from .lock import locked
 from .manifest import Manifest
 from .plan import of_shard, remove_remains, split
 from .result import STAGES, Result
 from .storage import Storage
-from .stream import Stop, Watcher
+from .stream import Watcher
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from ..checkpoint import find_weights, load_weights
 from ..device import resolve_device
 from ..files.scan import Job
 from ..options import DenoiseOptions
+from ..stop import Stop
 from .denoiser import Denoiser
 from .manifest import Manifest
 from .memory import Budget, compute_bytes, in_flight_bytes
 from .storage import Storage
-from .stream import Stop, Watcher, stream
+from .stream import Watcher, stream
 from .writer import Writer
 
 # Of an automatic batch; enough to fill a device, little enough for a laptop.

@@ -26,6 +26,7 @@ import torch
 from denoise_batch.kernels import ImageError
 
 from ..files.scan import Job
+from ..stop import Stop
 from .buckets import Buckets
 from .denoiser import Denoiser
 from .in_flight import FileInFlight, Page, read_pages_of
@@ -42,20 +43,6 @@ _TURN_FILES, _TURN_PIXELS = 6, 1 << 24  # for each writer, or in all; seconds of
 # Of a file in flight: its samples, those of the output, and a copy in Pillow while it is decoded or
 # encoded.
 _COPIES = 3
-
-
-class Stop:
-    """Whether a run shall end early; set from a signal handler."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def set(self, signal: int) -> None:
-        """End as soon as what is in flight is finished."""
-        self.signal = signal
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
 
 
 @dataclass(frozen=True)

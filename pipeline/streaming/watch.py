@@ -7,9 +7,9 @@ from pathlib import Path
 from denoise_batch.kernels import NoImagesError
 
 from ..files.scan import Job
+from ..stop import Stop
 from .denoise import Events, Session, Summary
 from .manifest import Stamp
-from .stream import Stop
 
 _NAP_S = 0.1  # between two looks at `stop`
 

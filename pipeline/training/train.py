@@ -32,6 +32,7 @@ from ..device import deterministic_algorithms
 from ..metrics import mse, psnr_of_mse
 from ..networks import Network
 from ..options import TrainOptions
+from ..stop import Stop
 from .distributed import Team
 from .pairs import Pairs, StepRandom, Validation, training_pairs, validation_tiles
 from .photographs import split_photographs
@@ -79,7 +80,10 @@ class Watcher:
 
 
 def train(
-    options: TrainOptions, watcher: Watcher | None = None, team: Team | None = None
+    options: TrainOptions,
+    watcher: Watcher | None = None,
+    team: Team | None = None,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Train a network as `options` say and leave its best weights in the run folder.
 
@@ -91,21 +95,24 @@ def train(
         watcher: told how it goes.
         team: the workers that train together (`team_of_workers`), each calling this with the same
             options; this process alone by default.
+        stop: once set, the run saves its checkpoint after the step that it is in, and ends.
 
     Raises:
+        KeyboardInterrupt: it was stopped.
         OptionError: the run folder holds another run.
         TrainingError: no usable photographs, or the loss is no longer finite.
         DeviceError: the device is not there.
     """
     team = team or Team()
+    stop = Stop() if stop is None else stop  # one that is not set is false
     watcher = watcher if watcher and team.is_first else Watcher()
     if options.deterministic:
         with deterministic_algorithms():
-            return _train(options, watcher, team)
-    return _train(options, watcher, team)
+            return _train(options, watcher, team, stop)
+    return _train(options, watcher, team, stop)
 
 
-def _train(options: TrainOptions, watcher: Watcher, team: Team) -> Outcome:
+def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> Outcome:
     device = team.device(options.device)
     team.check_batch(options.batch_size)
     folder = RunFolder(options.output, team)
@@ -164,6 +171,8 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team) -> Outcome:
                 progress.step += 1
                 progress.seconds += team.clock(time.perf_counter() - started)
                 watcher.on_step(progress.step, schedule.steps(progress))
+                if stop:
+                    raise KeyboardInterrupt
                 if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
                     folder.save_checkpoint(progress, network, optimizer, average)
                     saved_at = time.monotonic()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from denoise_batch.kernels import DeviceError, OptionError, TrainingError
+from denoise_batch.kernels import Adam, DeviceError, OptionError, TrainingError
 from denoise_batch.pipeline.checkpoint import load_weights
 from denoise_batch.pipeline.cli.train import main
 from denoise_batch.pipeline.device import deterministic_algorithms
@@ -228,6 +229,42 @@ def test_a_run_that_is_stopped_anywhere_resumes_to_the_same_weights(
     assert resumed.best.validation_psnr == whole.best.validation_psnr
     metrics = (options.output / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["number"] for row in metrics] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lets_the_step_in_hand_finish(
+    options: TrainOptions,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+) -> None:
+    """In the middle of an optimiser's step, where half of the parameters have moved."""
+    command = [
+        str(photographs), "--noise", "gaussian:25", "--tiles", "40", "--validation-tiles", "4",
+        "--epochs", "2", "--device", "cpu", "--batch-size", "8", "--optimizer", "adam", "--lr",
+        "0.001",
+    ]  # fmt: skip
+    assert main([*command, "-o", str(tmp_path / "whole")]) == 0
+    step, steps = Adam.step, 0
+
+    def step_and_signal(self: Adam) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            signal.raise_signal(number)
+        step(self)
+
+    monkeypatch.setattr(Adam, "step", step_and_signal)
+    assert main([*command, "-o", str(options.output)]) == code
+    assert "with --resume goes on from here" in capsys.readouterr().err
+    assert steps == 3
+    assert main([*command, "-o", str(options.output), "--resume"]) == 0
+    assert steps == 10  # none was done twice
+    expected = (tmp_path / "whole" / "last.safetensors").read_bytes()
+    assert (options.output / "last.safetensors").read_bytes() == expected
 
 
 def test_a_killed_run_resumes_to_the_same_weights(
