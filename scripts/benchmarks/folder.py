@@ -172,7 +172,10 @@ def memory_peaks(
         many = scratch / f"many-{count}"
         many.mkdir()
         for number in range(count):
-            source = paths[number % len(paths)]
+            # All of them, or every so many of them: small and large ones in either case.
+            source = paths[
+                number % len(paths) if count > len(paths) else number * len(paths) // count
+            ]
             (many / f"{number:06}{source.suffix}").hardlink_to(source)
         command = [sys.executable, "-m", "denoise_batch.pipeline", str(many), "--quiet"]
         command += ["-w", options.weights, "-d", str(options.device)]
