@@ -15,7 +15,7 @@ from ..options import DenoiseOptions
 from ..stop import Stop
 from .denoiser import Denoiser
 from .manifest import Manifest
-from .memory import Budget, compute_bytes, in_flight_bytes
+from .memory import Budget, compute_bytes, in_flight_bytes, return_large_blocks
 from .storage import Storage
 from .stream import Watcher, stream
 from .writer import Writer
@@ -73,6 +73,7 @@ class LocalEngine(Engine):
     """
 
     def __init__(self, options: DenoiseOptions, storage: Storage) -> None:
+        return_large_blocks()
         self._options = options
         self._storage = storage
         self._device = resolve_device(options.device)

@@ -1,5 +1,6 @@
 """How much memory there is, and a budget of bytes that the files in flight share."""
 
+import ctypes
 import os
 from collections import deque
 from contextlib import suppress
@@ -15,6 +16,17 @@ _MOST_IN_FLIGHT_ON_CPU = 1024 * MIB
 _IN_FLIGHT_BY_CORE = 128 * MIB  # a core's share: more would only be read sooner than it is wanted
 _MOST_IN_FLIGHT = 4096 * MIB
 _LEAST = 128 * MIB
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+
+
+def return_large_blocks() -> None:
+    """Let glibc give freed blocks of a mebibyte and more back to the system, as it does at first.
+
+    It raises that limit to the largest block freed so far, up to 32 MiB; pages then stay in the
+    heaps of the threads that decoded them: 50 mixed photographs with `tconv` took 610 MB, not 468.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MIB)
 
 
 class Budget:

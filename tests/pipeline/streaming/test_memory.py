@@ -1,7 +1,12 @@
 """The budget that files in flight share."""
 
+import platform
+import subprocess
+import sys
 import threading
 import time
+
+import pytest
 
 from denoise_batch.pipeline.streaming.memory import Budget, available_host_bytes
 
@@ -61,3 +66,32 @@ def test_closing_sends_away_who_waits() -> None:
 
 def test_the_machine_has_memory() -> None:
     assert available_host_bytes() > 1 << 20
+
+
+def resident_after_frees(setup: str) -> int:
+    """Resident KiB of a process that freed 30 blocks of 4 MiB below one that it keeps."""
+    code = f"""
+import ctypes, threading
+{setup}
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = libc.free.argtypes = [ctypes.c_size_t]
+def work():
+    libc.free(libc.malloc(5 << 20))  # raises the limit, where it may
+    blocks = [libc.malloc(4 << 20) for _ in range(30)]
+    for block in blocks: ctypes.memset(block, 1, 4 << 20)
+    libc.malloc(1000)
+    for block in blocks: libc.free(block)
+thread = threading.Thread(target=work)
+thread.start(); thread.join()
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+def test_freed_blocks_go_back_to_the_system() -> None:
+    module = "from denoise_batch.pipeline.streaming.memory import return_large_blocks"
+    kept = resident_after_frees(module)
+    returned = resident_after_frees(f"{module}; return_large_blocks()")
+    assert kept - returned > 100 * 1024
