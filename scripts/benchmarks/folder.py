@@ -43,6 +43,14 @@ from denoise_batch.pipeline.streaming.stream import worker_threads
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "noisy"
 TARGET = 1.15  # wall time over the slowest stage alone
 FLAT = 0.05  # growth of peak memory between the two folders
+# The command, then its own peak in KiB. Not wait4's, which begins with the size of this process.
+_PEAK = """
+import sys
+from denoise_batch.pipeline.cli.batch import main
+code = main(sys.argv[1:])
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+sys.exit(code)
+"""
 CHUNK = 16  # images whose stages are timed one after the other
 
 
@@ -165,7 +173,7 @@ def memory_peaks(
     folder: Path, scratch: Path, options: argparse.Namespace
 ) -> Iterator[tuple[int, int]]:
     """(images, peak resident bytes) of the command, for folders of several sizes."""
-    if not hasattr(os, "wait4"):
+    if not Path("/proc/self/status").exists():
         return
     paths = sorted(folder.iterdir())
     for count in options.memory:
@@ -177,16 +185,14 @@ def memory_peaks(
                 number % len(paths) if count > len(paths) else number * len(paths) // count
             ]
             (many / f"{number:06}{source.suffix}").hardlink_to(source)
-        command = [sys.executable, "-m", "denoise_batch.pipeline", str(many), "--quiet"]
+        command = [sys.executable, "-c", _PEAK, str(many), "--quiet"]
         command += ["-w", options.weights, "-d", str(options.device)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-        process = subprocess.Popen(command, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"bench folder: denoise-batch ended with {process.returncode}")
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"bench folder: denoise-batch ended with {done.returncode}")
         shutil.rmtree(scratch / f"many-{count}-denoised")
-        yield count, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        yield count, int(done.stdout.splitlines()[-1]) * 1024
 
 
 def _write(path: Path, pages: Sequence[object], samples: torch.Tensor) -> None:
