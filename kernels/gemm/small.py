@@ -6,6 +6,8 @@ five, and memory for all windows at once, so they serve only where that is littl
 only in training: inference gives an image the same bits whatever its batch.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,12 +47,12 @@ def correlate(
         relu: whether negative results become 0.
     """
     kernel = (weight.shape[2], weight.shape[3])
-    windows = _windows(image, kernel, stride, padding, (target.shape[1], target.shape[2]))
+    windows = windows_of(image, kernel, stride, padding, (target.shape[1], target.shape[2]))
     result = target.view(-1, len(weight))
     if bias is None:
-        torch.mm(windows, _matrix(weight), out=result)
+        torch.mm(windows, matrix_of(weight), out=result)
     else:
-        torch.addmm(bias, windows, _matrix(weight), out=result)
+        torch.addmm(bias, windows, matrix_of(weight), out=result)
     if relu:
         result.relu_()
 
@@ -85,8 +87,8 @@ def stamp(
         turned = weight.flip(2, 3).transpose(0, 1)
         correlate(small, turned, bias, target, stride=stride, padding=around, relu=relu)
         return
-    columns = small.reshape(-1, len(weight)).mm(_matrix(weight).T)
-    target.copy_(_fold(columns, small.shape, target.shape, (kh, kw), stride, padding, bias))
+    columns = small.reshape(-1, len(weight)).mm(matrix_of(weight).T)
+    target.copy_(fold(columns, small.shape, target.shape, (kh, kw), stride, padding, bias))
     if relu:
         target.relu_()
 
@@ -103,12 +105,12 @@ def weight_gradient(
         stride: between windows.
         padding: zeros on each side.
     """
-    windows = _windows(large, kernel, stride, padding, (small.shape[1], small.shape[2]))
+    windows = windows_of(large, kernel, stride, padding, (small.shape[1], small.shape[2]))
     matrix = windows.T.mm(small.reshape(-1, small.shape[3]))
     return matrix.view(*kernel, large.shape[3], small.shape[3]).permute(3, 2, 0, 1)
 
 
-def _windows(
+def windows_of(
     image: Tensor, kernel: IntPair, stride: IntPair, padding: IntPair, size: IntPair
 ) -> Tensor:
     """im2col: (N·oh·ow, kh·kw·C), a row for each window."""
@@ -127,16 +129,26 @@ def _windows(
     return views.reshape(-1, kh * kw * c)
 
 
-def _fold(
+def fold(
     columns: Tensor,
-    small: torch.Size,
-    large: torch.Size,
+    small: Sequence[int],
+    large: Sequence[int],
     kernel: IntPair,
     stride: IntPair,
     padding: IntPair,
     bias: Tensor | None,
 ) -> Tensor:
-    """The adjoint of `_windows`, plus a bias: (N·oh·ow, kh·kw·L) → (N, H, W, L)."""
+    """The adjoint of `windows_of`, plus a bias: (N·oh·ow, kh·kw·L) → (N, H, W, L).
+
+    Args:
+        columns: what every position stamps.
+        small: (N, oh, ow, …).
+        large: (N, H, W, L).
+        kernel: (kh, kw).
+        stride: between stamps.
+        padding: rows and columns that are cut off.
+        bias: (L,) or None.
+    """
     n, height, width, c = large
     (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
     # Room for every stamp, in whole strides, so that stamps of s × s taps lie side by side.
@@ -159,6 +171,6 @@ def _fold(
     return image[:, ph : ph + height, pw : pw + width]
 
 
-def _matrix(weight: Tensor) -> Tensor:
+def matrix_of(weight: Tensor) -> Tensor:
     """(S, L, kh, kw) as (kh·kw·L, S)."""
     return weight.permute(2, 3, 1, 0).reshape(-1, len(weight))

@@ -1,9 +1,10 @@
 """The product's convolutions with operations for tiny batches behind them (`lean_ops`).
 
 At the report's batch of four 32×32 tiles a step is bound by the number of torch operations.
-`kernels/gemm`, which cuts large images into chunks that fit the cache, needs 1 680 of them for a
-step of Architecture 1 (as torch.profiler counts); the blocks here, which are the product's own with
-the report's recipe for their arithmetic (II-A, II-B), 459.
+`kernels/gemm`, which cuts large images into chunks that fit the cache, needed 1 680 of them for a
+step of Architecture 1 (as torch.profiler counts) before it took some of this over (ADR 24); the
+blocks here, which are the product's own with the report's recipe for their arithmetic (II-A, II-B),
+need 459.
 """
 
 from collections.abc import Sequence

@@ -12,6 +12,7 @@ With S the smaller and L the larger image (N, H, W, C) and windows(L) of kh·kw�
 import torch
 from torch import Tensor
 
+from denoise_batch.kernels.gemm.small import fold, matrix_of, windows_of
 from denoise_batch.kernels.shapes import (
     Activation,
     IntPair,
@@ -35,7 +36,7 @@ def conv2d_forward(
     """As `kernels.reference.conv.conv2d_forward`; the output is channels-last."""
     kernel = (weight.shape[2], weight.shape[3])
     size = conv2d_output_size(input.shape[2:], kernel, stride, padding, (1, 1))
-    output = _product(_windows(input, kernel, stride, padding, size), _matrix(weight), bias)
+    output = _product(_windows(input, kernel, stride, padding, size), matrix_of(weight), bias)
     if activation == "relu":
         output.relu_()
     return output.view(len(input), *size, len(weight)).permute(0, 3, 1, 2)
@@ -64,7 +65,7 @@ def conv2d_backward(
         image = grad.view(len(input), *grad_output.shape[2:], len(weight)).permute(0, 3, 1, 2)
         grad_input = conv2d_forward(image, turned, None, stride=stride, padding=around)
     elif needs_grad_input:
-        columns = grad.mm(_matrix(weight).T)
+        columns = grad.mm(matrix_of(weight).T)
         grad_input = _fold(columns, input.shape, kernel, stride, padding, grad_output.shape[2:])
     return grad_input, grad_weight, grad.sum(0)
 
@@ -85,7 +86,7 @@ def conv_transpose2d_forward(
         input.shape[2:], kernel, stride, padding, output_padding, (1, 1)
     )
     shape = (len(input), weight.shape[1], *size)
-    columns = _rows(input).mm(_matrix(weight).T)
+    columns = _rows(input).mm(matrix_of(weight).T)
     output = _fold(columns, shape, kernel, stride, padding, input.shape[2:], bias)
     return output.relu_() if activation == "relu" else output
 
@@ -108,7 +109,7 @@ def conv_transpose2d_backward(
     grad_weight = _weight_of(windows.T.mm(_rows(input)), weight)
     grad_input = None
     if needs_grad_input:
-        flat = windows.mm(_matrix(weight))
+        flat = windows.mm(matrix_of(weight))
         grad_input = flat.view(len(input), *input.shape[2:], len(weight)).permute(0, 3, 1, 2)
     return grad_input, grad_weight, _rows(grad).sum(0)
 
@@ -153,19 +154,7 @@ def _windows(
     image: Tensor, kernel: IntPair, stride: IntPair, padding: IntPair, size: tuple[int, ...]
 ) -> Tensor:
     """im2col: (N·oh·ow, kh·kw·C), a row for each window."""
-    n, c, height, width = image.shape
-    (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
-    if ph or pw:
-        padded = image.new_zeros(n, height + 2 * ph, width + 2 * pw, c)
-        padded[:, ph : ph + height, pw : pw + width] = image.permute(0, 2, 3, 1)
-    else:
-        padded = image.permute(0, 2, 3, 1).contiguous()
-    across, down = c, c * padded.shape[2]
-    views = padded.as_strided(
-        (n, *size, kh, kw, c),
-        (down * padded.shape[1], sh * down, sw * across, down, across, 1),
-    )
-    return views.reshape(-1, kh * kw * c)
+    return windows_of(image.permute(0, 2, 3, 1), kernel, stride, padding, (size[0], size[1]))
 
 
 def _fold(
@@ -179,34 +168,12 @@ def _fold(
 ) -> Tensor:
     """The adjoint of `_windows`, plus a bias: (N·oh·ow, kh·kw·C) → (N, C, H, W)."""
     n, c, height, width = shape
-    (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
-    # Room for every stamp, in whole strides, so that stamps of s × s taps lie side by side.
-    rows = max(height + 2 * ph, (size[0] - 1 + -(-kh // sh)) * sh)
-    wide = max(width + 2 * pw, (size[1] - 1 + -(-kw // sw)) * sw)
-    if bias is None:
-        image = columns.new_zeros(n, rows, wide, c)
-    else:
-        image = bias.expand(n, rows, wide, c).contiguous()
-    taps = columns.view(n, *size, kh, kw, c)
-    strides = image.stride()
-    for top in range(0, kh, sh):
-        for left in range(0, kw, sw):
-            part = taps[:, :, :, top : top + sh, left : left + sw]
-            image.as_strided(
-                part.shape,
-                (strides[0], sh * strides[1], sw * c, strides[1], c, 1),
-                top * strides[1] + left * c,
-            ).add_(part)
-    return image[:, ph : ph + height, pw : pw + width].permute(0, 3, 1, 2)
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    """(S, L, kh, kw) as (kh·kw·L, S), of either kind of convolution."""
-    return weight.permute(2, 3, 1, 0).reshape(-1, len(weight))
+    large = (n, height, width, c)
+    return fold(columns, (n, *size), large, kernel, stride, padding, bias).permute(0, 3, 1, 2)
 
 
 def _weight_of(matrix: Tensor, weight: Tensor) -> Tensor:
-    """The inverse of `_matrix`, as a view."""
+    """The inverse of `matrix_of`, as a view."""
     small, large, kh, kw = weight.shape
     return matrix.view(kh, kw, large, small).permute(3, 2, 0, 1)
 
