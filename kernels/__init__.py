@@ -21,6 +21,7 @@ from .errors import (
     WeightsError,
 )
 from .loss import MSELoss
+from .muon import Muon
 from .optim import SGD, Adam, AdamW, ExponentialMovingAverage, clip_grad_norm_
 from .pad import Padded
 from .shuffle import PixelShuffle, PixelUnshuffle
@@ -39,6 +40,7 @@ __all__ = [
     "ExponentialMovingAverage",
     "ImageError",
     "MSELoss",
+    "Muon",
     "NearestUpsample2d",
     "NoImagesError",
     "OptionError",

@@ -3,8 +3,9 @@
 Fresh memory costs a page fault every 4 KiB, about as much as a small layer's arithmetic on it.
 Inside `active()` layers take their outputs from here (`empty`), and containers give an intermediate
 back as soon as nothing reads it (`release`); what the last forward left serves the next one of the
-same shapes without an allocation. Every thread has a workspace of its own; on devices other than
-the CPU torch's caching allocator does all this already.
+same shapes without an allocation, and makes room for one of other shapes: images of many sizes take
+no more than the largest of them. Every thread has a workspace of its own; on devices other than the
+CPU torch's caching allocator does all this already.
 """
 
 import math
@@ -66,6 +67,7 @@ def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) 
         buffer = min(fitting, key=len)
         state.free = [b for b in state.free if b is not buffer]
     else:
+        _make_room(state, size)
         buffer = _allocate(size)
     state.lent[buffer.data_ptr()] = buffer
     state.used.add(buffer.data_ptr())
@@ -87,6 +89,21 @@ def shares_memory(one: Tensor, other: Tensor) -> bool:
 def pooled_bytes() -> int:
     """Bytes that this thread's workspace holds for the next forward."""
     return sum(len(buffer) for buffer in _workspace.free)
+
+
+def lent_bytes() -> int:
+    """Bytes that somebody in this thread's forward still reads."""
+    return sum(len(buffer) for buffer in _workspace.lent.values())
+
+
+def _make_room(state: _Workspace, size: int) -> None:
+    """Give up as many bytes that only an earlier forward used, the smallest buffers first."""
+    for buffer in sorted(state.free, key=len):
+        if size <= 0:
+            break
+        if buffer.data_ptr() not in state.used:
+            state.free = [b for b in state.free if b is not buffer]
+            size -= len(buffer)
 
 
 def _allocate(size: int) -> Tensor:

@@ -43,12 +43,12 @@ class TrainOptions:
         minutes: length of the run in minutes of training instead; such a run is not repeatable,
             since its learning rate follows the clock.
         batch_size: tiles a step.
-        optimizer: "sgd", "adam" or "adamw".
+        optimizer: "sgd", "adam", "adamw" or "muon".
         lr: highest learning rate; rises over `warmup_epochs`, then falls to 0 as a half cosine
             with `schedule` "cosine", or stays with "constant".
-        momentum: of SGD.
-        nesterov: Nesterov's look-ahead, of SGD.
-        weight_decay: L2 penalty, or AdamW's decay.
+        momentum: of SGD and Muon.
+        nesterov: Nesterov's look-ahead, of SGD and Muon.
+        weight_decay: L2 penalty, or AdamW's and Muon's decay.
         clip_norm: longest gradient; a longer one is scaled down. 0 never clips.
         ema: decay of the moving average of the parameters that is validated and saved; 0: none.
         precision: "fp32", or "bf16" for mixed precision.
@@ -103,7 +103,7 @@ class TrainOptions:
             "network": tuple(ARCHITECTURES),
             "kind": ("clean", "pairs", "bursts", "single", "tensors"),
             "targets": ("noisy", "clean"),
-            "optimizer": ("sgd", "adam", "adamw"),
+            "optimizer": ("sgd", "adam", "adamw", "muon"),
             "schedule": ("cosine", "constant"),
             "precision": ("fp32", "bf16"),
         }

@@ -77,14 +77,14 @@ def train(
         typer.Option(help="Length in minutes of training, instead; not repeatable bit for bit."),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Tiles a step.")] = 8,
-    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
+    optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw or muon.")] = "sgd",
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 4.0,
     warmup_epochs: Annotated[
         float, typer.Option(help="Epochs over which the rate rises from 0.")
     ] = 0.2,
     schedule: Annotated[str, typer.Option(help="After warm-up: cosine or constant.")] = "cosine",
-    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.9,
-    nesterov: Annotated[bool, typer.Option(help="Nesterov's look-ahead, of SGD.")] = True,
+    momentum: Annotated[float, typer.Option(help="Of SGD and Muon.")] = 0.9,
+    nesterov: Annotated[bool, typer.Option(help="Nesterov's look-ahead, of both.")] = True,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty.")] = 0.0,
     clip_norm: Annotated[
         float, typer.Option(help="Longest gradient; 0 never scales one down.")

@@ -20,8 +20,9 @@ from .storage import Storage
 from .stream import Watcher, stream
 from .writer import Writer
 
-# Of an automatic batch; enough to fill a device, little enough for a laptop.
-BATCH_PIXELS_ON_CPU = 1 << 21
+# Of an automatic batch; enough to fill a device. On a processor more would make nothing faster and
+# take more memory than one photograph of ordinary size.
+BATCH_PIXELS_ON_CPU = 1 << 20
 BATCH_PIXELS = 1 << 24
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -65,7 +65,7 @@ def stream(
     *,
     budget: Budget,
     batch_size: int | None = None,
-    batch_pixels: int = 1 << 21,
+    batch_pixels: int = 1 << 20,
     watcher: Watcher | None = None,
     stop: Stop | None = None,
     threads: int | None = None,

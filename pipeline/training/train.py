@@ -21,6 +21,7 @@ from denoise_batch.kernels import (
     AdamW,
     ExponentialMovingAverage,
     MSELoss,
+    Muon,
     OptionError,
     TrainingError,
     clip_grad_norm_,
@@ -286,6 +287,8 @@ def _new_optimizer(options: TrainOptions, parameters: list[Tensor]) -> Optimizer
     if options.optimizer == "sgd":
         nesterov = options.nesterov and options.momentum > 0
         return SGD(parameters, lr, options.momentum, nesterov, decay)
+    if options.optimizer == "muon":
+        return Muon(parameters, lr, options.momentum, options.nesterov, decay)
     kind = {"adam": Adam, "adamw": AdamW}[options.optimizer]
     return kind(parameters, lr, weight_decay=decay)
 

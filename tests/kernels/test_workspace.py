@@ -95,6 +95,25 @@ def test_a_second_forward_of_the_same_shape_allocates_its_output_only(
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_images_of_many_sizes_take_no_more_than_the_largest(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, held = Network(name).eval(), [0]
+    allocate = workspace._allocate
+
+    def watching(size: int) -> Tensor:
+        held[0] = max(held[0], size + pooled_bytes() + workspace.lent_bytes())
+        return allocate(size)
+
+    monkeypatch.setattr(workspace, "_allocate", watching)
+    network(torch.rand(1, 3, 256, 256))
+    largest = held[0]
+    for height, width in ((208, 208), (256, 160), (176, 256), (240, 240), (256, 256)):
+        network(torch.rand(1, 3, height, width))
+    assert held[0] <= 1.1 * largest
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_results_stay_what_they_are_when_the_network_runs_on(name: str) -> None:
     network = Network(name).eval()
     images = [torch.rand(1, 3, 40, 40), torch.rand(2, 3, 24, 56), torch.rand(1, 1, 40, 40)]

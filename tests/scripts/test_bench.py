@@ -202,3 +202,14 @@ def test_folder_measures_stages_stream_and_memory(
     out = capsys.readouterr().out
     assert "wall over slowest stage" in out
     assert "peak memory: 2 images" in out
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_folder_reads_the_memory_of_the_command_not_of_the_bench(tmp_path: Path) -> None:
+    folder = sibling("folder")
+    folder.make_images(tmp_path / "images", 2, folder.SAMPLES)
+    options = folder._parser().parse_args(["--memory", "2", "--weights", "tconv", "--threads", "1"])
+    ballast = torch.ones(1 << 30, dtype=torch.uint8)  # a child begins with its parent's `ru_maxrss`
+    ((count, peak),) = folder.memory_peaks(tmp_path / "images", tmp_path, options)
+    assert count == 2
+    assert 100 << 20 < peak < ballast.numel()
