@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from denoise_batch.kernels import SGD, AdamW, ExponentialMovingAverage, MSELoss, clip_grad_norm_
+from denoise_batch.kernels import (
+    SGD,
+    AdamW,
+    ExponentialMovingAverage,
+    MSELoss,
+    Muon,
+    clip_grad_norm_,
+)
 from denoise_batch.kernels.optim import Optimizer
 from denoise_batch.pipeline.networks import Network
 from denoise_batch.pipeline.training import pairs
@@ -98,9 +105,9 @@ def step(
 
 
 @pytest.mark.parametrize("data", list(PAIRS))
-@pytest.mark.parametrize("optimizer", [SGD, AdamW])
+@pytest.mark.parametrize("optimizer", [SGD, AdamW, Muon])
 def test_a_step_reads_nothing_from_the_device_and_uploads_only_pinned(
-    data: str, optimizer: type[SGD] | type[AdamW], uploads: list[Tensor]
+    data: str, optimizer: type[SGD] | type[AdamW] | type[Muon], uploads: list[Tensor]
 ) -> None:
     with DEVICE:
         network = Network("tconv", 0.5, 0.25).compute_in(torch.bfloat16)

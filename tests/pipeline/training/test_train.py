@@ -204,6 +204,7 @@ def test_a_run_folder_is_never_overwritten(options: TrainOptions) -> None:
 RECIPES: dict[str, dict[str, object]] = {
     "sgd": {},
     "adamw-ema-bf16": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9, "precision": "bf16"},
+    "muon": {"optimizer": "muon", "lr": 1e-3},
     "subpixel": {"noise": "subpixel:2", "shuffle": False},
 }
 
