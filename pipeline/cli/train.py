@@ -27,7 +27,12 @@ def train(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Run folder; must not hold a run yet.")
     ] = Path("runs/train"),
-    network: Annotated[str, typer.Option(help="Architecture: tconv, upsample or unet.")] = "tconv",
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture: tconv, upsample or unet.", show_default="that of --init, or tconv"
+        ),
+    ] = None,
     noise: Annotated[
         str,
         typer.Option(
@@ -78,12 +83,20 @@ def train(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Tiles a step.")] = 8,
     optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw or muon.")] = "sgd",
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 4.0,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Highest learning rate.", show_default="0.001; with sgd 4 (upsample 1.5, unet 0.1)"
+        ),
+    ] = None,
     warmup_epochs: Annotated[
         float, typer.Option(help="Epochs over which the rate rises from 0.")
     ] = 0.2,
     schedule: Annotated[str, typer.Option(help="After warm-up: cosine or constant.")] = "cosine",
-    momentum: Annotated[float, typer.Option(help="Of SGD and Muon.")] = 0.9,
+    momentum: Annotated[
+        float | None,
+        typer.Option(help="Of SGD and Muon.", show_default="0.9; with muon 0.95"),
+    ] = None,
     nesterov: Annotated[bool, typer.Option(help="Nesterov's look-ahead, of both.")] = True,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty.")] = 0.0,
     clip_norm: Annotated[
@@ -139,7 +152,8 @@ def train(
 
         from denoise_batch.kernels import OptionError
 
-        from ..options import TrainOptions
+        from ..checkpoint import find_weights, load_weights
+        from ..options import TrainOptions, usual_rates
         from ..training.distributed import team_of_workers, was_restarted
 
         if self_supervised not in (None, "neighbor"):
@@ -157,6 +171,11 @@ def train(
         if epochs is not None and (steps is not None or minutes is not None):
             raise OptionError("--epochs, --steps and --minutes exclude each other")
         kind = next((kind for kind, is_meant in kinds.items() if is_meant), "clean")
+        if network is None:
+            network = (
+                "tconv" if init is None else load_weights(find_weights(init)).network.architecture
+            )
+        usual_lr, usual_momentum = usual_rates(optimizer, network)
         options = TrainOptions(
             data=data,
             output=output,
@@ -178,10 +197,10 @@ def train(
             minutes=minutes,
             batch_size=batch_size,
             optimizer=optimizer,
-            lr=lr,
+            lr=usual_lr if lr is None else lr,
             warmup_epochs=warmup_epochs,
             schedule=schedule,
-            momentum=momentum,
+            momentum=usual_momentum if momentum is None else momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
             clip_norm=clip_norm,

@@ -201,6 +201,45 @@ def test_a_run_folder_is_never_overwritten(options: TrainOptions) -> None:
     assert (options.output / "best.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("chosen", "lr", "momentum"),
+    [
+        ([], 4.0, 0.9),
+        (["--network", "upsample"], 1.5, 0.9),
+        (["--network", "unet"], 0.1, 0.9),
+        (["--optimizer", "adamw"], 1e-3, 0.9),
+        (["--optimizer", "muon"], 1e-3, 0.95),
+        (["--optimizer", "muon", "--lr", "0.01", "--momentum", "0.5"], 0.01, 0.5),
+    ],
+)
+def test_the_usual_rates_suit_optimiser_and_network(
+    photographs: Path, tmp_path: Path, chosen: list[str], lr: float, momentum: float
+) -> None:
+    command = [str(photographs), "--noise", "gaussian:25", "--tiles", "2", "--tile-px", "16"]
+    short = ["--validation-tiles", "1", "--steps", "1", "--batch-size", "2", "--device", "cpu"]
+    assert main([*command, *short, *chosen, "-o", str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["lr"], config["momentum"]) == (lr, momentum)
+
+
+def test_shipped_weights_bring_their_network_and_survive_the_usual_rate(
+    photographs: Path, tmp_path: Path
+) -> None:
+    """`--init` alone, as docs/training.md has it; at the rate of `tconv` 30.6 dB became 17.3."""
+    command = [str(photographs), "--noise", "gaussian:25", "--init", "unet-gaussian-2", "--steps"]
+    short = ["20", "--tiles", "160", "--validation-tiles", "8", "--device", "cpu"]
+    assert main([*command, *short, "-o", str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["network"] == "unet"
+    still = ["--lr", "1e-12", "-o", str(tmp_path / "still")]
+    assert main([*command, *short, *still]) == 0
+    psnrs = [
+        json.loads((tmp_path / name / "metrics.jsonl").read_text())["validation_psnr"]
+        for name in ("run", "still")
+    ]
+    assert psnrs[0] > psnrs[1] - 0.5
+
+
 RECIPES: dict[str, dict[str, object]] = {
     "sgd": {},
     "adamw-ema-bf16": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9, "precision": "bf16"},
