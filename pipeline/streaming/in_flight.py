@@ -28,6 +28,7 @@ class FileInFlight:
         noises: of the pages, where the run estimates.
         outputs: of the pages, as far as they are made.
         seconds: by stage.
+        notes: what the user should know of it.
         is_retried: some page was made again in float32.
     """
 
@@ -39,6 +40,7 @@ class FileInFlight:
     noises: tuple[Noise, ...] = ()
     outputs: dict[int, Output] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     is_retried: bool = False
 
     @property
@@ -51,6 +53,11 @@ class FileInFlight:
     def is_estimable(self) -> bool:
         """Whether the network shall be probed, since an estimate of the error may come of it."""
         return bool(self.noises) and not any(noise.reason for noise in self.noises)
+
+    def note_no_estimate(self, error: Exception) -> None:
+        """Say why there are no estimates; a picture is not lost for lack of a number."""
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        self.notes.append(f"{self.job.name}: its noise could not be estimated: {line}")
 
     def failed(self, reason: str) -> Result:
         """The result of a file that cannot be finished."""

@@ -324,7 +324,10 @@ class _Stream:
         if self.is_measuring:
             started = time.perf_counter()
             is_probing = self.denoiser.is_probing
-            file.noises = tuple(assess(page, is_probing=is_probing) for page in pictures)
+            try:
+                file.noises = tuple(assess(page, is_probing=is_probing) for page in pictures)
+            except Exception as error:
+                file.note_no_estimate(error)
             file.seconds["measure"] = time.perf_counter() - started
         self._inbox.put(partial(self._on_read, file))
         return True

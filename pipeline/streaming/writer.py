@@ -79,9 +79,13 @@ class Writer:
                     notes.append(str(error))
         quality = None
         if file.noises or psnr is not None:
-            quality = measure(pictures, samples, file.noises, probes, psnr)
+            try:
+                quality = measure(pictures, samples, file.noises, probes, psnr)
+            except Exception as error:
+                file.note_no_estimate(error)
             spent = time.perf_counter() - started
             file.seconds["measure"] = file.seconds.get("measure", 0.0) + spent
+        notes += file.notes
         return Result(
             job,
             "done",

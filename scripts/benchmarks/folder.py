@@ -39,6 +39,7 @@ from denoise_batch.pipeline.streaming.denoise import Session
 from denoise_batch.pipeline.streaming.denoiser import Denoiser
 from denoise_batch.pipeline.streaming.memory import compute_bytes, cores
 from denoise_batch.pipeline.streaming.stream import worker_threads
+from denoise_batch.weights import names
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "noisy"
 TARGET = 1.15  # wall time over the slowest stage alone
@@ -207,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--photographs", type=Path, default=SAMPLES, metavar="DIR")
-    parser.add_argument("--weights", default="unet-gaussian-2")
+    parser.add_argument("--weights", default=names()[0])
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument(

@@ -1,5 +1,6 @@
 """Who runs while the network computes."""
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from PIL import Image
 
 from denoise_batch.pipeline.options import DenoiseOptions
 from denoise_batch.pipeline.streaming import stream as stream_module
-from denoise_batch.pipeline.streaming.denoise import Session
+from denoise_batch.pipeline.streaming import writer as writer_module
+from denoise_batch.pipeline.streaming.denoise import Events, Session
 from denoise_batch.pipeline.streaming.denoiser import Denoiser
+from denoise_batch.pipeline.streaming.result import Result
 from denoise_batch.pipeline.streaming.writer import Writer
 
 IMAGES = 15  # more than a turn has
@@ -173,3 +176,28 @@ def test_the_network_is_asked_twice_only_where_an_estimate_can_come_of_it(
         assert tile_probes == (1 if basis else 0)
     else:
         assert launches == passes
+
+
+@pytest.mark.parametrize("stage", ["assess", "measure"])
+def test_an_estimate_that_fails_costs_neither_the_file_nor_the_run(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    module = stream_module if stage == "assess" else writer_module
+    estimate, calls = getattr(module, stage), itertools.count()
+
+    def failing_once(*args: Any, **options: Any) -> Any:
+        if next(calls) == 4:
+            raise RuntimeError("linalg.eigh: the algorithm failed to converge")
+        return estimate(*args, **options)
+
+    monkeypatch.setattr(module, stage, failing_once)
+    session = make_session(weights, tmp_path)
+    results: list[Result] = []
+    summary = session.run(session.jobs(), Events(on_result=results.append))
+    assert summary.exit_code == 0
+    assert [result.status for result in results] == ["done"] * IMAGES
+    (odd,) = [result for result in results if result.notes]
+    assert "could not be estimated: linalg.eigh" in odd.notes[0]
+    assert odd.quality is None
+    assert odd.job.output.exists()
+    assert all(result.quality is not None for result in results if result is not odd)
