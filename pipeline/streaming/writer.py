@@ -13,7 +13,7 @@ from ..files.images import write_pages
 from ..sure import Probe
 from .in_flight import FileInFlight
 from .manifest import Manifest
-from .quality import measure
+from .quality import Quality, measure
 from .references import find_reference, psnr_in_and_out
 from .result import Result
 
@@ -83,6 +83,7 @@ class Writer:
                 quality = measure(pictures, samples, file.noises, probes, psnr)
             except Exception as error:
                 file.note_no_estimate(error)
+                quality = None if psnr is None else Quality(None, None, *psnr, "reference")
             spent = time.perf_counter() - started
             file.seconds["measure"] = file.seconds.get("measure", 0.0) + spent
         notes += file.notes
