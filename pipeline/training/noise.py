@@ -16,6 +16,8 @@ from torch import Tensor
 
 from denoise_batch.kernels import OptionError
 
+from ..files.samples import memory_of
+
 
 class NoiseModel(ABC):
     """Draws noisy tiles from source tiles `factor` times as large."""
@@ -266,9 +268,7 @@ def _through_jpeg(tile: Tensor, quality: int) -> Tensor:
     _, height, width = tile.shape
     pixels = (tile * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous()
     file = io.BytesIO()
-    Image.frombuffer("RGB", (width, height), bytearray(pixels.untyped_storage())).save(
-        file, "JPEG", quality=quality
-    )
+    Image.frombytes("RGB", (width, height), memory_of(pixels)).save(file, "JPEG", quality=quality)
     with Image.open(file) as image:
         data = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
     return data.view(height, width, 3).permute(2, 0, 1).to(tile.device, tile.dtype) / 255

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from report import Section
 
+from denoise_batch.pipeline.files.samples import memory_of
+
 PROGRAM = [sys.executable, "-m", "denoise_batch.pipeline"]
 
 
@@ -62,6 +64,6 @@ def _images(folder: Path, extents: list[tuple[int, int]], suffix: str) -> Path:
         ramp = torch.linspace(40, 200, width).expand(height, width)
         noise = torch.randn(height, width, 3, generator=generator) * 20
         pixels = (ramp[:, :, None] + noise).clamp(0, 255).to(torch.uint8)
-        data = bytearray(pixels.contiguous().untyped_storage())
-        Image.frombuffer("RGB", (width, height), data).save(folder / f"{index:03}.{suffix}")
+        image = Image.frombytes("RGB", (width, height), memory_of(pixels.contiguous()))
+        image.save(folder / f"{index:03}.{suffix}")
     return folder

@@ -17,6 +17,7 @@ from trained import layers_of
 from training import Data
 
 from denoise_batch import weights as shipped
+from denoise_batch.pipeline.files.samples import memory_of
 from denoise_batch.pipeline.metrics import psnr
 from denoise_batch.pipeline.training.photographs import split_photographs
 from denoise_batch.pipeline.training.train import VALIDATION_SEED
@@ -125,7 +126,7 @@ def _draw(path: Path, rows: Sequence[Tensor]) -> None:
         for column, tile in enumerate(tiles):
             pixels = (tile.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
             height, width = pixels.shape[:2]
-            image = Image.frombytes("RGB", (width, height), bytes(pixels.untyped_storage()))
+            image = Image.frombytes("RGB", (width, height), memory_of(pixels))
             image = image.resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(image, (column * (side + GAP_PX), row * (side + GAP_PX)))
     path.parent.mkdir(parents=True, exist_ok=True)
