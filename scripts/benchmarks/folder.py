@@ -180,11 +180,9 @@ def memory_peaks(
     for count in options.memory:
         many = scratch / f"many-{count}"
         many.mkdir()
+        chosen = _spread(paths, count) if count < len(paths) else paths
         for number in range(count):
-            # All of them, or every so many of them: small and large ones in either case.
-            source = paths[
-                number % len(paths) if count > len(paths) else number * len(paths) // count
-            ]
+            source = chosen[number % len(chosen)]
             (many / f"{number:06}{source.suffix}").hardlink_to(source)
         command = [sys.executable, "-c", _PEAK, str(many), "--quiet"]
         command += ["-w", options.weights, "-d", str(options.device)]
@@ -194,6 +192,17 @@ def memory_peaks(
             raise SystemExit(f"bench folder: denoise-batch ended with {done.returncode}")
         shutil.rmtree(scratch / f"many-{count}-denoised")
         yield count, int(done.stdout.splitlines()[-1]) * 1024
+
+
+def _spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """Images of all sizes, the largest among them: that one needs the most memory."""
+
+    def pixels(path: Path) -> int:
+        with Image.open(path) as image:
+            return image.width * image.height
+
+    by_size = sorted(paths, key=pixels)
+    return sorted(by_size[(number + 1) * len(paths) // count - 1] for number in range(count))
 
 
 def _write(path: Path, pages: Sequence[object], samples: torch.Tensor) -> None:

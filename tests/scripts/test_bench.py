@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 TINY = ["--quick", "--rounds", "1", "--threads", "1"]
@@ -202,6 +203,22 @@ def test_folder_measures_stages_stream_and_memory(
     out = capsys.readouterr().out
     assert "wall over slowest stage" in out
     assert "peak memory: 2 images" in out
+
+
+def test_the_small_folder_of_the_memory_bench_has_the_largest_image(tmp_path: Path) -> None:
+    folder = sibling("folder")
+    folder.make_images(tmp_path / "images", 9, folder.SAMPLES)
+    paths = sorted((tmp_path / "images").iterdir())
+
+    def pixels(path: Path) -> int:
+        with Image.open(path) as image:
+            return image.width * image.height
+
+    for count in (1, 2, 4, 9):
+        chosen = folder._spread(paths, count)
+        assert len(set(chosen)) == count
+        assert max(paths, key=pixels) in chosen
+    assert folder._spread(paths, 9) == paths
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
