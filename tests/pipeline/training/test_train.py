@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from denoise_batch.kernels import Adam, DeviceError, OptionError, TrainingError
-from denoise_batch.pipeline.checkpoint import load_weights
+from denoise_batch.pipeline.checkpoint import find_weights, load_weights
 from denoise_batch.pipeline.cli.train import main
 from denoise_batch.pipeline.device import deterministic_algorithms
 from denoise_batch.pipeline.options import TrainOptions
@@ -226,7 +226,14 @@ def test_shipped_weights_bring_their_network_and_survive_the_usual_rate(
     photographs: Path, tmp_path: Path
 ) -> None:
     """`--init` alone, as docs/training.md has it; at the rate of `tconv` 30.6 dB became 17.3."""
-    command = [str(photographs), "--noise", "gaussian:25", "--init", "unet-gaussian-2", "--steps"]
+    command = [
+        str(photographs),
+        "--noise",
+        "gaussian:25",
+        "--init",
+        str(find_weights(None)),
+        "--steps",
+    ]
     short = ["20", "--tiles", "160", "--validation-tiles", "8", "--device", "cpu"]
     assert main([*command, *short, "-o", str(tmp_path / "run")]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
