@@ -23,6 +23,7 @@ from denoise_batch.pipeline.checkpoint import find_weights, load_weights
 from denoise_batch.pipeline.files.images import read_image
 from denoise_batch.pipeline.metrics import mse
 from denoise_batch.pipeline.training.noise import parse_noise
+from denoise_batch.weights import names
 
 NOISE, SIGMA = "gaussian:25", 25 / 255
 PROBE_PX = 256
@@ -49,14 +50,20 @@ def measure_cost(lab: Lab, recipes: Mapping[str, Recipe]) -> None:
         contestants[name], result["macs"][name] = network, multiply_adds(network)
     for width in lab.scale.widths:
         name = f"unet-{width}"
-        recipe = Recipe(name, lr=1e-1, schedule="cosine", momentum=0.9, clip_norm=0.1, noise=NOISE)
+        recipe = Recipe(
+            name, lr=2e-3, schedule="cosine", optimizer="muon", clip_norm=0.1, batch_size=8,
+            is_shuffled=True, is_augmented=True, noise=NOISE, targets="clean",
+        )  # fmt: skip
         if lab.run("cost-training", name, recipe, lab.scale.noise_steps, 2):
             result["mse"].pop(name, None)
         narrow = layers_of(recipe, lab.checkpoint("cost-training", name))
         contestants[name], result["macs"][name] = narrow, multiply_adds(narrow)
-    unet = load_weights(find_weights("unet-gaussian-2")).network
-    contestants["unet-gaussian-2"] = unet
-    result["macs"]["unet-gaussian-2"] = multiply_adds(unet)
+    default = names()[0]
+    contestants[default] = unet = load_weights(find_weights(default)).network
+    result["macs"][default] = multiply_adds(unet)
+    for former in result["macs"].keys() - contestants.keys():
+        del result["macs"][former]
+        result["mse"].pop(former, None)
     contestants |= _peers()
     if lab.kodak is None:
         lab.keep("cost", result)

@@ -49,11 +49,10 @@ def _draw(lab: Lab) -> None:
         print("matplotlib is not installed (extra: reproduction): no curves")
         return
     runs = {stage: lab.result(stage).get("runs", {}) for stage in ("report", "repaired")}
-    epoch = lab.scale.tiles // 4
     if any(runs.values()):
         noisy = lab.result("protocol").get("noisy_psnr") or float("nan")
-        figures.draw_curves(lab.figures / "figure-1.svg", runs, noisy, epoch)
-        figures.draw_gradients(lab.figures / "gradients.svg", runs, epoch)
+        figures.draw_curves(lab.figures / "figure-1.svg", runs, noisy, lab.scale.tiles)
+        figures.draw_gradients(lab.figures / "gradients.svg", runs, lab.scale.tiles)
     cost = lab.result("cost")
     if cost.get("mse"):
         psnrs = comparisons.common_psnrs(cost)

@@ -7,24 +7,24 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from tables import NAMES, epochs_of
 
 from denoise_batch.pipeline.files.atomic import atomic_file
 
-NAMES = {"tconv": "Architecture 1", "upsample": "Architecture 2"}
 # The same results give the same bytes, and no font is needed to read the words.
 mpl.rcParams.update({"svg.hashsalt": "reproduction", "svg.fonttype": "none", "font.size": 9})
 
 Runs = Mapping[str, Mapping[str, Any]]
 
 
-def draw_curves(path: Path, stages: Mapping[str, Runs], noisy_psnr: float, epoch: int) -> None:
+def draw_curves(path: Path, stages: Mapping[str, Runs], noisy_psnr: float, tiles: int) -> None:
     """Training loss, validation loss and PSNR over the epochs, a row for each architecture.
 
     Args:
         path: SVG to write.
         stages: label → runs by architecture.
         noisy_psnr: dB of the noisy validation tiles.
-        epoch: steps of an epoch.
+        tiles: of an epoch.
     """
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     grid = figure.subplots(2, 3)
@@ -36,8 +36,12 @@ def draw_curves(path: Path, stages: Mapping[str, Runs], noisy_psnr: float, epoch
     for (architecture, title), axes_row in zip(NAMES.items(), grid, strict=True):
         for (key, label), axes in zip(columns.items(), axes_row, strict=True):
             for stage, runs in stages.items():
-                rows = runs.get(architecture, {}).get("rows", [])
-                points = [(row["step"] / epoch, row[key]) for row in rows if row[key] is not None]
+                run = runs.get(architecture, {})
+                points = [
+                    (epochs_of(run, row["step"], tiles), row[key])
+                    for row in run.get("rows", [])
+                    if row[key] is not None
+                ]
                 if points:
                     axes.plot(*zip(*points, strict=True), marker=".", label=stage)
             axes.set(title=f"{title}: {label}", xlabel="epoch")
@@ -51,17 +55,18 @@ def draw_curves(path: Path, stages: Mapping[str, Runs], noisy_psnr: float, epoch
     _save(path, figure)
 
 
-def draw_gradients(path: Path, stages: Mapping[str, Runs], epoch: int) -> None:
+def draw_gradients(path: Path, stages: Mapping[str, Runs], tiles: int) -> None:
     """Norm of every layer's weight gradient over the epochs, a column for each architecture."""
     figure = Figure(figsize=(10, 2.8 * len(stages)), layout="constrained")
     grid = figure.subplots(len(stages), 2, sharey=True, squeeze=False)
     for (stage, runs), axes_row in zip(stages.items(), grid, strict=True):
         for (architecture, title), axes in zip(NAMES.items(), axes_row, strict=True):
-            rows = runs.get(architecture, {}).get("rows", [])[1:]
+            run = runs.get(architecture, {})
+            rows = run.get("rows", [])[1:]
             for number, name in enumerate(rows[0]["gradients"] if rows else ()):
-                steps = [row["step"] / epoch for row in rows]
+                epochs = [epochs_of(run, row["step"], tiles) for row in rows]
                 norms = [row["gradients"][name] for row in rows]
-                axes.plot(steps, norms, marker=".", label=f"convolution {number + 1}")
+                axes.plot(epochs, norms, marker=".", label=f"convolution {number + 1}")
             axes.set(title=f"{title}, {stage}", xlabel="epoch", yscale="log")
             axes.set(ylabel="‖gradient of the weight‖")
             axes.grid(alpha=0.3)

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Lab:
         result = self.result(stage)
         runs = result.setdefault("runs", {})
         found = runs.get(name, {})
-        if found.get("recipe") == asdict(recipe) and found["steps"] >= steps:
+        if found and Recipe(**found["recipe"]) == recipe and found["steps"] >= steps:
             return False
         print(f"{time.strftime('%H:%M:%S')} {stage}/{name}: {steps} steps", flush=True)
         runs[name] = train(recipe, self.protocol, steps, records, self.checkpoint(stage, ""), name)

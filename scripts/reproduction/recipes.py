@@ -31,6 +31,7 @@ class Recipe:
             of width W, residual and as it is initialised.
         lr: highest learning rate.
         schedule: "constant", or "cosine" after a warm-up over the first 2 % of the steps.
+        optimizer: "sgd", or "muon" with its usual momentum.
         momentum: of SGD; above 0 with Nesterov's look-ahead.
         clip_norm: longest gradient; 0 never clips.
         is_standardised: whether the network's input has mean 0 and deviation 1.
@@ -58,6 +59,7 @@ class Recipe:
     noise: str = "subpixel:8"
     targets: str = "noisy"
     seed: int = 0
+    optimizer: str = "sgd"
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate at a step."""

@@ -31,12 +31,14 @@ REPAIRED = {
     ),
     "upsample": Recipe(
         "upsample",
-        lr=1.0,
+        lr=1.5,
         schedule="cosine",
         momentum=0.9,
         clip_norm=0.1,
         is_standardised=True,
         is_shuffled=True,
+        is_augmented=True,
+        batch_size=8,
     ),
 }
 LEARNING_RATES = (0.05, 0.5, 2.0)
@@ -52,10 +54,10 @@ def report(lab: Lab) -> None:
 
 def repaired(lab: Lab) -> None:
     """Both with the remedies that the diagnosis found."""
-    steps = lab.scale.repaired_epochs * lab.scale.tiles // BATCH
-    for name in NAMES:
-        records = lab.scale.repaired_epochs * RECORDS_PER_EPOCH
-        lab.run("repaired", name, REPAIRED[name], steps, records)
+    epochs = lab.scale.repaired_epochs
+    for name, recipe in REPAIRED.items():
+        steps = epochs * lab.scale.tiles // recipe.batch_size
+        lab.run("repaired", name, recipe, steps, epochs * RECORDS_PER_EPOCH)
 
 
 def gradients(lab: Lab) -> None:
@@ -98,6 +100,9 @@ def ablation(lab: Lab) -> None:
             "repaired, constant rate": replace(mended, schedule="constant"),
             "repaired, no clipping": replace(mended, clip_norm=0.0),
             "repaired, no momentum": replace(mended, momentum=0.0),
+            "Architecture 1's repair, no clipping": replace(
+                REPAIRED["tconv"], architecture=name, clip_norm=0.0
+            ),
         }
         for label, recipe in runs.items():
             lab.run("ablation", f"{name}, {label}", recipe, lab.scale.short_steps, 2)

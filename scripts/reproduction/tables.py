@@ -27,7 +27,7 @@ def scale(lab: Lab) -> str:
     parts = []
     for (name, stage), epochs in wanted.items():
         run = lab.result(stage).get("runs", {}).get(name)
-        done = 4 * run["steps"] / whole.tiles if run else 0
+        done = epochs_of(run, run["steps"], whole.tiles) if run else 0
         if done < epochs:
             parts.append(f"{NAMES[name]}, {stage}: {done:g} of {epochs} epochs")
     if not parts:
@@ -36,6 +36,12 @@ def scale(lab: Lab) -> str:
         f"**Not whole yet**: {'; '.join(parts)}. The tables of the short runs say how many steps "
         "they had."
     )
+
+
+def epochs_of(run: Mapping[str, Any], steps: int, tiles: int) -> float:
+    """How many times a run has seen every tile after so many steps."""
+    batch_size: int = run["recipe"]["batch_size"]
+    return steps * batch_size / tiles
 
 
 def data(lab: Lab) -> str:
@@ -68,7 +74,7 @@ def results(lab: Lab) -> str:
         rows.append(("noisy", "", "", *_db_cells(scores["noisy"])))
     for stage in ("report", "repaired"):
         for name, run in lab.result(stage).get("runs", {}).items():
-            epochs = f"{4 * run['steps'] / lab.scale.tiles:g}"
+            epochs = f"{epochs_of(run, run['steps'], lab.scale.tiles):g}"
             last = run["rows"][-1]["psnr"]
             cells = _db_cells({"psnr": last, "psnr_mean": run["psnr_mean"]})
             rows.append((NAMES[name], stage, epochs, *cells))
@@ -126,7 +132,8 @@ def layers(lab: Lab) -> str:
     rows = []
     for stage in ("report", "repaired"):
         for name, run in lab.result(stage).get("runs", {}).items():
-            for row in (run["rows"][1], run["rows"][-1]):
+            recorded = [row for row in run["rows"][1:] if any(row["gradients"].values())]
+            for row in (recorded[0], recorded[-1]):
                 if row["psnr"] is None:
                     continue
                 norms = [f"{norm:.1e}" for norm in row["gradients"].values()]
@@ -154,7 +161,8 @@ def ablation(lab: Lab) -> str:
     head = ["recipe (the report's, with)"]
     for title in NAMES.values():
         head += [f"{title}: dB", "dead channels"]
-    return f"{steps_of(runs)} steps of batch 4 each:\n\n{table(head, rows)}"
+    batches = "of batch 4 (Architecture 2 repaired: 8)"
+    return f"{steps_of(runs)} steps each, {batches}:\n\n{table(head, rows)}"
 
 
 def steps_of(runs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -19,12 +19,14 @@ from torch import Tensor
 from denoise_batch.kernels import (
     SGD,
     MSELoss,
+    Muon,
     ReLU,
     Sequential,
     Sigmoid,
     Standardize,
     clip_grad_norm_,
 )
+from denoise_batch.kernels.optim import Optimizer
 from denoise_batch.pipeline.checkpoint import load_tensors, save_tensors
 from denoise_batch.pipeline.metrics import mse, psnr_of_mse
 from denoise_batch.pipeline.training.noise import parse_noise
@@ -115,7 +117,9 @@ def train(
     """
     data, network, criterion = Data(recipe, protocol), layers(recipe), MSELoss()
     parameters = network.parameters()
-    optimizer = SGD(parameters, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
+    optimizer: Optimizer = SGD(parameters, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
+    if recipe.optimizer == "muon":
+        optimizer = Muon(parameters, recipe.lr, weight_decay=0.0)
     file = folder / f"{name}.safetensors"
     run = _load(file, recipe, steps, network, optimizer) or Run()
     every = max(steps // records, 1)
@@ -139,7 +143,7 @@ def train(
                 loss_sum += criterion(output, wanted)
                 optimizer.zero_grad()
                 network.backward_parameters(criterion.backward())
-                if run.step >= last + every - NORM_STEPS:
+                if run.step >= min(last + every, steps) - NORM_STEPS:
                     norms += torch.stack([_grad(value).norm() for value in parameters])
                 if recipe.clip_norm:
                     clip_grad_norm_(parameters, recipe.clip_norm)
@@ -221,7 +225,7 @@ def _turned(tiles: Tensor, turn: int) -> Tensor:
 
 
 def _save(
-    file: Path, run: Run, recipe: Recipe, steps: int, network: Sequential, optimizer: SGD
+    file: Path, run: Run, recipe: Recipe, steps: int, network: Sequential, optimizer: Optimizer
 ) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
@@ -230,14 +234,14 @@ def _save(
 
 
 def _load(
-    file: Path, recipe: Recipe, steps: int, network: Sequential, optimizer: SGD
+    file: Path, recipe: Recipe, steps: int, network: Sequential, optimizer: Optimizer
 ) -> Run | None:
     """The run that the checkpoint is of, if it is a beginning of this one."""
     if not file.exists():
         return None
     tensors, header = load_tensors(file)
     is_same_rate = recipe.schedule == "constant" or header.get("steps") == steps
-    if header["recipe"] != asdict(recipe) or header["run"]["step"] > steps or not is_same_rate:
+    if Recipe(**header["recipe"]) != recipe or header["run"]["step"] > steps or not is_same_rate:
         return None
     network.load_state_dict(_without(tensors, "network."))
     optimizer.load_state_dict(_without(tensors, "optimizer."))
