@@ -13,7 +13,7 @@ MIB = 1 << 20
 # Bounds of what is taken where memory abounds: more makes nothing faster.
 _MOST_ON_CPU = 1200 * MIB
 _MOST_IN_FLIGHT_ON_CPU = 1024 * MIB
-_IN_FLIGHT_BY_CORE = 128 * MIB  # a core's share: more would only be read sooner than it is wanted
+_IN_FLIGHT_BY_CORE = 64 * MIB  # a core's share: more would only be read sooner than it is wanted
 _MOST_IN_FLIGHT = 4096 * MIB
 _LEAST = 128 * MIB
 _M_MMAP_THRESHOLD = -3  # of malloc.h
