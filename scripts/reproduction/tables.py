@@ -133,7 +133,7 @@ def layers(lab: Lab) -> str:
     for stage in ("report", "repaired"):
         for name, run in lab.result(stage).get("runs", {}).items():
             recorded = [row for row in run["rows"][1:] if any(row["gradients"].values())]
-            for row in (recorded[0], recorded[-1]):
+            for row in recorded[:1] + recorded[1:][-1:]:
                 if row["psnr"] is None:
                     continue
                 norms = [f"{norm:.1e}" for norm in row["gradients"].values()]
