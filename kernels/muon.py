@@ -77,7 +77,7 @@ def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
 
     Newton-Schulz: every step applies an odd quintic to the singular values of X, scaled to a
     Frobenius norm of 1. That is a polynomial in X·Xᵀ times X, so all steps but the last product
-    are made on the small square X·Xᵀ: a fifth of the multiplications for a 3×3 convolution.
+    are made on the small square X·Xᵀ: two fifths of the multiplications for a 3×3 convolution.
     """
     a, b, c = _QUINTIC
     is_tall = matrix.shape[0] > matrix.shape[1]

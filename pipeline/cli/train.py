@@ -98,7 +98,9 @@ def train(
         typer.Option(help="Of SGD and Muon.", show_default="0.9; with muon 0.95"),
     ] = None,
     nesterov: Annotated[bool, typer.Option(help="Nesterov's look-ahead, of both.")] = True,
-    weight_decay: Annotated[float, typer.Option(help="L2 penalty.")] = 0.0,
+    weight_decay: Annotated[
+        float, typer.Option(help="L2 penalty; decoupled with adamw and muon.")
+    ] = 0.0,
     clip_norm: Annotated[
         float, typer.Option(help="Longest gradient; 0 never scales one down.")
     ] = 0.1,
