@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import assert_parity, each_dtype
 from torch import Tensor
+from twins import give_gradients
 
 from denoise_batch.kernels import AdamW, Muon, OptionError
 from denoise_batch.kernels.muon import orthogonalized
@@ -70,9 +71,7 @@ def test_steps_match_torch_as_far_as_its_bfloat16_goes(options: dict[str, Any]) 
     optimizer = Muon(ours, 0.01, **options)
     oracle = torch.optim.Muon(oracles, 0.01, adjust_lr_fn="match_rms_adamw", **options)
     for _ in range(5):
-        for parameter, other in zip(ours, oracles, strict=True):
-            parameter.grad = torch.randn_like(parameter)
-            other.grad = parameter.grad.clone()
+        give_gradients(ours, oracles)
         optimizer.step()
         oracle.step()
     for parameter, other, start in zip(ours, oracles, starts, strict=True):
@@ -111,9 +110,7 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened() -> None:
     other = [parameter.clone() for parameter in one]
     first, second = Muon(one, 0.1), Muon(other, 0.1)
     for step in range(4):
-        for parameter, twin in zip(one, other, strict=True):
-            parameter.grad = torch.randn_like(parameter)
-            twin.grad = parameter.grad.clone()
+        give_gradients(one, other)
         first.step()
         second.step()
         if step == 1:

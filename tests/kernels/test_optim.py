@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import assert_parity, each_dtype
 from torch import Tensor
+from twins import give_gradients
 
 from denoise_batch.kernels import (
     SGD,
@@ -48,12 +49,6 @@ def twins(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """The same parameters, ours and torch's."""
     ours = [torch.randn(shape, dtype=dtype) for shape in SHAPES]
     return ours, [parameter.clone().requires_grad_() for parameter in ours]
-
-
-def give_gradients(ours: list[Tensor], oracles: list[Tensor]) -> None:
-    for parameter, oracle in zip(ours, oracles, strict=True):
-        parameter.grad = torch.randn_like(parameter)
-        oracle.grad = parameter.grad.clone()
 
 
 def assert_same(ours: list[Tensor], oracles: list[Tensor]) -> None:
