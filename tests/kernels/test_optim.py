@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import give_gradients
 from tolerances import assert_parity, each_dtype
 from torch import Tensor
-from twins import give_gradients
 
 from denoise_batch.kernels import (
     SGD,
