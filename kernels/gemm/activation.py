@@ -3,6 +3,13 @@
 import torch
 from torch import Tensor
 
+_INTEGERS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
+
 
 def sigmoid_forward(input: Tensor) -> Tensor:
     """1/(1 + e^−x); torch's own is as stable as the specification's and one pass instead of six."""
@@ -17,3 +24,16 @@ def sigmoid_forward_(input: Tensor) -> Tensor:
 def sigmoid_backward(grad_output: Tensor, output: Tensor) -> Tensor:
     """dσ/dx = σ − σ², times grad_output: two passes."""
     return torch.addcmul(output, output, output, value=-1).mul_(grad_output)
+
+
+def masked(grad_output: Tensor, output: Tensor | None) -> Tensor:
+    """ReLU's gradient: grad_output where the output is positive, otherwise 0.
+
+    In integers, since torch.where takes 5 ms for 2.4 M elements on 2 Zen 4 cores, three integer
+    operations 0.2 to 0.4: a number above 0 has the bits of an integer above 0, and −1 is all ones.
+    """
+    if output is None:
+        return grad_output
+    bits = _INTEGERS[output.dtype]
+    mask = output.view(bits).clamp(0, 1).neg_()
+    return mask.bitwise_and_(grad_output.view(bits)).view(output.dtype)
