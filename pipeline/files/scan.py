@@ -20,13 +20,13 @@ Rules:
 
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from denoise_batch.kernels.errors import NoImagesError, OptionError
 
+from .collisions import Found, distinct_outputs, places_of, refuse_overwriting
 from .images import READABLE_SUFFIXES, WRITABLE_SUFFIXES, output_suffix
 
 OUTPUT_MARK = "-denoised"
@@ -85,17 +85,6 @@ class Job:
         return str(self.output)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A source and where its output would go, before collisions are looked for."""
-
-    source: Path
-    root: Path
-    relative: Path
-    name: str
-    input_name: str
-
-
 def scan(
     inputs: Sequence[Path | str],
     output: Path | None,
@@ -118,7 +107,7 @@ def scan(
     found = [item for text in inputs for item in _expand(text, output, recursive, naming)]
     if output is not None and _is_exact(inputs, output):
         found = [replace(found[0], root=output.parent, relative=Path(output.name))]
-    places = _places(path for item in found for path in (item.source, item.root / item.relative))
+    places = places_of(path for item in found for path in (item.source, item.root / item.relative))
     first = {places[item.source]: item for item in reversed(found)}
     found = [item for item in found if first[places[item.source]] is item]
     if output is None:
@@ -128,8 +117,8 @@ def scan(
         given = ", ".join(str(text) for text in inputs) or "no input"
         suffixes = " ".join(sorted(READABLE_SUFFIXES))
         raise NoImagesError(f"{given}: no images found; looked for files with suffix {suffixes}")
-    outputs = _distinct_outputs(found)
-    _refuse_overwriting([item.source for item in found], outputs)
+    outputs = distinct_outputs(found)
+    refuse_overwriting([item.source for item in found], outputs)
     return [
         Job(item.source, path, item.name, item.root)
         for item, path in zip(found, outputs, strict=True)
@@ -150,7 +139,7 @@ def _is_exact(inputs: Sequence[Path | str], output: Path) -> bool:
     return False
 
 
-def _expand(text: Path | str, output: Path | None, recursive: bool, naming: Naming) -> list[_Found]:
+def _expand(text: Path | str, output: Path | None, recursive: bool, naming: Naming) -> list[Found]:
     path = Path(text)
     try:
         if path.is_dir():
@@ -188,11 +177,11 @@ def _expand(text: Path | str, output: Path | None, recursive: bool, naming: Nami
 
 def _in_folder(
     folder: Path, base: Path, root: Path, inside: Path | None, recursive: bool, naming: Naming
-) -> list[_Found]:
+) -> list[Found]:
     """The images of a folder, named and mirrored relative to `base`."""
     input_name = base.resolve().name
     return [
-        _Found(path, root, renamed, relative.as_posix(), input_name)
+        Found(path, root, renamed, relative.as_posix(), input_name)
         for path in sorted(_walk(folder, inside, recursive, naming), key=_natural)
         for relative in [path.relative_to(base)]
         for renamed in [relative.with_name(naming.output_name(relative, naming.suffix))]
@@ -255,13 +244,13 @@ def _strictly_inside(output: Path | None, folder: Path) -> Path | None:
     return output.resolve()
 
 
-def _file(path: Path, relative: Path, output: Path | None, naming: Naming) -> _Found:
+def _file(path: Path, relative: Path, output: Path | None, naming: Naming) -> Found:
     name, input_name = relative.as_posix(), path.parent.resolve().name
     if output is not None:
         renamed = relative.with_name(naming.output_name(relative, naming.suffix))
-        return _Found(path, output, renamed, name, input_name)
+        return Found(path, output, renamed, name, input_name)
     marked = Path(naming.output_name(path, naming.mark))
-    return _Found(path, path.parent, marked, name, input_name)
+    return Found(path, path.parent, marked, name, input_name)
 
 
 def _beside(folder: Path) -> Path:
@@ -269,57 +258,6 @@ def _beside(folder: Path) -> Path:
     if not named.name:
         raise OptionError(f"{folder}: has no place beside it; give --output")
     return named.with_name(named.name + OUTPUT_MARK)
-
-
-def _distinct_outputs(found: Sequence[_Found]) -> list[Path]:
-    """Each source's output, after telling apart those that want the same."""
-
-    def with_old_suffix(item: _Found) -> Path:
-        if item.source.suffix.lower() == item.relative.suffix.lower():
-            return item.relative
-        ending = item.relative.name.removeprefix(item.source.stem)
-        return item.relative.with_name(item.source.name + ending)
-
-    def under_input(item: _Found) -> Path:
-        return item.input_name / with_old_suffix(item)
-
-    outputs = [item.root / item.relative for item in found]
-    for rename in (with_old_suffix, under_input):
-        places = _places(outputs)
-        wanted = Counter(places[path] for path in outputs)
-        if len(wanted) == len(outputs):
-            return outputs
-        outputs = [
-            item.root / rename(item) if wanted[places[path]] > 1 else path
-            for item, path in zip(found, outputs, strict=True)
-        ]
-    places = _places(outputs)
-    taken: set[str] = set()
-    distinct = []
-    for path in outputs:
-        candidate, place, number = path, places[path], 1
-        while place in taken or (number > 1 and place in places.values()):
-            number += 1
-            candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-            place = _places([candidate])[candidate]
-        taken.add(place)
-        distinct.append(candidate)
-    return distinct
-
-
-def _refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
-    read = set(_places(sources).values())
-    read |= {os.path.normcase(path.resolve()) for path in sources if path.is_symlink()}
-    for path, place in _places(outputs).items():
-        if place in read:
-            raise OptionError(f"{path}: the output would overwrite the input; name another")
-
-
-def _places(paths: Iterable[Path]) -> dict[Path, str]:
-    """Where paths really stand, spelled so that equal places compare equal; links stay links."""
-    unique = set(paths)
-    parents = {parent: str(parent.resolve()) for parent in {path.parent for path in unique}}
-    return {path: os.path.normcase(f"{parents[path.parent]}{os.sep}{path.name}") for path in unique}
 
 
 def _natural(path: Path) -> tuple[list[list[int | str]], str]:

@@ -6,59 +6,25 @@ ones, and only then fails that page.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from denoise_batch.kernels import ImageError
-from denoise_batch.kernels.capture import Captured
 
 from ..files.picture import Picture
 from ..networks import Network
 from ..sure import LEAST_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_places
-from .tiling import Grid, Span, automatic_grid, fixed_grid
-from .transfer import Download, Mark, Transfer
+from .forward import Forward
+from .output import Output, are_finite
+from .tiled import Tiled
+from .tiling import Grid, automatic_grid, fixed_grid
+from .transfer import Download, Transfer
 
 T = TypeVar("T")
-
-_TILES_IN_FLIGHT = 2  # behind the one that is queued
-
-
-@dataclass(frozen=True)
-class Output:
-    """A page on its way back from the device.
-
-    Attributes:
-        download: the page's samples, then whether the network's output was finite.
-        marks: before the upload, before and behind the network, behind the last conversion, behind
-            the probe.
-        share: of the time between the marks that counts for this page.
-        seconds: instead of marks, by stage, for pages that took several passes.
-        probe: how the network answers to a small change there; on the host after `wait`.
-    """
-
-    download: Download
-    marks: tuple[Mark, ...] = ()
-    share: float = 1.0
-    seconds: dict[str, float] = field(default_factory=dict)
-    probe: Probe | None = None
-
-    def wait(self) -> tuple[Tensor, bool, dict[str, float]]:
-        """Samples (H, W, C) on the host, whether all values were finite, seconds by stage."""
-        samples, is_finite = self.download.wait()
-        if not self.marks:
-            return samples, bool(is_finite), self.seconds
-        start, ready, made, done, probed = self.marks
-        seconds = {
-            "transfer": start.seconds_until(ready) + made.seconds_until(done),
-            "compute": ready.seconds_until(made),
-            "measure": done.seconds_until(probed),
-        }
-        return samples, bool(is_finite), {k: v * self.share for k, v in seconds.items()}
 
 
 class Denoiser:
@@ -93,14 +59,17 @@ class Denoiser:
         self.device = device
         self.precision = precision
         self.strength = strength
-        self.is_ensemble = is_ensemble
         self.tile_px = tile_px
         self.is_probing = is_probing
         self.most_pixels = max(1, memory // network.spec.bytes_per_pixel)
         self._transfer = Transfer(device)
-        self._forward: Callable[[Tensor], Tensor] = self._launch
-        if has_cuda_graphs and device.type == "cuda":
-            self._forward = Captured(self._launch, lambda: self.network.compute_dtype)
+        self._forward = Forward(
+            network,
+            strength=strength,
+            is_ensemble=is_ensemble,
+            has_cuda_graphs=has_cuda_graphs and device.type == "cuda",
+        )
+        self._tiled = Tiled(network, self._forward, self._transfer)
 
     @property
     def is_asynchronous(self) -> bool:
@@ -189,7 +158,7 @@ class Denoiser:
         ready = transfer.mark()
         values = self._forward(padded)
         made = transfer.mark()
-        is_finite = _is_finite(values)
+        is_finite = are_finite(values)
         stored = []
         for index, (picture, before) in enumerate(zip(pictures, samples, strict=True)):
             height, width = picture.layout.size
@@ -249,6 +218,17 @@ class Denoiser:
 
         return probe_tiles(denoise, stack.permute(0, 3, 1, 2))
 
+    def _probed(self, picture: Picture, output: Output) -> Output:
+        """A page's output with its probe, where the page is large enough for one."""
+        height, width = picture.layout.size
+        if height * width < LEAST_PIXELS:
+            return output
+        started = time.perf_counter()
+        there = self._or_none(lambda: self._probe_tiles(picture))
+        probe = there and Probe(there.responses.cpu(), there.spreads.cpu(), there.is_whole)
+        seconds = {**output.seconds, "measure": time.perf_counter() - started}
+        return replace(output, seconds=seconds, probe=probe)
+
     def _padded(self, pictures: Sequence[Picture], samples: Sequence[Tensor]) -> Tensor:
         """(N, C, H, W) float32 in [0, 1], each page between its own reflections."""
         scales = {picture.layout.scale for picture in pictures}
@@ -261,23 +241,6 @@ class Denoiser:
             for picture, page in zip(pictures, samples, strict=True)
         ]
         return torch.cat(pages)
-
-    def _launch(self, padded: Tensor) -> Tensor:
-        """The network's output, averaged over the ensemble, mixed with the input by strength."""
-        values = self._ensemble(padded) if self.is_ensemble else self.network.forward_padded(padded)
-        return values if self.strength == 1 else padded.lerp(values, self.strength)
-
-    def _ensemble(self, padded: Tensor) -> Tensor:
-        total = torch.zeros_like(padded)
-        for turns in range(4):
-            for is_mirrored in (False, True):
-                view = torch.rot90(padded, turns, (2, 3))
-                view = view.flip(3) if is_mirrored else view
-                view = view.contiguous(memory_format=torch.channels_last)
-                output = self.network.forward_padded(view)
-                output = output.flip(3) if is_mirrored else output
-                total += torch.rot90(output, -turns, (2, 3))
-        return total.div_(8)
 
     def _in_tiles(
         self, picture: Picture, is_probed: bool, on_tile: Callable[[int, int], None]
@@ -292,109 +255,12 @@ class Denoiser:
             grid = grid or fixed_grid(height, width, spec.halo, spec)
         while grid is not None:
             tiles = grid
-            output = self._or_none(lambda: self._tiled(picture, tiles, is_probed, on_tile))  # noqa: B023
+            output = self._or_none(lambda: self._tiled.denoise(picture, tiles, on_tile))  # noqa: B023
             if output is not None:
-                return output
+                return self._probed(picture, output) if is_probed else output
             self._learn(grid.most_pixels)
             grid = automatic_grid(height, width, grid.most_pixels // 2, spec)
         return ImageError(f"too large for the memory of {self.device}, even in tiles")
-
-    def _tiled(
-        self,
-        picture: Picture,
-        grid: Grid,
-        is_probed: bool,
-        on_tile: Callable[[int, int], None],
-    ) -> Output:
-        result = torch.empty_like(picture.samples)
-        is_finite = True
-        seconds = {"transfer": 0.0, "compute": 0.0}
-        waiting: deque[tuple[Output, Span, Span]] = deque()
-        done = 0
-
-        def finish(most_left: int) -> None:
-            nonlocal is_finite, done
-            while len(waiting) > most_left:
-                tile, row, column = waiting.popleft()
-                stored, is_tile_finite, tile_seconds = tile.wait()
-                self._inside(result, row, column).copy_(stored)
-                is_finite &= is_tile_finite
-                for stage, value in tile_seconds.items():
-                    seconds[stage] = seconds.get(stage, 0.0) + value
-                done += 1
-                on_tile(done, len(grid))
-
-        for row, column in grid:
-            if self._inside(result, row, column).numel() == 0:
-                done += 1
-                continue
-            waiting.append((self._tile(picture, row, column), row, column))
-            # A copy to the host is behind the tiles that are queued after it.
-            finish(_TILES_IN_FLIGHT if self.is_asynchronous else 0)
-        finish(0)
-        probe = None
-        if is_probed and result.shape[0] * result.shape[1] >= LEAST_PIXELS:
-            started = time.perf_counter()
-            there = self._or_none(lambda: self._probe_tiles(picture))
-            if there is not None:
-                probe = Probe(there.responses.cpu(), there.spreads.cpu(), there.is_whole)
-            seconds["measure"] = time.perf_counter() - started
-        return Output(Download((result, torch.tensor(is_finite))), seconds=seconds, probe=probe)
-
-    def _tile(self, picture: Picture, row: Span, column: Span) -> Output:
-        transfer, scale = self._transfer, picture.layout.scale
-        start = transfer.mark()
-        height, width = picture.layout.size
-        rows, top = self._positions(height, row)
-        columns, left = self._positions(width, column)
-        bottom, right = top + int(rows.max()) + 1, left + int(columns.max()) + 1
-        (seen,) = transfer.upload([picture.samples[top:bottom, left:right].contiguous()])
-        values = _selected(_selected(scale.to_unit(seen), 0, rows), 1, columns)
-        padded = values.permute(2, 0, 1)[None]
-        ready = transfer.mark()
-        output = self._forward(padded)
-        made = transfer.mark()
-        inner_rows = slice(row.start - row.read_start, row.stop - row.read_start)
-        inner_columns = slice(column.start - column.read_start, column.stop - column.read_start)
-        core = output[0].permute(1, 2, 0)[inner_rows, inner_columns]
-        before = self._inside(picture.samples, row, column)
-        # A core may reach into the reflections, which nobody keeps.
-        margin = self.network.spec.margin
-        skip_y, skip_x = max(0, margin - row.start), max(0, margin - column.start)
-        kept = core[skip_y : skip_y + before.shape[0], skip_x : skip_x + before.shape[1]]
-        top, left = max(0, row.start - margin) - top, max(0, column.start - margin) - left
-        old = seen[top : top + before.shape[0], left : left + before.shape[1]]
-        stored = scale.from_unit(kept, old)
-        done = transfer.mark()
-        marks = (start, ready, made, done, done)
-        return Output(transfer.download([stored, _is_finite(output)[0]]), marks)
-
-    def _positions(self, size: int, span: Span) -> tuple[Tensor, int]:
-        """Which positions of an image's extent a tile sees, from the first one of them on."""
-        positions = self.network.padded_indices(size, torch.device("cpu"))
-        seen = positions[span.read_start : span.read_stop]
-        first = int(seen.min())
-        return seen - first, first
-
-    def _inside(self, samples: Tensor, row: Span, column: Span) -> Tensor:
-        """The part of an image (H, W, C) that a core covers."""
-        margin, (height, width) = self.network.spec.margin, samples.shape[:2]
-        return samples[
-            max(0, row.start - margin) : max(0, min(height, row.stop - margin)),
-            max(0, column.start - margin) : max(0, min(width, column.stop - margin)),
-        ]
-
-
-def _selected(values: Tensor, dim: int, positions: Tensor) -> Tensor:
-    """Rows or columns by position; the tensor itself where that changes nothing."""
-    if len(positions) == values.shape[dim] and bool((positions.diff() == 1).all()):
-        return values
-    return values.index_select(dim, positions.to(values.device))
-
-
-def _is_finite(values: Tensor) -> Tensor:
-    """For each image of (N, C, H, W) whether all its values are finite."""
-    return torch.isfinite(values.amin((1, 2, 3))) & torch.isfinite(values.amax((1, 2, 3)))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -9,8 +9,8 @@ from denoise_batch.kernels import ImageError
 from ..files.images import read_pages
 from ..files.picture import Picture
 from ..files.scan import Job
-from .denoiser import Output
 from .manifest import Stamp, sha256_of
+from .output import Output
 from .quality import Noise
 from .result import Result
 

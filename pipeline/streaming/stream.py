@@ -10,12 +10,9 @@ pages do: a batch that is not full goes as it is. Everything that other threads 
 through one queue, as calls for this thread to make.
 """
 
-import math
 import queue
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,20 +26,16 @@ from ..files.scan import Job
 from ..stop import Stop
 from .buckets import Buckets
 from .denoiser import Denoiser
-from .in_flight import FileInFlight, Page, read_pages_of
-from .memory import Budget, cores
-from .quality import assess
+from .in_flight import FileInFlight, Page
+from .memory import Budget
+from .readers import Listener, Readers
 from .result import Result
 from .transfer import Download
+from .turns import compute_alone, fills_turn, takes_turns, worker_threads
 from .writer import Writer
 
 MOST_IMAGES = 64  # of an automatic batch
-_MOST_FILES = 256  # in flight, however small: a run that is told to stop finishes them
 _BATCHES_IN_FLIGHT = 3  # on a device that computes while we go on
-_TURN_FILES, _TURN_PIXELS = 6, 1 << 24  # for each writer, or in all; seconds of the network
-# Of a file in flight: its samples, those of the output, and a copy in Pillow while it is decoded or
-# encoded.
-_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -103,16 +96,6 @@ def stream(
     ).run()
 
 
-def takes_turns(denoiser: Denoiser) -> bool:
-    """Whether the network computes on every core, so that writing has to wait for it."""
-    return denoiser.device.type == "cpu" and torch.get_num_threads() >= cores()
-
-
-def worker_threads(denoiser: Denoiser) -> int:
-    """How many threads decode, and how many encode."""
-    return min(16, cores()) if takes_turns(denoiser) else max(2, min(8, cores() // 2))
-
-
 class _Stream:
     def __init__(
         self,
@@ -136,13 +119,22 @@ class _Stream:
         self.watcher = watcher
         self.stop = stop
         self.threads = threads
-        self.fetch = fetch
-        self.is_measuring = is_measuring
-        self._jobs: Iterator[Job] = iter(jobs)
-        self._jobs_lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._buckets: Buckets[Page] = Buckets()
         self._files: set[FileInFlight] = set()  # read, and no result yet
+        self._readers = Readers(
+            jobs,
+            budget,
+            Listener(
+                self._later(self._on_read),
+                self._later(self._on_unreadable),
+                self._later(_raise),
+                self._later(self._on_reader_end),
+            ),
+            fetch=fetch,
+            is_measuring=is_measuring,
+            is_probing=denoiser.is_probing,
+        )
         self._readers_left = threads
         self._made: list[FileInFlight] = []  # by the network, for the writers
         self._writing = 0
@@ -152,22 +144,21 @@ class _Stream:
 
     def run(self) -> None:
         torch_threads = torch.get_num_threads()
-        for _ in range(self.threads):
-            threading.Thread(target=self._read_all, name="reader", daemon=True).start()
+        self._readers.start(self.threads)
         self._encoders = ThreadPoolExecutor(
-            self.threads, thread_name_prefix="writer", initializer=_compute_alone
+            self.threads, thread_name_prefix="writer", initializer=compute_alone
         )
         try:
             while self._readers_left or self._files:
                 self._receive()
                 if self.stop and not self._is_cancelled:
                     self._cancel()
-                if batch := self._next_batch():
+                # A full batch, or the oldest that there is rather than to stand idle.
+                if batch := self._buckets.full() or self._buckets.oldest():
                     self._compute(batch)
                 self._hand_out()
         finally:
-            self.budget.close()
-            self._is_cancelled = True
+            self._stop_reading()
             self._encoders.shutdown(cancel_futures=True)
             torch.set_num_threads(torch_threads)  # what threads to come begin with
 
@@ -181,10 +172,6 @@ class _Stream:
                 self._inbox.get_nowait()()
         except queue.Empty:
             return
-
-    def _next_batch(self) -> list[Page] | None:
-        """A full batch, or the oldest that there is rather than to stand idle."""
-        return self._buckets.full() or self._buckets.oldest()
 
     def _add(self, page: Page) -> None:
         picture, denoiser = page.picture, self.denoiser
@@ -201,12 +188,11 @@ class _Stream:
         self._buckets.add(kind, page, size)
 
     def _compute(self, batch: list[Page]) -> None:
-        on_tile = partial(self.watcher.on_tile, batch[0].file.job)
         outputs = self.denoiser.denoise(
             [page.picture for page in batch],
             is_float32=batch[0].is_float32,
             is_probed=batch[0].file.is_estimable,
-            on_tile=on_tile,
+            on_tile=partial(self.watcher.on_tile, batch[0].file.job),
         )
         last: Download | None = None
         for page, output in zip(batch, outputs, strict=True):
@@ -228,7 +214,7 @@ class _Stream:
 
     def _hand_out(self) -> None:
         """Let the writers have what is made; with turns, once it keeps all of them busy."""
-        if self._takes_turns and len(self._buckets) and not self._fills_turn():
+        if self._takes_turns and len(self._buckets) and not fills_turn(self._made, self.threads):
             return
         for file in self._made:
             self._writing += 1
@@ -236,12 +222,6 @@ class _Stream:
         self._made.clear()
         while self._takes_turns and self._writing:
             self._inbox.get()()
-
-    def _fills_turn(self) -> bool:
-        """Several files a writer, so that all end at about the same time, or fewer large ones."""
-        pixels = sum(math.prod(file.size) * len(file.pictures) for file in self._made)
-        fewest = self.threads if pixels >= _TURN_PIXELS else self.threads * _TURN_FILES
-        return len(self._made) >= fewest
 
     def _finish(self, file: FileInFlight, result: Result | None) -> None:
         """The file's end: its bytes go back, its result is told (none where it was given up)."""
@@ -252,10 +232,14 @@ class _Stream:
 
     def _cancel(self) -> None:
         """Begin nothing new: what waits for the network is given up, what it made is written."""
-        self._is_cancelled = True
-        self.budget.close()
+        self._stop_reading()
         for file in {page.file for page in self._buckets.clear()}:
             self._finish(file, None)
+
+    def _stop_reading(self) -> None:
+        self._is_cancelled = True
+        self._readers.stop()
+        self.budget.close()
 
     def _on_read(self, file: FileInFlight) -> None:
         self._files.add(file)
@@ -280,57 +264,14 @@ class _Stream:
             del file.outputs[number]
             self._add(Page(file, number, is_float32=True))
 
-    def _on_readers_end(self) -> None:
+    def _on_reader_end(self) -> None:
         self._readers_left -= 1
 
     # In reader and writer threads
 
-    def _read_all(self) -> None:
-        _compute_alone()
-        try:
-            while not self._is_cancelled:
-                with self._jobs_lock:
-                    job = next(self._jobs, None)
-                if job is None or not self._read(job):
-                    break
-        except BaseException as error:
-            self._inbox.put(partial(_raise, error))
-        self._inbox.put(self._on_readers_end)
-
-    def _read(self, job: Job) -> bool:
-        """Decode one file; False if the run ends."""
-        held, waited = 0, 0.0
-        started = time.perf_counter()
-
-        def reserve(sample_bytes: int) -> None:
-            nonlocal held, waited
-            wanted = max(self.budget.limit // _MOST_FILES, sample_bytes * _COPIES)
-            before = time.perf_counter()
-            if not self.budget.acquire(wanted):
-                raise _Cancelled
-            held, waited = wanted, time.perf_counter() - before
-
-        try:
-            self.fetch(job.source)
-            source, digest, pictures = read_pages_of(job.source, reserve)
-        except _Cancelled:
-            return False
-        except ImageError as error:
-            seconds = time.perf_counter() - started - waited
-            self._inbox.put(partial(self._on_unreadable, job, str(error), held, seconds))
-            return True
-        file = FileInFlight(job, pictures, source, digest, held)
-        file.seconds["decode"] = time.perf_counter() - started - waited
-        if self.is_measuring:
-            started = time.perf_counter()
-            is_probing = self.denoiser.is_probing
-            try:
-                file.noises = tuple(assess(page, is_probing=is_probing) for page in pictures)
-            except Exception as error:
-                file.note_no_estimate(error)
-            file.seconds["measure"] = time.perf_counter() - started
-        self._inbox.put(partial(self._on_read, file))
-        return True
+    def _later(self, call: Callable[..., None]) -> Callable[..., None]:
+        """What other threads call so that this one makes the call."""
+        return lambda *arguments: self._inbox.put(partial(call, *arguments))
 
     def _write(self, file: FileInFlight) -> None:
         try:
@@ -353,19 +294,6 @@ class _Stream:
             self._inbox.put(partial(self._on_written, file, result))
         except BaseException as error:
             self._inbox.put(partial(_raise, error))
-
-
-class _Cancelled(BaseException):
-    """The budget was closed while a reader waited for it; no `Exception`, which reading catches."""
-
-
-def _compute_alone() -> None:
-    """In a thread that measures what it writes: without helpers.
-
-    A team of OpenMP threads for each writer, beside the network's, makes more threads than cores;
-    then libgomp lets all of them sleep between operations: half the network's speed.
-    """
-    torch.set_num_threads(1)
 
 
 def _raise(error: BaseException) -> None:

@@ -38,7 +38,7 @@ from denoise_batch.pipeline.options import DenoiseOptions
 from denoise_batch.pipeline.streaming.denoise import Session
 from denoise_batch.pipeline.streaming.denoiser import Denoiser
 from denoise_batch.pipeline.streaming.memory import compute_bytes, cores
-from denoise_batch.pipeline.streaming.stream import worker_threads
+from denoise_batch.pipeline.streaming.turns import worker_threads
 from denoise_batch.weights import names
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "noisy"
