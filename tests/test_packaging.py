@@ -40,6 +40,12 @@ def test_every_package_folder_is_declared() -> None:
     assert found == set(pyproject["tool"]["setuptools"]["packages"])
 
 
+def test_a_file_holds_one_thing() -> None:
+    """More than 300 lines are two things: split them by meaning."""
+    lengths = {path: len(path.read_text().splitlines()) for path in PRODUCT}
+    assert {path: length for path, length in lengths.items() if length > 300} == {}
+
+
 @pytest.mark.parametrize("room", [*ROOMS, "tests", "scripts"])
 def test_imports_flow_one_way(room: str) -> None:
     allowed = ROOMS[: ROOMS.index(room) + 1] if room in ROOMS else ROOMS

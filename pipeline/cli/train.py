@@ -11,10 +11,11 @@ from .exits import exit_codes, run_app
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..options import TrainOptions
+    from ..training.data import Counts
     from ..training.distributed import Team
+    from ..training.options import TrainOptions
     from ..training.runs import Epoch
-    from ..training.train import Counts, Outcome, Watcher
+    from ..training.train import Outcome, Watcher
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -155,8 +156,8 @@ def train(
         from denoise_batch.kernels import OptionError
 
         from ..checkpoint import find_weights, load_weights
-        from ..options import TrainOptions, usual_rates
         from ..training.distributed import team_of_workers, was_restarted
+        from ..training.options import TrainOptions, usual_rates
 
         if self_supervised not in (None, "neighbor"):
             raise OptionError(f"--self {self_supervised}: choose neighbor")

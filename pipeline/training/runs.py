@@ -12,8 +12,8 @@ from denoise_batch.kernels.optim import Optimizer
 
 from ..checkpoint import load_tensors, save_tensors
 from ..files.atomic import atomic_write
-from ..options import TrainOptions
 from .distributed import Team
+from .options import TrainOptions
 
 # What may differ between a run and its resumption.
 FREE_OPTIONS = {

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ..options import TrainOptions
+from .options import TrainOptions
 from .runs import Progress
 
 

@@ -32,24 +32,14 @@ from ..checkpoint import find_weights, load_weights, save_weights
 from ..device import deterministic_algorithms
 from ..metrics import mse, psnr_of_mse
 from ..networks import Network
-from ..options import TrainOptions
 from ..stop import Stop
+from .data import Counts, load_data
 from .distributed import Team
-from .pairs import Pairs, StepRandom, Validation, training_pairs, validation_tiles
-from .photographs import split_photographs
+from .options import TrainOptions
+from .pairs import Pairs, StepRandom
 from .plots import draw_curves, draw_samples
 from .runs import Epoch, Progress, RunFolder
-from .scenes import (
-    ScenePairs,
-    load_bursts,
-    load_paired_folders,
-    load_single_images,
-    scene_validation,
-    tensor_pairs,
-)
 from .schedule import Schedule
-
-VALIDATION_SEED = 1_000_003  # the same held-out tiles whatever the training seed
 
 
 @dataclass(frozen=True)
@@ -60,15 +50,6 @@ class Outcome:
     noisy_psnr: float
     noisy_psnr_mean: float
     weights: Path
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Photographs, scenes or stored pairs on each side, and those too small for a tile."""
-
-    training: int
-    validation: int
-    too_small: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +100,7 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
     folder = RunFolder(options.output, team)
     folder.start(options)
 
-    pairs, validation, counts = _load(options, device)
+    pairs, validation, counts = load_data(options, device)
     noisy_psnr, noisy_psnr_mean = _psnrs(validation.noisy, validation.clean)
     team.check_same("data and noisy dB are", (counts, round(noisy_psnr, 2)))
     watcher.on_start(counts, noisy_psnr)
@@ -213,49 +194,6 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
     if progress.best is None:
         raise TrainingError("no epoch was run")
     return Outcome(progress.best, noisy_psnr, noisy_psnr_mean, folder.best)
-
-
-def _load(options: TrainOptions, device: torch.device) -> tuple[Pairs, Validation, Counts]:
-    """The data as pairs to train on and tiles to validate with, on the device."""
-    tile_px, share = options.tile_px, options.validation_share
-    if options.kind == "tensors":
-        loaded = tensor_pairs(options.data, options.validation_file, share, device)
-        return *loaded, Counts(len(loaded[0]), len(loaded[1].noisy))
-    if options.kind != "clean":
-        if options.kind == "pairs" and options.pairs is not None:
-            scenes = load_paired_folders(options.data, options.pairs, tile_px, share)
-        elif options.kind == "bursts":
-            scenes = load_bursts(options.data, tile_px, share)
-        else:
-            scenes = load_single_images(options.data, 2 * tile_px, share)
-        training = [scene.to(device) for scene in scenes.training]
-        validation = scene_validation(
-            scenes.validation, tile_px, options.validation_tiles, VALIDATION_SEED, device
-        )
-        counts = Counts(len(scenes.training), len(scenes.validation), scenes.too_small)
-        return ScenePairs(training, tile_px, options.tiles), validation, counts
-    noise = options.noise_model
-    split = split_photographs(options.data, tile_px * noise.factor, share)
-    validation = validation_tiles(
-        split.validation,
-        noise,
-        count=options.validation_tiles,
-        tile_px=tile_px,
-        seed=VALIDATION_SEED,
-        device=device,
-    )
-    pairs = training_pairs(
-        split.training,
-        noise,
-        count=options.tiles,
-        tile_px=tile_px,
-        versions=options.versions,
-        seed=options.seed,
-        device=device,
-        has_clean_targets=options.targets == "clean",
-        gray_share=options.gray_share,
-    )
-    return pairs, validation, Counts(len(split.training), len(split.validation), split.too_small)
 
 
 def denoise_tiles(network: Network, noisy: Tensor, batch_size: int = 50) -> Tensor:

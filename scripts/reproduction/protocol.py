@@ -13,10 +13,10 @@ from scale import Scale
 from torch import Tensor
 
 from denoise_batch.pipeline.checkpoint import load_tensors, save_tensors
+from denoise_batch.pipeline.training.data import VALIDATION_SEED
 from denoise_batch.pipeline.training.noise import SubpixelNoise
 from denoise_batch.pipeline.training.pairs import to_float, validation_tiles
 from denoise_batch.pipeline.training.photographs import map_tiles, split_photographs
-from denoise_batch.pipeline.training.train import VALIDATION_SEED
 
 NOISE = SubpixelNoise(8)
 TILE_PX = 32

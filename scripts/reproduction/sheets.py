@@ -19,8 +19,8 @@ from training import Data
 from denoise_batch import weights as shipped
 from denoise_batch.pipeline.files.samples import memory_of
 from denoise_batch.pipeline.metrics import psnr
+from denoise_batch.pipeline.training.data import VALIDATION_SEED
 from denoise_batch.pipeline.training.photographs import split_photographs
-from denoise_batch.pipeline.training.train import VALIDATION_SEED
 
 TILES = 8
 ZOOM, GAP_PX = 3, 3

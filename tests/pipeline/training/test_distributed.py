@@ -18,8 +18,8 @@ import torch
 from denoise_batch.kernels import OptionError
 from denoise_batch.pipeline.checkpoint import load_tensors
 from denoise_batch.pipeline.cli.train import main
-from denoise_batch.pipeline.options import TrainOptions
 from denoise_batch.pipeline.training.distributed import Team, Workers, team_of_workers
+from denoise_batch.pipeline.training.options import TrainOptions
 from denoise_batch.pipeline.training.train import train
 
 MODULE = "denoise_batch.pipeline.training"

@@ -20,7 +20,7 @@ from denoise_batch.kernels import Adam, DeviceError, OptionError, TrainingError
 from denoise_batch.pipeline.checkpoint import find_weights, load_weights
 from denoise_batch.pipeline.cli.train import main
 from denoise_batch.pipeline.device import deterministic_algorithms
-from denoise_batch.pipeline.options import TrainOptions
+from denoise_batch.pipeline.training.options import TrainOptions
 from denoise_batch.pipeline.training.runs import Epoch
 from denoise_batch.pipeline.training.train import Watcher, train
 
