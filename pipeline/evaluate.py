@@ -15,8 +15,8 @@ from .device import resolve_device
 from .files.images import read_image
 from .files.scan import scan
 from .metrics import mse, psnr_of_mse, ssim
-from .networks import Network
 from .options import EvalOptions
+from .streaming.forward import Forward
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,14 @@ def evaluate(
     device = resolve_device(options.device)
     network = load_weights(find_weights(options.weights)).network.to(device)
     network.compute_in(torch.bfloat16 if options.precision == "bf16" else None)
+    forward = Forward(network, is_ensemble=options.is_ensemble)
     scores = []
     for job in scan([str(options.data)], Path("unused-output")):
         clean = read_image(job.source).pixels
         if options.is_gray and len(clean) == 3:
             clean = _luminance(clean)
         for noise in options.noises:
-            score = _score(network, clean, job.name, noise, options, device)
+            score = _score(forward, clean, job.name, noise, options, device)
             scores.append(score)
             on_score(score)
     if not scores:
@@ -116,7 +117,7 @@ def means(scores: Sequence[Score]) -> list[Mean]:
 
 
 def _score(
-    network: Network,
+    forward: Forward,
     image: Tensor,
     name: str,
     noise: str,
@@ -131,7 +132,9 @@ def _score(
     digest = hashlib.sha256(f"{options.seed}:{noise}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     noisy, clean = model.draw(source, generator), model.clean(source)[0]
-    denoised = network(noisy.to(device)).to("cpu")[0]
+    network, margin = forward.network, forward.network.spec.margin
+    padded = forward(network.pad(noisy.to(device)))[0, :, margin:, margin:]
+    denoised = padded[:, : noisy.shape[2], : noisy.shape[3]].to("cpu")
     return Score(
         name,
         noise,

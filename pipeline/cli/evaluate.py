@@ -26,6 +26,9 @@ def evaluate(
         str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.")
     ] = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average 8 turned and mirrored passes, as denoise-batch.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Score weights on clean images with synthetic noise: PSNR and SSIM, noisy and denoised.
@@ -47,7 +50,7 @@ def evaluate(
         from ..options import EvalOptions
 
         noises = tuple(noise or ["gaussian:25"])
-        options = EvalOptions(weights, data, noises, seed, gray, device, precision)
+        options = EvalOptions(weights, data, noises, seed, gray, device, precision, tta)
         scores = run(options)
         if as_json:
             rows = [

@@ -72,6 +72,15 @@ def test_gray_and_half_precision_work_too(
     assert half["psnr_out"] == pytest.approx(exact["psnr_out"], abs=0.02)
 
 
+def test_the_ensemble_of_eight_is_a_little_better(
+    photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = scores(capsys, "tconv", photographs)["means"][0]
+    eight = scores(capsys, "tconv", photographs, "--tta")["means"][0]
+    assert eight["psnr_in"] == one["psnr_in"]
+    assert one["psnr_out"] + 0.005 < eight["psnr_out"] < one["psnr_out"] + 1
+
+
 def test_the_table_ends_with_the_means(
     weights: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
