@@ -46,7 +46,12 @@ def denoise(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", "-w", help="A safetensors file or a shipped name."),
+        typer.Option(
+            "--weights",
+            "-w",
+            help="A safetensors file, or unet-gaussian-3 (the default: white noise), unet-camera-2 "
+            "(phones, cameras), tconv or upsample (the report's).",
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N, cuda:all or mps.")
@@ -101,7 +106,10 @@ def denoise(
     recursive: Annotated[bool, typer.Option(help="Search folders to the bottom.")] = True,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Denoise again what is up to date or not from this tool."),
+        typer.Option(
+            "--overwrite",
+            help="Denoise all again, and replace outputs that this tool did not write.",
+        ),
     ] = False,
     shard: Annotated[
         str,

@@ -18,7 +18,10 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Folder of clean images.")],
     noise: Annotated[
         list[str] | None,
-        typer.Option(help="As of denoise-train; repeat for several. Default: gaussian:25."),
+        typer.Option(
+            help="Noise to add, as for denoise-train, such as gaussian:25 (the default) or camera; "
+            "repeat for several."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     gray: Annotated[bool, typer.Option("--gray", help="Score luminance, not colour.")] = False,

@@ -140,8 +140,8 @@ def train(
 
     Ctrl-C and SIGTERM finish the step and save it; --resume goes on.
 
-    Exit codes: 0 done, 1 diverged or no usable photographs, 2 usage, 4 device, 130 Ctrl-C,
-    143 SIGTERM.
+    Exit codes: 0 done, 1 diverged or no usable photographs, 2 usage, 4 device, 5 weights
+    of --init, 130 Ctrl-C, 143 SIGTERM.
     """
     with exit_codes():
         from rich.console import Console

@@ -4,10 +4,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from denoise_batch import weights
 from denoise_batch.kernels import WeightsError
 from denoise_batch.pipeline.checkpoint import load_weights
+from denoise_batch.pipeline.cli import batch
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples"
 
@@ -31,6 +33,13 @@ def test_no_file_lies_about_unlisted() -> None:
 
 def test_the_default_is_a_shipped_name() -> None:
     assert weights.names()[0] == weights.manifest()["default"]
+
+
+def test_help_names_what_is_shipped_and_the_default() -> None:
+    options = {option.name: option for option in get_command(batch.app).params}
+    told = options["weights"].help
+    assert all(name in told for name in weights.names())
+    assert f"{weights.names()[0]} (the default" in told
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
