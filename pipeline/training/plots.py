@@ -1,5 +1,6 @@
 """Pictures of a training run: samples.png (Pillow) and curves.png (matplotlib, extra `plots`)."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,36 @@ def draw_samples(path: Path, clean: Tensor, noisy: Tensor, output: Tensor) -> No
             sheet.paste(tile, (column * (width * zoom + GAP_PX), row * (height * zoom + GAP_PX)))
     with atomic_file(path) as file:
         sheet.save(file, "PNG")
+
+
+class Curves:
+    """curves.png of a run, drawn now and then: a drawing takes as long as a hundred small steps.
+
+    Args:
+        path: PNG to write.
+        noisy_psnr: dB of the noisy validation tiles.
+        seconds: at least, between two drawings.
+    """
+
+    def __init__(self, path: Path, noisy_psnr: float, seconds: float = 20.0) -> None:
+        self.path = path
+        self.noisy_psnr = noisy_psnr
+        self.seconds = seconds
+        self._drawn_at = time.monotonic()
+        self._rows: Sequence[Mapping[str, Any]] = ()  # not drawn yet
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All lines of metrics.jsonl, after an epoch."""
+        self._rows = rows
+        if time.monotonic() - self._drawn_at >= self.seconds:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw what is not drawn yet."""
+        if self._rows:
+            draw_curves(self.path, self._rows, self.noisy_psnr)
+        self._rows = ()
+        self._drawn_at = time.monotonic()
 
 
 def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float) -> bool:

@@ -37,7 +37,7 @@ from .data import Counts, load_data
 from .distributed import Team
 from .options import TrainOptions
 from .pairs import Pairs, StepRandom
-from .plots import draw_curves, draw_samples
+from .plots import Curves, draw_samples
 from .runs import Epoch, Progress, RunFolder
 from .schedule import Schedule
 
@@ -118,6 +118,7 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
     progress = Progress(loss_sum=torch.zeros((), device=device))
     folder.load_checkpoint(progress, network, optimizer, average)
     saved_at = time.monotonic()
+    curves = Curves(folder.curves, noisy_psnr)
 
     def denoise(images: Tensor) -> Tensor:
         output = network.eval()(team.mine(images))
@@ -183,7 +184,7 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
                 rows = folder.record(epoch)
                 if epoch.is_best:
                     draw_samples(folder.samples, validation.clean, validation.noisy, denoised)
-                draw_curves(folder.curves, rows, noisy_psnr)
+                curves.add(rows)
             progress.finish(epoch)
             folder.save_checkpoint(progress, network, optimizer, average)
             saved_at = time.monotonic()
@@ -191,6 +192,8 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
     except KeyboardInterrupt:
         folder.save_checkpoint(progress, network, optimizer, average)
         raise
+    finally:
+        curves.draw()
     if progress.best is None:
         raise TrainingError("no epoch was run")
     return Outcome(progress.best, noisy_psnr, noisy_psnr_mean, folder.best)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from denoise_batch.kernels import Adam, DeviceError, OptionError, TrainingError
 from denoise_batch.pipeline.checkpoint import find_weights, load_weights
 from denoise_batch.pipeline.cli.train import main
 from denoise_batch.pipeline.device import deterministic_algorithms
+from denoise_batch.pipeline.training import plots
 from denoise_batch.pipeline.training.options import TrainOptions
 from denoise_batch.pipeline.training.runs import Epoch
 from denoise_batch.pipeline.training.train import Watcher, train
@@ -72,6 +74,37 @@ def test_without_matplotlib_a_run_has_no_curves(
     train(options)
     assert not (options.output / "curves.png").exists()
     assert (options.output / "samples.png").exists()
+
+
+def test_curves_are_drawn_now_and_then_and_at_the_end(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[int]] = []
+    draw = plots.draw_curves
+
+    def count(path: Path, rows: Sequence[dict[str, Any]], noisy_psnr: float) -> bool:
+        drawn.append([row["number"] for row in rows])
+        return draw(path, rows, noisy_psnr)
+
+    monkeypatch.setattr(plots, "draw_curves", count)
+    monkeypatch.setattr(plots, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    train(replace(options, epochs=4))
+    assert drawn == [[1, 2, 3, 4]]
+
+    def stop(step: int, steps: int) -> None:
+        if step == 10:
+            raise KeyboardInterrupt
+
+    stopped = replace(options, output=options.output / "stopped", epochs=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, Watcher(on_step=stop))
+    assert drawn[1:] == [[1, 2]]
+    assert (stopped.output / "curves.png").exists()
+
+    ticks = itertools.count(step=25.0)
+    monkeypatch.setattr(plots, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    train(replace(stopped, resume=True))
+    assert drawn[2:] == [[1, 2, 3], [1, 2, 3, 4]]
 
 
 def test_training_on_noisy_targets_alone_lowers_the_error_to_the_clean_image(
