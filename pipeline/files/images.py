@@ -9,12 +9,10 @@ unknown to us).
 
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 from typing import Any, BinaryIO
 
 import torch
@@ -25,7 +23,8 @@ from denoise_batch.kernels.errors import ImageError, ShapeError
 
 from . import deep
 from .atomic import atomic_file
-from .metadata import ORIENTATION, read_metadata, save_options
+from .metadata import ORIENTATION, read_metadata, save_options, upright
+from .muted import PILLOW_WARNINGS
 from .picture import Picture
 from .pixels import Layout, decode, encode, target_mode
 from .probe import is_lossless_webp, refuse_unsupported, sample_bits
@@ -81,7 +80,7 @@ def read_pages(
         ImageError: the file is missing, damaged, truncated, too large, or of a kind that could
             not be written back without loss; one line with the file's name.
     """
-    with _as_image_error(path, "read"), _PILLOW_WARNINGS:
+    with _as_image_error(path, "read"), PILLOW_WARNINGS:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "no regular file"
             raise ImageError(f"is {kind}; give an image file")
@@ -153,7 +152,7 @@ def write_pages(
         ImageError: the folder cannot be written, or the format cannot hold the pictures.
         ShapeError: a shape is not its picture's.
     """
-    with _as_image_error(path, "written"), _PILLOW_WARNINGS:
+    with _as_image_error(path, "written"), PILLOW_WARNINGS:
         name = output_format(path)
         modes = _FORMATS[name][1].split()
         if len(pictures) > 1 and name != "TIFF":
@@ -168,6 +167,7 @@ def write_pages(
             with _page_writer(file, len(pages)) as target:
                 for picture, stored in pages:
                     image = encode(stored, picture.alpha, picture.layout, name, modes)
+                    image = upright(image, picture.metadata, name)
                     options = save_options(name, picture.metadata, picture.layout, quality)
                     if path.suffix.lower() in {".j2k", ".j2c", ".jpc"}:
                         options["no_jp2"] = True
@@ -202,6 +202,10 @@ def _read(image: Image.Image, file: BinaryIO) -> Picture:
     if tags and tags.get(277, 1) > len(image.getbands()):
         notes.append("extra samples that are not alpha are dropped")
     image.load()
+    key = image.info.get("transparency")
+    if image.format == "PNG" and image.mode == "L" and isinstance(key, int):
+        # Pillow brings the samples to 8 bits, and this not.
+        image.info["transparency"] = key * 255 // ((1 << bits) - 1)
     if image.format == "PNG" and "exif" in image.info:  # eXIf may follow the pixels
         metadata = metadata.with_exif(image.info["exif"])
     if image.mode == "CMYK":
@@ -214,7 +218,7 @@ def _read(image: Image.Image, file: BinaryIO) -> Picture:
         # Pillow turns TIFF files upright on loading, and no other format: turn them back.
         image.getexif()[ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
         stored = ImageOps.exif_transpose(image)
-    decoded = decode(stored, bits=bits if bits == 12 else 16, white_is_zero=white_is_zero)
+    decoded = decode(stored, bits=12 if bits == 12 and tags else 16, white_is_zero=white_is_zero)
     compression = image.info.get("compression")
     layout = Layout(
         format=image.format or "",
@@ -232,34 +236,6 @@ def _read(image: Image.Image, file: BinaryIO) -> Picture:
 def _page_writer(file: BinaryIO, pages: int) -> AbstractContextManager[Any]:
     """The file itself, or what chains the pages of a TIFF file into it."""
     return nullcontext(file) if pages == 1 else TiffImagePlugin.AppendingTiffWriter(file)
-
-
-class _Muted:
-    """Ignores Pillow's warnings while any thread decodes or encodes.
-
-    `warnings.catch_warnings` alone restores the wrong filters when threads overlap.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._users = Lock(), 0
-        self._filters = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\b")
-            self._users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                self._filters.__exit__(None, None, None)
-
-
-_PILLOW_WARNINGS = _Muted()
 
 
 @functools.cache

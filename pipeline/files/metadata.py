@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from .pixels import Layout
 from .probe import png_chunks
@@ -18,6 +18,8 @@ ORIENTATION = 274
 _NESTED_TAGS = {0x8769, 0x8825}  # EXIF, GPS
 _PNG_CHUNKS = {b"gAMA", b"cHRM", b"sRGB", b"cICP", b"tEXt", b"zTXt", b"iTXt"}
 _XMP_KEY = b"XML:com.adobe.xmp"
+_XMP_TAG = 700
+_WITH_METADATA = {"PNG", "JPEG", "TIFF", "WEBP", "AVIF"}  # EXIF, and with it orientation, and ICC
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def read_metadata(image: Image.Image, file: BinaryIO) -> Metadata:
         for tag in _TIFF_STRUCTURE & set(tags):
             if tag != ORIENTATION:
                 del tags[tag]
+        tags.bigtiff = False  # an EXIF block is laid out as a classic TIFF file
         exif = _text_kept(tags).tobytes() if tags else None
     dpi = info.get("dpi")
     try:
@@ -106,9 +109,12 @@ def save_options(name: str, metadata: Metadata, layout: Layout, quality: int) ->
         keep = layout.compression in _TIFF_COMPRESSIONS
         options = {**common, "dpi": None if layout.format == "TIFF" else dpi}
         options["compression"] = layout.compression if keep else "tiff_adobe_deflate"
+        tags = Image.Exif()
         if metadata.exif:
-            tags = Image.Exif()
             tags.load(metadata.exif)
+        if xmp and _XMP_TAG not in tags:
+            tags[_XMP_TAG] = xmp
+        if tags:
             options["exif"] = _text_kept(tags)
             if _NESTED_TAGS & set(tags):  # lost by Pillow in compressed files
                 options["compression"] = "raw"
@@ -123,6 +129,24 @@ def save_options(name: str, metadata: Metadata, layout: Layout, quality: int) ->
     elif name == "TGA":
         options = {"rle": layout.compression == "tga_rle"}
     return {key: value for key, value in options.items() if value is not None}
+
+
+def upright(image: Image.Image, metadata: Metadata, name: str) -> Image.Image:
+    """The image as it is to be looked at, where the format of this name has no orientation."""
+    if name in _WITH_METADATA or metadata.exif is None:
+        return image
+    tags = Image.Exif()
+    tags.load(metadata.exif)
+    if ORIENTATION not in tags:
+        return image
+    image.getexif()[ORIENTATION] = tags[ORIENTATION]
+    return ImageOps.exif_transpose(image)
+
+
+def dropped(metadata: Metadata, name: str) -> str:
+    """What a user must know that the format of this name does not keep, or nothing."""
+    is_dropped = metadata.icc_profile is not None and name not in _WITH_METADATA
+    return f"its colour profile is dropped, which {name} does not hold" if is_dropped else ""
 
 
 def _text_kept(exif: Image.Exif) -> Image.Exif:

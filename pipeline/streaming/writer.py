@@ -9,7 +9,8 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
-from ..files.images import write_pages
+from ..files.images import output_format, write_pages
+from ..files.metadata import dropped
 from ..sure import Probe
 from .in_flight import FileInFlight
 from .manifest import Manifest
@@ -63,7 +64,9 @@ class Writer:
         except ImageError as error:
             return file.failed(str(error))
         file.seconds["encode"] = time.perf_counter() - started
-        notes = [f"{job.name}: {note}" for note in {p.layout.note: 0 for p in pictures} if note]
+        kind = output_format(job.output)
+        said = [note for p in pictures for note in (p.layout.note, dropped(p.metadata, kind))]
+        notes = [f"{job.name}: {note}" for note in dict.fromkeys(said) if note]
         if file.is_retried:
             notes.append(f"{job.name}: was not finite in low precision, made again in float32")
         started = time.perf_counter()

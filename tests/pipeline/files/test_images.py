@@ -21,6 +21,7 @@ from denoise_batch.pipeline.files.images import (
     read_image,
     write_image,
 )
+from denoise_batch.pipeline.files.metadata import ORIENTATION
 from denoise_batch.pipeline.files.picture import Picture
 from denoise_batch.pipeline.files.probe import sample_bits
 
@@ -68,8 +69,10 @@ def opened(path: Path) -> Image.Image:
         return image.copy() if image.format != "JPEG" else image
 
 
-def png_bytes(bits: int, colour_type: int, width: int, height: int, row: bytes) -> bytes:
-    """A PNG file by hand, for the depths that Pillow cannot write."""
+def png_bytes(
+    bits: int, colour_type: int, width: int, height: int, row: bytes, key: bytes = b""
+) -> bytes:
+    """A PNG file by hand, for the depths that Pillow cannot write; `key` becomes transparent."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -78,7 +81,8 @@ def png_bytes(bits: int, colour_type: int, width: int, height: int, row: bytes) 
 
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     rows = zlib.compress((b"\0" + row) * height)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", header) + (chunk(b"tRNS", key) if key else b"")
+    body = head + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
@@ -135,6 +139,17 @@ def test_a_transparent_colour_becomes_alpha(mode: str, key: Any, tmp_path: Path)
     source = saved(tmp_path / "a.png", noise_image(mode), transparency=key)
     kept = "LA" if mode == "L" else "RGBA"
     assert opened(rewritten(source)).tobytes() == opened(source).convert(kept).tobytes()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_gray_of_few_bits_becomes_alpha(bits: int, tmp_path: Path) -> None:
+    source = tmp_path / "a.png"
+    row = {1: b"\x80", 2: b"\xc0", 4: b"\xf0", 8: b"\xff\x00"}[bits]  # white, black
+    source.write_bytes(png_bytes(bits, 0, 2, 1, row, struct.pack(">H", (1 << bits) - 1)))
+    picture = read_image(source)
+    assert picture.alpha is not None
+    assert picture.alpha.flatten().tolist() == [0, 255]
+    assert picture.samples.flatten().tolist() == [255, 0]
 
 
 def test_samples_are_rounded_to_the_nearest_and_clamped(tmp_path: Path) -> None:
@@ -204,6 +219,17 @@ def test_12_bit_tiff_fills_the_range(tmp_path: Path) -> None:
     pixels = read_image(source).pixels
     torch.testing.assert_close(pixels, torch.tensor([[[0.0, 1.0]]]))
     torch.testing.assert_close(read_image(rewritten(source)).pixels, pixels)
+
+
+def test_12_bit_jpeg_2000_is_read_as_pillow_brings_it_to_16(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jp2", noise_image("I;16"))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\xff\x4f\xff\x51") + 42] = 11
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        assert sample_bits(image, io.BytesIO(content)) == 12
+        expected = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint16)
+    assert torch.equal(read_image(path).samples.flatten(), expected)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".pfm"])
@@ -289,6 +315,39 @@ def test_xmp_survives(suffix: str, tmp_path: Path) -> None:
         saved(source, noise_image("RGB"), extra=segment)
     with Image.open(rewritten(source)) as after:
         assert after.info["xmp"] == XMP
+
+
+def test_xmp_goes_along_to_tiff(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a harbour"
+    source = saved(tmp_path / "a.webp", noise_image("RGB"), xmp=XMP, exif=exif)
+    picture = read_image(source)
+    write_image(tmp_path / "b.tif", picture, picture.pixels)
+    with Image.open(tmp_path / "b.tif") as after:
+        assert after.info["xmp"] == XMP
+        assert after.getexif()[0x010E] == "a harbour"
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".ppm", ".jp2", ".tga"])
+def test_a_format_without_orientation_gets_upright_pixels(suffix: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    picture = read_image(saved(tmp_path / "a.png", noise_image("RGB"), exif=exif))
+    write_image(tmp_path / f"b{suffix}", picture, picture.pixels)
+    expected = opened(tmp_path / "a.png").transpose(Image.Transpose.ROTATE_270)
+    assert opened(tmp_path / f"b{suffix}").tobytes() == expected.tobytes()
+
+
+def test_big_tiff_keeps_its_tags(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E], exif[ORIENTATION] = "a harbour", 6
+    source = saved(tmp_path / "a.tif", noise_image("RGB"), exif=exif, big_tiff=True)
+    picture = read_image(source)
+    for target in (rewritten(source), tmp_path / "b.png"):
+        write_image(target, picture, picture.pixels)
+        with Image.open(target) as after:
+            assert after.getexif()[0x010E] == "a harbour"
+            assert after.getexif()[ORIENTATION] == 6
 
 
 def test_iptc_comment_and_progressive_coding_of_jpeg_survive(tmp_path: Path) -> None:
