@@ -116,7 +116,8 @@ def denoise(
         typer.Option(metavar="I/N", help="Do only the I-th of N shares, the same ones every time."),
     ] = "1/1",
     limit: Annotated[
-        int | None, typer.Option(help="Denoise at most so many images; the rest is left.")
+        int | None,
+        typer.Option(help="Denoise so many images, not counting failures; the rest is left."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")

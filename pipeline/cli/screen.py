@@ -125,6 +125,7 @@ class Lines:
         if result.status == "skipped":
             return
         self._done += 1
+        self._total = max(self._total, self._done)  # more than planned, after failures
         count = f"[{self._done}/{self._total}]"
         if result.status == "failed":
             self._say(f"{count} failed {result.reason}")

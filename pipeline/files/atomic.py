@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ def atomic_file(
 ) -> Iterator[BinaryIO]:
     """A file to write; on leaving it is flushed to disk and becomes `path`.
 
-    It is `.NAME.RANDOM.tmp` in the same folder meanwhile. When the block raises, that file goes and
-    what stood at `path` stays.
+    Meanwhile it has a `temporary_name`. When the block raises, that file goes and what stood at
+    `path` stays.
 
     Args:
         path: the file's name in the end.
@@ -24,8 +25,7 @@ def atomic_file(
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
     """
-    # 40 characters are at most 160 bytes: with the rest, below every file system's 255.
-    unfinished = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+    unfinished = temporary_name(path)
     try:
         with unfinished.open("x+b") as file:
             yield file
@@ -37,6 +37,17 @@ def atomic_file(
         with suppress(OSError):
             unfinished.unlink()
         raise
+
+
+def temporary_name(path: Path) -> Path:
+    """`.NAME.HASH.RANDOM.tmp` beside `path`: NAME cut short, HASH of all of it."""
+    return path.with_name(f"{temporary_lead(path.name)}{secrets.token_hex(4)}.tmp")
+
+
+def temporary_lead(name: str) -> str:
+    """What the temporary names of a file of this name begin with, and of no other."""
+    # 40 characters are at most 160 bytes: with the rest, below every file system's 255.
+    return f".{name[:40]}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}."
 
 
 def atomic_write(path: Path, data: bytes) -> None:

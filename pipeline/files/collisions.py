@@ -59,7 +59,7 @@ def distinct_outputs(found: Sequence[Found]) -> list[Path]:
 def refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
     """OptionError where an output stands in the place of something that is read."""
     read = set(places_of(sources).values())
-    read |= {os.path.normcase(path.resolve()) for path in sources if path.is_symlink()}
+    read |= {os.path.normcase(real_path(path)) for path in sources if path.is_symlink()}
     for path, place in places_of(outputs).items():
         if place in read:
             raise OptionError(f"{path}: the output would overwrite the input; name another")
@@ -68,5 +68,10 @@ def refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None
 def places_of(paths: Iterable[Path]) -> dict[Path, str]:
     """Where paths really stand, spelled so that equal places compare equal; links stay links."""
     unique = set(paths)
-    parents = {parent: str(parent.resolve()) for parent in {path.parent for path in unique}}
+    parents = {parent: str(real_path(parent)) for parent in {path.parent for path in unique}}
     return {path: os.path.normcase(f"{parents[path.parent]}{os.sep}{path.name}") for path in unique}
+
+
+def real_path(path: Path) -> Path:
+    """Absolute and without links, as far as that goes; `Path.resolve` raises where they loop."""
+    return Path(os.path.realpath(path))

@@ -139,7 +139,7 @@ def write_pages(
     """Write every page's `samples` as its picture was stored, in the format of the path's suffix.
 
     Parents are made. The file appears under its name complete or not at all: it is written as
-    `.NAME.RANDOM.tmp` in the same folder, flushed to disk, then renamed.
+    a temporary file in the same folder, flushed to disk, then renamed.
 
     Args:
         path: the output; an existing file is replaced.

@@ -26,8 +26,8 @@ from pathlib import Path
 
 from denoise_batch.kernels.errors import NoImagesError, OptionError
 
-from .collisions import Found, distinct_outputs, places_of, refuse_overwriting
-from .images import READABLE_SUFFIXES, WRITABLE_SUFFIXES, output_suffix
+from .collisions import Found, distinct_outputs, places_of, real_path, refuse_overwriting
+from .images import READABLE_SUFFIXES, WRITABLE_SUFFIXES, output_format, output_suffix
 
 OUTPUT_MARK = "-denoised"
 
@@ -105,8 +105,11 @@ def scan(
         NoImagesError: there is nothing to do.
     """
     found = [item for text in inputs for item in _expand(text, output, recursive, naming)]
-    if output is not None and _is_exact(inputs, output):
+    if output is not None and _is_exact(inputs, output, naming):
         found = [replace(found[0], root=output.parent, relative=Path(output.name))]
+    # A folder is one root, however it is spelled.
+    roots = {real_path(item.root): item.root for item in reversed(found)}
+    found = [replace(item, root=roots[real_path(item.root)]) for item in found]
     places = places_of(path for item in found for path in (item.source, item.root / item.relative))
     first = {places[item.source]: item for item in reversed(found)}
     found = [item for item in found if first[places[item.source]] is item]
@@ -125,14 +128,20 @@ def scan(
     ]
 
 
-def _is_exact(inputs: Sequence[Path | str], output: Path) -> bool:
+def _is_exact(inputs: Sequence[Path | str], output: Path, naming: Naming) -> bool:
     """Whether the output names the one file to write; refused where it cannot."""
-    if output.is_dir():
-        return False
+    try:
+        if output.is_dir():
+            return False
+    except OSError as error:
+        raise OptionError(f"--output {output}: {error.strerror}; name another folder") from error
     suffix = output.suffix.lower()
     if len(inputs) == 1 and Path(inputs[0]).is_file() and suffix in READABLE_SUFFIXES:
         if suffix not in WRITABLE_SUFFIXES:
             raise OptionError(f"--output {output}: {suffix} cannot be written; use .png or .tif")
+        named = naming.extension or suffix
+        if naming.suffix or output_format(Path("x" + named)) != output_format(output):
+            raise OptionError(f"--output {output}: names the file; leave --format and --suffix out")
         return True
     if output.exists() or suffix in READABLE_SUFFIXES:
         raise OptionError(f"--output {output}: is a file; name a folder for these inputs")
@@ -143,7 +152,7 @@ def _expand(text: Path | str, output: Path | None, recursive: bool, naming: Nami
     path = Path(text)
     try:
         if path.is_dir():
-            if output is not None and output.resolve() == path.resolve():
+            if output is not None and real_path(output) == real_path(path):
                 raise OptionError(f"--output {output}: would overwrite the input; name another")
             inside = _strictly_inside(output, path)
             root = output or _beside(path)
@@ -190,6 +199,8 @@ def _in_folder(
 
 def _walk(folder: Path, inside: Path | None, recursive: bool, naming: Naming) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError) and error.filename != str(folder):
+            return  # it was there a moment ago
         raise OptionError(
             f"{error.filename or folder}: cannot be listed: {error.strerror}; "
             "mend its permissions or leave it out"
@@ -215,7 +226,7 @@ def _is_passed_over(path: Path, relative: Path, inside: Path | None, naming: Nam
     """Hidden below its input, in the output folder inside it, or written by an earlier run."""
     if any(part.startswith(".") for part in relative.parts):
         return True
-    if inside is not None and path.resolve().is_relative_to(inside):
+    if inside is not None and real_path(path).is_relative_to(inside):
         return True
     if path.is_dir():
         original = path.name.removesuffix(OUTPUT_MARK)
@@ -239,9 +250,9 @@ def _is_passed_over(path: Path, relative: Path, inside: Path | None, naming: Nam
 
 def _strictly_inside(output: Path | None, folder: Path) -> Path | None:
     """The output, resolved, where it stands inside a folder that is read."""
-    if output is None or folder.resolve() not in output.resolve().parents:
+    if output is None or real_path(folder) not in real_path(output).parents:
         return None
-    return output.resolve()
+    return real_path(output)
 
 
 def _file(path: Path, relative: Path, output: Path | None, naming: Naming) -> Found:

@@ -24,6 +24,7 @@ class Start:
 
     Attributes:
         jobs: to be denoised.
+        rest: what the limit leaves, of which some take the places of jobs that fail.
         skipped: results of what earlier runs did.
         device: where the network runs.
         precision: of its convolutions: fp32, bf16 or fp16.
@@ -31,6 +32,7 @@ class Start:
     """
 
     jobs: tuple[Job, ...]
+    rest: tuple[Job, ...]
     skipped: tuple[Result, ...]
     device: str
     precision: str
@@ -173,15 +175,18 @@ class Session:
                 for manifest in manifests.values():
                     manifest.compact()
             start = self._plan(jobs, manifests)
-            remove_remains(start.jobs)
             events.on_start(start)
             for result in start.skipped:
                 record(result)
-            if start.jobs:
-                watcher = Watcher(finish, events.on_tile)
-                self.engine.run(start.jobs, manifests, watcher, stop)
-                if not self._part:
-                    self.storage.end(list(manifests.values()))
+            todo, rest = start.jobs, start.rest
+            while todo and not stop:
+                remove_remains(todo)
+                self.engine.run(todo, manifests, Watcher(finish, events.on_tile), stop)
+                # Others take the places of those that failed, which would hold up a limit for ever.
+                failed = sum(results[job].status == "failed" for job in todo if job in results)
+                todo, rest = rest[:failed], rest[failed:]
+            if start.jobs and not self._part:
+                self.storage.end(list(manifests.values()))
         return Summary(
             tuple(results[job] for job in jobs if job in results),
             time.perf_counter() - started,
@@ -198,8 +203,10 @@ class Session:
     def _plan(self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest]) -> Start:
         overwrite = self.options.overwrite
         todo, skipped = split(jobs, manifests, self.engine.digests, overwrite=overwrite)
+        limit = self.options.limit
         return Start(
-            tuple(todo[: self.options.limit]),
+            tuple(todo[:limit]),
+            tuple(todo[limit:] if limit else ()),
             tuple(skipped),
             self.engine.device,
             self.engine.precision,

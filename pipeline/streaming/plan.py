@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ..files.atomic import temporary_lead
 from ..files.scan import Job
 from .manifest import Manifest, Stamp, sha256_of
 from .result import Result
@@ -65,19 +66,22 @@ def remove_remains(jobs: Iterable[Job]) -> None:
     """Delete what a killed run left half-written of these outputs."""
     folders: dict[Path, set[str]] = {}
     for job in jobs:
-        folders.setdefault(job.output.parent, set()).add(job.output.name[:40])
-    for folder, names in folders.items():
+        folders.setdefault(job.output.parent, set()).add(temporary_lead(job.output.name))
+    for folder, leads in folders.items():
         with suppress(OSError):
             for path in folder.iterdir():
-                match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", path.name, re.DOTALL)
-                if match and match[1] in names:
+                match = re.fullmatch(r"(\..+\.)[0-9a-f]{8}\.tmp", path.name, re.DOTALL)
+                if match and match[1] in leads:
                     path.unlink()
 
 
 def _reason_to_skip(job: Job, manifest: Manifest, run: tuple[str, str]) -> str:
     entry = manifest.made_of(job.output)
     if entry is None:
-        return FOREIGN if job.output.exists() or job.output.is_symlink() else ""
+        try:
+            return FOREIGN if job.output.exists() or job.output.is_symlink() else ""
+        except OSError:
+            return ""  # writing it will say what is wrong
     if (entry.weights, entry.options) != run:
         return ""
     try:

@@ -24,7 +24,8 @@ def watch(
     """Look every `interval_s` seconds, until `stop`.
 
     A file is taken once it has stayed the same from one look to the next, so that none is read
-    while it is still being copied; and again when it has changed, also one that failed.
+    while it is still being copied; and again when it has changed, also one that failed, or when
+    its output got another name, since a later file wants that one.
 
     Args:
         session: what to do.
@@ -34,7 +35,7 @@ def watch(
         on_round: told what a round came to, if it had something to do.
     """
     seen: dict[Path, Stamp] = {}
-    handled: dict[Path, Stamp] = {}
+    handled: dict[tuple[Path, Path], Stamp] = {}
     while not stop:
         jobs = _jobs(session)
         stamps = _stamps(jobs)
@@ -43,13 +44,13 @@ def watch(
             for job in jobs
             if (stamp := stamps.get(job.source)) is not None
             and stamp == seen.get(job.source)
-            and stamp != handled.get(job.source)
+            and stamp != handled.get((job.source, job.output))
         ]
         seen = stamps
         if ready:
             summary = session.run(ready, events, stop)
             # What the limit or a signal left over comes again.
-            handled |= {r.job.source: stamps[r.job.source] for r in summary.results}
+            handled |= {(r.job.source, r.job.output): stamps[r.job.source] for r in summary.results}
             on_round(summary)
         until = time.monotonic() + interval_s
         while not stop and (left := until - time.monotonic()) > 0:

@@ -228,6 +228,34 @@ def test_watching_takes_what_comes_whole_and_ends_with_143(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_file_whose_output_moves_is_written_there_too(tmp_path: Path, weights: Path) -> None:
+    """x.gif is x.png in the output until a real x.png comes; then it is x.gif.png."""
+    drop, output = tmp_path / "drop", tmp_path / "done"
+    drop.mkdir()
+    picture(20, 12).convert("P").save(drop / "x.gif")
+
+    def sizes() -> dict[str, tuple[int, int]]:
+        found = {}
+        for path in output.glob("*.png"):
+            with Image.open(path) as image:
+                found[path.name] = image.size
+        return found
+
+    def drop_files() -> None:
+        deadline = time.monotonic() + 60
+        for expected in ({"x.png": (20, 12)}, {"x.png": (16, 16), "x.gif.png": (20, 12)}):
+            while sizes() != expected and time.monotonic() < deadline:
+                time.sleep(0.02)
+            picture(16, 16).save(drop / "x.png")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    helper = threading.Thread(target=drop_files)
+    helper.start()
+    assert run(drop, "-o", output, "--watch", "0.1", "--quiet", weights=weights) == 143
+    helper.join()
+    assert sizes() == {"x.png": (16, 16), "x.gif.png": (20, 12)}
+
+
 def test_an_empty_drop_folder_is_no_error(tmp_path: Path, weights: Path) -> None:
     (tmp_path / "drop").mkdir()
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()

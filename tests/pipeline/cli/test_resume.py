@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 
 from denoise_batch.pipeline.checkpoint import save_weights
 from denoise_batch.pipeline.cli.batch import main
+from denoise_batch.pipeline.files.atomic import atomic_file, temporary_name
 from denoise_batch.pipeline.networks import Network
 from denoise_batch.pipeline.streaming.lock import locked
 
@@ -182,12 +184,60 @@ def test_half_written_remains_of_a_killed_run_go(
 ) -> None:
     output = folder.with_name("imgs-denoised")
     output.mkdir()
-    (output / ".0.png.0123abcd.tmp").write_bytes(b"half")
-    (output / ".other.png.0123abcd.tmp").write_bytes(b"of somebody else")
+    temporary_name(output / "0.png").write_bytes(b"half")
+    (other := temporary_name(output / "other.png")).write_bytes(b"of somebody else")
     run(capsys, folder, weights)
-    assert sorted(p.name for p in output.iterdir() if p.is_file()) == [
-        ".other.png.0123abcd.tmp", *ALL
-    ]  # fmt: skip
+    assert sorted(p.name for p in output.iterdir() if p.is_file()) == [other.name, *ALL]
+
+
+def test_what_another_shard_is_writing_stays(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However alike the names are."""
+    folder, output = tmp_path / "imgs", tmp_path / "imgs-denoised"
+    names = [f"2026-04-12_survey_north-sector_camera-left_{n}.png" for n in (1, 2)]
+    folder.mkdir()
+    output.mkdir()
+    picture(24, 20).save(folder / names[0])
+    with atomic_file(output / names[1]) as file:
+        assert run(capsys, folder, weights) == {"done": names[:1]}
+        assert Path(file.name).exists()
+
+
+@pytest.mark.parametrize("name", [None, "x" * 248 + ".png"], ids=["locked folder", "long name"])
+def test_an_output_that_cannot_be_looked_for_fails_its_file_only(
+    name: str | None,
+    folder: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bad = name or "locked/9.png"
+    (folder / bad).parent.mkdir(exist_ok=True)
+    picture(24, 20).save(folder / bad)
+    if name is None:
+        (folder.with_name("imgs-denoised") / "locked").mkdir(parents=True)
+        stat = os.stat
+
+        def deny(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if "imgs-denoised/locked/" in str(path):
+                raise PermissionError(13, "Permission denied", str(path))
+            return stat(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, "stat", deny)
+    found = run(capsys, folder, weights, "--suffix", "_clean", code=1)
+    assert found == {"done": ALL, "failed": [bad]}
+
+
+def test_images_that_fail_do_not_count_against_the_limit(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (0, 1):
+        (folder / f"{number}.png").write_bytes(b"")
+    found = run(capsys, folder, weights, "--limit", "1", code=1)
+    assert found == {"failed": ALL[:2], "done": ["2.png"]}
+    found = run(capsys, folder, weights, "--limit", "1", code=1)
+    assert found == {"failed": ALL[:2], "done": ["3.png"], "skipped": ["2.png"]}
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(

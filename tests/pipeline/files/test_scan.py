@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from denoise_batch.kernels.errors import NoImagesError, OptionError
-from denoise_batch.pipeline.files.scan import Job, scan
+from denoise_batch.pipeline.files.scan import Job, Naming, scan
 
 
 @pytest.fixture(autouse=True)
@@ -313,7 +313,10 @@ def test_linked_files_are_read_and_linked_folders_not_entered() -> None:
     Path("imgs/folder").symlink_to("../elsewhere")
     Path("imgs/loop").symlink_to(".")
     Path("imgs/broken.png").symlink_to("nowhere.png")
-    assert [job.name for job in scan(["imgs"], None)] == ["a.png", "broken.png", "link.png"]
+    Path("imgs/itself.png").symlink_to("itself.png")
+    for output in (None, Path("out"), Path("imgs/out")):
+        names = [job.name for job in scan(["imgs"], output)]
+        assert names == ["a.png", "broken.png", "itself.png", "link.png"]
 
 
 def test_a_linked_folder_as_input_is_entered() -> None:
@@ -391,6 +394,52 @@ def test_an_output_that_would_overwrite_an_input_is_refused(inputs: list[str], o
     Path("imgs/to_other.png").symlink_to("../other/b.png")
     with pytest.raises(OptionError, match="would overwrite the input"):
         scan(inputs, Path(output))
+
+
+def test_an_output_below_a_locked_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    make("imgs/a.png")
+    stat = os.stat
+
+    def deny(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", deny)
+    with pytest.raises(OptionError, match="--output locked/out: Permission denied"):
+        scan(["imgs"], Path("locked/out"))
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make("imgs/a.png", "imgs/gone/b.png")
+    listed = os.scandir
+
+    def vanish(path: Any = ".") -> Any:
+        if str(path).endswith("gone"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    assert [job.name for job in scan(["imgs"], None)] == ["a.png"]
+
+
+def test_one_place_spelled_two_ways_is_one_root(here: Path) -> None:
+    make("a.png", "b.png")
+    jobs = scan(["a.png", str(here / "b.png")], None)
+    assert len({job.root for job in jobs}) == 1
+    assert [job.output.relative_to(job.root).name for job in jobs] == [
+        "a-denoised.png", "b-denoised.png"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("naming", [Naming(extension=".png"), Naming(suffix="_clean")])
+def test_an_exact_output_and_a_rule_for_names_contradict(naming: Naming) -> None:
+    make("a.png")
+    with pytest.raises(OptionError, match=r"--output y\.jpg: names the file"):
+        scan(["a.png"], Path("y.jpg"), naming=naming)
+    assert scan(["a.png"], Path("y.jpg"), naming=Naming(extension=".jpg"))
 
 
 def test_a_folder_that_cannot_be_listed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
