@@ -82,7 +82,13 @@ class RemoteManifest(Manifest):
         return next((entry for entry in entries if entry.output_stamp in fitting), None)
 
     def record(
-        self, output: Path, written: Path, source: Stamp, source_sha256: str, run: tuple[str, str]
+        self,
+        output: Path,
+        written: Path,
+        source: Path,
+        source_stamp: Stamp,
+        source_sha256: str,
+        run: tuple[str, str],
     ) -> None:
         """Send the entry, before `written` becomes the object `output`.
 
@@ -91,7 +97,8 @@ class RemoteManifest(Manifest):
             OSError: there is no space to write it.
         """
         stamp = Stamp(written.stat().st_size, 0)
-        entry = Entry(self._key(output), stamp, sha256_of(written), source, source_sha256, *run)
+        key, digest = self._key(output), sha256_of(written)
+        entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run)
         path = self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(entry)) + "\n")

@@ -17,6 +17,7 @@ from threading import Lock
 from typing import BinaryIO
 
 from ..files.atomic import atomic_write
+from ..files.collisions import places_of
 
 FOLDER = ".denoise-batch"
 _BLOCK = 1 << 20
@@ -60,6 +61,7 @@ class Entry:
         source_sha256: of its bytes.
         weights: sha256 of the weights file.
         options: digest of all options that change pixels.
+        source: where the input stood (`places_of`); "" where that tells nothing.
     """
 
     output: str
@@ -69,6 +71,16 @@ class Entry:
     source_sha256: str
     weights: str
     options: str
+    source: str = ""
+
+    def is_of_another(self, place: str) -> bool:
+        """Whether this output is of an image elsewhere that is still there as it was."""
+        if self.source in ("", place):
+            return False
+        try:
+            return Stamp.of(Path(self.source)) == self.source_stamp
+        except OSError:
+            return False
 
 
 class Manifest:
@@ -84,13 +96,14 @@ class Manifest:
         self.root = root
         self.path = root / FOLDER / f"manifest{part}.jsonl"
         self._entries: dict[str, list[Entry]] = {}
+        self._outputs: dict[str, set[str]] = {}  # of every source
         self._lock = Lock()
         self._synced = time.monotonic()
         lines = 0
         for path in sorted((root / FOLDER).glob("manifest*.jsonl")):
             for entry in _read(path):
                 lines += 1
-                self._entries.setdefault(entry.output, []).append(entry)
+                self._add(entry)
         self._is_long = lines > 64 + 2 * len(self._entries)
 
     def made_of(self, output: Path) -> Entry | None:
@@ -109,15 +122,30 @@ class Manifest:
             return None
         return None
 
+    def has_other_output(self, entry: Entry) -> bool:
+        """Whether the entry's source has an output under another name too."""
+        for key in self._outputs[entry.source] - {entry.output}:
+            other = self.made_of(self.root / key)
+            if other is not None and other.source == entry.source:
+                return True
+        return False
+
     def record(
-        self, output: Path, written: Path, source: Stamp, source_sha256: str, run: tuple[str, str]
+        self,
+        output: Path,
+        written: Path,
+        source: Path,
+        source_stamp: Stamp,
+        source_sha256: str,
+        run: tuple[str, str],
     ) -> None:
         """Note what `output` is going to be, once `written` gets its name.
 
         Args:
             output: the name.
             written: the finished file under its temporary name.
-            source: of the input, from before it was read.
+            source: the input.
+            source_stamp: of the input, from before it was read.
             source_sha256: of the input.
             run: digests of weights and options.
 
@@ -125,10 +153,11 @@ class Manifest:
             OSError: the line cannot be written.
         """
         stamp, digest = Stamp.of(written), sha256_of(written)
-        entry = Entry(self._key(output), stamp, digest, source, source_sha256, *run)
+        place, key = places_of([source])[source], self._key(output)
+        entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, place)
         line = json.dumps(asdict(entry), ensure_ascii=True) + "\n"
         with self._lock:
-            self._entries.setdefault(entry.output, []).append(entry)
+            self._add(entry)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
                 if _ends_torn(file):
@@ -151,6 +180,10 @@ class Manifest:
             for path in (self.root / FOLDER).glob("manifest*.jsonl"):
                 if path != whole:
                     path.unlink()
+
+    def _add(self, entry: Entry) -> None:
+        self._entries.setdefault(entry.output, []).append(entry)
+        self._outputs.setdefault(entry.source, set()).add(entry.output)
 
     def _key(self, output: Path) -> str:
         return output.relative_to(self.root).as_posix()

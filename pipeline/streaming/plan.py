@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..files.atomic import temporary_lead
+from ..files.collisions import places_of
 from ..files.scan import Job
-from .manifest import Manifest, Stamp, sha256_of
+from .manifest import Entry, Manifest, Stamp, sha256_of
 from .result import Result
 
 UNCHANGED = "done before"
@@ -40,11 +41,12 @@ def split(
     *,
     overwrite: bool,
 ) -> tuple[list[Job], list[Result]]:
-    """What is to be done, and the results of what is skipped.
+    """What is to be done, and the results of what is not.
 
     An output is skipped that an earlier run made of the same input with the same weights and
     options, and one that no run made. It is made anew if its input, the weights or an option
-    changed.
+    changed. Where it is that of another image, which is still there and has no other output, the
+    job fails: none shall take another's place unasked.
 
     Args:
         jobs: of the run.
@@ -52,14 +54,28 @@ def split(
         run: digests of weights and options.
         overwrite: skip nothing.
     """
-    todo, skipped = [], []
+    jobs = list(jobs)
+    if overwrite:
+        return jobs, []
+    places = places_of(job.source for job in jobs)
+    here = set(places.values())
+    todo, done = [], []
     for job in jobs:
-        reason = "" if overwrite else _reason_to_skip(job, manifests[job.root], run)
-        if reason:
-            skipped.append(Result(job, "skipped", reason))
+        manifest = manifests[job.root]
+        entry = manifest.made_of(job.output)
+        if reason := _reason_to_skip(job, entry, run):
+            done.append(Result(job, "skipped", reason))
+        elif (
+            entry is not None
+            and entry.source not in here
+            and entry.is_of_another(places[job.source])
+            and not manifest.has_other_output(entry)
+        ):
+            taken = f"{job.output}: is the output of {entry.source}"
+            done.append(Result(job, "failed", f"{taken}; give another --output, or --overwrite"))
         else:
             todo.append(job)
-    return todo, skipped
+    return todo, done
 
 
 def remove_remains(jobs: Iterable[Job]) -> None:
@@ -75,8 +91,7 @@ def remove_remains(jobs: Iterable[Job]) -> None:
                     path.unlink()
 
 
-def _reason_to_skip(job: Job, manifest: Manifest, run: tuple[str, str]) -> str:
-    entry = manifest.made_of(job.output)
+def _reason_to_skip(job: Job, entry: Entry | None, run: tuple[str, str]) -> str:
     if entry is None:
         try:
             return FOREIGN if job.output.exists() or job.output.is_symlink() else ""

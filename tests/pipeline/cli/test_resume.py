@@ -109,6 +109,39 @@ def test_a_file_of_somebody_else_is_never_replaced_unasked(
         assert image.size == (24, 20)
 
 
+def test_an_output_of_another_image_is_not_replaced_by_a_namesake(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    run(capsys, folder, weights, "-o", out)
+    before = (tmp_path / "out" / "0.png").read_bytes()
+    tuesday = tmp_path / "tuesday"
+    tuesday.mkdir()
+    picture(16, 16).save(tuesday / "0.png")
+    assert run(capsys, tuesday, weights, "-o", out, code=6) == {"failed": ["0.png"]}
+    assert main([str(tuesday), "-o", out, "-w", str(weights), "-d", "cpu"]) == 6
+    said = capsys.readouterr().err
+    assert f"is the output of {folder / '0.png'}" in said
+    assert (tmp_path / "out" / "0.png").read_bytes() == before
+    # With other options too; not if it is asked for, or the other image is gone.
+    assert run(capsys, tuesday, weights, "-o", out, "--strength", "0", code=6)
+    assert run(capsys, tuesday, weights, "-o", out, "--overwrite") == {"done": ["0.png"]}
+    assert run(capsys, folder, weights, "-o", out, code=1)["failed"] == ["0.png"]
+    (tuesday / "0.png").unlink()
+    assert run(capsys, folder, weights, "-o", out)["done"] == ["0.png"]
+
+
+def test_a_folder_that_was_renamed_is_known_again(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    run(capsys, folder, weights, "-o", out)
+    renamed = folder.rename(tmp_path / "renamed")
+    assert run(capsys, renamed, weights, "-o", out) == {"skipped": ALL}
+    picture(24, 20, 9).save(renamed / "1.png")
+    assert run(capsys, renamed, weights, "-o", out)["done"] == ["1.png"]
+
+
 def test_a_copied_output_folder_is_known_again(
     folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
