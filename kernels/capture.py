@@ -43,7 +43,8 @@ class CudaGraphs:
                 run()
         current.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads wait for events and pin memory meanwhile, which the default mode forbids.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             output = run()
         return graph.replay, output
 
@@ -107,7 +108,7 @@ class Captured:
             recording = _Recording(static, output, replay)
             error = _difference(recording(input), expected)
         except torch.OutOfMemoryError:
-            self._is_off = True  # the plain function needs the memory
+            self._end()  # the plain function needs the memory
             return
         except RuntimeError as failure:  # torch's, for whatever cannot be recorded
             self._turn_off(str(failure).strip().partition("\n")[0][:200])
@@ -118,8 +119,13 @@ class Captured:
             return
         self._recordings[key] = recording
 
-    def _turn_off(self, reason: str) -> None:
+    def _end(self) -> None:
+        """No more graphs: the recordings give their memory back."""
         self._is_off = True
+        self._recordings.clear()
+
+    def _turn_off(self, reason: str) -> None:
+        self._end()
         logger.warning("CUDA graphs are switched off (%s); launches go on one by one", reason)
 
 

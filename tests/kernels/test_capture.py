@@ -1,7 +1,9 @@
 """Recording and replay with a recorder that needs no GPU."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import capture
-from denoise_batch.kernels.capture import Captured
+from denoise_batch.kernels.capture import Captured, CudaGraphs
 
 
 class FakeGraphs:
@@ -103,6 +105,43 @@ def test_without_memory_for_a_recording_the_plain_function_goes_on() -> None:
     captured = Captured(double, recorder=graphs)
     calls(captured, 5, 1, 3, 8, 8)
     assert graphs.records == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("operation not permitted")],
+    ids=["out-of-memory", "not-capturable"],
+)
+def test_once_switched_off_no_recording_keeps_its_memory(error: Exception) -> None:
+    graphs = FakeGraphs()
+    captured = Captured(double, recorder=graphs)
+    calls(captured, 2, 1, 3, 8, 8)
+    assert captured._recordings
+    graphs.error = error
+    calls(captured, 2, 2, 3, 8, 8)
+    assert not captured._recordings
+    calls(captured, 2, 1, 3, 8, 8)
+    assert (graphs.records, graphs.replays) == (2, 1)
+
+
+def test_calls_of_other_threads_leave_a_recording_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers wait for events and readers pin memory meanwhile: CUDA's default forbids that."""
+    modes = []
+
+    @contextmanager
+    def graph(graph: object, *, capture_error_mode: str = "global") -> Iterator[None]:
+        modes.append(capture_error_mode)
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("current_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    _, output = CudaGraphs().record(lambda: torch.ones(2))
+    assert output.tolist() == [1, 1]
+    assert modes == ["thread_local"]
 
 
 def test_errors_of_the_function_itself_are_raised() -> None:
