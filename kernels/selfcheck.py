@@ -104,11 +104,18 @@ def check_call(
 
 def signature(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
     """What kind of call it is: equal for calls that one check speaks for."""
+    dtypes = tuple(_dtype(value) for value in args)
     if name not in WEIGHTS:
-        return _first(args).dtype
-    weights = tuple((args[i].shape, args[i].dtype) for i in WEIGHTS[name])
-    options = tuple(_trait(value) for value in kwargs.values())
-    return _first(args).dtype, weights, tuple(value is None for value in args), options
+        return dtypes
+    shapes = tuple(args[i].shape for i in WEIGHTS[name])
+    return dtypes, shapes, tuple(_trait(value) for value in kwargs.values())
+
+
+def _dtype(value: Tensor | Sequence[Tensor] | None) -> torch.dtype | None:
+    """A tensor's; of a list its first's; None without any."""
+    if value is None or isinstance(value, Tensor):
+        return None if value is None else value.dtype
+    return value[0].dtype if value else None
 
 
 def _trait(value: Any) -> Hashable:

@@ -2,9 +2,10 @@
 
 A kernel proves itself on its first call of a kind (same op, precision, channels, kernel and stride,
 whatever the image's size): it is run on a small seeded problem of that kind beside `gemm/`, see
-`selfcheck`. One that raises or disagrees is switched off for the rest of the process, with one line
-in the log that names it, and `gemm/` does its work. Ops, devices and kernels are all given from
-outside, so tests can simulate a failing kernel without a GPU.
+`selfcheck`. A kind that it declines is `gemm/`'s from then on. One that raises or disagrees is
+switched off for the rest of the process, with one line in the log that names it, and `gemm/` does
+its work. Ops, devices and kernels are all given from outside, so tests can simulate a failing
+kernel without a GPU.
 """
 
 import functools
@@ -53,7 +54,7 @@ class Switch:
         self._load = load
         self._is_for_kernels = is_for_kernels
         self._kernels: dict[torch.device, Mapping[str, Op]] = {}
-        self._passed: set[Hashable] = set()
+        self._passed: dict[Hashable, bool] = {}
 
     def op(self, portable: Callable[P, R]) -> Callable[P, R]:
         """`portable` as an op: the same function, done by a kernel of its name where one may."""
@@ -122,12 +123,16 @@ class Switch:
             return True
         key = (name, device, signature(name, args, kwargs))
         if key not in self._passed:
-            check = check_call(name, "triton", kernel, portable, args, kwargs)
+            try:
+                check = check_call(name, "triton", kernel, portable, args, kwargs)
+            except NotCoveredError:
+                self._passed[key] = False
+                return False
             if check.status != "ok":
                 self._turn_off(name, device, check.reason)
                 return False
-            self._passed.add(key)
-        return True
+            self._passed[key] = True
+        return self._passed[key]
 
     def _turn_off(self, name: str, device: torch.device, reason: str) -> None:
         self.off[name] = reason

@@ -1,5 +1,6 @@
 """The run-time switch with simulated kernels: the ones that fail, and the ones that hold."""
 
+import functools
 import importlib.util
 import logging
 import subprocess
@@ -171,6 +172,36 @@ def test_what_a_kernel_declines_goes_to_gemm_and_the_kernel_stays_on(choice: str
     assert not chosen.off
     op(*args, **OPTIONS)
     assert kernel.sizes[-1] == args[0].shape
+
+
+def test_a_kind_of_call_that_a_kernel_declines_is_checked_once() -> None:
+    declining, reference = Kernel(raises(NotCoveredError("dilation"))), Kernel(conv2d_forward)
+
+    @functools.wraps(conv2d_forward)
+    def portable(*args: Any, **kwargs: Any) -> Any:
+        return reference(*args, **kwargs)
+
+    op, args = switch({"conv2d_forward": declining}).op(portable), layer()
+    for _ in range(5):
+        op(*args, **OPTIONS)
+    assert len(declining.sizes) == 1
+    assert reference.sizes.count((1, 4, 40, 40)) == 5
+    assert len(reference.sizes) <= 5 + 1
+    op(*layer(channels=6), **OPTIONS)
+    assert len(declining.sizes) == 2  # another kind
+
+
+def test_another_precision_of_any_argument_is_another_kind_of_call() -> None:
+    def work(input: Tensor, target: Tensor) -> Any:
+        if target.dtype == torch.float64:
+            raise NotCoveredError("float64")
+        return mse_loss(input, target)
+
+    kernel = Kernel(work)
+    op, image = switch({"mse_loss": kernel}).op(mse_loss), torch.rand(1, 3, 4, 4)
+    op(image, image.double())
+    op(image, image)
+    assert kernel.sizes[-1] == image.shape
 
 
 def test_forced_kernels_run_unchecked_and_their_errors_are_raised() -> None:
