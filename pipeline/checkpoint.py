@@ -7,6 +7,7 @@ entry, because safetensors writes several in random order, and equal weights sha
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +74,20 @@ def load_weights(path: Path) -> Weights:
         if header["format"] != FORMAT:
             raise WeightsError(f"format {header['format']!r}, this version reads {FORMAT}")
         spec, training = header["network"], header["training"]
-        network = Network(spec["architecture"], spec["mean"], spec["std"])
+        mean, std = _one_or_three(spec["mean"]), _one_or_three(spec["std"])
+        network = Network(spec["architecture"], mean, std)
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, DenoiseBatchError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, DenoiseBatchError) as error:
         raise WeightsError(f"{path}: its tensors or header do not fit: {error}") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Weights(network.eval(), training, digest)
+
+
+def _one_or_three(numbers: list[float]) -> list[float]:
+    """What a standardisation subtracts or divides by; 10⁴⁰⁰, say, raises OverflowError."""
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise WeightsError(f"standardisation {numbers!r:.50}: one finite number, or three")
+    return numbers
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

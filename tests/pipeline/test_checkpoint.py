@@ -87,6 +87,34 @@ def test_a_broken_header_is_an_error(saved: Path, header: str) -> None:
         load_weights(saved)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ("[0.1, 0.2]", "[1.0]"),
+        ("[0.1]", "[1.0, 1.0]"),
+        ("[0.1, 0.2, 0.3, 0.4]", "[1.0]"),
+        ("[]", "[1.0]"),
+        ("[1" + 400 * "0" + "]", "[1.0]"),
+        ("[NaN]", "[1.0]"),
+        ("[0.1]", "[Infinity]"),
+        ("[0.1]", "[0.1, 0, 0.1]"),
+        ('["0.1"]', "[1.0]"),
+        ("null", "[1.0]"),
+    ],
+    ids=[
+        "two-means", "two-deviations", "four-means", "none", "beyond-float", "not-a-number",
+        "infinite", "no-deviation", "text", "null",
+    ],
+)  # fmt: skip
+def test_a_header_with_a_standardisation_that_cannot_be_is_an_error(
+    saved: Path, mean: str, std: str
+) -> None:
+    network = f'{{"architecture": "tconv", "mean": {mean}, "std": {std}}}'
+    rewrite(saved, {"denoise-batch": f'{{"format": 1, "network": {network}, "training": {{}}}}'})
+    with pytest.raises(WeightsError, match="do not fit"):
+        load_weights(saved)
+
+
 def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
     network = Network("tconv")
     for name in ("a", "b"):
