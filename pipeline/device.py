@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def describe_device(name: str) -> str:
-    """A device in words: the GPU's name, or the processor and the threads that torch uses."""
-    device = torch.device(name)
+    """A device in words: the GPU's name, or the processor and the threads that torch uses.
+
+    Several ("cuda:0, cuda:1") are counted by their kind. What is no device of this machine, such as
+    a cluster, has no other words than its name.
+    """
+    try:
+        counts = Counter(_words(torch.device(one)) for one in name.split(", "))
+    except (AssertionError, RuntimeError):  # torch's, for a name, and for a GPU that is not there
+        return name
+    return ", ".join(f"{n} × {words}" if n > 1 else words for words, n in counts.items())
+
+
+def _words(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

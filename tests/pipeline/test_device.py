@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from denoise_batch.kernels import DeviceError, OptionError
-from denoise_batch.pipeline.device import resolve_device
+from denoise_batch.pipeline.device import describe_device, resolve_device
 
 
 def test_cpu_is_always_there() -> None:
@@ -36,3 +36,24 @@ def test_missing_mps_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="Apple"):
         resolve_device("mps")
+
+
+def test_a_device_is_described_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["H100", "H200", "H100"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index or 0])
+    processor = describe_device("cpu")
+    assert processor.endswith(", 1 thread")
+    assert describe_device("cuda") == describe_device("cuda:0") == "H100"
+    assert describe_device("cuda:0, cuda:1, cuda:2") == "2 × H100, H200"
+    assert describe_device("cpu, cpu") == f"2 × {processor}"
+
+
+def test_what_is_no_device_of_this_machine_is_its_own_description(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(device: torch.device) -> str:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", missing)
+    for name in ("Ray (2 × CPU)", "Ray (1 × GPU)", "cuda:0, cuda:1", "cpu, none"):
+        assert describe_device(name) == name

@@ -58,12 +58,17 @@ def test_two_workers_write_what_one_process_writes(
     assert main([*command, "-o", str(tmp_path / "one"), "--device", "cpu"]) == 1
     alone = capsys.readouterr().out.splitlines()
     shared = [*command, "-o", str(tmp_path / "two"), "--device", "cuda:all"]
-    assert main(shared) == 1
+    report = tmp_path / "report.json"
+    assert main([*shared, "--report", str(report)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert outputs(tmp_path / "two") == outputs(tmp_path / "one")
     assert len(lines) == len(alone)
     events = [json.loads(line) for line in lines]
     assert events[0]["device"] == "cpu, cpu"
+    reported = json.loads(report.read_text())
+    assert reported["device"]["name"] == "cpu, cpu"
+    assert reported["device"]["description"].startswith("2 × ")
+    assert len(reported["images"]) == 13
     failed = [event for event in events if event.get("status") == "failed"]
     assert [event["name"] for event in failed] == ["broken.png"]
 
