@@ -12,10 +12,6 @@ import typer
 from .exits import exit_codes, run_app
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from ..options import DenoiseOptions
-    from ..streaming.denoise import Summary
     from ..streaming.storage import Storage
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -173,6 +169,7 @@ def denoise(
         from ..stop import Stop
         from ..streaming.denoise import Session
         from ..streaming.watch import watch as watch_folders
+        from .reports import write_reports
         from .screen import screen
         from .signals import stopping
 
@@ -220,6 +217,9 @@ def denoise(
                 engine=engine,
                 ray_address=ray_address,
             )
+            # As they were named, not the folder that stands for a store. Before the run: it checks.
+            named: Any = {"inputs": tuple(inputs), "output": output}
+            asked = replace(options, **named)
             with Session(options, storage) as session:
                 if watch is not None:
                     watch_folders(session, watch, shown.events, stop, shown.finish)
@@ -230,34 +230,9 @@ def denoise(
                     return
                 summary = session.run(jobs, shown.events, stop)
             shown.finish(summary)
-        if options.reports:
-            # As they were named, not the folder that stands for a store.
-            named: Any = {"inputs": tuple(inputs), "output": output}
-            options = replace(options, **named)
-            _write_reports(options, summary, is_quiet=quiet or log == "json")
+        if report:
+            write_reports(asked, summary, is_quiet=quiet or log == "json")
         raise typer.Exit(summary.exit_code)
-
-
-def _write_reports(options: "DenoiseOptions", summary: "Summary", *, is_quiet: bool) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from ..reports.files import write_report
-    from ..reports.report import report_of
-
-    report, console = report_of(options, summary), Console(stderr=True)
-    columns = (TextColumn("report"), BarColumn(), MofNCompleteColumn())
-    is_shown = console.is_terminal and not is_quiet
-    with Progress(*columns, console=console, transient=True, disable=not is_shown) as progress:
-        for path in options.reports:
-            task = progress.add_task("report", total=None)
-
-            def on_picture(done: int, of: int, task: "TaskID" = task) -> None:
-                progress.update(task, completed=done, total=of)
-
-            write_report(path, report, on_picture)
-            if not is_quiet:
-                console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _are_urls(inputs: Sequence[str], output: str | None) -> bool:

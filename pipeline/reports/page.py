@@ -139,6 +139,8 @@ def _picture(report: Report, result: Result, side_px: int, is_full: bool) -> Pic
         return Pictures(small, view(noisy, denoised, clean))
     except ImageError as error:
         return Pictures(problem=str(error))
+    except Exception as error:  # whatever it is, it costs one picture, not the report
+        return Pictures(problem=f"{type(error).__name__}: {error}")
 
 
 def _bytes(picture: Pictures) -> int:

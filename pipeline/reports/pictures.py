@@ -78,6 +78,8 @@ def view(noisy: Image.Image, denoised: Image.Image, clean: Image.Image | None) -
     """
     if noisy.size != denoised.size:
         raise ImageError(f"the output is {denoised.size}, the input {noisy.size}")
+    if noisy.mode != denoised.mode:  # a gray picture becomes a WebP file in colour
+        noisy, denoised = noisy.convert("RGB"), denoised.convert("RGB")
     residual = _residual(noisy, denoised)
     box = _largest_change(noisy, denoised)
     crops = [("Noisy", noisy), ("Denoised", denoised)]

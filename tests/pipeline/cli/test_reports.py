@@ -3,14 +3,17 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pictures import picture
 from PIL import Image
 
 from denoise_batch.pipeline.cli.batch import main
 from denoise_batch.pipeline.doctor import made_up_picture
 from denoise_batch.pipeline.metrics import psnr
+from denoise_batch.pipeline.streaming.denoise import Session, Summary
 from denoise_batch.pipeline.streaming.references import to_8_bit
 
 SIDE = 384  # more than 2¹⁷ pixels, below which there is no estimate
@@ -115,6 +118,49 @@ def test_reports_that_cannot_be_are_refused_before_the_run(
     assert main(["noisy", "-w", str(weights), *arguments]) == 2
     assert says in capsys.readouterr().err
     assert not (folders / "noisy-denoised").exists()
+
+
+def test_a_gray_image_whose_output_is_read_back_in_colour_is_shown(
+    tmp_path: Path, weights: Path
+) -> None:
+    noisy, report = tmp_path / "noisy", tmp_path / "report.html"
+    noisy.mkdir()
+    picture(96, 64).convert("L").save(noisy / "a.png")
+    options = ["--format", "webp", "-w", str(weights), "--report", str(report)]
+    assert main([str(noisy), *options]) == 0
+    with Image.open(tmp_path / "noisy-denoised" / "a.webp") as opened:
+        assert opened.mode == "RGB"
+    text = report.read_text()
+    assert text.count('class="noisy" src="data:image') == 1
+    assert "Cannot be shown" not in text
+
+
+def test_reports_that_cannot_be_written_after_all_leave_the_others(
+    tmp_path: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save(tmp_path / "noisy" / "a.png", torch.rand(3, 16, 16))
+    (tmp_path / "gone").mkdir()
+    run = Session.run
+
+    def run_and_lose_a_folder(*args: Any) -> Summary:
+        summary = run(*args)
+        (tmp_path / "gone").rmdir()
+        return summary
+
+    monkeypatch.setattr(Session, "run", run_and_lose_a_folder)
+    arguments = [str(tmp_path / "noisy"), "-w", str(weights)]
+    for report in ("gone/a.html", "b.json", "gone/c.csv", "d.csv"):
+        arguments += ["--report", str(tmp_path / report)]
+    assert main(arguments) == 2
+    assert len(images(tmp_path / "b.json")) == 1
+    assert (tmp_path / "d.csv").exists()
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    for line, name in zip(errors, ("a.html", "c.csv"), strict=True):
+        assert f"gone/{name}: cannot be written: No such file" in line
 
 
 def test_large_images_are_probed_in_tiles(

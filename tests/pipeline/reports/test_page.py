@@ -10,6 +10,7 @@ from browser import Page, browser_page, find_browser
 from PIL import Image
 
 from denoise_batch.pipeline.reports import page as page_module
+from denoise_batch.pipeline.reports import pictures
 from denoise_batch.pipeline.reports.files import write_report
 from denoise_batch.pipeline.reports.page import html
 from denoise_batch.pipeline.reports.report import Report
@@ -95,6 +96,21 @@ def test_pictures_that_are_gone_are_said(run_of: Callable[..., Report]) -> None:
     report.results[1].job.output.unlink()
     text = html(report)
     assert "Cannot be shown" in text
+    parsed(text)
+
+
+def test_whatever_a_picture_raises_costs_that_picture_only(
+    run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path) -> Image.Image:
+        if path.name == "img1.png":
+            raise ValueError("<images> do not match")
+        return pictures.load(path)
+
+    monkeypatch.setattr(page_module, "load", load)
+    text = html(run_of(3))
+    assert text.count("Cannot be shown: ValueError: &lt;images&gt; do not match") == 1
+    assert text.count('class="noisy" src="data:image') == 2
     parsed(text)
 
 
