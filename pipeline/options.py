@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +135,12 @@ def _check_report(path: Path) -> None:
         raise OptionError(f"--report {path}: is a folder; name a file in it")
     if not path.parent.is_dir():
         raise OptionError(f"--report {path}: there is no folder {path.parent}; make it first")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()  # nobody sees it: it has no name
+    except OSError as error:
+        raise OptionError(
+            f"--report {path}: {path.parent} cannot be written to: {error.strerror}; take another"
+        ) from error
 
 
 @dataclass(frozen=True)

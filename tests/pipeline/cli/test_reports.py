@@ -102,6 +102,7 @@ def test_nothing_is_measured_that_was_not_asked_for(
     [
         (["--report", "report.txt"], ".html"),
         (["--report", "none/report.json"], "make it"),
+        (["--report", "/proc/report.json"], "/proc cannot be written to: No such file"),
         (["--report", "r.json", "--watch", "1"], "--log json"),
     ],
     ids=str,
