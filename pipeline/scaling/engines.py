@@ -96,6 +96,7 @@ class WorkersEngine(Engine):
             device=device,
             precision=self.precision,
             reference=reference.absolute() if reference else None,
+            reports=(),  # the run writes them, where it runs
             engine="local",
             ray_address=None,
         )

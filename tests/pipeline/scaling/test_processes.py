@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,20 @@ def test_a_stopped_worker_leaves_the_rest(folder: Path, weights: Path, tmp_path:
     station.run(jobs[2:], results.append, _SharedStop(event))  # type: ignore[arg-type]
     assert len(results) < len(jobs)
     assert set(outputs(tmp_path / "out")) == {r.job.name for r in results if r.status == "done"}
+
+
+def test_a_worker_on_another_machine_needs_no_folder_for_the_reports(
+    folder: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    options = DenoiseOptions(
+        (str(folder),), weights=str(weights), precision="fp32", reports=(Path("runs/r.json"),)
+    )
+    engine = ProcessEngine(options, Storage(), "", devices=["cpu"])
+    setup = replace(engine.setup("cpu", 0), weights=weights.read_bytes())
+    monkeypatch.chdir(folder)
+    Station(setup)
 
 
 def test_a_worker_that_cannot_work_ends_the_run_with_its_error(folder: Path, weights: Path) -> None:
