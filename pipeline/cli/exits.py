@@ -1,6 +1,7 @@
 """How a command ends: errors as one line on stderr, and the exit code that they stand for."""
 
 import io
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -8,12 +9,12 @@ from contextlib import contextmanager
 
 import typer
 
-INTERRUPTED = 130
+from .signals import Interrupted
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Around a command's work: our errors and Ctrl-C become a line and an exit code."""
+    """Around a command's work: our errors and signals become a line and an exit code."""
     # torch misses numpy aloud on import; the tool does not need it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -21,9 +22,10 @@ def exit_codes() -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
+        raise typer.Exit(128 + number) from None
     except Exception as error:
         # Imported here: the errors' package imports torch, which --help does not wait for.
         from denoise_batch.kernels.errors import DenoiseBatchError

@@ -15,9 +15,21 @@ class Stoppable(Protocol):
         """End as soon as what is in flight is finished."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run ends at once.
+
+    Attributes:
+        signal: that ordered it.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
+
+
 @contextmanager
 def stopping(stop: Stoppable) -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM asks `stop`; the second raises KeyboardInterrupt.
+    """Inside, the first SIGINT or SIGTERM asks `stop`; the second also raises Interrupted.
 
     Outside the main thread, where no handler can be set, nothing changes.
     """
@@ -25,10 +37,10 @@ def stopping(stop: Stoppable) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal is_asked
-        if is_asked:
-            raise KeyboardInterrupt
-        is_asked = True
         stop.set(number)
+        if is_asked:
+            raise Interrupted(number)
+        is_asked = True
 
     if threading.current_thread() is not threading.main_thread():
         yield

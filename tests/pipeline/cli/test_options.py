@@ -262,6 +262,33 @@ def test_an_empty_drop_folder_is_no_error(tmp_path: Path, weights: Path) -> None
     assert run(tmp_path / "drop", "--watch", "0.1", weights=weights) == 130
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, 143),
+        (signal.SIGINT, signal.SIGTERM, 143),
+        (signal.SIGTERM, signal.SIGINT, 130),
+    ],
+    ids=["term-term", "int-term", "term-int"],
+)
+def test_a_second_signal_ends_the_run_at_once_with_its_own_code(
+    folder: Path,
+    weights: Path,
+    first: int,
+    second: int,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*args: object) -> None:
+        signal.raise_signal(first)
+        signal.raise_signal(second)
+
+    monkeypatch.setattr(denoise_module.Session, "run", interrupted)
+    assert run(folder, weights=weights) == code
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_an_image_shows_progress_inside(
     folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
