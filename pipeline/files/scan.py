@@ -75,6 +75,13 @@ class Job:
     root: Path
 
     @property
+    def place(self) -> str:
+        """Where the source stands, however it was spelled; links stay links."""
+        if "://" in self.source_name:
+            return self.source_name
+        return os.path.normcase(real_path(self.source.parent) / self.source.name)
+
+    @property
     def source_name(self) -> str:
         """What to call the source; its path."""
         return str(self.source)

@@ -85,7 +85,7 @@ class RemoteManifest(Manifest):
         self,
         output: Path,
         written: Path,
-        source: Path,
+        source: str,
         source_stamp: Stamp,
         source_sha256: str,
         run: tuple[str, str],

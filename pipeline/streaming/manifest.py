@@ -17,7 +17,6 @@ from threading import Lock
 from typing import BinaryIO
 
 from ..files.atomic import atomic_write
-from ..files.collisions import places_of
 
 FOLDER = ".denoise-batch"
 _BLOCK = 1 << 20
@@ -61,7 +60,7 @@ class Entry:
         source_sha256: of its bytes.
         weights: sha256 of the weights file.
         options: digest of all options that change pixels.
-        source: where the input stood (`places_of`); "" where that tells nothing.
+        source: the input's `Job.place`; "" where that is not known.
     """
 
     output: str
@@ -74,13 +73,16 @@ class Entry:
     source: str = ""
 
     def is_of_another(self, place: str) -> bool:
-        """Whether this output is of an image elsewhere that is still there as it was."""
-        if self.source in ("", place):
+        """Whether this output is of an image in another folder that is still there.
+
+        Of two in one folder, one has another output since both are there.
+        """
+        other = Path(self.source)
+        if not self.source or other.parent == Path(place).parent:
             return False
-        try:
-            return Stamp.of(Path(self.source)) == self.source_stamp
-        except OSError:
-            return False
+        with suppress(OSError):
+            return other.exists()
+        return False
 
 
 class Manifest:
@@ -96,14 +98,13 @@ class Manifest:
         self.root = root
         self.path = root / FOLDER / f"manifest{part}.jsonl"
         self._entries: dict[str, list[Entry]] = {}
-        self._outputs: dict[str, set[str]] = {}  # of every source
         self._lock = Lock()
         self._synced = time.monotonic()
         lines = 0
         for path in sorted((root / FOLDER).glob("manifest*.jsonl")):
             for entry in _read(path):
                 lines += 1
-                self._add(entry)
+                self._entries.setdefault(entry.output, []).append(entry)
         self._is_long = lines > 64 + 2 * len(self._entries)
 
     def made_of(self, output: Path) -> Entry | None:
@@ -122,19 +123,11 @@ class Manifest:
             return None
         return None
 
-    def has_other_output(self, entry: Entry) -> bool:
-        """Whether the entry's source has an output under another name too."""
-        for key in self._outputs[entry.source] - {entry.output}:
-            other = self.made_of(self.root / key)
-            if other is not None and other.source == entry.source:
-                return True
-        return False
-
     def record(
         self,
         output: Path,
         written: Path,
-        source: Path,
+        source: str,
         source_stamp: Stamp,
         source_sha256: str,
         run: tuple[str, str],
@@ -144,7 +137,7 @@ class Manifest:
         Args:
             output: the name.
             written: the finished file under its temporary name.
-            source: the input.
+            source: the input's place.
             source_stamp: of the input, from before it was read.
             source_sha256: of the input.
             run: digests of weights and options.
@@ -153,11 +146,11 @@ class Manifest:
             OSError: the line cannot be written.
         """
         stamp, digest = Stamp.of(written), sha256_of(written)
-        place, key = places_of([source])[source], self._key(output)
-        entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, place)
+        key = self._key(output)
+        entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)
         line = json.dumps(asdict(entry), ensure_ascii=True) + "\n"
         with self._lock:
-            self._add(entry)
+            self._entries.setdefault(entry.output, []).append(entry)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
                 if _ends_torn(file):
@@ -180,10 +173,6 @@ class Manifest:
             for path in (self.root / FOLDER).glob("manifest*.jsonl"):
                 if path != whole:
                     path.unlink()
-
-    def _add(self, entry: Entry) -> None:
-        self._entries.setdefault(entry.output, []).append(entry)
-        self._outputs.setdefault(entry.source, set()).add(entry.output)
 
     def _key(self, output: Path) -> str:
         return output.relative_to(self.root).as_posix()

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..files.atomic import temporary_lead
-from ..files.collisions import places_of
 from ..files.scan import Job
 from .manifest import Entry, Manifest, Stamp, sha256_of
 from .result import Result
@@ -45,8 +44,8 @@ def split(
 
     An output is skipped that an earlier run made of the same input with the same weights and
     options, and one that no run made. It is made anew if its input, the weights or an option
-    changed. Where it is that of another image, which is still there and has no other output, the
-    job fails: none shall take another's place unasked.
+    changed. Where it is that of another image, in another folder, which is still there, the job
+    fails: none shall take another's place unasked.
 
     Args:
         jobs: of the run.
@@ -57,20 +56,12 @@ def split(
     jobs = list(jobs)
     if overwrite:
         return jobs, []
-    places = places_of(job.source for job in jobs)
-    here = set(places.values())
     todo, done = [], []
     for job in jobs:
-        manifest = manifests[job.root]
-        entry = manifest.made_of(job.output)
+        entry = manifests[job.root].made_of(job.output)
         if reason := _reason_to_skip(job, entry, run):
             done.append(Result(job, "skipped", reason))
-        elif (
-            entry is not None
-            and entry.source not in here
-            and entry.is_of_another(places[job.source])
-            and not manifest.has_other_output(entry)
-        ):
+        elif entry is not None and entry.is_of_another(job.place):
             taken = f"{job.output}: is the output of {entry.source}"
             done.append(Result(job, "failed", f"{taken}; give another --output, or --overwrite"))
         else:
@@ -101,7 +92,8 @@ def _reason_to_skip(job: Job, entry: Entry | None, run: tuple[str, str]) -> str:
         return ""
     try:
         stamp = Stamp.of(job.source)
-        is_same = stamp == entry.source_stamp or (
+        is_same_file = entry.source in ("", job.place)
+        is_same = (is_same_file and stamp == entry.source_stamp) or (
             stamp.size == entry.source_stamp.size and sha256_of(job.source) == entry.source_sha256
         )
     except OSError:

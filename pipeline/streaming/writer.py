@@ -57,7 +57,7 @@ class Writer:
                 samples,
                 quality=self.quality,
                 on_written=lambda unfinished: manifest.record(
-                    job.output, unfinished, job.source, file.source, file.source_sha256, self.run
+                    job.output, unfinished, job.place, file.source, file.source_sha256, self.run
                 ),
             )
             self.deliver(job.output)

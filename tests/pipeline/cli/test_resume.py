@@ -131,6 +131,35 @@ def test_an_output_of_another_image_is_not_replaced_by_a_namesake(
     assert run(capsys, folder, weights, "-o", out)["done"] == ["0.png"]
 
 
+def test_namesakes_are_told_apart_whatever_else_was_made_or_touched(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, tuesday = str(tmp_path / "out"), tmp_path / "tuesday"
+    for path in (folder, tuesday):
+        path.mkdir(exist_ok=True)
+        picture(16, 16, len(path.name)).save(path / "x.bmp")
+        os.utime(path / "x.bmp", ns=(10**18, 10**18))
+    run(capsys, folder, weights, "-o", out)
+    run(capsys, folder, weights, "-o", out, "--suffix", "_soft", "--strength", "0.5")
+    # Of one size and one time, but not the same.
+    assert run(capsys, tuesday, weights, "-o", out, code=6) == {"failed": ["x.bmp"]}
+    os.utime(folder / "x.bmp")
+    assert run(capsys, tuesday, weights, "-o", out, code=6) == {"failed": ["x.bmp"]}
+
+
+def test_a_shard_takes_the_output_of_a_namesake_in_its_folder(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That one has another output now, from whichever shard."""
+    picture(16, 16).convert("P").save(folder / "x.gif")
+    run(capsys, folder, weights)
+    picture(20, 16).save(folder / "x.png")
+    done: list[str] = []
+    for number in (1, 2):
+        done += run(capsys, folder, weights, "--shard", f"{number}/2").get("done", [])
+    assert sorted(done) == ["x.gif", "x.png"]
+
+
 def test_a_folder_that_was_renamed_is_known_again(
     folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
