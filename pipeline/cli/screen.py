@@ -118,8 +118,10 @@ class Lines:
 
     def _on_start(self, start: Start) -> None:
         self._done, self._total = 0, len(start.jobs)
-        skipped = f", {len(start.skipped)} skipped" if start.skipped else ""
-        self._say(f"{self._total} to denoise{skipped}, {start.precision} on {start.device}")
+        count = _counted(start)
+        skipped = f", {count['skipped']} skipped" if count["skipped"] else ""
+        self._total += count["failed"]
+        self._say(f"{len(start.jobs)} to denoise{skipped}, {start.precision} on {start.device}")
 
     def _on_result(self, result: Result) -> None:
         if result.status == "skipped":
@@ -179,7 +181,8 @@ class JsonLines:
         for job in start.jobs:
             self._write({"event": "plan", "status": "todo", **_of_job(job)})
         for result in start.skipped:
-            self._write({"event": "plan", "status": "skipped", **_of_job(result.job)})
+            row = {"event": "plan", "status": result.status, **_of_job(result.job)}
+            self._write({**row, "reason": result.reason})
 
     def finish(self, summary: Summary) -> None:
         """Show what a run came to."""
@@ -207,7 +210,7 @@ class JsonLines:
                 {
                     "event": "start",
                     "todo": len(start.jobs),
-                    "skipped": len(start.skipped),
+                    **_counted(start),
                     "device": start.device,
                     "precision": start.precision,
                     "weights": start.weights,
@@ -255,6 +258,12 @@ def _rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {stage: round(value, 4) for stage, value in seconds.items()}
 
 
+def _counted(start: Start) -> dict[str, int]:
+    """How many jobs are not begun, by what becomes of them."""
+    failed = sum(result.status == "failed" for result in start.skipped)
+    return {"skipped": len(start.skipped) - failed, "failed": failed}
+
+
 def _print_plan(start: Start, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -263,8 +272,13 @@ def _print_plan(start: Start, console: Console) -> None:
         say(f"would denoise {job.source_name} → {job.output_name}")
     for result in start.skipped:
         job = result.job
-        say(f"would skip {job.source_name} ({result.reason}: {job.output_name})")
+        if result.status == "failed":
+            say(f"would fail {job.source_name} ({result.reason})")
+        else:
+            say(f"would skip {job.source_name} ({result.reason}: {job.output_name})")
+    count = _counted(start)
+    bad = f", {count['failed']} to fail" if count["failed"] else ""
     say(
-        f"{len(start.jobs)} to denoise, {len(start.skipped)} to skip, {start.precision} on "
+        f"{len(start.jobs)} to denoise, {count['skipped']} to skip{bad}, {start.precision} on "
         f"{start.device}; nothing was written"
     )

@@ -52,7 +52,7 @@ def _csv(report: Report) -> str:
         rows.append({**row, **{f"seconds_{stage}": seconds.get(stage) for stage in stages}})
     file = io.StringIO()
     if rows:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\r\n")  # RFC 4180
         writer.writeheader()
         writer.writerows(rows)
     return file.getvalue()

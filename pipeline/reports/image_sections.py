@@ -125,7 +125,7 @@ def _facts(result: Result) -> str:
             facts.append(
                 f"PSNR <b>{_db(quality.psnr_in)}</b> → <b>{_db(quality.psnr_out)}</b> dB{mark}"
             )
-        if quality.gain is not None:
+        if quality.gain is not None and math.isfinite(quality.gain):
             side = "good" if quality.gain > 0 else "bad"
             facts.append(f'gain <b class="{side}">{quality.gain:+.2f} dB</b>')
         elif quality.reason:
@@ -224,7 +224,7 @@ def _measure(value: float | None, digits: int, mark: str = "") -> str:
 
 def _gain(quality: Quality | None) -> str:
     gain = quality.gain if quality else None
-    if gain is None:
+    if gain is None or not math.isfinite(gain):
         return _cell(None, _NOTHING)
     side = "good" if gain > 0 else "bad"
     return _cell(gain, f'<span class="{side}">{gain:+.2f}</span>')

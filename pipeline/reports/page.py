@@ -15,6 +15,7 @@ from pathlib import Path
 
 from denoise_batch.kernels import ImageError
 
+from ..files.collisions import real_path
 from ..streaming.references import find_reference
 from ..streaming.result import Result
 from .image_sections import Pictures, slider, table, views
@@ -109,7 +110,7 @@ def _pictures(
     full = {id(result) for result in in_full}
     order = [*in_full, *(result for result in shown if id(result) not in full)]
     pictures: dict[int, Pictures] = {}
-    room = MOST_BYTES - 1500 * len(report.results)  # a row of the table
+    room = MOST_BYTES - 400 * len(report.results)  # a row of the table
     with ThreadPoolExecutor(_THREADS) as threads:
         # A few ahead, not all: a picture of 100 megapixels is 300 MB.
         for start in range(0, len(order), 2 * _THREADS):
@@ -128,14 +129,15 @@ def _pictures(
 
 def _picture(report: Report, result: Result, side_px: int, is_full: bool) -> Pictures:
     try:
-        noisy, denoised = load(result.job.source), load(result.job.output)
+        noisy, scale = load(result.job.source)
+        denoised, _ = load(result.job.output, scale)
         small = thumbnails(noisy, denoised, side_px)
         if not is_full:
             return Pictures(small)
         clean = None
         if report.options.reference is not None:
             path = find_reference(report.options.reference, result.job.name)
-            clean = None if path is None else load(path)
+            clean = None if path is None else load(path, scale)[0]
         return Pictures(small, view(noisy, denoised, clean))
     except ImageError as error:
         return Pictures(problem=str(error))
@@ -153,7 +155,7 @@ def _bytes(picture: Pictures) -> int:
 
 def _title(report: Report) -> str:
     inputs = report.options.inputs
-    name = Path(inputs[0]).resolve().name or inputs[0]
+    name = real_path(Path(inputs[0])).name or inputs[0]
     more = f" and {len(inputs) - 1} more" if len(inputs) > 1 else ""
     return f"Denoised: {name}{more}"
 

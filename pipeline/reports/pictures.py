@@ -13,7 +13,7 @@ from denoise_batch.kernels import ImageError
 from ..files.images import read_pages
 from ..files.metadata import ORIENTATION
 from ..files.picture import Picture
-from ..files.samples import memory_of
+from ..files.samples import Scale, memory_of
 
 VIEW_PX = 1280  # long side of a picture in full
 RESIDUAL_PX = 600
@@ -54,13 +54,19 @@ class Thumbnails:
     denoised: str
 
 
-def load(path: Path) -> Image.Image:
-    """A file's first page, upright, in 8 bit: what a viewer would show.
+def load(path: Path, scale: Scale | None = None) -> tuple[Image.Image, Scale]:
+    """A file's first page, upright, in 8 bit: what a viewer would show; and its scale.
+
+    Args:
+        path: the file.
+        scale: of a float image that this one is shown beside; its own by default.
 
     Raises:
         ImageError: it cannot be read.
     """
-    return _shown(read_pages(path)[0])
+    page = read_pages(path)[0]
+    own = page.layout.scale
+    return _shown(page, scale if scale and page.samples.is_floating_point() else own), own
 
 
 def thumbnails(noisy: Image.Image, denoised: Image.Image, side_px: int) -> Thumbnails:
@@ -96,10 +102,9 @@ def view(noisy: Image.Image, denoised: Image.Image, clean: Image.Image | None) -
     )
 
 
-def _shown(page: Picture) -> Image.Image:
+def _shown(page: Picture, scale: Scale) -> Image.Image:
     samples = page.samples
     if samples.dtype != torch.uint8:
-        scale = page.layout.scale
         strips = (
             scale.to_unit(samples[top : top + _STRIP_ROWS])
             .nan_to_num()

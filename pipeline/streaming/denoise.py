@@ -25,7 +25,7 @@ class Start:
     Attributes:
         jobs: to be denoised.
         rest: what the limit leaves, of which some take the places of jobs that fail.
-        skipped: results of what earlier runs did.
+        skipped: results of what is not begun: done by earlier runs, or not to be done.
         device: where the network runs.
         precision: of its convolutions: fp32, bf16 or fp16.
         weights: the file.

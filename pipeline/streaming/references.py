@@ -18,10 +18,9 @@ _STRIP_SAMPLES = 1 << 20
 def find_reference(folder: Path, name: str) -> Path | None:
     """The file in `folder` that mirrors `name`, whatever image suffix it has."""
     exact = folder / name
-    if exact.is_file():
-        return exact
-    candidates = (exact.with_suffix(suffix) for suffix in sorted(READABLE_SUFFIXES))
-    return next((path for path in candidates if path.is_file()), None)
+    suffixes = sorted(READABLE_SUFFIXES)
+    others = (exact.with_suffix(kind(s)) for kind in (str.lower, str.upper) for s in suffixes)
+    return next((path for path in (exact, *others) if _is_file(path)), None)
 
 
 def psnr_in_and_out(
@@ -29,7 +28,8 @@ def psnr_in_and_out(
 ) -> tuple[float, float]:
     """PSNR in dB of a file before and after, over all its pages, against the reference file.
 
-    The values are clamped and rounded to 8 bit, as most files would hold them.
+    The values are clamped and rounded to 8 bit, as most files would hold them. Float images, which
+    have no range of their own, are measured in that of the reference.
 
     Args:
         noisy: the pages as they were read.
@@ -49,8 +49,10 @@ def psnr_in_and_out(
         for top in range(0, samples.shape[0], rows):  # a whole page in float32 is large
             strip = slice(top, top + rows)
             wanted = to_8_bit(target.layout.scale.to_unit(target.samples[strip]))
+            are_float = page.samples.is_floating_point() and target.samples.is_floating_point()
+            scale = target.layout.scale if are_float else page.layout.scale
             for index, values in enumerate((page.samples[strip], samples[strip])):
-                error = to_8_bit(page.layout.scale.to_unit(values)).sub_(wanted)
+                error = to_8_bit(scale.to_unit(values)).sub_(wanted)
                 total = float(error.square_().sum(dtype=torch.float64))
                 before, after = (before + total, after) if index == 0 else (before, after + total)
         count += samples.numel()
@@ -60,6 +62,14 @@ def psnr_in_and_out(
 def to_8_bit(image: Tensor) -> Tensor:
     """The nearest values that an 8-bit file can hold, still in [0, 1]."""
     return torch.round(image.clamp(0, 1) * 255) / 255
+
+
+def _is_file(path: Path) -> bool:
+    """False also for names that are too long and folders that may not be entered."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _size(pages: Sequence[Picture]) -> str:

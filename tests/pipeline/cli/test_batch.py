@@ -1,7 +1,9 @@
 """`denoise-batch` as its user sees it: files, table, exit codes, and what bad input does."""
 
+import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -101,6 +103,37 @@ def test_references_add_psnr_per_image_and_overall(
     assert "13.98" in out  # −10·log10(0.2²)
     assert "mean of 1" in out
     assert "1 done" in out
+
+
+def test_float_images_are_compared_in_the_scale_of_their_reference(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Noise that leaves the range of the clean image changes nothing else."""
+    noisy, clean = tmp_path / "noisy", tmp_path / "clean"
+    ramp = torch.linspace(0, 1, 256).view(16, 16)
+    for folder, image in ((noisy, ramp + 0.1 * torch.randn(16, 16)), (clean, ramp)):
+        folder.mkdir()
+        data = struct.pack("256f", *image.flatten().tolist())
+        Image.frombytes("F", (16, 16), data).save(folder / "a.tif")
+    options = ["--reference", clean, "--strength", "0", "--log", "json"]
+    assert run(noisy, *options, weights=weights) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (psnr,) = [row["psnr_in"] for row in rows if row["event"] == "image"]
+    assert psnr == pytest.approx(20.4, abs=0.8)
+
+
+def test_a_reference_whose_name_cannot_be_costs_its_psnr_only(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("noisy", "clean"):
+        (tmp_path / name).mkdir()
+    picture(16, 16).save(tmp_path / "noisy" / ("x" * 251 + ".png"))
+    picture(16, 16).save(tmp_path / "noisy" / "b.jpg")
+    picture(16, 16).save(tmp_path / "clean" / "b.PNG")
+    assert run(tmp_path / "noisy", "--reference", tmp_path / "clean", weights=weights) == 0
+    out = capsys.readouterr().out
+    assert out.count("no reference") == 1
+    assert "2 done" in out
 
 
 def test_a_missing_reference_and_one_of_another_size_are_said(

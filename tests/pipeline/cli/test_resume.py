@@ -121,7 +121,12 @@ def test_an_output_of_another_image_is_not_replaced_by_a_namesake(
     assert run(capsys, tuesday, weights, "-o", out, code=6) == {"failed": ["0.png"]}
     assert main([str(tuesday), "-o", out, "-w", str(weights), "-d", "cpu"]) == 6
     said = capsys.readouterr().err
+    assert said.startswith("0 to denoise, fp32 on cpu")
     assert f"is the output of {folder / '0.png'}" in said
+    assert main([str(tuesday), "-o", out, "-w", str(weights), "-d", "cpu", "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "would fail" in said
+    assert "0 to denoise, 0 to skip, 1 to fail" in said
     assert (tmp_path / "out" / "0.png").read_bytes() == before
     # With other options too; not if it is asked for, or the other image is gone.
     assert run(capsys, tuesday, weights, "-o", out, "--strength", "0", code=6)

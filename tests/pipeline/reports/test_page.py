@@ -1,6 +1,8 @@
 """The HTML report, as a file and in a browser."""
 
+import math
 import re
+import struct
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from browser import Page, browser_page, find_browser
 from PIL import Image
 
+from denoise_batch.pipeline.files.samples import Scale
 from denoise_batch.pipeline.reports import page as page_module
 from denoise_batch.pipeline.reports import pictures
 from denoise_batch.pipeline.reports.files import write_report
@@ -99,13 +102,26 @@ def test_pictures_that_are_gone_are_said(run_of: Callable[..., Report]) -> None:
     parsed(text)
 
 
+def test_float_pictures_are_shown_in_the_scale_of_the_noisy_one(tmp_path: Path) -> None:
+    for name, values in {"noisy.tif": (0.0, 100.0), "denoised.tif": (25.0, 50.0)}.items():
+        Image.frombytes("F", (2, 1), struct.pack("2f", *values)).save(tmp_path / name)
+    _, scale = pictures.load(tmp_path / "noisy.tif")
+    image, _ = pictures.load(tmp_path / "denoised.tif", scale)
+    assert list(image.tobytes()) == [64, 128]
+
+
+def test_an_infinite_loss_is_no_number(run_of: Callable[..., Report]) -> None:
+    perfect = Quality(None, None, math.inf, 30.0, "reference")
+    assert "-inf" not in html(run_of(2, lambda index: perfect))
+
+
 def test_whatever_a_picture_raises_costs_that_picture_only(
     run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(path: Path) -> Image.Image:
+    def load(path: Path, scale: Scale | None = None) -> tuple[Image.Image, Scale]:
         if path.name == "img1.png":
             raise ValueError("<images> do not match")
-        return pictures.load(path)
+        return pictures.load(path, scale)
 
     monkeypatch.setattr(page_module, "load", load)
     text = html(run_of(3))
