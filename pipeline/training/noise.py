@@ -264,11 +264,12 @@ def _log_uniform(low: float, high: float, like: Tensor, generator: torch.Generat
 
 
 def _through_jpeg(tile: Tensor, quality: int) -> Tensor:
-    """What JPEG makes of one tile (3, H, W)."""
-    _, height, width = tile.shape
+    """What JPEG makes of one tile (C, H, W), C = 1 or 3."""
+    channels, height, width = tile.shape
+    mode = "L" if channels == 1 else "RGB"
     pixels = (tile * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous()
     file = io.BytesIO()
-    Image.frombytes("RGB", (width, height), memory_of(pixels)).save(file, "JPEG", quality=quality)
+    Image.frombytes(mode, (width, height), memory_of(pixels)).save(file, "JPEG", quality=quality)
     with Image.open(file) as image:
-        data = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-    return data.view(height, width, 3).permute(2, 0, 1).to(tile.device, tile.dtype) / 255
+        data = torch.frombuffer(bytearray(image.convert(mode).tobytes()), dtype=torch.uint8)
+    return data.view(height, width, channels).permute(2, 0, 1).to(tile.device, tile.dtype) / 255

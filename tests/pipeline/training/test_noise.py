@@ -108,6 +108,14 @@ def test_stronger_camera_noise_is_stronger() -> None:
     assert weak < 0.5 * strong
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_camera_noise_of_any_channels_goes_through_jpeg(channels: int) -> None:
+    clean = torch.full((20, channels, 32, 32), 0.5)
+    residual = CameraNoise(0.25).draw(clean, generator(1)) - clean
+    assert residual.shape == clean.shape
+    assert 0 < 255 * residual.std().item() < 10
+
+
 def test_chained_noise_adds_up() -> None:
     clean = torch.full((1, 3, 200, 200), 0.5)
     noise = parse_noise("gaussian:20+gaussian:15")
