@@ -208,10 +208,16 @@ class ChainedNoise(NoiseModel):
         return source
 
     def draw_target(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """Every model's in turn; only the last may leave pixels unknown."""
-        for model in self.models[:-1]:
-            source = model.draw(source, generator)
-        return self.models[-1].draw_target(source, generator)
+        """Every model's in turn; what one of them loses stays unknown.
+
+        The models after it go on with the pixel as it was before: a hole would be false to them.
+        """
+        unknown: list[Tensor] = []
+        for model in self.models:
+            drawn = model.draw_target(source, generator)
+            unknown.append(drawn.isnan())
+            source = torch.where(unknown[-1], model.clean(source), drawn)
+        return source.masked_fill(torch.stack(unknown).any(0), torch.nan)
 
 
 SPELLINGS = (

@@ -130,6 +130,28 @@ def test_a_chain_after_subpixel_noise_works_on_the_small_tile() -> None:
     assert noise.draw(source, generator()).shape == noise.clean(source).shape == (2, 3, 8, 8)
 
 
+@pytest.mark.parametrize("last", ["gaussian:5", "poisson:500", "bernoulli:0.2", "camera:0.1"])
+def test_pixels_lost_anywhere_in_a_chain_are_unknown_and_bias_no_target(last: str) -> None:
+    clean = torch.full((20, 3, 32, 32), 0.5)
+    noise = parse_noise(f"bernoulli:0.5+{last}")
+    target = noise.draw_target(clean, generator())
+    unknown = target.isnan()
+    assert unknown.any(1).equal(unknown.all(1))
+    share = 0.6 if last.startswith("bernoulli") else 0.5
+    assert unknown.float().mean().item() == pytest.approx(share, abs=0.02)
+    assert target[~unknown].mean().item() == pytest.approx(0.5, abs=0.01)
+    assert target[~unknown].min() > 0.2  # nothing of a lost neighbour, by JPEG or otherwise
+
+
+def test_a_target_after_subpixel_noise_is_of_the_small_tile() -> None:
+    source = torch.rand(20, 3, 32, 32, generator=generator())
+    noise = parse_noise("subpixel:4+bernoulli:0.5+gaussian:5")
+    target = noise.draw_target(source, generator())
+    assert target.shape == (20, 3, 8, 8)
+    error = (target - noise.clean(source)).nanmean()
+    assert error.item() == pytest.approx(0, abs=0.03)
+
+
 @pytest.mark.parametrize("text", ["gaussian:9", "poisson:9", "bernoulli:0.9", "camera"])
 def test_the_source_is_never_changed(text: str) -> None:
     source = torch.rand(2, 3, 16, 16)
