@@ -184,10 +184,10 @@ class CameraNoise(NoiseModel):
 
 @dataclass(frozen=True)
 class ChainedNoise(NoiseModel):
-    """Several models, each on what the one before it made.
+    """Models in turn, each on what the one before it made.
 
     Attributes:
-        models: at least two; only the first may be subpixel noise.
+        models: at least one; only the first may be subpixel noise.
     """
 
     models: tuple[NoiseModel, ...]

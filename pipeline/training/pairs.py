@@ -12,7 +12,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import OptionError
 
-from .noise import NoiseModel
+from .noise import ChainedNoise, NoiseModel
 from .photographs import load_photograph, map_tiles
 
 Denoise = Callable[[Tensor], Tensor]
@@ -120,10 +120,12 @@ class StoredPairs(Pairs):
 
     Args:
         versions: uint8 (T, D, 3, H, W), D ≥ 2.
+        noise: what is drawn anew on top of them each time, of factor 1.
     """
 
-    def __init__(self, versions: Tensor) -> None:
+    def __init__(self, versions: Tensor, noise: NoiseModel | None = None) -> None:
         self._versions = versions
+        self._noise = noise
 
     def __len__(self) -> int:
         """How many tiles."""
@@ -137,8 +139,14 @@ class StoredPairs(Pairs):
         first = torch.randint(count, shape, generator=random.device, device=device)
         step = torch.randint(1, count, shape, generator=random.device, device=device)
         second = (first + step) % count
-        versions = self._versions
-        return to_float(versions[indices, first]), to_float(versions[indices, second])
+        noisy = to_float(self._versions[indices, first])
+        target = to_float(self._versions[indices, second])
+        if self._noise is None:
+            return noisy, target
+        return (
+            self._noise.draw(noisy, random.device),
+            self._noise.draw_target(target, random.device),
+        )
 
 
 @dataclass(frozen=True)
@@ -164,8 +172,9 @@ def training_pairs(
     """The photographs as pairs of tiles of `tile_px` a side, on the device.
 
     A noise model that samples a larger source (subpixel) is drawn `versions` times of `count` tiles
-    now, since the sources would not fit in memory; for any other, places and noise are drawn anew
-    at every step and `count` only says how many make an epoch.
+    now, since the sources would not fit in memory; any other noise, also one that follows it, is
+    drawn anew at every step. Without subpixel noise places are too, and `count` only says how many
+    make an epoch.
 
     Raises:
         OptionError: clean targets with a noise model that has none.
@@ -176,12 +185,15 @@ def training_pairs(
     if has_clean_targets:
         raise OptionError("--targets clean: not with subpixel noise, which stores noisy tiles")
 
+    models = noise.models if isinstance(noise, ChainedNoise) else (noise,)
+    rest = ChainedNoise(models[1:]) if len(models) > 1 else None
+
     def draw(squares: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.stack([noise.draw(squares, generator) for _ in range(versions)], 1)
+        return torch.stack([models[0].draw(squares, generator) for _ in range(versions)], 1)
 
     source_px = tile_px * noise.factor
     stored = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=True)
-    return StoredPairs(stored.to(device))
+    return StoredPairs(stored.to(device), rest)
 
 
 def validation_tiles(

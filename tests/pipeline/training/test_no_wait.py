@@ -54,6 +54,11 @@ def crops(noise: str) -> Pairs:
     return CropPairs(photographs, parse_noise(noise), 16, 8, gray_share=0.5)
 
 
+def stored(noise: str | None = None) -> Pairs:
+    versions = torch.empty(8, 3, 3, 16, 16, dtype=torch.uint8, device=DEVICE)
+    return StoredPairs(versions, parse_noise(noise) if noise else None)
+
+
 def scenes(shots: int) -> Pairs:
     return ScenePairs([torch.empty(shots, 3, 50, 40, dtype=torch.uint8, device=DEVICE)], 16, 8)
 
@@ -61,7 +66,8 @@ def scenes(shots: int) -> Pairs:
 PAIRS: dict[str, Callable[[], Pairs]] = {
     "gaussian": lambda: crops("gaussian:0-55"),
     "poisson-bernoulli": lambda: crops("poisson:30+bernoulli:0.3"),
-    "stored": lambda: StoredPairs(torch.empty(8, 3, 3, 16, 16, dtype=torch.uint8, device=DEVICE)),
+    "stored": stored,
+    "stored-noise": lambda: stored("bernoulli:0.3+gaussian:5"),
     "bursts": lambda: scenes(3),
     "single": lambda: scenes(1),
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
-from denoise_batch.pipeline.training.noise import GaussianNoise, SubpixelNoise
+from denoise_batch.pipeline.training.noise import GaussianNoise, SubpixelNoise, parse_noise
 from denoise_batch.pipeline.training.pairs import StepRandom, training_pairs, validation_tiles
 from denoise_batch.pipeline.training.photographs import map_tiles, split_photographs
 
@@ -92,6 +92,42 @@ def test_a_stored_pair_is_two_different_versions_of_the_same_tile(photographs: P
     swapped = (again == both.flip(0)).flatten(2).all(2).all(0)
     assert (same | swapped).all()
     assert swapped.any()
+
+
+def test_plain_subpixel_pairs_are_the_stored_bytes_over_255(photographs: Path) -> None:
+    noise = SubpixelNoise(4)
+    paths = split_photographs(photographs, 32, 0.3).training
+
+    def draw(squares: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.stack([noise.draw(squares, generator) for _ in range(3)], 1)
+
+    stored = map_tiles(paths, 9, 32, 5, draw, is_zoomed=True)
+    random = step(7)
+    first = torch.randint(3, (9,), generator=random.device)
+    second = (first + torch.randint(1, 3, (9,), generator=random.device)) % 3
+    rows = torch.arange(9)
+    pairs = training_pairs(paths, noise, count=9, tile_px=8, versions=3, seed=5, device=CPU)
+    noisy, target = pairs.batch(rows, step(7), nothing)
+    assert torch.equal(noisy, stored[rows, first] / 255)
+    assert torch.equal(target, stored[rows, second] / 255)
+
+
+@pytest.mark.parametrize("last", ["gaussian:25", "poisson:30", "bernoulli:0.5", "camera:0.5"])
+def test_noise_after_subpixel_noise_is_drawn_anew_in_its_own_units(
+    photographs: Path, last: str
+) -> None:
+    paths = split_photographs(photographs, 32, 0.3).training
+    options: dict[str, Any] = {"count": 64, "tile_px": 8, "versions": 2, "seed": 0, "device": CPU}
+    plain = training_pairs(paths, parse_noise("subpixel:4"), **options)
+    chain = training_pairs(paths, parse_noise(f"subpixel:4+{last}"), **options)
+    points, others = plain.batch(torch.arange(64), step(7), nothing)
+    noisy, target = chain.batch(torch.arange(64), step(7), nothing)
+    assert (target - others).nanmean().item() == pytest.approx(0, abs=0.01)
+    assert target.isnan().float().mean().item() == pytest.approx(
+        0.5 if "bernoulli" in last else 0, abs=0.05
+    )
+    assert (noisy - points).std() > 0.01
+    assert not torch.equal(noisy, chain.batch(torch.arange(64), step(8), nothing)[0])
 
 
 def test_crops_and_noise_are_drawn_anew_each_time(photographs: Path) -> None:
