@@ -141,6 +141,11 @@ class TrainOptions:
         parse_noise(self.noise)
         if self.kind != "clean" and self.targets == "clean":
             raise OptionError("--targets clean: there are none among real noisy shots")
+        if self.kind != "clean" and self.gray_share:
+            raise OptionError(
+                f"--gray-share {self.gray_share}: only with clean photographs; leave it out, and "
+                "put gray shots among the others"
+            )
 
     @property
     def noise_model(self) -> NoiseModel:

@@ -105,14 +105,13 @@ class CropPairs(Pairs):
         clean = to_float(torch.stack(crops))
         is_gray = torch.rand(len(indices), generator=random.host) < self._gray_share
         is_gray = upload(is_gray, clean.device).view(-1, 1, 1, 1)
-        luma = (clean * _luma(clean.device)).sum(1, keepdim=True)
-        clean = torch.where(is_gray, luma, clean)
+        clean = _grayed(clean, is_gray)
         noisy = self._noise.draw(clean, random.device)
-        noisy = torch.where(is_gray, noisy[:, :1], noisy)
+        noisy = _of_one_noise(noisy, is_gray)
         if self._has_clean_targets:
             return noisy, clean
         target = self._noise.draw_target(clean, random.device)
-        return noisy, torch.where(is_gray, target[:, :1], target)
+        return noisy, _of_one_noise(target, is_gray)
 
 
 class StoredPairs(Pairs):
@@ -121,11 +120,15 @@ class StoredPairs(Pairs):
     Args:
         versions: uint8 (T, D, 3, H, W), D ≥ 2.
         noise: what is drawn anew on top of them each time, of factor 1.
+        gray_share: share of the tiles that become gray, with one noise for all three channels.
     """
 
-    def __init__(self, versions: Tensor, noise: NoiseModel | None = None) -> None:
+    def __init__(
+        self, versions: Tensor, noise: NoiseModel | None = None, gray_share: float = 0.0
+    ) -> None:
         self._versions = versions
         self._noise = noise
+        self._gray_share = gray_share
 
     def __len__(self) -> int:
         """How many tiles."""
@@ -141,12 +144,14 @@ class StoredPairs(Pairs):
         second = (first + step) % count
         noisy = to_float(self._versions[indices, first])
         target = to_float(self._versions[indices, second])
+        chance = torch.rand(shape, generator=random.device, device=device).view(-1, 1, 1, 1)
+        is_gray = chance < self._gray_share
+        noisy, target = _grayed(noisy, is_gray), _grayed(target, is_gray)
         if self._noise is None:
             return noisy, target
-        return (
-            self._noise.draw(noisy, random.device),
-            self._noise.draw_target(target, random.device),
-        )
+        noisy = self._noise.draw(noisy, random.device)
+        target = self._noise.draw_target(target, random.device)
+        return _of_one_noise(noisy, is_gray), _of_one_noise(target, is_gray)
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ def training_pairs(
 
     source_px = tile_px * noise.factor
     stored = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=True)
-    return StoredPairs(stored.to(device), rest)
+    return StoredPairs(stored.to(device), rest, gray_share)
 
 
 def validation_tiles(
@@ -229,6 +234,17 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
+
+
+def _grayed(tiles: Tensor, is_gray: Tensor) -> Tensor:
+    """The tiles (N, 3, H, W), gray where `is_gray` (N, 1, 1, 1) says so."""
+    luma = (tiles * _luma(tiles.device)).sum(1, keepdim=True)
+    return torch.where(is_gray, luma, tiles)
+
+
+def _of_one_noise(tiles: Tensor, is_gray: Tensor) -> Tensor:
+    """The tiles (N, 3, H, W), with the first channel's noise in all three where they are gray."""
+    return torch.where(is_gray, tiles[:, :1], tiles)
 
 
 @cache

@@ -163,13 +163,19 @@ def test_clean_targets_are_the_crop_itself(photographs: Path) -> None:
         training_pairs(paths, SubpixelNoise(2), has_clean_targets=True, **options)
 
 
-@pytest.mark.parametrize("has_clean_targets", [True, False])
+@pytest.mark.parametrize(
+    ("noise", "has_clean_targets"),
+    [
+        ("gaussian:25", True), ("gaussian:25", False), ("subpixel:2", False),
+        ("subpixel:2+gaussian:25", False),
+    ],
+)  # fmt: skip
 def test_gray_tiles_have_one_noise_for_all_channels(
-    photographs: Path, has_clean_targets: bool
+    photographs: Path, noise: str, has_clean_targets: bool
 ) -> None:
     paths = split_photographs(photographs, 32, 0.3).training
     pairs = training_pairs(
-        paths, GaussianNoise(25, 25), count=64, tile_px=32, versions=2, seed=0, device=CPU,
+        paths, parse_noise(noise), count=64, tile_px=16, versions=2, seed=0, device=CPU,
         has_clean_targets=has_clean_targets, gray_share=0.5,
     )  # fmt: skip
     noisy, target = pairs.batch(torch.arange(64), step(0), nothing)

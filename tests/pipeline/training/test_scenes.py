@@ -195,7 +195,7 @@ def test_single_noisy_images_alone_teach_to_denoise(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [["--bursts", "--self", "neighbor"], ["--self", "blind"], ["--validation", "x.pt"],
-     ["--bursts", "--targets", "clean"]],
+     ["--bursts", "--targets", "clean"], ["--bursts", "--gray-share", "0.1"]],
     ids=str,
 )  # fmt: skip
 def test_contradictions_are_refused(
