@@ -80,7 +80,7 @@ def read_pages(
         ImageError: the file is missing, damaged, truncated, too large, or of a kind that could
             not be written back without loss; one line with the file's name.
     """
-    with _as_image_error(path, "read"), PILLOW_WARNINGS:
+    with as_image_error(path, "read"), PILLOW_WARNINGS:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "no regular file"
             raise ImageError(f"is {kind}; give an image file")
@@ -152,7 +152,7 @@ def write_pages(
         ImageError: the folder cannot be written, or the format cannot hold the pictures.
         ShapeError: a shape is not its picture's.
     """
-    with _as_image_error(path, "written"), PILLOW_WARNINGS:
+    with as_image_error(path, "written"), PILLOW_WARNINGS:
         name = output_format(path)
         modes = _FORMATS[name][1].split()
         if len(pictures) > 1 and name != "TIFF":
@@ -245,7 +245,7 @@ def _known_formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def _as_image_error(path: Path, done: str) -> Iterator[None]:
+def as_image_error(path: Path, done: str) -> Iterator[None]:
     """Give every failure on a file one line: the file, what, why, how to mend.
 
     Pillow's decoders let almost any exception through on damaged files, so all are caught here.

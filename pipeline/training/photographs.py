@@ -4,8 +4,9 @@ import hashlib
 import math
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from denoise_batch.kernels import OptionError, TrainingError
+from denoise_batch.kernels import ImageError, OptionError, TrainingError
+
+from ..files.images import as_image_error, read_image
+from ..files.probe import WIDE_GRAY
+from ..files.samples import memory_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 
@@ -35,7 +40,7 @@ def split_photographs(folder: Path, smallest_px: int, validation_share: float) -
 
     Raises:
         OptionError: `folder` is no folder.
-        TrainingError: a side of the split would be empty.
+        TrainingError: a photograph cannot be opened, or a side of the split would be empty.
     """
     if not folder.is_dir():
         raise OptionError(f"{folder}: not a folder of photographs")
@@ -45,11 +50,8 @@ def split_photographs(folder: Path, smallest_px: int, validation_share: float) -
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
-        try:
-            with Image.open(path) as image:
-                short_side = min(image.size)
-        except OSError as error:
-            raise TrainingError(f"{path}: not a readable photograph ({error})") from error
+        with _readable(path), Image.open(path) as image:
+            short_side = min(image.size)
         if short_side < smallest_px:
             too_small += 1
             continue
@@ -90,6 +92,9 @@ def map_tiles(
 
     Returns:
         (count, …), as `reduce` shaped and typed it.
+
+    Raises:
+        TrainingError: no tiles are asked for, or a photograph cannot be read.
     """
     order = list(range(count))
     random.Random(seed).shuffle(order)
@@ -117,16 +122,18 @@ def map_tiles(
 
 
 def load_photograph(path: Path) -> Tensor:
-    """One photograph as uint8 (3, H, W)."""
-    with Image.open(path) as file:
-        image = file.convert("RGB")
+    """One photograph as uint8 (3, H, W).
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    image = _open_rgb(path)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
 
 
 def _cut_squares(path: Path, seeds: list[str], size_px: int, is_zoomed: bool) -> Tensor:
-    with Image.open(path) as file:
-        image = file.convert("RGB")
+    image = _open_rgb(path)
     width, height = image.size
     tiles = []
     for seed in seeds:
@@ -138,3 +145,27 @@ def _cut_squares(path: Path, seeds: list[str], size_px: int, is_zoomed: bool) ->
         tile = image.resize((size_px, size_px), Image.Resampling.BOX, box)
         tiles.append(torch.frombuffer(bytearray(tile.tobytes()), dtype=torch.uint8))
     return torch.stack(tiles).view(-1, size_px, size_px, 3).permute(0, 3, 1, 2)
+
+
+def _open_rgb(path: Path) -> Image.Image:
+    """The photograph in 8-bit RGB; wide gray is rounded, where Pillow would clip it to white."""
+    with _readable(path), Image.open(path) as file:
+        if file.mode not in WIDE_GRAY:
+            return file.convert("RGB")
+    try:
+        pixels = read_image(path).pixels[0]
+    except ImageError as error:
+        raise TrainingError(str(error)) from error
+    levels = (pixels * 255).round().to(torch.uint8)
+    height, width = levels.shape
+    return Image.frombytes("L", (width, height), memory_of(levels)).convert("RGB")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Give every failure on a photograph one line."""
+    try:
+        with as_image_error(path, "read"):
+            yield
+    except ImageError as error:
+        raise TrainingError(str(error)) from error

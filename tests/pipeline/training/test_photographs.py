@@ -5,12 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from pictures import picture
+from PIL import Image
 from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.pipeline.training.noise import GaussianNoise, SubpixelNoise, parse_noise
 from denoise_batch.pipeline.training.pairs import StepRandom, training_pairs, validation_tiles
-from denoise_batch.pipeline.training.photographs import map_tiles, split_photographs
+from denoise_batch.pipeline.training.photographs import (
+    load_photograph,
+    map_tiles,
+    split_photographs,
+)
 
 CPU = torch.device("cpu")
 nothing = torch.zeros_like  # a network that none of these pairs asks
@@ -51,6 +57,60 @@ def test_a_broken_photograph_is_named(photographs: Path) -> None:
     (photographs / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(TrainingError, match=r"broken\.png"):
         split_photographs(photographs, 32, 0.2)
+
+
+@pytest.mark.parametrize("is_zoomed", [True, False])
+def test_an_unreadable_photograph_is_one_line_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_zoomed: bool
+) -> None:
+    noise = SubpixelNoise(2) if is_zoomed else GaussianNoise(25, 25)
+    options: dict[str, Any] = {"count": 4, "tile_px": 16, "versions": 2, "seed": 0, "device": CPU}
+    truncated = tmp_path / "truncated.png"
+    picture(96, 80).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:-2000])
+    with pytest.raises(TrainingError, match=r"^.*truncated\.png: is damaged.*copy it again.*$"):
+        training_pairs([truncated], noise, **options)
+    with pytest.raises(TrainingError, match=r"none\.png: cannot be read: No such file"):
+        training_pairs([tmp_path / "none.png"], noise, **options)
+    picture(96, 80).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(TrainingError, match=r"large\.png: has too many pixels .*split it"):
+        training_pairs([tmp_path / "large.png"], noise, **options)
+    with pytest.raises(TrainingError, match=r"large\.png: has too many pixels .*split it"):
+        split_photographs(tmp_path, 32, 0.2)
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I;16", "tif"), ("F", "tif")])
+def test_wide_gray_photographs_are_brought_to_8_bits(
+    tmp_path: Path, mode: str, suffix: str
+) -> None:
+    eight = picture(96, 80).convert("L")
+    wide = eight.convert("F").point(lambda value: value * (257 if mode == "I;16" else 1 / 255))
+    path = tmp_path / f"wide.{suffix}"
+    (wide.convert("I").convert("I;16") if mode == "I;16" else wide).save(path)
+    expected = load_photograph_of(eight.convert("RGB"), tmp_path / "eight.png")
+    assert torch.equal(load_photograph(path), expected)
+    first, second = (
+        map_tiles([name], 5, 16, 0, squares_as_they_are, is_zoomed=True)
+        for name in (path, tmp_path / "eight.png")
+    )
+    assert torch.equal(first, second)
+
+
+def load_photograph_of(image: Image.Image, path: Path) -> Tensor:
+    image.save(path)
+    return load_photograph(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_photographs_of_8_bits_are_what_pillow_makes_of_them(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "photograph.tif"
+    picture(96, 80).convert(mode).save(path)
+    with Image.open(path) as file:
+        assert file.mode == mode
+        expected = file.convert("RGB")
+    rows = load_photograph(path).permute(1, 2, 0)
+    assert bytes(rows.flatten().tolist()) == expected.tobytes()
 
 
 def test_the_seed_alone_decides_the_tiles(photographs: Path) -> None:
