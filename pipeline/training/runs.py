@@ -1,6 +1,8 @@
 """A training run's folder: configuration, metrics, weights and the checkpoint to go on from."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,7 @@ class Progress:
         seconds: spent in steps of the epoch under way.
         total_seconds: spent in steps of the epochs before it.
         best: the best epoch so far.
+        is_whole: these counts, the weights and the optimiser's state are of one step.
     """
 
     loss_sum: Tensor
@@ -75,16 +78,25 @@ class Progress:
     seconds: float = 0.0
     total_seconds: float = 0.0
     best: Epoch | None = None
+    is_whole: bool = True
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Inside, nothing is whole; nor after an interruption of it."""
+        self.is_whole = False
+        yield
+        self.is_whole = True
 
     def finish(self, epoch: Epoch) -> None:
         """Go over to the next epoch."""
-        self.loss_sum.zero_()
-        self.total_seconds += self.seconds
-        self.seconds = 0.0
-        self.epoch_start = self.step
-        self.epochs = epoch.number
-        if epoch.is_best:
-            self.best = epoch
+        with self.changing():
+            self.loss_sum.zero_()
+            self.total_seconds += self.seconds
+            self.seconds = 0.0
+            self.epoch_start = self.step
+            self.epochs = epoch.number
+            if epoch.is_best:
+                self.best = epoch
 
 
 class RunFolder:

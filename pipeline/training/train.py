@@ -80,7 +80,7 @@ def train(
         stop: once set, the run saves its checkpoint after the step that it is in, and ends.
 
     Raises:
-        KeyboardInterrupt: it was stopped.
+        KeyboardInterrupt: it was stopped; in the middle of a step the last checkpoint stays.
         OptionError: the run folder holds another run.
         TrainingError: no usable photographs, or the loss is no longer finite.
         DeviceError: the device is not there.
@@ -145,14 +145,16 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
                 loss = criterion(output, target)
                 optimizer.zero_grad()
                 grad = criterion.backward()
-                progress.loss_sum += team.backward(network, loss, grad, len(indices))
+                loss = team.backward(network, loss, grad, len(indices))
                 if options.clip_norm:
                     clip_grad_norm_(parameters, options.clip_norm)
                 optimizer.lr = schedule.learning_rate(progress)
-                optimizer.step()
-                average.update()
-                progress.step += 1
-                progress.seconds += team.clock(time.perf_counter() - started)
+                with progress.changing():
+                    optimizer.step()
+                    average.update()
+                    progress.loss_sum += loss
+                    progress.step += 1
+                    progress.seconds += team.clock(time.perf_counter() - started)
                 watcher.on_step(progress.step, schedule.steps(progress))
                 if stop:
                     raise KeyboardInterrupt
@@ -162,7 +164,7 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
             started = time.perf_counter()
             training_loss = _finite_loss(progress, options)
             progress.seconds += time.perf_counter() - started  # a GPU's steps end here
-            with average.applied():
+            with progress.changing(), average.applied():
                 denoised = denoise_tiles(network, team.mine(validation.noisy))
                 denoised = team.whole(denoised, len(validation.noisy))
                 psnr, psnr_mean = _psnrs(denoised, validation.clean)
@@ -190,7 +192,8 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
             saved_at = time.monotonic()
             watcher.on_epoch(epoch)
     except KeyboardInterrupt:
-        folder.save_checkpoint(progress, network, optimizer, average)
+        if progress.is_whole:
+            folder.save_checkpoint(progress, network, optimizer, average)
         raise
     finally:
         curves.draw()

@@ -17,13 +17,19 @@ import pytest
 import torch
 from PIL import Image
 
-from denoise_batch.kernels import Adam, DeviceError, OptionError, TrainingError
-from denoise_batch.pipeline.checkpoint import find_weights, load_weights
+from denoise_batch.kernels import (
+    Adam,
+    DeviceError,
+    ExponentialMovingAverage,
+    OptionError,
+    TrainingError,
+)
+from denoise_batch.pipeline.checkpoint import find_weights, load_tensors, load_weights
 from denoise_batch.pipeline.cli.train import main
 from denoise_batch.pipeline.device import deterministic_algorithms
 from denoise_batch.pipeline.training import plots
 from denoise_batch.pipeline.training.options import TrainOptions
-from denoise_batch.pipeline.training.runs import Epoch
+from denoise_batch.pipeline.training.runs import Epoch, RunFolder
 from denoise_batch.pipeline.training.train import Watcher, train
 
 
@@ -346,6 +352,45 @@ def test_a_signal_lets_the_step_in_hand_finish(
     assert steps == 10  # none was done twice
     expected = (tmp_path / "whole" / "last.safetensors").read_bytes()
     assert (options.output / "last.safetensors").read_bytes() == expected
+
+
+def test_an_interrupt_in_the_middle_of_a_step_keeps_the_last_whole_state(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C, or the first one with several workers."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    options = replace(
+        options, tiles=24, tile_px=16, batch_size=8, optimizer="adam", lr=1e-3, ema=0.9
+    )
+    train(replace(options, output=tmp_path / "whole"))
+    average = ExponentialMovingAverage
+    places: list[tuple[Any, str, int]] = [
+        (Adam, "step", 5), (average, "update", 2), (average, "update", 5), (average, "_load", 3),
+        (average, "_load", 4), (RunFolder, "record", 2),
+    ]  # fmt: skip
+    for owner, method, call in places:
+        stopped = replace(options, output=tmp_path / f"{method} {call}")
+        original, calls = getattr(owner, method), itertools.count(1)
+
+        def interrupted(
+            *arguments: Any, original: Any = original, calls: Any = calls, call: int = call
+        ) -> Any:
+            result = original(*arguments)
+            if next(calls) == call:
+                raise KeyboardInterrupt
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(stopped)
+        train(replace(stopped, resume=True))
+        for name in ("best.safetensors", "last.safetensors", "checkpoint.safetensors"):
+            whole = load_tensors(tmp_path / "whole" / name)[0]
+            resumed = load_tensors(stopped.output / name)[0]
+            assert whole.keys() == resumed.keys()
+            same = {key: torch.equal(whole[key], resumed[key]) for key in whole}
+            assert all(same.values()), (method, call, name)
 
 
 def test_a_killed_run_resumes_to_the_same_weights(
