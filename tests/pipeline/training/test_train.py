@@ -28,6 +28,7 @@ from denoise_batch.pipeline.checkpoint import find_weights, load_tensors, load_w
 from denoise_batch.pipeline.cli.train import main
 from denoise_batch.pipeline.device import deterministic_algorithms
 from denoise_batch.pipeline.training import plots
+from denoise_batch.pipeline.training.distributed import Team
 from denoise_batch.pipeline.training.options import TrainOptions
 from denoise_batch.pipeline.training.runs import Epoch, RunFolder
 from denoise_batch.pipeline.training.train import Watcher, train
@@ -188,6 +189,16 @@ def test_a_run_may_be_measured_in_minutes(
     assert 0.6 <= sum(epoch.seconds for epoch in epochs) < 0.8
     assert 10 <= epochs[-1].step <= 13
     assert epochs[-1].lr < 0.1 * options.lr
+
+
+def test_every_second_is_one_of_the_first_worker_s_clock(options: TrainOptions) -> None:
+    class Steady(Team):
+        def clock(self, seconds: float) -> float:
+            return 1.0
+
+    epochs: list[Epoch] = []
+    train(options, Watcher(on_epoch=epochs.append), Steady())
+    assert [epoch.seconds for epoch in epochs] == [5.0, 5.0]  # four steps and the epoch's end
 
 
 @pytest.mark.parametrize(
