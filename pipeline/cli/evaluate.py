@@ -1,9 +1,10 @@
 """`denoise-eval`: arguments → EvalOptions → evaluate → table or JSON."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +33,9 @@ def evaluate(
     tta: Annotated[
         bool, typer.Option("--tta", help="Average 8 turned and mirrored passes, as denoise-batch.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON, not a table; null for ∞ dB.")
+    ] = False,
 ) -> None:
     """Score weights on clean images with synthetic noise: PSNR and SSIM, noisy and denoised.
 
@@ -67,8 +70,11 @@ def evaluate(
                 }
                 for score in scores
             ]
-            result = {"images": rows, "means": [asdict(mean) for mean in means(scores)]}
-            typer.echo(json.dumps(result, indent=2))
+            result = {
+                "images": [_in_json(row) for row in rows],
+                "means": [_in_json(asdict(mean)) for mean in means(scores)],
+            }
+            typer.echo(json.dumps(result, indent=2, allow_nan=False))
             return
         table = Table(show_edge=False, pad_edge=False)
         table.add_column("image", overflow="fold")
@@ -101,6 +107,14 @@ def evaluate(
                 f"{mean.set_psnr_out:.2f}",
             )
         Console().print(table)
+
+
+def _in_json(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with None for what JSON has no number for."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

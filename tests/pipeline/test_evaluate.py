@@ -56,6 +56,17 @@ def test_noise_of_sigma_25_stands_at_20_17_db(
     assert first["psnr_out"] == pytest.approx(mean)
 
 
+def test_json_has_null_for_a_perfect_score(
+    weights: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(weights), str(photographs), "--noise", "gaussian:0", "--json", "-d", "cpu"]
+    assert main(arguments) == 0
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert result["images"][0]["psnr_in"] is None
+    assert result["images"][0]["psnr_out"] > 0
+    assert result["means"][0]["psnr_in"] is result["means"][0]["set_psnr_in"] is None
+
+
 def test_the_seed_decides_the_noise(
     weights: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
