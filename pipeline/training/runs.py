@@ -1,6 +1,7 @@
 """A training run's folder: configuration, metrics, weights and the checkpoint to go on from."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -116,20 +117,29 @@ class RunFolder:
         self.curves = path / "curves.png"
         self.samples = path / "samples.png"
 
-    def start(self, options: TrainOptions) -> None:
-        """Begin the run, or with `options.resume` go on with the one that is there.
+    def check(self, options: TrainOptions) -> None:
+        """Make sure that `start` can begin the run, or go on with the one that is there.
 
         Raises:
             OptionError: the folder cannot be written, or holds another run.
         """
+        self._team.first(lambda: self._check(options))
+
+    def start(self, options: TrainOptions) -> None:
+        """Begin the run, or with `options.resume` go on with the one that is there.
+
+        Raises:
+            OptionError: as of `check`.
+        """
         self._team.first(lambda: self._start(options))
 
-    def _start(self, options: TrainOptions) -> None:
+    def _check(self, options: TrainOptions) -> None:
         wanted = options.to_json()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
+            if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+                raise OptionError(f"--output {self.path}: {nearest} is no folder to write in")
             if not self.config.exists():
-                atomic_write(self.config, json.dumps(wanted, indent=2).encode() + b"\n")
                 return
             found = json.loads(self.config.read_text())
         except OSError as error:
@@ -145,6 +155,16 @@ class RunFolder:
         if other:
             changes = ", ".join(f"{n} was {found.get(n)}, now {wanted.get(n)}" for n in other)
             raise OptionError(f"--resume: {self.path} holds a run with other options: {changes}")
+
+    def _start(self, options: TrainOptions) -> None:
+        self._check(options)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.config.exists():
+                content = json.dumps(options.to_json(), indent=2)
+                atomic_write(self.config, content.encode() + b"\n")
+        except OSError as error:
+            raise OptionError(f"--output {self.path}: {error.strerror}") from error
 
     def record(self, epoch: Epoch) -> list[dict[str, Any]]:
         """Set the epoch's line in metrics.jsonl; lines of epochs that are done anew go.

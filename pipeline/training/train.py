@@ -98,7 +98,7 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
     device = team.device(options.device)
     team.check_batch(options.batch_size)
     folder = RunFolder(options.output, team)
-    folder.start(options)
+    folder.check(options)
 
     pairs, validation, counts = load_data(options, device)
     noisy_psnr, noisy_psnr_mean = _psnrs(validation.noisy, validation.clean)
@@ -116,6 +116,7 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
 
     schedule = Schedule(options, len(pairs))
     progress = Progress(loss_sum=torch.zeros((), device=device))
+    folder.start(options)
     folder.load_checkpoint(progress, network, optimizer, average)
     saved_at = time.monotonic()
     curves = Curves(folder.curves, noisy_psnr)

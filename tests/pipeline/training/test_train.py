@@ -19,6 +19,7 @@ from PIL import Image
 
 from denoise_batch.kernels import (
     Adam,
+    DenoiseBatchError,
     DeviceError,
     ExponentialMovingAverage,
     OptionError,
@@ -249,6 +250,26 @@ def test_a_run_folder_is_never_overwritten(options: TrainOptions) -> None:
     with pytest.raises(OptionError, match="already holds a run"):
         train(options)
     assert (options.output / "best.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"data": Path("misspelled")}, {"tile_px": 90}, {"init": "misspelled"}], ids=str
+)
+def test_what_cannot_begin_leaves_no_run_behind(
+    options: TrainOptions, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(DenoiseBatchError, match=r"misspelled|are smaller than"):
+        train(replace(options, **wrong))
+    assert not options.output.exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_noticed_before_the_data_is_read(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OptionError, match=f"--output {output}: "):
+            train(replace(options, output=output, data=Path("misspelled")))
 
 
 @pytest.mark.parametrize(
