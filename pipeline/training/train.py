@@ -270,7 +270,8 @@ def _finite_loss(progress: Progress, options: TrainOptions) -> float:
 
 
 def _psnrs(images: Tensor, clean: Tensor) -> tuple[float, float]:
-    """PSNR of one MSE over all tiles, and the mean of each tile's own."""
+    """PSNR of one MSE over all tiles, and the mean of each tile's own; on the host, as `mse`."""
+    images, clean = images.cpu(), clean.cpu()
     each = (images.double() - clean.double()).square().mean((1, 2, 3)).clamp_min(1e-10)
     return psnr_of_mse(mse(images, clean)), (-10 * each.log10()).mean().item()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from denoise_batch.pipeline.metrics import mse, psnr
+from denoise_batch.pipeline.training.train import _psnrs
 
 
 def test_psnr_of_a_constant_error() -> None:
@@ -20,3 +21,17 @@ def test_equal_images_are_infinitely_close() -> None:
 
 def test_mse_counts_all_elements_alike() -> None:
     assert mse(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2)) == 0.25
+
+
+def test_values_of_a_device_without_float64_are_compared_on_the_host() -> None:
+    class OnDevice(torch.Tensor):
+        def double(self) -> torch.Tensor:  # type: ignore[override]  # as MPS does
+            pytest.fail("float64 on the device")
+
+        def cpu(self) -> torch.Tensor:  # type: ignore[override]
+            return self.as_subclass(torch.Tensor)
+
+    image, reference = (torch.full((2, 3, 4, 4), value) for value in (0.1, 0.0))
+    assert mse(image.as_subclass(OnDevice), reference.as_subclass(OnDevice)) == pytest.approx(0.01)
+    psnrs = _psnrs(image.as_subclass(OnDevice), reference.as_subclass(OnDevice))
+    assert psnrs == pytest.approx((20.0, 20.0), abs=1e-4)
