@@ -26,6 +26,24 @@ def psnr_of_mse(value: float) -> float:
     return math.inf if value == 0 else -10 * math.log10(value)
 
 
+def psnrs_of_tiles(images: Tensor, references: Tensor, at_once: int) -> tuple[float, float]:
+    """PSNR of one MSE over all tiles (N, C, H, W), and the mean of each tile's own, at most 100 dB.
+
+    Args:
+        images: the tiles.
+        references: what they should be.
+        at_once: how many of them are held in float64, on the host as in `mse`.
+    """
+    each, whole = [], 0.0
+    parts = zip(torch.split(images, at_once), torch.split(references, at_once), strict=True)
+    for image, reference in parts:
+        errors = (image.cpu().double() - reference.cpu().double()).square_()
+        each.append(errors.mean((1, 2, 3)))
+        whole += errors.mean().item() * (len(image) / len(images))
+    own = torch.cat(each).clamp_min(1e-10)
+    return psnr_of_mse(whole), (-10 * own.log10()).mean().item()
+
+
 def ssim(image: Tensor, reference: Tensor) -> float:
     """Structural similarity of two images (C, H, W) in [0, 1], averaged over channels.
 

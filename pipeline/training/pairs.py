@@ -15,6 +15,9 @@ from denoise_batch.kernels import OptionError
 from .noise import ChainedNoise, NoiseModel
 from .photographs import load_photograph, map_tiles
 
+# Of tiles worked on at once before the first step: 50 MB as float32, and noise some times that.
+PIECE_PX = 1 << 22
+
 Denoise = Callable[[Tensor], Tensor]
 
 
@@ -212,13 +215,42 @@ def validation_tiles(
 ) -> Validation:
     """Cut `count` tiles with one noisy version each, drawn once and for all."""
 
-    def draw(squares: Tensor, generator: torch.Generator) -> Tensor:
-        source = to_float(squares)
-        return torch.stack([noise.draw(source, generator), noise.clean(source)], 1)
-
     source_px, is_zoomed = tile_px * noise.factor, noise.factor > 1
+
+    def draw(squares: Tensor, generator: torch.Generator) -> Tensor:
+        rows = []
+        for piece in torch.split(squares, tiles_at_once(source_px)):
+            source = to_float(piece)
+            rows.append(torch.stack([noise.draw(source, generator), noise.clean(source)], 1))
+        return torch.cat(rows)
+
     tiles = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=is_zoomed).to(device)
     return Validation(tiles[:, 0].contiguous(), tiles[:, 1].contiguous())
+
+
+def mean_and_std(pairs: Pairs, tile_px: int, random: StepRandom) -> tuple[list[float], list[float]]:
+    """Each channel's mean and deviation over the inputs of 2 000 tiles, or of all if fewer.
+
+    Drawn in pieces, whose moments are joined as in Chan et al. (1979); of one piece they are
+    torch's to the last bit.
+    """
+    counts, means, variances = [], [], []
+    first = torch.arange(min(len(pairs), 2_000))
+    for indices in torch.split(first, tiles_at_once(tile_px)):
+        noisy, _ = pairs.batch(indices, random, torch.zeros_like)
+        counts.append([noisy[:, 0].numel()])
+        means.append(noisy.mean((0, 2, 3)).cpu().double())
+        variances.append(noisy.std((0, 2, 3)).cpu().double().square())
+    count, each = torch.tensor(counts, dtype=torch.float64), torch.stack(means)
+    mean = (count * each).sum(0) / count.sum()
+    squares = (count - 1) * torch.stack(variances) + count * (each - mean).square()
+    std = (squares.sum(0) / (count.sum() - 1)).sqrt()
+    return mean.float().tolist(), std.float().tolist()
+
+
+def tiles_at_once(side_px: int) -> int:
+    """How many tiles of this side make a piece of `PIECE_PX` pixels; at least one."""
+    return max(1, PIECE_PX // side_px**2)
 
 
 def to_float(pixels: Tensor) -> Tensor:

@@ -30,13 +30,13 @@ from denoise_batch.kernels.optim import Optimizer
 
 from ..checkpoint import find_weights, load_weights, save_weights
 from ..device import deterministic_algorithms
-from ..metrics import mse, psnr_of_mse
+from ..metrics import psnrs_of_tiles
 from ..networks import Network
 from ..stop import Stop
 from .data import Counts, load_data
 from .distributed import Team
 from .options import TrainOptions
-from .pairs import Pairs, StepRandom
+from .pairs import Pairs, StepRandom, mean_and_std, tiles_at_once
 from .plots import Curves, draw_samples
 from .runs import Epoch, Progress, RunFolder
 from .schedule import Schedule
@@ -101,7 +101,8 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
     folder.check(options)
 
     pairs, validation, counts = load_data(options, device)
-    noisy_psnr, noisy_psnr_mean = _psnrs(validation.noisy, validation.clean)
+    at_once = tiles_at_once(validation.clean.shape[3])
+    noisy_psnr, noisy_psnr_mean = psnrs_of_tiles(validation.noisy, validation.clean, at_once)
     team.check_same("data and noisy dB are", (counts, round(noisy_psnr, 2)))
     watcher.on_start(counts, noisy_psnr)
 
@@ -170,7 +171,7 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
             with progress.changing(), average.applied():
                 denoised = denoise_tiles(network, team.mine(validation.noisy))
                 denoised = team.whole(denoised, len(validation.noisy))
-                psnr, psnr_mean = _psnrs(denoised, validation.clean)
+                psnr, psnr_mean = psnrs_of_tiles(denoised, validation.clean, at_once)
                 seconds = max(progress.seconds, 1e-9)
                 epoch = Epoch(
                     number=progress.epochs + 1,
@@ -223,8 +224,7 @@ def _new_network(options: TrainOptions, pairs: Pairs, random: StepRandom) -> Net
             raise OptionError(f"--init {options.init}: is of {found}, not of {options.network}")
         return network.train()
     random.start(options.seed, -1)
-    noisy, _ = pairs.batch(torch.arange(min(len(pairs), 2_000)), random, torch.zeros_like)
-    mean, std = noisy.mean((0, 2, 3)).tolist(), noisy.std((0, 2, 3)).tolist()
+    mean, std = mean_and_std(pairs, options.tile_px, random)
     initial = torch.Generator().manual_seed(options.seed)
     return Network(options.network, mean, std, initial)
 
@@ -267,13 +267,6 @@ def _finite_loss(progress: Progress, options: TrainOptions) -> float:
             f"{options.lr:g}) or a longer --warmup-epochs{kept}"
         )
     return loss
-
-
-def _psnrs(images: Tensor, clean: Tensor) -> tuple[float, float]:
-    """PSNR of one MSE over all tiles, and the mean of each tile's own; on the host, as `mse`."""
-    images, clean = images.cpu(), clean.cpu()
-    each = (images.double() - clean.double()).square().mean((1, 2, 3)).clamp_min(1e-10)
-    return psnr_of_mse(mse(images, clean)), (-10 * each.log10()).mean().item()
 
 
 def _save_weights(

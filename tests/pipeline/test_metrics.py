@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from denoise_batch.pipeline.metrics import mse, psnr
-from denoise_batch.pipeline.training.train import _psnrs
+from denoise_batch.pipeline.metrics import mse, psnr, psnrs_of_tiles
 
 
 def test_psnr_of_a_constant_error() -> None:
@@ -33,5 +32,14 @@ def test_values_of_a_device_without_float64_are_compared_on_the_host() -> None:
 
     image, reference = (torch.full((2, 3, 4, 4), value) for value in (0.1, 0.0))
     assert mse(image.as_subclass(OnDevice), reference.as_subclass(OnDevice)) == pytest.approx(0.01)
-    psnrs = _psnrs(image.as_subclass(OnDevice), reference.as_subclass(OnDevice))
+    psnrs = psnrs_of_tiles(image.as_subclass(OnDevice), reference.as_subclass(OnDevice), 1)
     assert psnrs == pytest.approx((20.0, 20.0), abs=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7, 100])
+def test_tiles_in_pieces_have_the_psnr_of_all(at_once: int) -> None:
+    clean = torch.rand(7, 3, 8, 8)
+    noisy = clean + 0.1 * torch.randn(clean.shape) * torch.linspace(0, 1, 7).view(-1, 1, 1, 1)
+    own = [min(psnr(a, b), 100.0) for a, b in zip(noisy, clean, strict=True)]
+    expected = (psnr(noisy, clean), sum(own) / 7)
+    assert psnrs_of_tiles(noisy, clean, at_once) == pytest.approx(expected, abs=1e-9)

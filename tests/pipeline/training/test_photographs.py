@@ -10,8 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
+from denoise_batch.pipeline.training import pairs as pairs_module
 from denoise_batch.pipeline.training.noise import GaussianNoise, SubpixelNoise, parse_noise
-from denoise_batch.pipeline.training.pairs import StepRandom, training_pairs, validation_tiles
+from denoise_batch.pipeline.training.pairs import (
+    Denoise,
+    Pairs,
+    StepRandom,
+    mean_and_std,
+    training_pairs,
+    validation_tiles,
+)
 from denoise_batch.pipeline.training.photographs import (
     load_photograph,
     map_tiles,
@@ -243,6 +251,56 @@ def test_gray_tiles_have_one_noise_for_all_channels(
     assert 16 < is_gray.sum() < 48
     assert torch.equal(is_gray, (target == target[:, :1]).flatten(1).all(1))
     assert not torch.equal(noisy[is_gray], target[is_gray])
+
+
+class Rows(Pairs):
+    """Tiles that are there already; remembers how many were asked for at once."""
+
+    def __init__(self, tiles: Tensor) -> None:
+        self._tiles = tiles
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def batch(self, indices: Tensor, random: StepRandom, denoise: Denoise) -> tuple[Tensor, Tensor]:
+        self.asked.append(len(indices))
+        return self._tiles[indices], self._tiles[indices]
+
+
+def test_mean_and_deviation_are_those_of_all_tiles_drawn_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scale = torch.linspace(0.1, 1, 301).view(-1, 1, 1, 1)
+    tiles = torch.rand(301, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * scale
+    mean, std = tiles.mean((0, 2, 3)).tolist(), tiles.std((0, 2, 3)).tolist()
+    whole = Rows(tiles)
+    assert mean_and_std(whole, 8, step(0)) == (mean, std)  # to the last bit
+    assert whole.asked == [301]
+    monkeypatch.setattr(pairs_module, "PIECE_PX", 64 * 100)
+    pieces = Rows(tiles)
+    of_pieces = mean_and_std(pieces, 8, step(0))
+    assert pieces.asked == [100, 100, 100, 1]
+    assert of_pieces[0] == pytest.approx(mean, rel=1e-6)
+    assert of_pieces[1] == pytest.approx(std, rel=1e-6)
+
+
+def test_validation_draws_no_more_noise_at_once_than_memory_should_hold(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    draw = GaussianNoise.draw
+
+    def count(self: GaussianNoise, source: Tensor, generator: torch.Generator) -> Tensor:
+        drawn.append(len(source))
+        return draw(self, source, generator)
+
+    monkeypatch.setattr(GaussianNoise, "draw", count)
+    monkeypatch.setattr(pairs_module, "PIECE_PX", 32 * 32 * 4)
+    paths = split_photographs(photographs, 32, 0.3).validation[:1]
+    tiles = validation_tiles(paths, GaussianNoise(25, 25), count=10, tile_px=32, seed=1, device=CPU)
+    assert drawn == [4, 4, 2]
+    assert (tiles.noisy - tiles.clean).std().item() == pytest.approx(25 / 255, rel=0.03)
 
 
 def test_validation_keeps_the_clean_tiles_beside_the_noisy_ones(photographs: Path) -> None:
