@@ -13,10 +13,12 @@ from pictures import picture
 from PIL import Image
 
 from denoise_batch.pipeline.options import DenoiseOptions
-from denoise_batch.pipeline.streaming import stream as stream_module
+from denoise_batch.pipeline.streaming import readers as readers_module
+from denoise_batch.pipeline.streaming import turns as turns_module
 from denoise_batch.pipeline.streaming import writer as writer_module
 from denoise_batch.pipeline.streaming.denoise import Events, Session
 from denoise_batch.pipeline.streaming.denoiser import Denoiser
+from denoise_batch.pipeline.streaming.forward import Forward
 from denoise_batch.pipeline.streaming.result import Result
 from denoise_batch.pipeline.streaming.writer import Writer
 
@@ -45,7 +47,7 @@ def make_session(weights: Path, folder: Path) -> Session:
 def test_on_every_core_network_and_writers_take_turns(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "cores", lambda: 2)
+    monkeypatch.setattr(turns_module, "cores", lambda: 2)
     denoise, write = Denoiser.denoise, Writer.write
     computing, writing = threading.Event(), threading.Semaphore(2)
     together: list[str] = []
@@ -76,7 +78,7 @@ def test_on_every_core_network_and_writers_take_turns(
 def test_with_a_core_left_writers_work_beside_the_network(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "cores", lambda: 4)
+    monkeypatch.setattr(turns_module, "cores", lambda: 4)
     denoise, write = Denoiser.denoise, Writer.write
     started, begun = 0, threading.Condition()
     waits: list[bool] = []
@@ -144,10 +146,10 @@ def test_the_network_is_asked_twice_only_where_an_estimate_can_come_of_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch, probe_tiles = Denoiser._launch, Denoiser._probe_tiles
+    launch, probe_tiles = Forward._launch, Denoiser._probe_tiles
     launches, tile_probes = 0, 0
 
-    def launch_counted(self: Denoiser, padded: torch.Tensor) -> torch.Tensor:
+    def launch_counted(self: Forward, padded: torch.Tensor) -> torch.Tensor:
         nonlocal launches
         launches += 1
         return launch(self, padded)
@@ -157,7 +159,7 @@ def test_the_network_is_asked_twice_only_where_an_estimate_can_come_of_it(
         tile_probes += 1
         return probe_tiles(self, page)
 
-    monkeypatch.setattr(Denoiser, "_launch", launch_counted)
+    monkeypatch.setattr(Forward, "_launch", launch_counted)
     monkeypatch.setattr(Denoiser, "_probe_tiles", probe_counted)
     imgs = tmp_path / "imgs"
     imgs.mkdir()
@@ -182,7 +184,7 @@ def test_the_network_is_asked_twice_only_where_an_estimate_can_come_of_it(
 def test_an_estimate_that_fails_costs_neither_the_file_nor_the_run(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    module = stream_module if stage == "assess" else writer_module
+    module = readers_module if stage == "assess" else writer_module
     estimate, calls = getattr(module, stage), itertools.count()
 
     def failing_once(*args: Any, **options: Any) -> Any:
