@@ -45,7 +45,7 @@ def denoise(
         typer.Option(
             "--weights",
             "-w",
-            help="A safetensors file, or unet-gaussian-3 (the default: white noise), unet-camera-2 "
+            help="A safetensors file, or unet-gaussian-4 (the default: white noise), unet-camera-2 "
             "(phones, cameras), tconv or upsample (the report's).",
         ),
     ] = None,
