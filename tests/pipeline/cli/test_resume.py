@@ -5,10 +5,10 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from denials import deny
 from pictures import picture
 from PIL import Image
 
@@ -284,14 +284,7 @@ def test_an_output_that_cannot_be_looked_for_fails_its_file_only(
     picture(24, 20).save(folder / bad)
     if name is None:
         (folder.with_name("imgs-denoised") / "locked").mkdir(parents=True)
-        stat = os.stat
-
-        def deny(path: Any, *args: Any, **kwargs: Any) -> Any:
-            if "imgs-denoised/locked/" in str(path):
-                raise PermissionError(13, "Permission denied", str(path))
-            return stat(path, *args, **kwargs)
-
-        monkeypatch.setattr(os, "stat", deny)
+        deny(monkeypatch, "stat", PermissionError, lambda path: "imgs-denoised/locked/" in path)
     found = run(capsys, folder, weights, "--suffix", "_clean", code=1)
     assert found == {"done": ALL, "failed": [bad]}
 

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from denials import deny
 
 from denoise_batch.kernels.errors import NoImagesError, OptionError
 from denoise_batch.pipeline.files.scan import Job, Naming, scan
@@ -398,14 +399,7 @@ def test_an_output_that_would_overwrite_an_input_is_refused(inputs: list[str], o
 
 def test_an_output_below_a_locked_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     make("imgs/a.png")
-    stat = os.stat
-
-    def deny(path: Any, *args: Any, **kwargs: Any) -> Any:
-        if "locked" in str(path):
-            raise PermissionError(13, "Permission denied", str(path))
-        return stat(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "stat", deny)
+    deny(monkeypatch, "stat", PermissionError, lambda path: "locked" in path)
     with pytest.raises(OptionError, match="--output locked/out: Permission denied"):
         scan(["imgs"], Path("locked/out"))
 
@@ -414,14 +408,7 @@ def test_a_folder_that_goes_while_it_is_listed_is_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make("imgs/a.png", "imgs/gone/b.png")
-    listed = os.scandir
-
-    def vanish(path: Any = ".") -> Any:
-        if str(path).endswith("gone"):
-            raise FileNotFoundError(2, "No such file or directory", str(path))
-        return listed(path)
-
-    monkeypatch.setattr(os, "scandir", vanish)
+    deny(monkeypatch, "scandir", FileNotFoundError, lambda path: path.endswith("gone"))
     assert [job.name for job in scan(["imgs"], None)] == ["a.png"]
 
 
@@ -444,14 +431,7 @@ def test_an_exact_output_and_a_rule_for_names_contradict(naming: Naming) -> None
 
 def test_a_folder_that_cannot_be_listed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     make("imgs/a.png", "imgs/locked/b.png")
-    listed = os.scandir
-
-    def deny(path: Any = ".") -> Any:
-        if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return listed(path)
-
-    monkeypatch.setattr(os, "scandir", deny)
+    deny(monkeypatch, "scandir", PermissionError, lambda path: path.endswith("locked"))
     for text in ("imgs", "imgs/locked"):
         with pytest.raises(OptionError, match="imgs/locked: cannot be listed: Permission denied"):
             scan([text], None)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ def test_what_json_has_no_number_for_is_null(run_of: Callable[..., Report], tmp_
     assert image["psnr_in"] == 20.0
     assert image["psnr_out"] is None
     assert image["sigma_in_255"] is None
+
+
+def test_csv_keeps_names_with_line_ends(run_of: Callable[..., Report], tmp_path: Path) -> None:
+    report = run_of(1)
+    results = [replace(r, job=replace(r.job, name="b\rc.png")) for r in report.results]
+    write_report(
+        tmp_path / "r.csv", replace(report, summary=replace(report.summary, results=tuple(results)))
+    )
+    with (tmp_path / "r.csv").open(newline="", encoding="utf-8") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    assert names == ["b\rc.png"] * len(results)
 
 
 def test_csv_has_a_line_for_each_image(run_of: Callable[..., Report], tmp_path: Path) -> None:

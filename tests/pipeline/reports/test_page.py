@@ -4,6 +4,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -108,6 +109,15 @@ def test_float_pictures_are_shown_in_the_scale_of_the_noisy_one(tmp_path: Path) 
     _, scale = pictures.load(tmp_path / "noisy.tif")
     image, _ = pictures.load(tmp_path / "denoised.tif", scale)
     assert list(image.tobytes()) == [64, 128]
+
+
+def test_an_input_that_links_to_itself_has_a_title(
+    run_of: Callable[..., Report], tmp_path: Path
+) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    report = run_of(1)
+    options = replace(report.options, inputs=(str(tmp_path / "loop.png"),))
+    assert "Denoised: loop.png" in html(replace(report, options=options))
 
 
 def test_an_infinite_loss_is_no_number(run_of: Callable[..., Report]) -> None:
