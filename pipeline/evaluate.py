@@ -132,9 +132,9 @@ def _score(
     digest = hashlib.sha256(f"{options.seed}:{noise}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     noisy, clean = model.draw(source, generator), model.clean(source)[0]
-    network, margin = forward.network, forward.network.spec.margin
-    padded = forward(network.pad(noisy.to(device)))[0, :, margin:, margin:]
-    denoised = padded[:, : noisy.shape[2], : noisy.shape[3]].to("cpu")
+    margin = forward.network.spec.margin
+    rows, columns = (slice(margin, margin + extent) for extent in noisy.shape[2:])
+    denoised = forward(forward.network.pad(noisy.to(device)))[0, :, rows, columns].to("cpu")
     return Score(
         name,
         noise,

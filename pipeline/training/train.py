@@ -165,9 +165,8 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
                     saved_at = time.monotonic()
             started = time.perf_counter()
             training_loss = _finite_loss(progress, options)
-            progress.seconds += team.clock(
-                time.perf_counter() - started
-            )  # a GPU ends its steps here
+            # A GPU ends its steps here.
+            progress.seconds += team.clock(time.perf_counter() - started)
             with progress.changing(), average.applied():
                 denoised = denoise_tiles(network, team.mine(validation.noisy))
                 denoised = team.whole(denoised, len(validation.noisy))
