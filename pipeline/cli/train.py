@@ -246,7 +246,7 @@ def _run(options: "TrainOptions", watcher: "Watcher", team: "Team") -> "Outcome"
     """Train to the end, or until Ctrl-C or SIGTERM; the step in hand is finished."""
     from ..stop import Stop
     from ..training.train import train
-    from .signals import stopping
+    from .signals import Interrupted, stopping
 
     if team.size > 1:  # the others would wait for the gradients of one that stops
         return train(options, watcher, team)
@@ -254,10 +254,12 @@ def _run(options: "TrainOptions", watcher: "Watcher", team: "Team") -> "Outcome"
     try:
         with stopping(stop):
             return train(options, watcher, team, stop)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if stop.signal is None:
             raise
-        typer.echo("stopped; the same command with --resume goes on from here", err=True)
+        is_cut = isinstance(interrupt, Interrupted)  # a step that was not finished is lost
+        place = "the last checkpoint" if is_cut else "here"
+        typer.echo(f"stopped; the same command with --resume goes on from {place}", err=True)
         raise typer.Exit(128 + stop.signal) from None
 
 

@@ -386,6 +386,35 @@ def test_a_signal_lets_the_step_in_hand_finish(
     assert (options.output / "last.safetensors").read_bytes() == expected
 
 
+def test_a_second_signal_names_the_checkpoint_that_stays(
+    options: TrainOptions,
+    photographs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The step that it cuts is lost, and those since the last checkpoint with it."""
+    command = [
+        str(photographs), "--noise", "gaussian:25", "--tiles", "40", "--validation-tiles", "4",
+        "--epochs", "2", "--device", "cpu", "--batch-size", "8", "--optimizer", "adam", "--lr",
+        "0.001", "-o", str(options.output),
+    ]  # fmt: skip
+    step, steps = Adam.step, 0
+
+    def step_and_signals(self: Adam) -> None:
+        nonlocal steps
+        steps += 1
+        step(self)
+        if steps == 7:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Adam, "step", step_and_signals)
+    assert main(command) == 130
+    assert "with --resume goes on from the last checkpoint" in capsys.readouterr().err
+    monkeypatch.setattr(Adam, "step", step)
+    assert main([*command, "--resume"]) == 0
+
+
 def test_an_interrupt_in_the_middle_of_a_step_keeps_the_last_whole_state(
     options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
