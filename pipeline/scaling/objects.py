@@ -93,6 +93,16 @@ class ObjectStore:
             raise OptionError(f"{self.url(key)}: cannot be listed: {_reason(error)}") from error
         return sorted(_objects(found), key=lambda object: object.key)
 
+    def is_gone(self, key: str) -> bool:
+        """Whether the store says that there is no such object; False where it does not answer."""
+        try:
+            self._info(key)
+        except FileNotFoundError:
+            return True
+        except Exception:  # every store has errors of its own
+            return False
+        return False
+
     def fetch(self, key: str, path: Path) -> Object:
         """Copy an object to a file, with its time.
 

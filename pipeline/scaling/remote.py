@@ -98,7 +98,7 @@ class RemoteManifest(Manifest):
         """
         stamp = Stamp(written.stat().st_size, 0)
         key, digest = self._key(output), sha256_of(written)
-        entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run)
+        entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)
         path = self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(entry)) + "\n")
@@ -178,6 +178,10 @@ class RemoteStorage(Storage):
         if self.stage.holds(root):
             return RemoteManifest(root, self.stage, is_read=False)
         return Manifest(root, part)
+
+    def is_gone(self, place: str) -> bool:
+        """Whether a place's store, or folder, says that nothing is there."""
+        return self.stage.is_gone(place) if is_url(place) else super().is_gone(place)
 
     def fetch(self, path: Path) -> None:
         """Let a source be there."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
-from denoise_batch.kernels.errors import OptionError
+from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
 
 from .objects import Object, ObjectStore, is_url
 
@@ -79,6 +79,13 @@ class Stage:
         for object in objects:
             self._show(store, object)
         return objects
+
+    def is_gone(self, url: str) -> bool:
+        """Whether the URL's store says that there is no such object."""
+        with suppress(DenoiseBatchError):
+            store, key = self._place(self.path(url))
+            return store.is_gone(key)
+        return False
 
     def fetch(self, path: Path) -> None:
         """Let a file hold its object's bytes, and have its time.

@@ -201,8 +201,13 @@ class Session:
         return {root: self.storage.manifest(root, self._part) for root in roots}
 
     def _plan(self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest]) -> Start:
-        overwrite = self.options.overwrite
-        todo, skipped = split(jobs, manifests, self.engine.digests, overwrite=overwrite)
+        todo, skipped = split(
+            jobs,
+            manifests,
+            self.engine.digests,
+            self.storage.is_gone,
+            overwrite=self.options.overwrite,
+        )
         limit = self.options.limit
         return Start(
             tuple(todo[:limit]),

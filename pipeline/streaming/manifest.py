@@ -72,17 +72,12 @@ class Entry:
     options: str
     source: str = ""
 
-    def is_of_another(self, place: str) -> bool:
-        """Whether this output is of an image in another folder that is still there.
+    def is_from_elsewhere(self, place: str) -> bool:
+        """Whether this output is of an image in another folder than `place`.
 
         Of two in one folder, one has another output since both are there.
         """
-        other = Path(self.source)
-        if not self.source or other.parent == Path(place).parent:
-            return False
-        with suppress(OSError):
-            return other.exists()
-        return False
+        return bool(self.source) and Path(self.source).parent != Path(place).parent
 
 
 class Manifest:

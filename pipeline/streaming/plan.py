@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def split(
     jobs: Iterable[Job],
     manifests: Mapping[Path, Manifest],
     run: tuple[str, str],
+    is_gone: Callable[[str], bool],
     *,
     overwrite: bool,
 ) -> tuple[list[Job], list[Result]]:
@@ -51,6 +52,7 @@ def split(
         jobs: of the run.
         manifests: of every output folder.
         run: digests of weights and options.
+        is_gone: whether nothing stands at a place any more.
         overwrite: skip nothing.
     """
     jobs = list(jobs)
@@ -61,7 +63,7 @@ def split(
         entry = manifests[job.root].made_of(job.output)
         if reason := _reason_to_skip(job, entry, run):
             done.append(Result(job, "skipped", reason))
-        elif entry is not None and entry.is_of_another(job.place):
+        elif entry and entry.is_from_elsewhere(job.place) and not is_gone(entry.source):
             taken = f"{job.output}: is the output of {entry.source}"
             done.append(Result(job, "failed", f"{taken}; give another --output, or --overwrite"))
         else:

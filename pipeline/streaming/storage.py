@@ -1,6 +1,7 @@
 """Where files come from and go to; here, on this machine's file systems."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..files.scan import Job
@@ -26,6 +27,12 @@ class Storage:
     def worker_manifest(self, root: Path, part: str) -> Manifest:
         """For a worker, who only notes."""
         return Manifest(root, part)
+
+    def is_gone(self, place: str) -> bool:
+        """Whether nothing stands at a `Job.place` any more; False where that cannot be told."""
+        with suppress(OSError):
+            return not Path(place).exists()
+        return False
 
     def fetch(self, path: Path) -> None:
         """Before a source is read, in a reader's thread.

@@ -127,6 +127,54 @@ def test_a_second_run_does_what_is_new_or_changed(
     assert found["deep/ä c.jpg"] == "skipped"
 
 
+@pytest.mark.parametrize("output_is_url", [True, False], ids=["prefix", "folder"])
+def test_an_output_of_another_image_that_is_still_there_is_kept(
+    memory: Any,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    output_is_url: bool,
+) -> None:
+    """Two prefixes with the same names, denoised into one output."""
+    for index, prefix in enumerate(("monday", "tuesday")):
+        picture(40, 30, index).save(tmp_path / "a.png")
+        memory.pipe_file(f"bucket/{prefix}/a.png", (tmp_path / "a.png").read_bytes())
+    output = "memory://bucket/out" if output_is_url else tmp_path / "out"
+
+    def bytes_there() -> bytes:
+        files = fsspec.filesystem("memory" if output_is_url else "file")
+        there: bytes = files.cat_file(f"{output}/a.png")
+        return there
+
+    def denoise(prefix: str, *more: str) -> int:
+        return run(f"memory://bucket/{prefix}", "-o", output, "-w", weights, *more)
+
+    assert denoise("monday") == 0
+    first = bytes_there()
+    capsys.readouterr()
+    assert denoise("tuesday") == 6
+    assert "is the output of memory://bucket/monday/a.png" in capsys.readouterr().err
+    assert bytes_there() == first
+    assert denoise("tuesday", "--overwrite") == 0
+    second = bytes_there()
+    assert second != first
+    assert denoise("tuesday") == 0  # up to date
+
+    with pytest.MonkeyPatch.context() as patch:  # whether the other is gone, cannot be told
+
+        def info(path: str, **options: object) -> dict[str, object]:
+            if "tuesday" in path:
+                raise PermissionError(path)
+            return real_info(path, **options)
+
+        real_info = memory.info
+        patch.setattr(memory, "info", info)
+        assert denoise("monday") == 6
+    memory.rm_file("bucket/tuesday/a.png")
+    assert denoise("monday") == 0  # nobody's any more
+    assert bytes_there() == first
+
+
 def test_what_others_put_there_is_kept(
     memory: Any, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
