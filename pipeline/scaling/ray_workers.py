@@ -18,7 +18,7 @@ from ..files.scan import Job
 from ..stop import Stop
 from ..streaming.engine import precision_on
 from ..streaming.result import Result
-from .dispatch import Worker, WorkerLostError
+from .dispatch import PATIENCE_S, Worker, WorkerLostError
 from .station import Setup, Station
 
 CORES = 4  # of a worker without a GPU
@@ -67,10 +67,22 @@ def connect(address: str | None) -> tuple[Any, bool]:
 
 
 def precision_there(ray: Any, name: str, *, has_gpu: bool) -> str:
-    """What a precision comes to on the cluster's GPUs, by the first one that is free."""
+    """What a precision comes to on the cluster's GPUs, by the first one that is free.
+
+    Raises:
+        DeviceError: none becomes free, or it fails.
+    """
     if name != "auto" or not has_gpu:
         return "fp32" if name == "auto" else name
-    return str(ray.get(ray.remote(num_gpus=1)(_precision_here).remote()))
+    task = ray.remote(num_gpus=1)(_precision_here).remote()
+    try:
+        return str(ray.get(task, timeout=PATIENCE_S))
+    except ray.exceptions.RayError as error:
+        ray.cancel(task)
+        raise DeviceError(
+            f"--precision auto: no GPU of the cluster answers: {_line(error)}; name a precision, "
+            "or try again when one is free"
+        ) from error
 
 
 def _precision_here() -> str:

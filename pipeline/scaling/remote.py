@@ -23,7 +23,7 @@ from ..streaming.manifest import FOLDER, Entry, Manifest, Stamp, sha256_of
 from ..streaming.result import Result
 from ..streaming.storage import Storage
 from .objects import is_url
-from .stage import Stage, local_or_staged, staging
+from .stage import LOCAL, Stage, local_or_staged, staging
 
 _CONNECTIONS = 16  # while entries of a killed run are fetched
 
@@ -217,7 +217,7 @@ def storage_of(
     Raises:
         OptionError: a URL that cannot be used, or one without an output.
     """
-    urls = [text for text in inputs if is_url(text)]
+    urls = [text for text in inputs if is_url(text) and not text.startswith(LOCAL)]
     if output is None and urls:
         raise OptionError(f"{urls[0]}: give --output; there is no place beside it")
     with staging() as stage:

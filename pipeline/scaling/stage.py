@@ -21,6 +21,8 @@ from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
 
 from .objects import Object, ObjectStore, is_url
 
+LOCAL = "file://"  # what follows is a path as it stands
+
 
 class Stage:
     """The folder and the stores that it stands for; used from several threads.
@@ -164,6 +166,6 @@ def local_or_staged(text: str, stage: Stage) -> str:
     """
     if not is_url(text):
         return text
-    if text.startswith("file://"):
-        return text.removeprefix("file://")
+    if text.startswith(LOCAL):
+        return text.removeprefix(LOCAL)
     return str(stage.path(text))

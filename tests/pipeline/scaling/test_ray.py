@@ -15,7 +15,7 @@ from pictures import picture
 
 from denoise_batch.kernels import DeviceError, OptionError
 from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.scaling.ray_workers import Share, shares
+from denoise_batch.pipeline.scaling.ray_workers import Share, precision_there, shares
 
 
 class ActorDiedError(Exception):
@@ -253,3 +253,21 @@ def test_a_cluster_is_divided_by_gpus_or_by_cores() -> None:
         shares([node("b", 0)], "auto")
     with pytest.raises(OptionError, match="choose auto, cuda or cpu"):
         shares(mixed, "mps")
+
+
+def test_a_cluster_whose_gpus_stay_taken_is_a_device_error() -> None:
+    class RayError(Exception):
+        """As ray.exceptions.RayError, of which GetTimeoutError is one."""
+
+    def get(reference: str, timeout: float) -> None:
+        raise RayError(f"Get timed out: {reference} not ready after {timeout:g} s")
+
+    task = SimpleNamespace(remote=lambda: "task")
+    ray = SimpleNamespace(
+        exceptions=SimpleNamespace(RayError=RayError),
+        get=get,
+        cancel=lambda reference: None,
+        remote=lambda **options: lambda function: task,
+    )
+    with pytest.raises(DeviceError, match="no GPU of the cluster.*task not ready after 600 s"):
+        precision_there(ray, "auto", has_gpu=True)

@@ -291,6 +291,12 @@ def test_a_report_names_urls(memory: Any, folder: Path, weights: Path, tmp_path:
     assert "denoise-batch-" not in (tmp_path / "r.csv").read_text()
 
 
+def test_a_file_url_is_a_plain_path(folder: Path, weights: Path) -> None:
+    (folder / "broken.png").unlink()
+    assert run(f"file://{folder}", "-w", weights) == 0
+    assert (folder.with_name("imgs-denoised") / "a.png").exists()
+
+
 def test_globs_and_dry_runs_name_urls(
     memory: Any, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
