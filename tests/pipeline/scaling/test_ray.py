@@ -269,5 +269,5 @@ def test_a_cluster_whose_gpus_stay_taken_is_a_device_error() -> None:
         cancel=lambda reference: None,
         remote=lambda **options: lambda function: task,
     )
-    with pytest.raises(DeviceError, match="no GPU of the cluster.*task not ready after 600 s"):
+    with pytest.raises(DeviceError, match=r"no GPU of the cluster.*task not ready after 600 s"):
         precision_there(ray, "auto", has_gpu=True)
