@@ -46,11 +46,13 @@ class Probe:
         responses: [blocks] mean ∂output/∂input.
         spreads: [blocks] variance of the denoised samples, as 8 bit hold them.
         is_whole: the blocks cover the image; otherwise they are a sample of it.
+        strength: of the network in the output, the rest of which is input.
     """
 
     responses: Tensor
     spreads: Tensor
     is_whole: bool
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def probe_images(
     noisy: Tensor,
     denoised: Tensor,
     insides: Sequence[tuple[slice, ...]] | None = None,
+    strength: float = 1.0,
 ) -> list[Probe]:
     """Probe whole images: one more pass.
 
@@ -80,6 +83,7 @@ def probe_images(
         noisy: (N, C, H, W), its input.
         denoised: (N, C, H, W), its output, neither rounded nor clamped.
         insides: rows and columns of each image that are no padding; None: all.
+        strength: of the network in what `denoise` makes.
     """
     responses = _responses(denoise, noisy, denoised)
     probes = []
@@ -87,11 +91,11 @@ def probe_images(
         rows, columns = insides[index] if insides else (slice(None), slice(None))
         inside = slice(index, index + 1), slice(None), rows, columns
         answers = block_means(responses[inside])[0]
-        probes.append(Probe(answers, block_spreads(denoised[inside])[0], True))
+        probes.append(Probe(answers, block_spreads(denoised[inside])[0], True, strength))
     return probes
 
 
-def probe_tiles(denoise: Denoise, tiles: Tensor) -> Probe:
+def probe_tiles(denoise: Denoise, tiles: Tensor, strength: float = 1.0) -> Probe:
     """Probe tiles (N, C, H, W) of one large image, each as an image of its own: two passes."""
     denoised = denoise(tiles)
     responses = _responses(denoise, tiles, denoised)
@@ -100,7 +104,8 @@ def probe_tiles(denoise: Denoise, tiles: Tensor) -> Probe:
         for extent in tiles.shape[2:]
     ]
     responses, denoised = responses[:, :, *inner], denoised[:, :, *inner]
-    return Probe(block_means(responses).flatten(), block_spreads(denoised).flatten(), False)
+    spreads = block_spreads(denoised).flatten()
+    return Probe(block_means(responses).flatten(), spreads, False, strength)
 
 
 def tile_places(height: int, width: int) -> list[tuple[slice, slice]]:
@@ -144,14 +149,20 @@ def divergence(probe: Probe, spreads: Tensor) -> float | None:
 
 
 def estimate_mse(
-    residual_mse: float, divergence: float, white_sigma: float, channels: int, pixels: int
+    residual_mse: float,
+    divergence: float,
+    white_sigma: float,
+    channels: int,
+    pixels: int,
+    strength: float = 1.0,
 ) -> Estimate | None:
     """SURE, with σ² from two witnesses weighted by the inverse of their squared errors.
 
     The first is `white_sigma`, from the noisy image alone. The second is the denoiser: where f is
     the posterior mean, Tweedie's formula makes the mean squared error σ²·div f/N, hence
     E ‖f(y) − y‖²/N = σ² (1 − div f/N). The more a denoiser removes (small divergence), the more
-    exact the second is, and the more exactly SURE needs σ.
+    exact the second is, and the more exactly SURE needs σ. Of a mixture (1−s)·y + s·f(y) the second
+    holds for f alone, whose residual and divergence follow from the mixture's.
 
     Args:
         residual_mse: mean (output − input)².
@@ -159,21 +170,24 @@ def estimate_mse(
         white_sigma: of the noise, in the unit of the image (1 = white).
         channels: 1 or 3.
         pixels: that `white_sigma` was estimated from.
+        strength: s, above 0.
 
     Returns:
         None where the numbers cannot be those of a denoiser in white noise.
     """
-    if not 0 < divergence < 0.9 or residual_mse <= 0 or white_sigma <= 0:
+    own = 1 - (1 - divergence) / strength
+    own_residual = residual_mse / strength**2
+    if not 0 < own < 0.9 or residual_mse <= 0 or white_sigma <= 0:
         return None
     by_patches = pixels / PATCH_ERROR_PIXELS / PATCH_ERROR[channels] ** 2
-    by_residual = 1 / (OPTIMALITY_ERROR * divergence) ** 2
-    variance = by_patches * white_sigma**2 + by_residual * residual_mse / (1 - divergence)
+    by_residual = 1 / (OPTIMALITY_ERROR * own) ** 2
+    variance = by_patches * white_sigma**2 + by_residual * own_residual / (1 - own)
     variance /= by_patches + by_residual
-    mse = residual_mse - variance + 2 * variance * divergence
     # Outside a factor of three from σ²·div, one of the assumptions does not hold.
-    if not 1 / 3 < mse / (variance * divergence) < 3:
+    own_mse = own_residual - variance + 2 * variance * own
+    if not 1 / 3 < own_mse / (variance * own) < 3:
         return None
-    return Estimate(variance, mse)
+    return Estimate(variance, residual_mse - variance + 2 * variance * divergence)
 
 
 def block_means(images: Tensor) -> Tensor:

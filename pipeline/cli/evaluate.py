@@ -48,6 +48,7 @@ def evaluate(
         from dataclasses import asdict
 
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         from ..evaluate import evaluate as run
@@ -83,7 +84,7 @@ def evaluate(
             table.add_column(heading, justify="right", no_wrap=True)
         for score in scores:
             table.add_row(
-                score.name,
+                escape(score.name),
                 score.noise,
                 f"{psnr_of_mse(score.mse_in):.2f}",
                 f"{psnr_of_mse(score.mse_out):.2f}",

@@ -83,6 +83,7 @@ class Bars:
         print_summary(summary, Console())
 
     def _on_start(self, start: Start) -> None:
+        self.progress.start()  # again, where folders are watched
         self.progress.reset(self._images, total=len(start.jobs) + len(start.skipped))
 
     def _on_result(self, result: Result) -> None:

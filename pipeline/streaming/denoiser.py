@@ -181,7 +181,11 @@ class Denoiser:
                 marks,
                 page.numel() / total,
                 probe=(
-                    Probe(answers[2 * index], answers[2 * index + 1], probes[index].is_whole)
+                    replace(
+                        probes[index],
+                        responses=answers[2 * index],
+                        spreads=answers[2 * index + 1],
+                    )
                     if probes
                     else None
                 ),
@@ -201,7 +205,7 @@ class Denoiser:
             tuple(slice(margin, margin + extent) for extent in picture.layout.size)
             for picture in pictures
         ]
-        return probe_images(self._forward, padded, values, insides)
+        return probe_images(self._forward, padded, values, insides, self.strength)
 
     def _probe_tiles(self, picture: Picture) -> Probe:
         margin = self.network.spec.margin
@@ -216,7 +220,7 @@ class Denoiser:
             values = self._forward(self.network.pad(images))
             return values[:, :, margin : margin + height, margin : margin + width]
 
-        return probe_tiles(denoise, stack.permute(0, 3, 1, 2))
+        return probe_tiles(denoise, stack.permute(0, 3, 1, 2), self.strength)
 
     def _probed(self, picture: Picture, output: Output) -> Output:
         """A page's output with its probe, where the page is large enough for one."""
@@ -225,7 +229,9 @@ class Denoiser:
             return output
         started = time.perf_counter()
         there = self._or_none(lambda: self._probe_tiles(picture))
-        probe = there and Probe(there.responses.cpu(), there.spreads.cpu(), there.is_whole)
+        probe = there and replace(
+            there, responses=there.responses.cpu(), spreads=there.spreads.cpu()
+        )
         seconds = {**output.seconds, "measure": time.perf_counter() - started}
         return replace(output, seconds=seconds, probe=probe)
 

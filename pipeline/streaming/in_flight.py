@@ -1,6 +1,6 @@
 """A file between its decoding and its writing, and how it gets there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,12 @@ class FileInFlight:
     def is_estimable(self) -> bool:
         """Whether the network shall be probed, since an estimate of the error may come of it."""
         return bool(self.noises) and not any(noise.reason for noise in self.noises)
+
+    def count(self, passes: Iterable[dict[str, float]]) -> None:
+        """Add the seconds of these passes, stage by stage."""
+        for seconds in passes:
+            for stage, value in seconds.items():
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + value
 
     def note_no_estimate(self, error: Exception) -> None:
         """Say why there are no estimates; a picture is not lost for lack of a number."""

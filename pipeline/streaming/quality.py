@@ -156,7 +156,8 @@ def _estimate(page: Picture, after: Tensor, probe: Probe, level: NoiseLevel) -> 
         return TOO_SMALL
     seen = min(height * width, MOST_PIXELS)
     sigma = level.white_255 / 255
-    estimate = estimate_mse(residual / after.numel(), response, sigma, channels, seen)
+    mean = residual / after.numel()
+    estimate = estimate_mse(mean, response, sigma, channels, seen, probe.strength)
     return estimate or "the estimate contradicts itself: not white noise, or hardly denoised"
 
 

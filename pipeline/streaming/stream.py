@@ -275,16 +275,18 @@ class _Stream:
 
     def _write(self, file: FileInFlight) -> None:
         try:
-            samples, probes, not_finite = [], [], []
+            samples, probes, spent, not_finite = [], [], [], []
             for number in range(len(file.pictures)):
                 stored, is_finite, seconds = file.outputs[number].wait()
                 samples.append(stored)
                 probes.append(file.outputs[number].probe)
+                spent.append(seconds)
                 if not is_finite:
                     not_finite.append(number)
-                for stage, value in seconds.items():
-                    file.seconds[stage] = file.seconds.get(stage, 0.0) + value
-            if not_finite and not file.is_retried and self.denoiser.precision is not None:
+            is_again = not_finite and not file.is_retried and self.denoiser.precision is not None
+            # The other pages' outputs are kept, and counted when the file is written.
+            file.count([spent[number] for number in not_finite] if is_again else spent)
+            if is_again:
                 self._inbox.put(partial(self._on_retry, file, not_finite))
                 return
             if not_finite:

@@ -102,6 +102,19 @@ def test_the_table_ends_with_the_means(
     assert "one MSE over all" in out
 
 
+def test_the_table_takes_no_name_for_markup(
+    weights: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photographs / "set0"
+    (folder / "0.png").rename(folder / "a[edited].png")
+    (folder / "x[").mkdir()
+    (folder / "2.png").rename(folder / "x[" / "y].png")
+    assert main([str(weights), str(folder), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "a[edited].png" in out
+    assert "x[/y].png" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

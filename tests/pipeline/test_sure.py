@@ -82,6 +82,23 @@ def test_an_ideal_linear_denoiser_is_estimated_exactly() -> None:
     assert estimate.mse_out == pytest.approx(mse(a * y, x), rel=0.02)
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.8, 0.5, 0.2])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mixture_with_the_input_has_the_same_noise(channels: int, strength: float) -> None:
+    """The witness of the network holds for its own output, not for a mixture with the input."""
+    s, sigma = 0.1, 0.1
+    x = s * torch.randn(channels, 700, 700)
+    y = x + sigma * torch.randn(x.shape)
+    a = 1 - strength + strength * s**2 / (s**2 + sigma**2)
+    (probe,) = probe_images(lambda image: a * image, y[None], a * y[None], strength=strength)
+    answer = divergence(probe, probe.spreads)
+    assert answer is not None
+    estimate = estimate_mse(mse(a * y, y), answer, sigma, channels, 1 << 19, probe.strength)
+    assert estimate is not None
+    assert estimate.mse_in == pytest.approx(sigma**2, rel=0.01)
+    assert estimate.mse_out == pytest.approx(mse(a * y, x), rel=0.02)
+
+
 @pytest.mark.parametrize(("name", "sigma"), [("astronaut", 15), ("chelsea", 25), ("coffee", 25)])
 def test_the_shipped_network_is_estimated_within_a_decibel(name: str, sigma: int) -> None:
     """The target, 0.5 dB on Kodak, is measured by scripts/data/score_estimates.py.

@@ -1,5 +1,6 @@
 """What the options of `denoise-batch` do, as seen in files, lines and exit codes."""
 
+import io
 import json
 import os
 import shutil
@@ -14,12 +15,17 @@ import pytest
 import torch
 from pictures import picture
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 
 from denoise_batch.pipeline.checkpoint import load_weights
 from denoise_batch.pipeline.cli.batch import main
+from denoise_batch.pipeline.cli.screen import Bars
 from denoise_batch.pipeline.files.images import read_image
 from denoise_batch.pipeline.networks import Network
 from denoise_batch.pipeline.streaming import denoise as denoise_module
+from denoise_batch.pipeline.streaming.denoise import Start, Summary
+from denoise_batch.pipeline.streaming.output import Output
 
 
 @pytest.fixture
@@ -97,6 +103,46 @@ def test_what_is_not_finite_in_low_precision_is_made_again_in_float32(
     expected = load_weights(weights).network(read_image(folder / "sub/b.png").pixels[None])[0]
     after = read_image(folder.with_name("imgs-denoised") / "sub/b.png").pixels
     torch.testing.assert_close(after, expected, atol=0.51 / 255, rtol=0)
+
+
+def test_seconds_of_a_page_that_needs_no_second_pass_count_once(
+    tmp_path: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "imgs").mkdir()
+    pages = [picture(24, 20), picture(40, 48)]
+    pages[0].save(tmp_path / "imgs" / "a.tif", save_all=True, append_images=pages[1:])
+    forward, wait = Network.forward_padded, Output.wait
+
+    def overflowing(self: Network, input: torch.Tensor) -> torch.Tensor:
+        output = forward(self, input)
+        if self.compute_dtype == torch.float16 and input.shape[2] > 32:
+            output[:, :, 5, 5] = float("nan")
+        return output
+
+    def wait_a_second(self: Output) -> tuple[torch.Tensor, bool, dict[str, float]]:
+        samples, is_finite, _ = wait(self)
+        return samples, is_finite, {"compute": 1.0}
+
+    monkeypatch.setattr(Network, "forward_padded", overflowing)
+    monkeypatch.setattr(Output, "wait", wait_a_second)
+    assert run(tmp_path / "imgs", "-p", "fp16", "--log", "json", weights=weights) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (image,) = (event for event in events if event["event"] == "image")
+    assert image["seconds"]["compute"] == 3  # two pages, and one of them again
+
+
+def test_bars_come_back_for_what_a_watch_finds_later() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with Progress(console=console, transient=True) as progress:
+        bars = Bars(progress)
+        for _ in range(2):
+            bars.events.on_start(Start((), (), (), "cpu", "fp32", "weights"))
+            assert progress.live.is_started
+            bars.finish(Summary((), 0.1, "cpu", "weights", None, 0))
+            assert not progress.live.is_started
 
 
 def test_format_and_suffix_name_the_outputs(folder: Path, weights: Path, tmp_path: Path) -> None:
