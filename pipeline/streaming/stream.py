@@ -275,14 +275,9 @@ class _Stream:
 
     def _write(self, file: FileInFlight) -> None:
         try:
-            samples, probes, spent, not_finite = [], [], [], []
-            for number in range(len(file.pictures)):
-                stored, is_finite, seconds = file.outputs[number].wait()
-                samples.append(stored)
-                probes.append(file.outputs[number].probe)
-                spent.append(seconds)
-                if not is_finite:
-                    not_finite.append(number)
+            outputs = [file.outputs[number] for number in range(len(file.pictures))]
+            samples, are_finite, spent = zip(*(output.wait() for output in outputs), strict=True)
+            not_finite = [number for number, is_finite in enumerate(are_finite) if not is_finite]
             is_again = not_finite and not file.is_retried and self.denoiser.precision is not None
             # The other pages' outputs are kept, and counted when the file is written.
             file.count([spent[number] for number in not_finite] if is_again else spent)
@@ -292,7 +287,7 @@ class _Stream:
             if not_finite:
                 result = file.failed(f"{file.job.source}: the network's output is not finite")
             else:
-                result = self.writer.write(file, samples, probes)
+                result = self.writer.write(file, samples, [output.probe for output in outputs])
             self._inbox.put(partial(self._on_written, file, result))
         except BaseException as error:
             self._inbox.put(partial(_raise, error))
