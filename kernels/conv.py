@@ -15,6 +15,7 @@ from .shapes import (
     Activation,
     Int2,
     IntPair,
+    Shape,
     check_nchw,
     conv2d_output_size,
     conv_transpose2d_output_size,
@@ -68,14 +69,22 @@ class Convolution(Block):
             ShapeError: the output would be empty.
         """
 
+    def output_shape(self, shape: Sequence[int]) -> Shape:
+        """(N, out_channels, oh, ow) for an input of (N, in_channels, H, W).
+
+        Raises:
+            ShapeError: wrong number of channels, or an input too small for any output.
+        """
+        check_nchw(shape, self.in_channels, f"{type(self).__name__} input")
+        return (shape[0], self.out_channels, *self.output_size(shape[2:]))
+
     def forward(self, input: Tensor, activation: Activation = None) -> Tensor:
         """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation.
 
         Raises:
             ShapeError: wrong number of channels, or an input too small for any output.
         """
-        check_nchw(input.shape, self.in_channels, f"{type(self).__name__} input")
-        self.output_size(input.shape[2:])
+        self.output_shape(input.shape)
         dtype = self.compute_dtype or self.weight.dtype
         input, weight = input.to(dtype), self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)

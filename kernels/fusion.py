@@ -2,7 +2,8 @@
 
 A convolution takes along the upsampling or pixel unshuffle before it, the ReLU or sigmoid and the
 pixel shuffle behind it, and what is added to its result; Architecture 1 of the report is two
-launches in half precision. The numbers are those of the blocks' own forwards, up to rounding.
+launches in half precision. The numbers are those of the blocks' own forwards, up to rounding, and
+so are the errors: shapes are checked here, since a launch reads and writes wherever they say.
 """
 
 from collections.abc import Iterator, Sequence
@@ -102,8 +103,10 @@ def _stage(row: Sequence[Block]) -> tuple[int, Stage | Pair | Block]:
         activation = "relu" if isinstance(rest.pop(0), ReLU) else "sigmoid"
     shuffle = 1
     if rest and isinstance(rest[0], PixelShuffle) and isinstance(conv, Conv2d):
-        shuffle = rest[0].upscale_factor
-        rest.pop(0)
+        factor = rest[0].upscale_factor
+        if conv.out_channels % factor**2 == 0:  # or the block alone will refuse them
+            shuffle = factor
+            rest.pop(0)
     return len(row) - len(rest), Stage(conv, before, activation, shuffle)
 
 
@@ -137,8 +140,13 @@ def _as_pair(row: Sequence[Block]) -> Pair | None:
 
 
 def _convolve(stage: Stage, input: Tensor, residual: Tensor | None) -> tuple[Tensor, bool]:
-    """(output, whether the residual is in it)."""
-    conv = stage.conv
+    """(output, whether the residual is in it).
+
+    Raises:
+        ShapeError: what the blocks raise for this input.
+    """
+    conv, before = stage.conv, stage.before
+    conv.output_shape(input.shape if before is None else before.output_shape(input.shape))
     dtype = _dtype(conv)
     input = input.to(dtype)
     # In mixed precision a sum with a float32 image is float32, which this launch could not write.
@@ -156,7 +164,6 @@ def _convolve(stage: Stage, input: Tensor, residual: Tensor | None) -> tuple[Ten
             residual=fused,
         )
         return output, fused is not None
-    before = stage.before
     output = ops.conv2d_fused(
         input,
         conv.weight,
@@ -174,7 +181,13 @@ def _convolve(stage: Stage, input: Tensor, residual: Tensor | None) -> tuple[Ten
 
 
 def _pair(pair: Pair, input: Tensor) -> Tensor:
+    """The output.
+
+    Raises:
+        ShapeError: what the blocks raise for this input.
+    """
     first, second = pair.first, pair.second
+    second.output_shape(first.output_shape(input.shape))
     assert first.bias is not None  # so _as_pair chose them
     assert second.bias is not None
     op = ops.tconv_encoder if isinstance(first, Conv2d) else ops.tconv_decoder

@@ -6,6 +6,7 @@ from typing import Literal
 from .errors import ShapeError
 
 IntPair = tuple[int, int]
+Shape = tuple[int, int, int, int]
 Int2 = int | Sequence[int]
 Activation = Literal["relu"] | None
 

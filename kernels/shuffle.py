@@ -1,11 +1,13 @@
 """Space to depth and back: pixels of a block become channels of one position."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from . import ops
 from .block import Block
 from .errors import ShapeError
-from .shapes import check_nchw
+from .shapes import Shape, check_nchw
 
 
 class PixelUnshuffle(Block):
@@ -21,16 +23,26 @@ class PixelUnshuffle(Block):
             raise ShapeError(f"downscale_factor={downscale_factor}: must be at least 1")
         self.downscale_factor = downscale_factor
 
+    def output_shape(self, shape: Sequence[int]) -> Shape:
+        """(N, C·r², H, W) for an input of (N, C, H·r, W·r).
+
+        Raises:
+            ShapeError: height or width is no multiple of the factor.
+        """
+        check_nchw(shape, None, "PixelUnshuffle input")
+        batch, channels, height, width = shape
+        factor = self.downscale_factor
+        if height % factor or width % factor:
+            raise ShapeError(f"PixelUnshuffle: {height}x{width} is no multiple of {factor}")
+        return batch, channels * factor**2, height // factor, width // factor
+
     def forward(self, input: Tensor) -> Tensor:
         """Height and width must be multiples of the factor.
 
         Raises:
             ShapeError: they are not.
         """
-        check_nchw(input.shape, None, "PixelUnshuffle input")
-        if input.shape[2] % self.downscale_factor or input.shape[3] % self.downscale_factor:
-            size = f"{input.shape[2]}x{input.shape[3]}"
-            raise ShapeError(f"PixelUnshuffle: {size} is no multiple of {self.downscale_factor}")
+        self.output_shape(input.shape)
         output = ops.pixel_unshuffle(input, self.downscale_factor)
         self._save((), output)
         return output

@@ -10,7 +10,7 @@ from . import ops
 from .block import Block
 from .container import Sequential
 from .conv import Conv2d, Convolution
-from .shapes import Activation, Int2, IntPair, check_nchw, pair
+from .shapes import Activation, Int2, IntPair, Shape, check_nchw, pair
 
 
 class NearestUpsample2d(Block):
@@ -24,9 +24,19 @@ class NearestUpsample2d(Block):
         super().__init__()
         self.scale_factor = pair(scale_factor, "scale_factor", minimum=1)
 
+    def output_shape(self, shape: Sequence[int]) -> Shape:
+        """(N, C, H·sh, W·sw) for an input of (N, C, H, W).
+
+        Raises:
+            ShapeError: not four dimensions, or an empty image.
+        """
+        check_nchw(shape, None, "NearestUpsample2d input")
+        down, across = self.scale_factor
+        return shape[0], shape[1], shape[2] * down, shape[3] * across
+
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H·sh, W·sw)."""
-        check_nchw(input.shape, None, "NearestUpsample2d input")
+        self.output_shape(input.shape)
         output = ops.upsample_nearest2d_forward(input, scale_factor=self.scale_factor)
         self._save((), output)
         return output

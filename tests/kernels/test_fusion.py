@@ -4,9 +4,13 @@ On the CPU the launches are done by gemm.fused, one op after the other; the kern
 in cuda/test_interpreted.py.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from tolerances import assert_parity
+from torch import Tensor
 
 from denoise_batch.kernels import (
     Block,
@@ -19,6 +23,7 @@ from denoise_batch.kernels import (
     ReLU,
     Residual,
     Sequential,
+    ShapeError,
     Sigmoid,
     UpsampleConv2d,
     fusion,
@@ -104,6 +109,62 @@ def test_a_sum_with_a_float32_image_stays_float32() -> None:
     row = Sequential(Residual(Conv2d(3, 3, 3, padding=1))).eval().compute_in(torch.bfloat16)
     image = torch.rand(1, 3, 8, 8)
     assert fusion.forward(row.blocks, image).dtype == row(image).dtype == torch.float32
+
+
+# A row, and what it cannot take.
+MISFITS: dict[str, tuple[list[Block], tuple[int, ...]]] = {
+    "too-many-channels": ([Conv2d(3, 4, 3), ReLU()], (1, 4, 6, 6)),
+    "too-few-channels": ([Conv2d(3, 4, 3), ReLU()], (1, 2, 6, 6)),
+    "three-dimensions": ([Conv2d(3, 4, 3)], (3, 6, 6)),
+    "smaller-than-the-kernel": ([Conv2d(3, 4, 3)], (1, 3, 2, 6)),
+    "an-empty-image": ([Conv2d(3, 4, 3, padding=2)], (1, 3, 0, 6)),
+    "between-layers": ([Conv2d(3, 4, 3), ReLU(), Conv2d(3, 4, 3)], (1, 3, 6, 6)),
+    "transposed-channels": ([ConvTranspose2d(3, 4, 2), Sigmoid()], (1, 4, 6, 6)),
+    "transposed-to-nothing": ([ConvTranspose2d(3, 4, 2, padding=4)], (1, 3, 6, 6)),
+    "unshuffled-odd": ([PixelUnshuffle(2), Conv2d(12, 4, 3, padding=1)], (2, 3, 7, 8)),
+    "unshuffled-channels": ([PixelUnshuffle(2), Conv2d(12, 4, 3, padding=1)], (2, 2, 8, 8)),
+    "unshuffled-three-dimensions": ([PixelUnshuffle(2), Conv2d(12, 4, 1)], (3, 8, 8)),
+    "upsampled-channels": ([NearestUpsample2d(2), Conv2d(3, 4, 3)], (1, 4, 6, 6)),
+    "upsampled-three-dimensions": ([NearestUpsample2d(2), Conv2d(3, 4, 3)], (3, 6, 6)),
+    "shuffled-channels": ([Conv2d(3, 6, 3), PixelShuffle(2)], (1, 3, 6, 6)),
+    "encoder-channels": ([Conv2d(3, 5, 4, 2), ReLU(), Conv2d(5, 4, 3, 2), ReLU()], (1, 4, 16, 16)),
+    "encoder-too-small": ([Conv2d(3, 5, 4, 2), ReLU(), Conv2d(5, 4, 3, 2), ReLU()], (1, 3, 7, 16)),
+    "encoder-of-two": ([Conv2d(3, 5, 4, 2), ReLU(), Conv2d(6, 4, 3, 2), ReLU()], (1, 3, 16, 16)),
+    "decoder-channels": (
+        [ConvTranspose2d(5, 4, 3, 2), ReLU(), ConvTranspose2d(4, 3, 4, 2), Sigmoid()],
+        (1, 4, 6, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", list(MISFITS))
+def test_what_a_block_refuses_no_launch_is_given(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch reads where the shapes say: on a GPU a wrong one goes out of bounds, unnoticed."""
+    blocks, shape = MISFITS[name]
+    row = Sequential(*blocks).eval().compute_in(dtype)
+    image = torch.ones(shape)
+    with pytest.raises(ShapeError) as expected:
+        row(image)
+    for op in ("conv2d_fused", "conv_transpose2d_fused", "tconv_encoder", "tconv_decoder"):
+        monkeypatch.setattr(ops, op, _sound(getattr(ops, op)))
+    with pytest.raises(ShapeError) as caught:
+        fusion.forward(row.blocks, image)
+    assert str(caught.value) == str(expected.value)
+
+
+def _sound(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The op, which must not be given what it cannot do."""
+
+    def launch(*args: Any, **kwargs: Any) -> Tensor:
+        try:
+            return op(*args, **kwargs)
+        except RuntimeError as error:
+            pytest.fail(f"launched: {error}")
+
+    return launch
 
 
 def test_the_cpu_does_not_go_this_way() -> None:
