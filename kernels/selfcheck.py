@@ -28,6 +28,10 @@ class NotCoveredError(Exception):
     """A kernel's launcher declines a call (a precision, a size) that `gemm/` can do."""
 
 
+class UncheckableError(Exception):
+    """No result to hold a kernel against: the call itself is wrong, or has no small problem."""
+
+
 @dataclass(frozen=True)
 class KernelCheck:
     """What checking one op came to.
@@ -81,12 +85,19 @@ def check_call(
 
     Raises:
         NotCoveredError: `kernel` declines calls of this kind.
+        UncheckableError: `portable` raises too, or the call is none that a problem can be made of.
     """
-    small_args, small_kwargs = SHRINK[name](*args, **kwargs)
+    shrink = SHRINK[name]
+    try:
+        small_args, small_kwargs = shrink(*args, **kwargs)
+        expected = _results(portable, _converted(small_args), _converted(small_kwargs))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as cause:  # whatever a wrong call comes to
+        raise UncheckableError(name) from cause
     dtype = _first(small_args).dtype
     tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
     label = f"{name} {str(dtype).removeprefix('torch.')}"
-    expected = _results(portable, _converted(small_args), _converted(small_kwargs))
     try:
         actual = _results(kernel, small_args, small_kwargs)
         error = _error(actual, expected)

@@ -4,8 +4,8 @@ A kernel proves itself on its first call of a kind (same op, precision, channels
 whatever the image's size): it is run on a small seeded problem of that kind beside `gemm/`, see
 `selfcheck`. A kind that it declines is `gemm/`'s from then on. One that raises or disagrees is
 switched off for the rest of the process, with one line in the log that names it, and `gemm/` does
-its work. Ops, devices and kernels are all given from outside, so tests can simulate a failing
-kernel without a GPU.
+its work. Where `gemm/` raises as well the call is at fault, and no kernel. Ops, devices and kernels
+are all given from outside, so tests can simulate a failing kernel without a GPU.
 """
 
 import functools
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import DenoiseBatchError, DeviceError
-from .selfcheck import NotCoveredError, check_call, signature
+from .selfcheck import NotCoveredError, UncheckableError, check_call, signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,7 +107,10 @@ class Switch:
         except Exception as error:  # a compiler's or a driver's own: gemm/ can do without them
             if self.choice == "triton":
                 raise DeviceError(f"Triton kernel {name} failed on {device}: {error}") from error
+            # First: if it raises too, a good kernel stays on.
+            result = portable(*args, **kwargs)
             self._turn_off(name, device, f"{type(error).__name__}: {_first_line(error)}")
+            return result
         return portable(*args, **kwargs)
 
     def _has_passed(
@@ -128,6 +131,8 @@ class Switch:
             except NotCoveredError:
                 self._passed[key] = False
                 return False
+            except UncheckableError:
+                return False  # `gemm/` says what is wrong; right calls of this kind may follow
             if check.status != "ok":
                 self._turn_off(name, device, check.reason)
                 return False

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import DeviceError, OptionError, ShapeError, ops
-from denoise_batch.kernels.gemm.conv import conv2d_backward, conv2d_forward
+from denoise_batch.kernels.gemm.conv import (
+    conv2d_backward,
+    conv2d_forward,
+    conv_transpose2d_forward,
+)
+from denoise_batch.kernels.gemm.fused import conv2d_fused
 from denoise_batch.kernels.reference.loss import mse_loss
 from denoise_batch.kernels.reference.optim import sgd_step
 from denoise_batch.kernels.selfcheck import NotCoveredError
@@ -155,6 +160,47 @@ def test_errors_of_the_caller_are_raised() -> None:
     forced = switch({"conv2d_forward": Kernel(raises(ShapeError("too small")))}, "triton")
     with pytest.raises(ShapeError, match="too small"):
         forced.op(conv2d_forward)(*layer(), **OPTIONS)
+
+
+FUSED: dict[str, Any] = OPTIONS | {"activation": None, "residual": None}
+FUSED |= {"upsample": (1, 1), "unshuffle": 1, "shuffle": 1}
+
+
+def test_a_call_that_gemm_refuses_in_the_check_too_is_no_fault_of_a_kernel(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kernel = Kernel(conv2d_fused)
+    chosen = switch({"conv2d_fused": kernel})
+    op, (image, weight, bias) = chosen.op(conv2d_fused), layer()
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        op(layer(channels=5)[0], weight, bias, **FUSED)
+    with pytest.raises(ValueError, match="zip"):  # no small problem can be made of it
+        op(image[0, 0, 0], weight, bias, **FUSED)
+    assert not chosen.off
+    assert not caplog.records
+    assert not kernel.sizes
+    op(image, weight, bias, **FUSED)  # of the same kind, which is still to be judged
+    assert kernel.sizes[-1] == image.shape
+
+
+def test_a_call_that_both_refuse_after_the_check_is_no_fault_of_a_kernel() -> None:
+    kernel = Kernel(conv2d_fused)
+    chosen = switch({"conv2d_fused": kernel})
+    op, (image, weight, bias) = chosen.op(conv2d_fused), layer()
+    op(image, weight, bias, **FUSED)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        op(layer(channels=5)[0], weight, bias, **FUSED)
+    assert not chosen.off
+
+
+def test_a_call_whose_small_problem_cannot_be_is_gemm_s() -> None:
+    """All of the small image would be cut off; of the image itself something is left."""
+    chosen = switch({"conv_transpose2d_forward": Kernel(conv_transpose2d_forward)})
+    args = torch.randn(1, 4, 40, 40), torch.randn(4, 5, 3, 3), None
+    options = OPTIONS | {"padding": (8, 8), "output_padding": (0, 0)}
+    ours = chosen.op(conv_transpose2d_forward)(*args, **options)
+    assert torch.equal(ours, conv_transpose2d_forward(*args, **options))
+    assert not chosen.off
 
 
 @pytest.mark.parametrize("choice", ["auto", "triton"])
