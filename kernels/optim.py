@@ -16,7 +16,8 @@ class Optimizer(ABC):
     """Parameters, a learning rate, and tensors of state for each parameter.
 
     Args:
-        parameters: tensors whose `.grad` a backward fills; one without a gradient is left alone.
+        parameters: tensors whose `.grad` a backward fills; one without a gradient is left alone,
+            one that several blocks share is moved once.
         lr: learning rate, ≥ 0; may be changed between steps.
         weight_decay: ≥ 0.
 
@@ -27,7 +28,7 @@ class Optimizer(ABC):
     def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> None:
         _check_range("lr", lr)
         _check_range("weight_decay", weight_decay)
-        self.parameters = list(parameters)
+        self.parameters = _distinct(parameters)
         if not self.parameters:
             raise OptionError("there are no parameters to optimise")
         self.lr = lr
@@ -251,12 +252,13 @@ class ExponentialMovingAverage:
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients down together where their joint length exceeds `max_norm`.
 
-    Pascanu et al. (2013), as torch.nn.utils.clip_grad_norm_; never waits for the device.
+    Pascanu et al. (2013), as torch.nn.utils.clip_grad_norm_; never waits for the device. A
+    parameter that several blocks share counts once.
 
     Returns:
         The length before, a 0-d tensor.
     """
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    grads = [parameter.grad for parameter in _distinct(parameters) if parameter.grad is not None]
     if not grads:
         return torch.zeros(())
     norm: Tensor = torch.stack([grad.norm() for grad in grads]).norm()
@@ -264,6 +266,11 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     for grad in grads:
         grad *= scale
     return norm
+
+
+def _distinct(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Each once, in order: `Block.parameters` names a shared one for every block that has it."""
+    return list({id(parameter): parameter for parameter in parameters}.values())
 
 
 def _check_range(name: str, value: float) -> None:

@@ -14,8 +14,10 @@ from denoise_batch.kernels import (
     SGD,
     Adam,
     AdamW,
+    Conv2d,
     ExponentialMovingAverage,
     OptionError,
+    Sequential,
     clip_grad_norm_,
 )
 
@@ -146,6 +148,43 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(
         optimizer = kind(ours, 0.1, **options)
         optimizer.load_state_dict(state)
     assert_same(ours, oracles)
+
+
+@each_optimizer
+def test_a_parameter_that_two_blocks_share_is_moved_once_as_in_torch(
+    kind: type, oracle_kind: type, options: dict[str, Any]
+) -> None:
+    ours, oracles = shared()
+    optimizer, oracle = (
+        kind(ours.parameters(), 0.1, **options),
+        oracle_kind(oracles.parameters(), 0.1, **options),
+    )
+    for _ in range(3):
+        give_gradients(ours.parameters()[:2], list(oracles.parameters()))
+        optimizer.step()
+        oracle.step()
+    assert_same(ours.parameters()[:2], list(oracles.parameters()))
+
+
+def test_the_gradient_of_a_parameter_that_two_blocks_share_is_clipped_once() -> None:
+    ours, oracles = shared()
+    give_gradients(ours.parameters()[:2], list(oracles.parameters()))
+    norm = clip_grad_norm_(ours.parameters(), 0.1)
+    assert_parity(norm, torch.nn.utils.clip_grad_norm_(oracles.parameters(), 0.1), "norm")
+    for parameter, oracle in zip(ours.parameters()[:2], oracles.parameters(), strict=True):
+        assert_parity(parameter.grad, oracle.grad, "gradient")
+
+
+def shared() -> tuple[Sequential, torch.nn.Sequential]:
+    """Two convolutions of one weight and one bias, ours and torch's."""
+    first, second = Conv2d(3, 3, 3), Conv2d(3, 3, 3)
+    second.weight, second.bias = first.weight, first.bias
+    oracle, other = torch.nn.Conv2d(3, 3, 3), torch.nn.Conv2d(3, 3, 3)
+    other.weight, other.bias = oracle.weight, oracle.bias
+    oracle.load_state_dict(first.state_dict())
+    ours, oracles = Sequential(first, second), torch.nn.Sequential(oracle, other)
+    assert (len(ours.parameters()), len(list(oracles.parameters()))) == (4, 2)
+    return ours, oracles
 
 
 def test_zero_grad_forgets_the_gradients() -> None:
