@@ -11,7 +11,7 @@ def mse_loss(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         target: the same shape.
 
     Returns:
-        The loss, a 0-d tensor, and its gradient, shaped as input.
+        The loss, a 0-d tensor, and its gradient, shaped as input; of no elements the loss is NaN.
     """
     difference = input - target
-    return difference.square().mean(), difference.mul_(2 / input.numel())
+    return difference.square().mean(), difference.mul_(2 / max(input.numel(), 1))

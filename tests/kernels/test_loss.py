@@ -58,6 +58,15 @@ def test_loss_of_equal_images_is_zero_with_zero_gradient() -> None:
     assert not loss.backward().any()
 
 
+@each_dtype
+def test_of_an_empty_batch_the_loss_is_nan_as_in_torch(dtype: torch.dtype) -> None:
+    empty = torch.empty(0, 3, 4, 4, dtype=dtype)
+    expected, gradients = autograd(lambda image: functional.mse_loss(image, empty), empty)
+    loss = MSELoss()
+    torch.testing.assert_close(loss(empty, empty), expected, equal_nan=True)
+    torch.testing.assert_close(loss.backward(), gradients(torch.ones_like(expected))[0])
+
+
 def test_loss_is_a_scalar_tensor_and_leaves_its_operands_alone() -> None:
     input, target = torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
     loss = MSELoss()
