@@ -31,6 +31,8 @@ def masked(grad_output: Tensor, output: Tensor | None) -> Tensor:
 
     In integers, since torch.where takes 5 ms for 2.4 M elements on 2 Zen 4 cores, three integer
     operations 0.2 to 0.4: a number above 0 has the bits of an integer above 0, and −1 is all ones.
+    At a NaN with a sign (∞ − ∞ on x86) it is 0, unlike the specification's: `output <= 0` instead
+    takes a sixth longer in float32, half again in bfloat16 (150 000 elements, one EPYC core).
     """
     if output is None:
         return grad_output
