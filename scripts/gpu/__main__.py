@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         _parser().error("torch sees no CUDA device here; --device cpu rehearses the command")
+    name, facts = machine(device)  # first: should it fail, no quarter of an hour is lost
     sections: list[Section] = []
     for make in (
         lambda: [check_section(device)],
@@ -43,8 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines = str(error).strip().splitlines() or [""]
             sections.append(Section("A part that failed", f"{type(error).__name__}: {lines[-1]}"))
             sections[-1].is_wrong = True
-    name, lines = machine(device)
-    text = render(name, lines, sections, is_rehearsal=device.type != "cuda")
+    text = render(name, facts, sections, is_rehearsal=device.type != "cuda")
     path = options.output or Path(f"gpu-check-{_slug(name)}.md")
     path.write_text(text)
     print(text)

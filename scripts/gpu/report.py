@@ -4,7 +4,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ def machine(device: torch.device) -> tuple[str, list[str]]:
     """(device's name, facts that figures depend on)."""
     versions = [f"python {platform.python_version()}", f"torch {torch.__version__}"]
     if util.find_spec("triton"):
-        versions.append(f"triton {metadata.version('triton')}")
+        versions.append(f"triton {_triton_version()}")
     facts = [", ".join(versions), f"commit {_commit()}", f"DENOISE_BATCH_KERNELS={ops.KERNELS}"]
     if device.type != "cuda":
         return "cpu", facts
@@ -66,8 +66,20 @@ def render(name: str, facts: Sequence[str], sections: Sequence[Section], is_rehe
     return "\n".join(lines) + "\n"
 
 
+def _triton_version() -> str:
+    """Asked of the module: distributions that bring it have various names."""
+    try:
+        import triton
+    except ImportError:
+        return "unknown"
+    return str(triton.__version__)
+
+
 def _commit() -> str:
     root = Path(__file__).parents[2]
     command = ["git", "describe", "--always", "--dirty=+"]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # there is no git
+        return "unknown"
     return result.stdout.strip() or "unknown"
