@@ -119,9 +119,19 @@ def fetch(package: str, debs: Path, tree: Path) -> str:
     """Download a package into debs unless it lies there, extract it into tree; its version."""
     if not list(debs.glob(f"{package}_*.deb")):
         run("apt-get", "download", package, folder=debs)
-    deb = str(max(debs.glob(f"{package}_*.deb")))
+    deb, version = "", ""
+    for path in sorted(debs.glob(f"{package}_*.deb")):
+        found = run("dpkg-deb", "--field", str(path), "Version", folder=debs).strip()
+        if not deb or is_newer(found, version):
+            deb, version = str(path), found
     run("dpkg-deb", "--extract", deb, str(tree), folder=debs)
-    return run("dpkg-deb", "--field", deb, "Version", folder=debs).strip()
+    return version
+
+
+def is_newer(version: str, other: str) -> bool:
+    """In Debian's order, in which 1.10 comes after 1.9 and 1:1.0 after both."""
+    command = ["dpkg", "--compare-versions", version, "gt", other]
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def run(*command: str, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import struct
 import sys
 import zlib
@@ -229,6 +230,30 @@ def test_build_writes_what_the_manifest_says(tmp_path: Path, fetched: list[str])
         with Image.open(tmp_path / "out" / row["file"]) as image:
             assert (image.mode, list(image.size)) == ("RGB", row["size"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"garden", "manifest.json"}
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb")
+@pytest.mark.parametrize(
+    ("older", "newest"), [("1.9", "1.10"), ("2.0", "1:1.0"), ("2.0~rc1", "2.0")]
+)
+def test_of_two_versions_that_were_kept_the_newest_is_taken(
+    tmp_path: Path, older: str, newest: str
+) -> None:
+    debs, tree = tmp_path / "packages", tmp_path / "tree"
+    debs.mkdir()
+    tree.mkdir()
+    for version in (older, newest):
+        root = tmp_path / version
+        (root / "DEBIAN").mkdir(parents=True)
+        (root / "DEBIAN/control").write_text(
+            f"Package: garden\nVersion: {version}\nArchitecture: all\n"
+            "Maintainer: Nobody <nobody@example.org>\nDescription: flowers\n"
+        )
+        (root / "version").write_text(version)
+        deb = debs / f"garden_{version.replace(':', '%3a')}_all.deb"  # as apt-get names it
+        corpus.run("dpkg-deb", "--build", str(root), str(deb), folder=tmp_path)
+    assert corpus.fetch("garden", debs, tree) == newest
+    assert (tree / "version").read_text() == newest
 
 
 def test_missing_package_is_told_and_tolerated(
