@@ -50,6 +50,8 @@ def split_photographs(folder: Path, smallest_px: int, validation_share: float) -
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
+        if not path.is_file():  # a folder may be called IMG_0001.JPG
+            continue
         with _readable(path), Image.open(path) as image:
             short_side = min(image.size)
         if short_side < smallest_px:

@@ -221,7 +221,8 @@ def _images_below(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         raise OptionError(f"{folder}: not a folder of noisy images")
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in READABLE_SUFFIXES and not path.name.startswith("."):
+        is_picture = path.suffix.lower() in READABLE_SUFFIXES and not path.name.startswith(".")
+        if is_picture and path.is_file():  # a folder may be called IMG_0001.JPG
             yield path
 
 

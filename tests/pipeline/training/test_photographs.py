@@ -56,6 +56,12 @@ def test_too_small_photographs_are_counted_and_left_out(photographs: Path) -> No
         split_photographs(photographs, 81, 0.3)
 
 
+def test_a_folder_with_the_name_of_a_photograph_is_none(photographs: Path) -> None:
+    before = split_photographs(photographs, 32, 0.3)
+    (photographs / "empty.JPG").mkdir()
+    assert split_photographs(photographs, 32, 0.3) == before
+
+
 def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="not a folder"):
         split_photographs(tmp_path / "none", 32, 0.2)

@@ -61,6 +61,15 @@ def test_paired_shots_find_each_other_whatever_their_suffix(shots: Path) -> None
         assert torch.equal(scene[1], scene[0] + 1)
 
 
+def test_a_folder_with_the_name_of_a_picture_is_none(shots: Path, bursts: Path) -> None:
+    (shots / "first" / "x").rename(shots / "first" / "x.png")
+    (shots / "second" / "x").rename(shots / "second" / "x.png")
+    assert len(load_paired_folders(shots / "first", shots / "second", 32, 0.2).training) == 4
+    (bursts / "scene 1").rename(bursts / "IMG_0001.JPG")
+    scenes = load_bursts(bursts, 32, 0.2)
+    assert len(scenes.training) + len(scenes.validation) == 3
+
+
 def test_a_batch_is_two_different_shots_of_one_scene(bursts: Path) -> None:
     scenes = load_bursts(bursts, 32, 0.3)
     pairs = ScenePairs(scenes.training, 32, 100)
