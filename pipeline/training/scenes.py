@@ -16,6 +16,8 @@ from torch import Tensor
 from denoise_batch.kernels import OptionError, TrainingError
 
 from ..files.images import READABLE_SUFFIXES, read_image
+from ..files.picture import Picture
+from ..files.samples import UNIT, Scale, float_scale
 from ..streaming.references import find_reference
 from .pairs import Denoise, Pairs, StepRandom, StoredPairs, Validation, to_float
 
@@ -227,11 +229,24 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 
 def _stack(shots: Sequence[Path]) -> Tensor:
-    images = [_to_uint8(read_image(path).pixels.expand(3, -1, -1)) for path in shots]
-    for path, image in zip(shots, images, strict=True):
-        if image.shape != images[0].shape:
+    pictures = [read_image(path) for path in shots]
+    shared = _scale_of_floats(pictures)
+    images = []
+    for path, picture in zip(shots, pictures, strict=True):
+        samples = picture.samples
+        scale = shared if samples.is_floating_point() else picture.layout.scale
+        levels = (scale.to_unit(samples) * 255).round().clamp(0, 255).to(torch.uint8)
+        images.append(levels.permute(2, 0, 1).expand(3, -1, -1))
+        if images[-1].shape != images[0].shape:
             raise TrainingError(f"{path}: not of the size of {shots[0]}")
     return torch.stack(images)
+
+
+def _scale_of_floats(shots: Sequence[Picture]) -> Scale:
+    """Floats have no range of their own, and the shots of a scene shall differ in noise alone."""
+    floats = [shot.samples for shot in shots if shot.samples.is_floating_point()]
+    ends = [end for samples in floats for end in samples.aminmax()]
+    return float_scale(torch.stack(ends)) if ends else UNIT
 
 
 def _to_uint8(pixels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from PIL import Image
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.pipeline.checkpoint import load_weights
 from denoise_batch.pipeline.cli.train import main
+from denoise_batch.pipeline.files.samples import memory_of
 from denoise_batch.pipeline.training.pairs import StepRandom
 from denoise_batch.pipeline.training.scenes import (
     NEIGHBOR_SHARE,
@@ -59,6 +60,36 @@ def test_paired_shots_find_each_other_whatever_their_suffix(shots: Path) -> None
     assert len(scenes.validation) == 1
     for scene in (*scenes.training, *scenes.validation):
         assert torch.equal(scene[1], scene[0] + 1)
+
+
+def _save_float(path: Path, values: torch.Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = values.shape
+    Image.frombytes("F", (width, height), memory_of(values.contiguous())).save(path)
+
+
+def test_float_shots_of_a_scene_are_brought_to_one_scale(tmp_path: Path) -> None:
+    """Each by its own range, a hot pixel in one of them would darken that one alone."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(3):
+        scene = 100 + 500 * torch.rand(32, 32, generator=generator)
+        _save_float(tmp_path / "first" / f"{number}.tif", scene)
+        scene[0, 0] = 2000.0
+        _save_float(tmp_path / "second" / f"{number}.tif", scene)
+    scenes = load_paired_folders(tmp_path / "first", tmp_path / "second", 32, 0.2)
+    for scene in (*scenes.training, *scenes.validation):
+        assert torch.equal(scene[0].flatten(1)[:, 1:], scene[1].flatten(1)[:, 1:])
+        assert scene[1].max() == 255
+        assert scene[0].min() == 0
+
+
+def test_float_shots_within_0_and_1_stay_as_they_are(tmp_path: Path) -> None:
+    for number in range(2):
+        for shot in range(2):
+            path = tmp_path / f"scene {number}" / f"{shot}.tif"
+            _save_float(path, torch.full((32, 32), 0.2 + 0.2 * shot))
+    for scene in load_bursts(tmp_path, 32, 0.5).training:
+        assert scene.flatten(1).unique(dim=1).tolist() == [[51], [102]]
 
 
 def test_a_folder_with_the_name_of_a_picture_is_none(shots: Path, bursts: Path) -> None:
