@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from denoise_batch.kernels import Block, ExponentialMovingAverage, OptionError
+from denoise_batch.kernels import ExponentialMovingAverage, OptionError
 from denoise_batch.kernels.optim import Optimizer
 
 from ..checkpoint import load_tensors, save_tensors
 from ..files.atomic import atomic_write
+from ..networks import Network
 from .distributed import Team
 from .options import TrainOptions
 
@@ -180,7 +181,7 @@ class RunFolder:
     def save_checkpoint(
         self,
         progress: Progress,
-        network: Block,
+        network: Network,
         optimizer: Optimizer,
         average: ExponentialMovingAverage,
     ) -> None:
@@ -197,17 +198,24 @@ class RunFolder:
             "seconds": progress.seconds,
             "total_seconds": progress.total_seconds,
             "best": asdict(progress.best) if progress.best else None,
+            "lr": optimizer.lr,
+            "mean": network.standardize.mean,
+            "std": network.standardize.std,
         }
         save_tensors(self.checkpoint, tensors | {"loss_sum": progress.loss_sum}, header)
 
     def load_checkpoint(
         self,
         progress: Progress,
-        network: Block,
+        network: Network,
         optimizer: Optimizer,
         average: ExponentialMovingAverage,
     ) -> None:
-        """Go on from the last checkpoint, if there is one."""
+        """Go on from the last checkpoint, if there is one.
+
+        The weights are of its standardisation, not of what the data, or the file of --init, would
+        give now.
+        """
         found = self._team.first(
             lambda: load_tensors(self.checkpoint) if self.checkpoint.exists() else None
         )
@@ -226,3 +234,7 @@ class RunFolder:
         progress.epoch_start = header["epoch_start"]
         progress.seconds, progress.total_seconds = header["seconds"], header["total_seconds"]
         progress.best = Epoch(**header["best"]) if header["best"] else None
+        if "mean" in header:  # checkpoints of earlier releases tell neither these nor the rate
+            network.standardize.mean = tuple(header["mean"])
+            network.standardize.std = tuple(header["std"])
+            optimizer.lr = header["lr"]

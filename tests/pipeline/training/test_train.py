@@ -25,13 +25,20 @@ from denoise_batch.kernels import (
     OptionError,
     TrainingError,
 )
-from denoise_batch.pipeline.checkpoint import find_weights, load_tensors, load_weights
+from denoise_batch.pipeline.checkpoint import (
+    find_weights,
+    load_tensors,
+    load_weights,
+    save_tensors,
+    save_weights,
+)
 from denoise_batch.pipeline.cli.train import main
 from denoise_batch.pipeline.device import deterministic_algorithms
+from denoise_batch.pipeline.networks import Network
 from denoise_batch.pipeline.training import plots
 from denoise_batch.pipeline.training.distributed import Team
 from denoise_batch.pipeline.training.options import TrainOptions
-from denoise_batch.pipeline.training.runs import Epoch, RunFolder
+from denoise_batch.pipeline.training.runs import Epoch, Progress, RunFolder
 from denoise_batch.pipeline.training.train import Watcher, train
 
 
@@ -334,20 +341,97 @@ def test_a_run_that_is_stopped_anywhere_resumes_to_the_same_weights(
     whole = train(replace(options, output=tmp_path / "whole"))
     for stop_at in (1, 5, 6, 11):
         stopped = replace(options, output=tmp_path / f"stopped at {stop_at}")
-
-        def stop(step: int, steps: int, stop_at: int = stop_at) -> None:
-            if step == stop_at:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            train(stopped, Watcher(on_step=stop))
+        _stopped(stopped, stop_at)
         resumed = train(replace(stopped, resume=True))
         for name in ("best.safetensors", "last.safetensors"):
             expected = (tmp_path / "whole" / name).read_bytes()
             assert (stopped.output / name).read_bytes() == expected, stop_at
         assert resumed.best.validation_psnr == whole.best.validation_psnr
-        metrics = (stopped.output / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(row)["number"] for row in metrics] == [1, 2, 3]
+        assert _rows(stopped.output) == _rows(tmp_path / "whole"), stop_at
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl but for what the clock says."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in rows]
+
+
+def _stopped(options: TrainOptions, stop_at: int) -> None:
+    """Train as far as this step."""
+
+    def stop(step: int, steps: int) -> None:
+        if step == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(options, Watcher(on_step=stop))
+
+
+def test_a_resumed_run_keeps_its_standardisation_whatever_became_of_the_photographs(
+    options: TrainOptions, photographs: Path
+) -> None:
+    _stopped(options, 6)
+    before = load_weights(options.output / "last.safetensors").network.standardize
+    for number in range(8):
+        Image.new("RGB", (128, 128), (250,) * 3).save(photographs / f"white {number}.png")
+    train(replace(options, resume=True))
+    after = load_weights(options.output / "last.safetensors").network.standardize
+    assert (after.mean, after.std) == (before.mean, before.std)
+
+
+def test_a_resumed_run_does_not_ask_the_weights_it_began_with_again(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    init = tmp_path / "init.safetensors"
+    started = replace(options, init=str(init))
+    save_weights(init, Network("tconv", 0.5, 0.25, torch.Generator().manual_seed(0)), {})
+    train(replace(started, output=tmp_path / "whole"))
+    _stopped(started, 6)
+    save_weights(init, Network("tconv", (0.1, 0.2, 0.3), (0.3, 0.2, 0.1)), {})
+    train(replace(started, resume=True))
+    expected = (tmp_path / "whole" / "last.safetensors").read_bytes()
+    assert (options.output / "last.safetensors").read_bytes() == expected
+
+
+def test_every_worker_takes_standardisation_and_rate_of_the_first_one_s_checkpoint(
+    tmp_path: Path,
+) -> None:
+    """Each measures its own, on a device that may round otherwise."""
+
+    def state(network: Network) -> tuple[Any, ...]:
+        parameters = network.parameters()
+        progress = Progress(loss_sum=torch.zeros(()))
+        return progress, network, Adam(parameters, 0.5), ExponentialMovingAverage(parameters)
+
+    first = state(Network("tconv", (0.1, 0.2, 1 / 3), (0.3, 0.2, 0.1)))
+    first[2].lr = 0.125
+    RunFolder(tmp_path).save_checkpoint(*first)
+
+    class Second(Team):
+        rank = 1
+
+        def first(self, action: Any) -> Any:
+            return load_tensors(tmp_path / "checkpoint.safetensors")
+
+    other = state(Network("tconv", 0.5, 0.25))
+    RunFolder(tmp_path / "none", Second()).load_checkpoint(*other)
+    standardize = other[1].standardize
+    assert (standardize.mean, standardize.std) == ((0.1, 0.2, 1 / 3), (0.3, 0.2, 0.1))
+    assert other[2].lr == 0.125
+
+
+def test_a_checkpoint_of_an_earlier_release_resumes_too(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    """It tells neither standardisation nor rate."""
+    train(replace(options, output=tmp_path / "whole"))
+    _stopped(options, 6)
+    path = options.output / "checkpoint.safetensors"
+    tensors, header = load_tensors(path)
+    save_tensors(path, tensors, {k: header[k] for k in header if k not in ("lr", "mean", "std")})
+    train(replace(options, resume=True))
+    expected = (tmp_path / "whole" / "last.safetensors").read_bytes()
+    assert (options.output / "last.safetensors").read_bytes() == expected
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
