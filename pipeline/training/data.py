@@ -13,8 +13,8 @@ from .scenes import (
     load_paired_folders,
     load_single_images,
     scene_validation,
-    tensor_pairs,
 )
+from .two_tensors import tensor_pairs
 
 VALIDATION_SEED = 1_000_003  # the same held-out tiles whatever the training seed
 

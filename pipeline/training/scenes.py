@@ -1,11 +1,10 @@
-"""Real noise: paired folders, bursts, the course's two-tensor files and single noisy images.
+"""Real noise: paired folders, bursts and single noisy images.
 
 A scene is a stack of aligned shots of one picture, uint8 (V, 3, H, W). With two or more,
 Noise2Noise takes one as input and another as target; with one, neighbouring pixels serve as two.
 """
 
 import hashlib
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..files.images import READABLE_SUFFIXES, read_image
 from ..files.picture import Picture
 from ..files.samples import UNIT, Scale, float_scale
 from ..streaming.references import find_reference
-from .pairs import Denoise, Pairs, StepRandom, StoredPairs, Validation, to_float
+from .pairs import Denoise, Pairs, StepRandom, Validation, to_float
 
 # Weight of Neighbor2Neighbor's regulariser, γ/(1 + γ) with the paper's γ = 2.
 NEIGHBOR_SHARE = 2 / 3
@@ -83,55 +82,6 @@ def load_single_images(folder: Path, smallest_px: int, share: float) -> Scenes:
     """
     named = {path.relative_to(folder).as_posix(): _stack([path]) for path in _images_below(folder)}
     return _split(named, smallest_px, share, folder)
-
-
-def load_two_tensors(path: Path) -> tuple[Tensor, Tensor]:
-    """The course's file: two tensors (N, 3, H, W), uint8 or float in [0, 255] or [0, 1].
-
-    Read with torch's `weights_only`, so that a file cannot run code.
-
-    Returns:
-        Both as uint8.
-
-    Raises:
-        TrainingError: the file cannot be read or holds something else.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainingError(f"{path}: not a file of two tensors ({reason})") from error
-    if isinstance(content, Mapping):
-        content = tuple(content.values())
-    is_pair = isinstance(content, Sequence) and len(content) == 2
-    if not is_pair or not all(isinstance(part, Tensor) and part.ndim == 4 for part in content):
-        raise TrainingError(f"{path}: expected two tensors (N, 3, H, W)")
-    first, second = (_to_uint8(part) for part in content)
-    if first.shape != second.shape or first.shape[1] != 3:
-        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
-        raise TrainingError(f"{path}: expected two tensors (N, 3, H, W) of one shape, has {shapes}")
-    return first, second
-
-
-def tensor_pairs(
-    path: Path, validation_path: Path | None, share: float, device: torch.device
-) -> tuple[Pairs, Validation]:
-    """The two-tensor file as pairs; validation from another such file (noisy, clean) or its end.
-
-    Raises:
-        TrainingError: as `load_two_tensors`, or nothing would be left to train on.
-    """
-    first, second = load_two_tensors(path)
-    if validation_path is not None:
-        noisy, clean = load_two_tensors(validation_path)
-    else:
-        held_out = max(1, round(share * len(first)))
-        if held_out >= len(first):
-            raise TrainingError(f"{path}: {len(first)} pairs are too few to hold some out")
-        noisy, clean = first[-held_out:], second[-held_out:]
-        first, second = first[:-held_out], second[:-held_out]
-    versions = torch.stack([first, second], 1).to(device)
-    return StoredPairs(versions), Validation(to_float(noisy.to(device)), to_float(clean.to(device)))
 
 
 class ScenePairs(Pairs):
@@ -247,13 +197,6 @@ def _scale_of_floats(shots: Sequence[Picture]) -> Scale:
     floats = [shot.samples for shot in shots if shot.samples.is_floating_point()]
     ends = [end for samples in floats for end in samples.aminmax()]
     return float_scale(torch.stack(ends)) if ends else UNIT
-
-
-def _to_uint8(pixels: Tensor) -> Tensor:
-    if pixels.dtype == torch.uint8:
-        return pixels
-    scale = 255 if pixels.numel() and float(pixels.max()) <= 1.5 else 1
-    return (pixels.float() * scale).round().clamp(0, 255).to(torch.uint8)
 
 
 def _split(named: Mapping[str, Tensor], smallest_px: int, share: float, folder: Path) -> Scenes:

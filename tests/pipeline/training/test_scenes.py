@@ -1,8 +1,6 @@
-"""Training on real noise: paired folders, bursts, two-tensor files, single noisy images."""
+"""Training on real noise: paired folders, bursts, single noisy images."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +18,6 @@ from denoise_batch.pipeline.training.scenes import (
     load_bursts,
     load_paired_folders,
     load_single_images,
-    load_two_tensors,
 )
 
 SHORT = ["--tiles", "16", "--validation-tiles", "4", "--epochs", "1", "--device", "cpu"]
@@ -131,51 +128,6 @@ def test_the_regulariser_moves_the_target_by_what_the_network_says() -> None:
     assert torch.equal(plain[0], moved[0])
     expected = plain[1] + NEIGHBOR_SHARE * (plain[0] - plain[1])
     torch.testing.assert_close(moved[1], expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
-def test_the_courses_file_is_two_tensors(tmp_path: Path, dtype: torch.dtype) -> None:
-    first = torch.randint(256, (6, 3, 32, 32)).to(dtype)
-    torch.save((first, 255 - first), tmp_path / "train.pkl")
-    one, other = load_two_tensors(tmp_path / "train.pkl")
-    assert one.dtype == torch.uint8
-    assert torch.equal(one.to(dtype), first)
-    assert torch.equal(other, 255 - one)
-
-
-class Danger:
-    """Pickled, this would run a command on loading."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.marker}",)
-
-
-def test_a_file_that_would_run_code_does_not(tmp_path: Path) -> None:
-    torch.save((Danger(tmp_path / "ran"), torch.zeros(1)), tmp_path / "evil.pkl")
-    with pytest.raises(TrainingError, match=r"evil\.pkl"):
-        load_two_tensors(tmp_path / "evil.pkl")
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [torch.zeros(3), (torch.zeros(1, 3, 4, 4),), (torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4)),
-     (torch.zeros(2, 1, 4, 4),) * 2, "text"],
-    ids=["one-tensor", "one-in-a-tuple", "shapes-differ", "gray", "text"],
-)  # fmt: skip
-def test_other_contents_are_refused(tmp_path: Path, content: object) -> None:
-    torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(TrainingError, match="two tensors"):
-        load_two_tensors(tmp_path / "x.pt")
-
-
-def test_a_file_that_torch_cannot_read_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.pt").write_bytes(b"nonsense")
-    with pytest.raises(TrainingError, match=r"x\.pt"):
-        load_two_tensors(tmp_path / "x.pt")
 
 
 def test_bad_folders_are_named(shots: Path, bursts: Path, tmp_path: Path) -> None:
