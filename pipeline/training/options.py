@@ -15,6 +15,8 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 # the units of `upsample` die, and trained weights of `unet` are lost in 40 steps.
 _USUAL_SGD_LR = {"tconv": 4.0, "upsample": 1.5, "unet": 0.1}
 _USUAL_LR = 1e-3
+# Times 1_000_003, as the order of tiles takes it, it still fits in torch's 64 bits.
+LARGEST_SEED = 18 * 10**12
 
 
 def usual_rates(optimizer: str, network: str) -> tuple[float, float]:
@@ -130,6 +132,8 @@ class TrainOptions:
             if not getattr(self, name) >= smallest:
                 flag = name.replace("_", "-")
                 raise OptionError(f"--{flag} {getattr(self, name)}: must be at least {smallest}")
+        if self.seed > LARGEST_SEED:
+            raise OptionError(f"--seed {self.seed}: must be at most {LARGEST_SEED}, for torch")
         if self.steps is not None and self.minutes is not None:
             raise OptionError("--steps and --minutes exclude each other")
         if self.steps is not None and self.steps < 1:

@@ -37,7 +37,7 @@ from denoise_batch.pipeline.device import deterministic_algorithms
 from denoise_batch.pipeline.networks import Network
 from denoise_batch.pipeline.training import plots
 from denoise_batch.pipeline.training.distributed import Team
-from denoise_batch.pipeline.training.options import TrainOptions
+from denoise_batch.pipeline.training.options import LARGEST_SEED, TrainOptions
 from denoise_batch.pipeline.training.runs import Epoch, Progress, RunFolder
 from denoise_batch.pipeline.training.train import Watcher, train
 
@@ -589,13 +589,19 @@ def test_a_finished_run_has_nothing_to_resume(options: TrainOptions) -> None:
         {"schedule": "steps"}, {"validation_share": 1.0}, {"tiles": 0}, {"lr": float("nan")},
         {"clip_norm": -1.0}, {"versions": 1}, {"targets": "none"},
         {"optimizer": "lion"}, {"precision": "fp8"}, {"ema": 1.0}, {"gray_share": 1.5},
-        {"checkpoint_minutes": -1.0},
+        {"checkpoint_minutes": -1.0}, {"seed": 20261231235959},
     ],
     ids=str,
 )  # fmt: skip
 def test_options_out_of_range_are_refused(options: TrainOptions, change: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=f"--{next(iter(change)).replace('_', '-')}"):
         replace(options, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("noise", ["gaussian:25", "subpixel:2"])
+def test_the_largest_seed_trains(options: TrainOptions, noise: str) -> None:
+    large = replace(options, seed=LARGEST_SEED, noise=noise, tiles=4, tile_px=16, epochs=1)
+    assert train(replace(large, batch_size=2)).weights.exists()
 
 
 def test_the_command_trains_and_says_what_came_of_it(
