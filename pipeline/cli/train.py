@@ -2,19 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .exits import exit_codes, run_app
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from ..training.data import Counts
     from ..training.distributed import Team
     from ..training.options import TrainOptions
-    from ..training.runs import Epoch
     from ..training.train import Outcome, Watcher
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -35,12 +31,13 @@ def train(
         ),
     ] = None,
     noise: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="gaussian:25, gaussian:0-55 (σ in 1/255), poisson:30, bernoulli:0.5, subpixel:8, "
-            "camera; several joined by +."
+            "camera; several joined by +.",
+            show_default="subpixel:8",
         ),
-    ] = "subpixel:8",
+    ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(help="DATA holds noisy shots, this folder second shots under the same names."),
@@ -63,14 +60,20 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: a file or a shipped name.")
     ] = None,
-    tiles: Annotated[int, typer.Option(help="Training tiles of an epoch.")] = 50_000,
-    tile_px: Annotated[int, typer.Option(help="Side of a tile, in pixels.")] = 32,
+    tiles: Annotated[
+        int | None, typer.Option(help="Training tiles of an epoch.", show_default="50000")
+    ] = None,
+    tile_px: Annotated[
+        int | None, typer.Option(help="Side of a tile, in pixels.", show_default="32")
+    ] = None,
     versions: Annotated[
-        int, typer.Option(help="Noisy versions stored of each tile (subpixel noise).")
-    ] = 2,
+        int | None,
+        typer.Option(help="Noisy versions stored of each tile (subpixel noise).", show_default="2"),
+    ] = None,
     validation_tiles: Annotated[
-        int, typer.Option(help="Tiles of photographs that are never trained on.")
-    ] = 1_000,
+        int | None,
+        typer.Option(help="Tiles of photographs that are never trained on.", show_default="1000"),
+    ] = None,
     validation_share: Annotated[
         float, typer.Option(help="Share of the photographs held out.")
     ] = 0.2,
@@ -98,7 +101,14 @@ def train(
         float | None,
         typer.Option(help="Of SGD and Muon.", show_default="0.9; with muon 0.95"),
     ] = None,
-    nesterov: Annotated[bool, typer.Option(help="Nesterov's look-ahead, of both.")] = True,
+    nesterov: Annotated[
+        bool | None,
+        typer.Option(
+            "--nesterov/--no-nesterov",
+            help="Nesterov's look-ahead, of both.",
+            show_default="nesterov",
+        ),
+    ] = None,
     weight_decay: Annotated[
         float, typer.Option(help="L2 penalty; decoupled with adamw and muon.")
     ] = 0.0,
@@ -158,6 +168,7 @@ def train(
         from ..checkpoint import find_weights, load_weights
         from ..training.distributed import team_of_workers, was_restarted
         from ..training.options import TrainOptions, usual_rates
+        from .training import watcher_of
 
         if self_supervised not in (None, "neighbor"):
             raise OptionError(f"--self {self_supervised}: choose neighbor")
@@ -179,21 +190,22 @@ def train(
                 "tconv" if init is None else load_weights(find_weights(init)).network.architecture
             )
         usual_lr, usual_momentum = usual_rates(optimizer, network)
+        choices: dict[str, Any] = {
+            "noise": noise, "tiles": tiles, "tile_px": tile_px, "versions": versions,
+            "validation_tiles": validation_tiles, "momentum": momentum, "nesterov": nesterov,
+        }  # fmt: skip
+        given = {name: value for name, value in choices.items() if value is not None}
         options = TrainOptions(
+            **{"momentum": usual_momentum, **given},
             data=data,
             output=output,
             network=network,
-            noise=noise,
             kind=kind,
             pairs=pairs,
             validation_file=validation,
             targets=targets,
             gray_share=gray_share,
             init=init,
-            tiles=tiles,
-            tile_px=tile_px,
-            versions=versions,
-            validation_tiles=validation_tiles,
             validation_share=validation_share,
             epochs=TrainOptions.epochs if epochs is None else epochs,
             steps=steps,
@@ -203,8 +215,6 @@ def train(
             lr=usual_lr if lr is None else lr,
             warmup_epochs=warmup_epochs,
             schedule=schedule,
-            momentum=usual_momentum if momentum is None else momentum,
-            nesterov=nesterov,
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             ema=ema,
@@ -217,6 +227,7 @@ def train(
             checkpoint_minutes=checkpoint_minutes,
             resume=resume or was_restarted(),
         )
+        options.refuse_ignored(given)
         console = Console(stderr=True)
         columns = (
             TextColumn("steps"),
@@ -229,7 +240,7 @@ def train(
             team_of_workers() as team,
             Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         ):
-            outcome = _run(options, _watcher(progress, batch_size), team)
+            outcome = _run(options, watcher_of(progress, batch_size), team)
         if not team.is_first:
             return
         best = outcome.best
@@ -261,38 +272,6 @@ def _run(options: "TrainOptions", watcher: "Watcher", team: "Team") -> "Outcome"
         place = "the last checkpoint" if is_cut else "here"
         typer.echo(f"stopped; the same command with --resume goes on from {place}", err=True)
         raise typer.Exit(128 + stop.signal) from None
-
-
-def _watcher(progress: "Progress", batch_size: int) -> "Watcher":
-    """Live steps, and a line for every epoch."""
-    from ..training.train import Watcher
-
-    task = progress.add_task("steps", total=None, images_per_s=0.0)
-
-    def on_start(counts: "Counts", noisy_psnr: float) -> None:
-        skipped = f" ({counts.too_small} more are too small)" if counts.too_small else ""
-        progress.console.print(
-            f"{counts.training} to train on, {counts.validation} to validate with{skipped}; noisy "
-            f"validation tiles: {noisy_psnr:.2f} dB",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-    def on_step(step: int, steps: int) -> None:
-        speed = progress.tasks[0].speed or 0.0  # steps a second, lately
-        images_per_s = speed * batch_size
-        progress.update(task, completed=step, total=steps, images_per_s=images_per_s)
-
-    def on_epoch(epoch: "Epoch") -> None:
-        progress.console.print(
-            f"epoch {epoch.number}: training loss {epoch.training_loss:.6f}, validation "
-            f"{epoch.validation_psnr:.3f} dB, lr {epoch.lr:.3g}, {epoch.seconds:.0f} s, "
-            f"{epoch.images_per_s:.0f} images/s{', best so far' if epoch.is_best else ''}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-    return Watcher(on_start, on_step, on_epoch)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

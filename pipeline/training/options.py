@@ -1,6 +1,7 @@
 """What a training run was asked for, checked once, here."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,32 @@ class TrainOptions:
                 f"--gray-share {self.gray_share}: only with clean photographs; leave it out, and "
                 "put gray shots among the others"
             )
+
+    @property
+    def ignored(self) -> dict[str, str]:
+        """Options without effect in this run, each with the reason."""
+        reasons: dict[str, str] = {}
+        if self.kind != "clean":
+            reasons |= dict.fromkeys(("noise", "versions"), "the shots bring their own noise")
+        if self.kind == "tensors":
+            names = ("tiles", "tile_px", "validation_tiles")
+            reasons |= dict.fromkeys(names, "a two-tensor file brings its own tiles")
+        if self.optimizer in ("adam", "adamw"):
+            reason = f"--optimizer {self.optimizer} has none, only sgd and muon"
+            reasons |= dict.fromkeys(("momentum", "nesterov"), reason)
+        return reasons
+
+    def refuse_ignored(self, given: Iterable[str]) -> None:
+        """Make sure that no option that somebody chose is one without effect.
+
+        Raises:
+            OptionError: one is.
+        """
+        reasons = self.ignored
+        for name in given:
+            if name in reasons:
+                flag = name.replace("_", "-")
+                raise OptionError(f"--{flag}: has no effect: {reasons[name]}; leave it out")
 
     @property
     def noise_model(self) -> NoiseModel:

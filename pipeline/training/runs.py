@@ -151,7 +151,9 @@ class RunFolder:
             raise OptionError(
                 f"{self.path}: already holds a run; give another --output, or --resume to go on"
             )
-        names = sorted((wanted.keys() | found.keys()) - FREE_OPTIONS)
+        # Runs of earlier releases may have been given options that have no effect.
+        free = FREE_OPTIONS | options.ignored.keys()
+        names = sorted((wanted.keys() | found.keys()) - free)
         other = [n for n in names if wanted.get(n) != found.get(n)]
         if other:
             changes = ", ".join(f"{n} was {found.get(n)}, now {wanted.get(n)}" for n in other)

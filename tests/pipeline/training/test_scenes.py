@@ -11,6 +11,7 @@ from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.pipeline.checkpoint import load_weights
 from denoise_batch.pipeline.cli.train import main
 from denoise_batch.pipeline.files.samples import memory_of
+from denoise_batch.pipeline.training.options import TrainOptions
 from denoise_batch.pipeline.training.pairs import StepRandom
 from denoise_batch.pipeline.training.scenes import (
     NEIGHBOR_SHARE,
@@ -19,6 +20,7 @@ from denoise_batch.pipeline.training.scenes import (
     load_paired_folders,
     load_single_images,
 )
+from denoise_batch.pipeline.training.train import train
 
 SHORT = ["--tiles", "16", "--validation-tiles", "4", "--epochs", "1", "--device", "cpu"]
 
@@ -162,7 +164,9 @@ def test_every_kind_of_data_trains_from_the_command_line(
     }
     for kind, arguments in runs.items():
         output = tmp_path / "runs" / kind
-        assert main([*map(str, arguments), "-o", str(output), *SHORT]) == 0, kind
+        # A two-tensor file brings its tiles.
+        short = SHORT[4:] if kind == "tensors" else SHORT
+        assert main([*map(str, arguments), "-o", str(output), *short]) == 0, kind
         assert load_weights(output / "best.safetensors").training["noise"] == kind
 
 
@@ -182,6 +186,34 @@ def test_single_noisy_images_alone_teach_to_denoise(tmp_path: Path) -> None:
     clean = torch.full((1, 3, 64, 64), 0.5)
     noisy = clean + 0.15 * torch.randn(clean.shape, generator=generator)
     assert (network(noisy) - clean).std() < 0.5 * (noisy - clean).std()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [(["--bursts", "--noise", "gaussian:25"], "noise"),
+     (["--bursts", "--versions", "3"], "versions"),
+     (["--self", "neighbor", "--noise", "camera"], "noise"),
+     (["--pairs", ".", "--noise", "subpixel:8"], "noise"),
+     (["--optimizer", "adam", "--momentum", "0.9"], "momentum"),
+     (["--optimizer", "adamw", "--no-nesterov"], "nesterov"),
+     (["x.pt", "--noise", "gaussian:25"], "noise"), (["x.pt", "--tiles", "16"], "tiles"),
+     (["x.pt", "--tile-px", "16"], "tile-px"),
+     (["x.pt", "--validation-tiles", "4"], "validation-tiles")],
+    ids=str,
+)  # fmt: skip
+def test_options_without_effect_are_refused(
+    arguments: list[str], flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [] if arguments[0] == "x.pt" else [str(tmp_path)]
+    assert main([*data, *arguments, "-o", str(tmp_path / "run")]) == 2
+    assert f"--{flag}: has no effect: " in capsys.readouterr().err
+
+
+def test_a_run_that_was_given_an_option_without_effect_resumes_without_it(bursts: Path) -> None:
+    output = bursts.parent / "run"
+    train(TrainOptions(bursts, output, "tconv", noise="camera", kind="bursts", tiles=16,
+                       validation_tiles=4, epochs=1, device="cpu"))  # fmt: skip
+    assert main([str(bursts), "--bursts", "-o", str(output), *SHORT, "--resume"]) == 0
 
 
 @pytest.mark.parametrize(
