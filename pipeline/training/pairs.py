@@ -133,6 +133,11 @@ class StoredPairs(Pairs):
         self._noise = noise
         self._gray_share = gray_share
 
+    @property
+    def tile_px(self) -> int:
+        """Side of a tile."""
+        return self._versions.shape[-1]
+
     def __len__(self) -> int:
         """How many tiles."""
         return len(self._versions)

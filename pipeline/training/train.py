@@ -36,7 +36,7 @@ from ..stop import Stop
 from .data import Counts, load_data
 from .distributed import Team
 from .options import TrainOptions
-from .pairs import Pairs, StepRandom, mean_and_std, tiles_at_once
+from .pairs import Pairs, StepRandom, StoredPairs, mean_and_std, tiles_at_once
 from .plots import Curves, draw_samples
 from .runs import Epoch, Progress, RunFolder
 from .schedule import Schedule
@@ -184,7 +184,7 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
                     is_best=progress.best is None or psnr > progress.best.validation_psnr,
                 )
                 if team.is_first:
-                    _save_weights(options, folder, network, epoch, noisy_psnr)
+                    _save_weights(options, folder, network, epoch, noisy_psnr, pairs)
             if team.is_first:
                 rows = folder.record(epoch)
                 if epoch.is_best:
@@ -269,8 +269,15 @@ def _finite_loss(progress: Progress, options: TrainOptions) -> float:
 
 
 def _save_weights(
-    options: TrainOptions, folder: RunFolder, network: Network, epoch: Epoch, noisy_psnr: float
+    options: TrainOptions,
+    folder: RunFolder,
+    network: Network,
+    epoch: Epoch,
+    noisy_psnr: float,
+    pairs: Pairs,
 ) -> None:
+    # A two-tensor file, and nothing else, brings tiles of its own number and size.
+    tile_px = pairs.tile_px if isinstance(pairs, StoredPairs) else options.tile_px
     training: dict[str, Any] = {
         "noise": options.noise if options.kind == "clean" else options.kind,
         "targets": options.targets,
@@ -279,8 +286,8 @@ def _save_weights(
         "validation_psnr": round(epoch.validation_psnr, 3),
         "validation_psnr_mean": round(epoch.validation_psnr_mean, 3),
         "noisy_psnr": round(noisy_psnr, 3),
-        "tiles": options.tiles,
-        "tile_px": options.tile_px,
+        "tiles": len(pairs),
+        "tile_px": tile_px,
     }
     save_weights(folder.last, network, training)
     if epoch.is_best:

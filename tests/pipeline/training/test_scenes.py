@@ -153,7 +153,7 @@ def test_bad_folders_are_named(shots: Path, bursts: Path, tmp_path: Path) -> Non
 def test_every_kind_of_data_trains_from_the_command_line(
     shots: Path, bursts: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    tensors = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8)
+    tensors = torch.randint(256, (20, 3, 24, 24), dtype=torch.uint8)
     torch.save((tensors, tensors), tmp_path / "train.pkl")
     torch.save((tensors[:4], tensors[:4]), tmp_path / "val.pkl")
     runs: dict[str, list[object]] = {
@@ -167,7 +167,10 @@ def test_every_kind_of_data_trains_from_the_command_line(
         # A two-tensor file brings its tiles.
         short = SHORT[4:] if kind == "tensors" else SHORT
         assert main([*map(str, arguments), "-o", str(output), *short]) == 0, kind
-        assert load_weights(output / "best.safetensors").training["noise"] == kind
+        training = load_weights(output / "best.safetensors").training
+        assert training["noise"] == kind
+        tiles = (20, 24) if kind == "tensors" else (16, 32)
+        assert (training["tiles"], training["tile_px"]) == tiles, kind
 
 
 def test_single_noisy_images_alone_teach_to_denoise(tmp_path: Path) -> None:
