@@ -121,6 +121,7 @@ class Session:
         self.storage = storage or Storage()
         self._part = "" if options.shard[1] == 1 else "-{}-of-{}".format(*options.shard)
         self.engine = choose_engine(options, self.storage, self._part)
+        self._scanned: Sequence[Job] = ()  # in all shards
 
     def __enter__(self) -> "Session":
         return self
@@ -140,7 +141,8 @@ class Session:
         jobs = scan(
             options.inputs, options.output, recursive=options.recursive, naming=options.naming
         )
-        return of_shard(self.storage.named(jobs), *options.shard)
+        self._scanned = self.storage.named(jobs)
+        return of_shard(self._scanned, *options.shard)
 
     def plan(self, jobs: Sequence[Job]) -> Start:
         """What `run` would do; nothing is written."""
@@ -203,6 +205,7 @@ class Session:
     def _plan(self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest]) -> Start:
         todo, skipped = split(
             jobs,
+            self._scanned,
             manifests,
             self.engine.digests,
             self.storage.is_gone,

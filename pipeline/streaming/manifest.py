@@ -72,13 +72,6 @@ class Entry:
     options: str
     source: str = ""
 
-    def is_from_elsewhere(self, place: str) -> bool:
-        """Whether this output is of an image in another folder than `place`.
-
-        Of two in one folder, one has another output since both are there.
-        """
-        return bool(self.source) and Path(self.source).parent != Path(place).parent
-
 
 class Manifest:
     """The entries of one output folder.

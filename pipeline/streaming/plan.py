@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from ..files.atomic import temporary_lead
@@ -35,6 +36,7 @@ def of_shard(jobs: Sequence[Job], number: int, shards: int) -> list[Job]:
 
 def split(
     jobs: Iterable[Job],
+    scanned: Iterable[Job],
     manifests: Mapping[Path, Manifest],
     run: tuple[str, str],
     is_gone: Callable[[str], bool],
@@ -45,11 +47,13 @@ def split(
 
     An output is skipped that an earlier run made of the same input with the same weights and
     options, and one that no run made. It is made anew if its input, the weights or an option
-    changed. Where it is that of another image, in another folder, which is still there, the job
-    fails: none shall take another's place unasked.
+    changed. Where it is that of another image, which is still there, the job fails: none shall take
+    another's place unasked. But an image of the same folder that this run scanned, too, has another
+    output by now and needs this one no longer.
 
     Args:
         jobs: of the run.
+        scanned: all that the run found, in whichever shard.
         manifests: of every output folder.
         run: digests of weights and options.
         is_gone: whether nothing stands at a place any more.
@@ -58,12 +62,17 @@ def split(
     jobs = list(jobs)
     if overwrite:
         return jobs, []
+
+    @cache  # for many images it takes a while, and it is seldom asked for
+    def places() -> Set[str]:
+        return {job.place for job in scanned}
+
     todo, done = [], []
     for job in jobs:
         entry = manifests[job.root].made_of(job.output)
         if reason := _reason_to_skip(job, entry, run):
             done.append(Result(job, "skipped", reason))
-        elif entry and entry.is_from_elsewhere(job.place) and not is_gone(entry.source):
+        elif entry and _is_of_another(entry, job, places) and not is_gone(entry.source):
             taken = f"{job.output}: is the output of {entry.source}"
             done.append(Result(job, "failed", f"{taken}; give another --output, or --overwrite"))
         else:
@@ -82,6 +91,14 @@ def remove_remains(jobs: Iterable[Job]) -> None:
                 match = re.fullmatch(r"(\..+\.)[0-9a-f]{8}\.tmp", path.name, re.DOTALL)
                 if match and match[1] in leads:
                     path.unlink()
+
+
+def _is_of_another(entry: Entry, job: Job, places: Callable[[], Set[str]]) -> bool:
+    """Whether an output is of another image, one that has no other output in this run."""
+    if entry.source in ("", job.place):
+        return False
+    is_beside = Path(entry.source).parent == Path(job.place).parent
+    return not (is_beside and entry.source in places())
 
 
 def _reason_to_skip(job: Job, entry: Entry | None, run: tuple[str, str]) -> str:

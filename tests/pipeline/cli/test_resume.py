@@ -152,6 +152,22 @@ def test_namesakes_are_told_apart_whatever_else_was_made_or_touched(
     assert run(capsys, tuesday, weights, "-o", out, code=6) == {"failed": ["x.bmp"]}
 
 
+def test_a_namesake_in_the_same_folder_is_kept_by_a_run_that_does_not_see_it(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two globs of one folder, by turns: neither run has another output for the other's image."""
+    out, more = tmp_path / "out", ("-o", str(tmp_path / "out"), "--format", "png")
+    picture(24, 20, 1).save(folder / "x.bmp")
+    picture(24, 20, 2).save(folder / "x.gif")
+    assert run(capsys, folder / "*.bmp", weights, *more) == {"done": ["x.bmp"]}
+    before = (out / "x.png").read_bytes()
+    assert run(capsys, folder / "*.gif", weights, *more, code=6) == {"failed": ["x.gif"]}
+    assert run(capsys, folder / "*.bmp", weights, *more) == {"skipped": ["x.bmp"]}
+    assert (out / "x.png").read_bytes() == before
+    (folder / "x.bmp").unlink()
+    assert run(capsys, folder / "*.gif", weights, *more) == {"done": ["x.gif"]}
+
+
 def test_a_shard_takes_the_output_of_a_namesake_in_its_folder(
     folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
