@@ -12,7 +12,8 @@ Rules:
       old one too (`a.gif` → `a.gif.png` beside `a.png`); then, those of different inputs go into
       a folder with their input's name (`out/monday/a.png`, `out/tuesday/a.png`); then a number.
     * In folders and globs these are passed over: hidden files and folders, the output folder, and
-      what an earlier run wrote (`x-denoised` beside `x`). Linked files are read, linked folders
+      what an earlier run wrote (`x-denoised` beside `x`; `x` with the given suffix, where this
+      run's outputs stand beside their inputs). Linked files are read, linked folders
       are not entered. An input that is another input's default output is passed over as well.
     * Each file is taken once, for the first input that holds it; within an input, in natural
       order (`a2` before `a10`).
@@ -20,7 +21,7 @@ Rules:
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from .collisions import Found, distinct_outputs, places_of, real_path, refuse_ov
 from .images import READABLE_SUFFIXES, WRITABLE_SUFFIXES, output_format, output_suffix
 
 OUTPUT_MARK = "-denoised"
+_MARKS = frozenset({OUTPUT_MARK})
 
 
 @dataclass(frozen=True)
@@ -156,18 +158,22 @@ def _is_exact(inputs: Sequence[Path | str], output: Path, naming: Naming) -> boo
 
 
 def _expand(text: Path | str, output: Path | None, recursive: bool, naming: Naming) -> list[Found]:
-    path = Path(text)
     try:
-        if path.is_dir():
-            if output is not None and real_path(output) == real_path(path):
-                raise OptionError(f"--output {output}: would overwrite the input; name another")
-            inside = _strictly_inside(output, path)
-            root = output or _beside(path)
-            return _in_folder(path, path, root, inside, recursive, naming)
-        if path.exists() or path.is_symlink():
-            return [_file(path, Path(path.name), output, naming)]
+        return _found(text, output, recursive, naming)
     except OSError as error:
-        raise OptionError(f"{text}: {error.strerror}; check the path") from error
+        reason = f"{error.strerror}; check the path and its permissions, or leave it out"
+        raise OptionError(f"{error.filename or text}: {reason}") from error
+
+
+def _found(text: Path | str, output: Path | None, recursive: bool, naming: Naming) -> list[Found]:
+    path = Path(text)
+    if path.is_dir():
+        if output is not None and real_path(output) == real_path(path):
+            raise OptionError(f"--output {output}: would overwrite the input; name another")
+        inside = _strictly_inside(output, path)
+        return _in_folder(path, path, output or _beside(path), inside, recursive, naming)
+    if path.exists() or path.is_symlink():
+        return [_file(path, Path(path.name), output, naming)]
     magic = next((i for i, part in enumerate(path.parts) if re.search(r"[*?[]", part)), None)
     base = Path(*path.parts[:magic])
     if magic is None or not base.is_dir():
@@ -177,10 +183,12 @@ def _expand(text: Path | str, output: Path | None, recursive: bool, naming: Nami
     except ValueError as error:
         raise OptionError(f"{text}: {error}; mend the pattern") from error
     inside = _strictly_inside(output, base)
+    is_beside = output is None or real_path(output) == real_path(base)
+    marks = _MARKS | {naming.mark} if is_beside else _MARKS
     found = []
     for match in matches:
         relative = match.relative_to(base)
-        if _is_passed_over(match, relative, inside, naming):
+        if _is_passed_over(match, relative, inside, naming, marks):
             continue
         if match.is_dir():
             root = output or _beside(match)
@@ -229,15 +237,20 @@ def _walk(folder: Path, inside: Path | None, recursive: bool, naming: Naming) ->
                 yield path
 
 
-def _is_passed_over(path: Path, relative: Path, inside: Path | None, naming: Naming) -> bool:
-    """Hidden below its input, in the output folder inside it, or written by an earlier run."""
+def _is_passed_over(
+    path: Path, relative: Path, inside: Path | None, naming: Naming, marks: Set[str] = _MARKS
+) -> bool:
+    """Hidden below its input, in the output folder inside it, or written by an earlier run.
+
+    Outputs of earlier runs are told by `marks`, with which their names end.
+    """
     if any(part.startswith(".") for part in relative.parts):
         return True
     if inside is not None and real_path(path).is_relative_to(inside):
         return True
     if path.is_dir():
         original = path.name.removesuffix(OUTPUT_MARK)
-        return path.name.endswith(OUTPUT_MARK) and path.with_name(original).is_dir()
+        return original not in ("", ".", path.name) and path.with_name(original).is_dir()
     suffixes = [
         suffix
         for suffix in READABLE_SUFFIXES
@@ -245,7 +258,7 @@ def _is_passed_over(path: Path, relative: Path, inside: Path | None, naming: Nam
     ]
     originals = [
         path.stem.removesuffix(mark)
-        for mark in (OUTPUT_MARK, naming.mark)
+        for mark in marks
         if path.stem.endswith(mark) and path.stem != mark
     ]
     return any(

@@ -293,6 +293,26 @@ def test_a_name_that_only_looks_like_a_result_is_taken() -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["w", "w/*", "w*"])
+def test_names_that_are_nothing_but_the_mark_are_taken(text: str) -> None:
+    make("w/-denoised/a.png", "w/-denoised.png", "w/b/-denoised/c.png")
+    outputs = [job.output.relative_to("out") for job in scan([text], Path("out"))]
+    assert sorted(path.name for path in outputs) == ["-denoised.png", "a.png", "c.png"]
+
+
+def test_a_suffix_is_looked_for_only_where_outputs_stand_beside_their_inputs() -> None:
+    make("w/a.png", "w/a2.png", "w/b.png", "w/b-denoised.png")
+    naming, both, all_three = Naming("2"), ["a.png", "b.png"], ["a.png", "a2.png", "b.png"]
+
+    def names(text: str, output: str | None) -> list[str]:
+        jobs = scan([text], None if output is None else Path(output), naming=naming)
+        return sorted(Path(job.name).name for job in jobs)
+
+    assert names("w/*", None) == names("w/*", "w") == names("w/*", "w/../w") == both
+    assert names("w", None) == names("w", "out") == names("w/*", "out") == all_three
+    assert names("w*", None) == names("w*", "out") == all_three
+
+
 def test_a_second_run_on_files_spelled_out_by_the_shell_repeats_the_first() -> None:
     make("a.png", "b.png")
     first = plan(scan(["a.png", "b.png"], None))
@@ -435,3 +455,14 @@ def test_a_folder_that_cannot_be_listed_is_named(monkeypatch: pytest.MonkeyPatch
     for text in ("imgs", "imgs/locked"):
         with pytest.raises(OptionError, match="imgs/locked: cannot be listed: Permission denied"):
             scan([text], None)
+
+
+def test_a_folder_that_cannot_be_entered_is_named_by_its_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its names are listed, and no more is to be had of them."""
+    make("imgs/a.png", "imgs/locked/b.png")
+    deny(monkeypatch, "stat", PermissionError, lambda path: "/locked/" in path)
+    for text in ("imgs", "imgs*", "imgs/*", "imgs/*/*.png"):
+        with pytest.raises(OptionError, match=r"^imgs/locked/b\.png: Permission denied; .*leave"):
+            scan([text], Path("out"))
