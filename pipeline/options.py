@@ -80,6 +80,8 @@ class DenoiseOptions:
     ray_address: str | None = None
 
     def __post_init__(self) -> None:
+        if "" in self.inputs:  # which `Path` takes for the current folder
+            raise OptionError("an input is empty; name a folder, a file or a pattern")
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError(f"--batch-size {self.batch_size}: must be at least 1, or auto")
         if not 1 <= self.quality <= 100:

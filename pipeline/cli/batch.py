@@ -1,5 +1,6 @@
 """`denoise-batch`: arguments → DenoiseOptions → denoise → table and exit code."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,8 +54,11 @@ def denoise(
         str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N, cuda:all or mps.")
     ] = "auto",
     reference: Annotated[
-        Path | None,
-        typer.Option(help="Folder of clean images under the same names: adds PSNR to the table."),
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Folder of clean images under the same names: adds PSNR to the table.",
+        ),
     ] = None,
     batch_size: Annotated[
         str, typer.Option("--batch-size", "-b", help="Images a batch: auto or a number.")
@@ -177,11 +181,16 @@ def denoise(
             raise OptionError(f"--batch-size {batch_size!r}: auto or a whole number")
         if log not in ("auto", "plain", "json"):
             raise OptionError(f"--log {log!r}: choose auto, plain, json")
-        if watch is not None and (watch <= 0 or dry_run):
+        for name, path in (("--output", output), ("--reference", reference)):
+            if path == "":  # which `Path` takes for the current folder
+                raise OptionError(f"{name} is empty; name a folder, or leave it out")
+        if watch is not None and (not 0 < watch < math.inf or dry_run):
             raise OptionError(f"--watch {watch}: a number of seconds above 0, without --dry-run")
         if watch is not None and report:
             raise OptionError("--report: a watch never ends; take the lines of --log json")
-        pages = [path for path in report or () if path.suffix.lower() == ".html"]
+        if dry_run and report:
+            raise OptionError("--report: a dry run has nothing to report; leave one of them out")
+        pages = [file for file in report or () if file.suffix.lower() == ".html"]
         if pages and _are_urls(inputs, output):
             raise OptionError(
                 f"--report {pages[0]}: shows pictures, which object storage does not keep on this "
@@ -198,7 +207,7 @@ def denoise(
                 output=place,
                 weights=weights,
                 device=device,
-                reference=reference,
+                reference=None if reference is None else Path(reference),
                 batch_size=None if batch_size == "auto" else int(batch_size),
                 recursive=recursive,
                 overwrite=overwrite,
@@ -226,8 +235,11 @@ def denoise(
                     raise typer.Exit(128 + (stop.signal or 0))
                 jobs = session.jobs()
                 if dry_run:
-                    shown.plan(session.plan(jobs))
-                    return
+                    start = session.plan(jobs)
+                    if stop.signal is None:
+                        shown.plan(start)
+                        return
+                    raise typer.Exit(128 + stop.signal)
                 summary = session.run(jobs, shown.events, stop)
             shown.finish(summary)
         if report:

@@ -166,6 +166,8 @@ def local_or_staged(text: str, stage: Stage) -> str:
     """
     if not is_url(text):
         return text
+    if text == LOCAL:
+        raise OptionError(f"{text}: names no path; give one, such as file:///data/imgs")
     if text.startswith(LOCAL):
         return text.removeprefix(LOCAL)
     return str(stage.path(text))

@@ -11,7 +11,10 @@ def test_cpu_is_always_there() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cpu:0", "mps:1", "cuda:-1"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "gpu", "cuda:", "cuda:x", "cpu:0", "mps:1", "cuda:-1", "cuda:²", "cuda:٣", "cuda:01"],
+)
 def test_nonsense_names_the_choices(name: str) -> None:
     with pytest.raises(OptionError, match="auto, cpu, cuda"):
         resolve_device(name)

@@ -205,9 +205,16 @@ def test_an_output_inside_the_input_is_not_fed_back(folder: Path, weights: Path)
         (["imgs", "-q", "0"], 2, "quality"),
         (["imgs", "--reference", "none"], 2, "--reference"),
         (["imgs", "-o", "imgs"], 2, "overwrite the input"),
+        ([""], 2, "an input is empty"),
+        (["imgs", "", "-o", "out"], 2, "an input is empty"),
+        (["file://"], 2, "file://: names no path"),
+        (["imgs", "-o", ""], 2, "--output is empty"),
+        (["imgs", "-o", "file://"], 2, "file://: names no path"),
+        (["imgs", "--reference", ""], 2, "--reference is empty"),
         (["imgs", "--weights", "none.safetensors"], 5, "no such weights"),
         (["imgs", "--weights", "imgs/a.png"], 5, "a.png"),
         (["imgs", "--device", "tpu"], 2, "--device"),
+        (["imgs", "--device", "cuda:²"], 2, "--device"),
         (["imgs", "--nonsense"], 2, "nonsense"),
     ],
     ids=str,
@@ -222,6 +229,7 @@ def test_wrong_use_ends_with_a_reason_and_its_code(
 ) -> None:
     monkeypatch.chdir(folder.parent)
     (folder.parent / "empty").mkdir()
+    picture(8, 8).save(folder.parent / "here.png")
     before = files_below(folder.parent)
     assert main(arguments) == code
     captured = capsys.readouterr()

@@ -22,6 +22,7 @@ from denoise_batch.pipeline.checkpoint import load_weights
 from denoise_batch.pipeline.cli.batch import main
 from denoise_batch.pipeline.cli.screen import Bars
 from denoise_batch.pipeline.files.images import read_image
+from denoise_batch.pipeline.files.scan import Job
 from denoise_batch.pipeline.networks import Network
 from denoise_batch.pipeline.streaming import denoise as denoise_module
 from denoise_batch.pipeline.streaming.denoise import Start, Summary
@@ -184,7 +185,10 @@ def test_what_a_format_cannot_hold_fails_that_file(
         (["--limit", "0"], "--limit"),
         (["--log", "xml"], "--log"),
         (["--watch", "0"], "--watch"),
+        (["--watch", "nan"], "--watch"),
+        (["--watch", "inf"], "--watch"),
         (["--watch", "1", "--dry-run"], "--watch"),
+        (["--dry-run", "--report", "run.json"], "--report"),
     ],
     ids=" ".join,
 )
@@ -333,6 +337,25 @@ def test_a_second_signal_ends_the_run_at_once_with_its_own_code(
     monkeypatch.setattr(denoise_module.Session, "run", interrupted)
     assert run(folder, weights=weights) == code
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_dry_run_without_a_plan(
+    folder: Path,
+    weights: Path,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jobs = denoise_module.Session.jobs
+
+    def interrupted(session: denoise_module.Session) -> list[Job]:
+        signal.raise_signal(number)
+        return jobs(session)
+
+    monkeypatch.setattr(denoise_module.Session, "jobs", interrupted)
+    assert run(folder, "--dry-run", weights=weights) == 128 + number
+    assert capsys.readouterr().out == ""
 
 
 def test_an_image_shows_progress_inside(
