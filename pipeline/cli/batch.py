@@ -1,6 +1,7 @@
 """`denoise-batch`: arguments → DenoiseOptions → denoise → table and exit code."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -231,7 +232,7 @@ def denoise(
             asked = replace(options, **named)
             with Session(options, storage) as session:
                 if watch is not None:
-                    watch_folders(session, watch, shown.events, stop, shown.finish)
+                    watch_folders(session, watch, shown.events, stop, shown.finish, _try_again)
                     raise typer.Exit(128 + (stop.signal or 0))
                 jobs = session.jobs()
                 if dry_run:
@@ -245,6 +246,10 @@ def denoise(
         if report:
             write_reports(asked, summary, is_quiet=quiet or log == "json")
         raise typer.Exit(summary.exit_code)
+
+
+def _try_again(error: Exception) -> None:
+    print(f"error: {error}; trying again", file=sys.stderr, flush=True)
 
 
 def _are_urls(inputs: Sequence[str], output: str | None) -> bool:

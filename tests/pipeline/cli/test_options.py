@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from denoise_batch.kernels import OptionError
 from denoise_batch.pipeline.checkpoint import load_weights
 from denoise_batch.pipeline.cli.batch import main
 from denoise_batch.pipeline.cli.screen import Bars
@@ -304,6 +306,40 @@ def test_a_file_whose_output_moves_is_written_there_too(tmp_path: Path, weights:
     assert run(drop, "-o", output, "--watch", "0.1", "--quiet", weights=weights) == 143
     helper.join()
     assert sizes() == {"x.png": (16, 16), "x.gif.png": (20, 12)}
+
+
+@pytest.mark.parametrize("trouble", ["locked", "listing"])
+def test_a_watch_outlives_what_passes(
+    trouble: str,
+    folder: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another run holds the output, or the folder cannot be listed, for a while."""
+    looks, jobs, run_jobs = 0, denoise_module.Session.jobs, denoise_module.Session.run
+
+    def failing_jobs(session: denoise_module.Session) -> list[Job]:
+        nonlocal looks
+        looks += 1
+        if trouble == "listing" and looks in (2, 3):
+            raise OptionError("drop: in trouble")
+        return jobs(session)
+
+    def failing_run(session: denoise_module.Session, *args: Any) -> denoise_module.Summary:
+        if trouble == "locked" and looks in (2, 3):
+            raise OptionError("drop: in trouble")
+        summary = run_jobs(session, *args)
+        signal.raise_signal(signal.SIGTERM)
+        return summary
+
+    monkeypatch.setattr(denoise_module.Session, "jobs", failing_jobs)
+    monkeypatch.setattr(denoise_module.Session, "run", failing_run)
+    assert run(folder, "--watch", "0.1", "--log", "json", weights=weights) == 143
+    assert names(folder.with_name("imgs-denoised")) == ["a.png", "sub/b.png"]
+    captured = capsys.readouterr()
+    assert captured.err == "error: drop: in trouble; trying again\n"  # once
+    assert all(json.loads(line) for line in captured.out.splitlines())
 
 
 def test_an_empty_drop_folder_is_no_error(tmp_path: Path, weights: Path) -> None:
