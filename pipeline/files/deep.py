@@ -21,13 +21,13 @@ from denoise_batch.kernels.errors import ImageError
 
 from .metadata import read_metadata, save_options
 from .picture import Picture
-from .pixels import Layout
+from .pixels import NO_ALPHA, Layout
 from .probe import png_chunks, rewound, sample_bits
 from .samples import BITS_16, memory_of
 
 _IMAGE_WIDTH, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES = 256, 258, 262, 277, 338
 _RGB = 2
-_ALPHA = 2  # not premultiplied
+_PREMULTIPLIED, _ALPHA = 1, 2  # kinds of an extra sample
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
@@ -153,10 +153,29 @@ def _read_tiff(image: Image.Image, file: BinaryIO, frames: int) -> tuple[Picture
                 array = page.asarray()
                 if page.planarconfig == 2:
                     array = array.transpose(1, 2, 0)
-                compression = image.info.get("compression")
-                layout = {"format": "TIFF", "compression": compression}
+                layout = {"format": "TIFF", "compression": image.info.get("compression")}
+                if page.samplesperpixel == 4 and page.extrasamples:
+                    kind = int(page.extrasamples[0])
+                    if kind == _PREMULTIPLIED:
+                        array = _straight(array)
+                    elif kind != _ALPHA:
+                        array = array[:, :, :3]
+                        layout["note"] = NO_ALPHA
                 pages.append(_picture(array, layout, read_metadata(image, file)))
     return tuple(pages)
+
+
+def _straight(array: Any) -> Any:
+    """Colours that were multiplied with alpha, (H, W, 4), as they were before; as Pillow's 8 bit.
+
+    Nothing is known of what lies below an alpha of 0, and stays what it is.
+    """
+    alpha = array[:, :, 3:].astype("int64")
+    divisor = alpha.clip(1)
+    colours = (array[:, :, :3].astype("int64") * 65535 + divisor // 2) // divisor
+    straight = array.copy()
+    straight[:, :, :3] = colours.clip(0, 65535)
+    return straight
 
 
 def _write_tiff(file: BinaryIO, pages: Sequence[tuple[Picture, Tensor]]) -> None:

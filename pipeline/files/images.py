@@ -26,7 +26,7 @@ from .atomic import atomic_file
 from .metadata import ORIENTATION, read_metadata, save_options, upright
 from .muted import PILLOW_WARNINGS
 from .picture import Picture
-from .pixels import Layout, decode, encode, target_mode
+from .pixels import NO_ALPHA, Layout, decode, encode, target_mode
 from .probe import is_lossless_webp, refuse_unsupported, sample_bits
 
 # Pillow's name of a format → the suffixes it is written for, and the modes that it holds.
@@ -200,7 +200,7 @@ def _read(image: Image.Image, file: BinaryIO) -> Picture:
     orientation = image.getexif().get(ORIENTATION) if tags else None
     notes = []
     if tags and tags.get(277, 1) > len(image.getbands()):
-        notes.append("extra samples that are not alpha are dropped")
+        notes.append(NO_ALPHA)
     image.load()
     key = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "L" and isinstance(key, int):

@@ -32,6 +32,7 @@ _PROMOTIONS = {
     "RGBA;16": ("RGBA;16",),
 }
 _COLOUR = {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"}
+NO_ALPHA = "extra samples that are not alpha are dropped"  # a note
 _STRIP_BYTES = 1 << 22  # of a decoded image that is copied at once
 
 
