@@ -73,8 +73,7 @@ def read_pages(
 
     Args:
         path: the file.
-        on_size: told, before anything is decoded, how many bytes the samples of all pages take, as
-            far as the first page tells.
+        on_size: told, before anything is decoded, how many bytes the samples of all pages take.
 
     Raises:
         ImageError: the file is missing, damaged, truncated, too large, or of a kind that could
@@ -90,9 +89,7 @@ def read_pages(
             file.seek(0)
             with Image.open(file, formats=_known_formats()) as image:
                 frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-                depth = max(1, sample_bits(image, file) // 8)
-                bands = max(1, len(image.getbands()) * depth)
-                on_size(image.width * image.height * bands * frames)
+                on_size(_bytes_of_samples(image, file, frames))
                 if deep.is_deep(image, file):
                     return deep.read(image, file, frames)
                 pages = []
@@ -202,6 +199,19 @@ def _read(image: Image.Image, file: BinaryIO) -> Picture:
     if tags and tags.get(277, 1) > len(image.getbands()):
         notes.append(NO_ALPHA)
     image.load()
+def _bytes_of_samples(image: Image.Image, file: BinaryIO, frames: int) -> int:
+    """Of all pages, whose sizes may differ."""
+    total = 0
+    for frame in range(frames):
+        if frames > 1:
+            image.seek(frame)
+        depth = max(1, sample_bits(image, file) // 8)
+        total += image.width * image.height * max(1, len(image.getbands()) * depth)
+    if frames > 1:
+        image.seek(0)
+    return total
+
+
     key = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "L" and isinstance(key, int):
         # Pillow brings the samples to 8 bits, and this not.

@@ -50,6 +50,12 @@ class FileInFlight:
         return width, height
 
     @property
+    def pixels(self) -> int:
+        """Of all pages."""
+        sizes = [picture.layout.size for picture in self.pictures]
+        return sum(height * width for height, width in sizes)
+
+    @property
     def is_estimable(self) -> bool:
         """Whether the network shall be probed, since an estimate of the error may come of it."""
         return bool(self.noises) and not any(noise.reason for noise in self.noises)

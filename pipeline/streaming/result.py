@@ -26,6 +26,7 @@ class Result:
         quality: noise and PSNR before and after, if they were measured.
         is_retried: the network's output was not finite in the asked-for precision, and was made
             again in float32.
+        pixels_of_pages: of all pages together, where they differ in size.
     """
 
     job: Job
@@ -37,8 +38,11 @@ class Result:
     seconds: Mapping[str, float] = field(default_factory=dict)
     quality: Quality | None = None
     is_retried: bool = False
+    pixels_of_pages: int | None = None
 
     @property
     def pixels(self) -> int:
-        """Of all pages, as large as the first."""
+        """Of all pages, as large as the first unless it is told otherwise."""
+        if self.pixels_of_pages is not None:
+            return self.pixels_of_pages
         return self.size[0] * self.size[1] * self.pages if self.size else 0

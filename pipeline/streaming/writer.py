@@ -99,5 +99,6 @@ class Writer:
             tuple(notes),
             file.seconds,
             quality,
+            file.pixels,
             file.is_retried,
         )
