@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 from PIL import Image, ImageOps, PngImagePlugin
 
 from .pixels import Layout
-from .probe import png_chunks
+from .probe import jp2_profile, png_chunks
 
 # Tags that describe how a TIFF file stores its samples; the writer sets its own.
 _TIFF_STRUCTURE = {
@@ -72,7 +72,7 @@ def read_metadata(image: Image.Image, file: BinaryIO) -> Metadata:
     )
     return Metadata(
         exif=exif_block(exif),
-        icc_profile=info.get("icc_profile") or None,
+        icc_profile=info.get("icc_profile") or jp2_profile(image, file),
         dpi=dpi if dpi and all(0 < value < 65536 for value in dpi) else None,
         xmp=info.get("xmp"),
         comment=info.get("comment") if image.format in {"JPEG", "MPO"} else None,

@@ -91,6 +91,36 @@ def is_lossless_webp(file: BinaryIO) -> bool:
     return False
 
 
+def jp2_profile(image: Image.Image, file: BinaryIO) -> bytes | None:
+    """The colour profile of a JPEG 2000 file, which Pillow passes over."""
+    if image.format != "JPEG2000":
+        return None
+    with rewound(file):
+        file.seek(0)
+        header = next(_jp2_boxes(file, b"jp2h"), b"")
+    for box in _jp2_boxes(io.BytesIO(header), b"colr"):
+        if box[:1] in {b"\2", b"\3"}:  # method, precedence, approximation, profile
+            return box[3:] or None
+    return None
+
+
+def _jp2_boxes(file: BinaryIO, name: bytes) -> Iterator[bytes]:
+    """What the boxes of this name hold, from here to the end of the file."""
+    end = file.seek(0, io.SEEK_END)
+    at = file.seek(0)
+    while len(head := file.read(16)) >= 8:
+        lead, size = 8, int.from_bytes(head[:4])
+        if size == 1:  # it follows in 8 bytes
+            lead, size = 16, int.from_bytes(head[8:])
+        size = size or end - at
+        if not lead <= size <= end - at:  # no box: a bare codestream, or damage
+            return
+        if head[4:8] == name:
+            file.seek(at + lead)
+            yield file.read(size - lead)
+        at = file.seek(at + size)
+
+
 def png_chunks(file: BinaryIO, names: Collection[bytes]) -> Iterator[tuple[bytes, bytes]]:
     """The chunks of a PNG file with these names, in order.
 
