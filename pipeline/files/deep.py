@@ -113,7 +113,7 @@ def _png(picture: Picture, samples: Tensor) -> bytes:
     array = numpy.frombuffer(memory_of(stored), numpy.uint16).reshape(stored.shape)
     encoded = imagecodecs.png_encode(array)
     small = io.BytesIO()
-    options = save_options("PNG", picture.metadata, picture.layout, 100)
+    options = save_options("PNG", picture.metadata, picture.layout, 100, "RGB")
     Image.new("RGB", (1, 1)).save(small, "PNG", **options)
     head = len(_PNG_MAGIC) + 25  # IHDR
     said = b"".join(
@@ -187,7 +187,7 @@ def _write_tiff(file: BinaryIO, pages: Sequence[tuple[Picture, Tensor]]) -> None
             stored = _all_samples(picture, samples)
             height, width, channels = stored.shape
             gray = Image.frombytes("I;16", (width * channels, height), memory_of(stored))
-            options = save_options("TIFF", picture.metadata, picture.layout, 100)
+            options = save_options("TIFF", picture.metadata, picture.layout, 100, "RGB")
             tags = options.setdefault("exif", Image.Exif())
             tags[_SAMPLES] = 1
             if channels == 4:

@@ -24,6 +24,7 @@ from denoise_batch.kernels.errors import ImageError, ShapeError
 from . import deep
 from .atomic import atomic_file
 from .metadata import ORIENTATION, read_metadata, save_options, upright
+from .metadata import dropped as dropped_of
 from .muted import PILLOW_WARNINGS
 from .picture import Picture
 from .pixels import NO_ALPHA, Layout, decode, encode, target_mode
@@ -165,12 +166,20 @@ def write_pages(
                 for picture, stored in pages:
                     image = encode(stored, picture.alpha, picture.layout, name, modes)
                     image = upright(image, picture.metadata, name)
-                    options = save_options(name, picture.metadata, picture.layout, quality)
+                    options = save_options(
+                        name, picture.metadata, picture.layout, quality, image.mode
+                    )
                     if path.suffix.lower() in {".j2k", ".j2c", ".jpc"}:
                         options["no_jp2"] = True
                     image.save(target, format=name, **options)
                     if len(pages) > 1:
                         target.newFrame()
+
+
+def dropped(picture: Picture, name: str) -> str:
+    """What a user must know that the format of this name does not keep, or nothing."""
+    mode = target_mode(picture.layout, name, _FORMATS[name][1].split())
+    return dropped_of(picture.metadata, name, mode)
 
 
 def output_suffix(path: Path) -> str:
@@ -190,15 +199,6 @@ def output_format(path: Path) -> str:
         raise ImageError(f"suffix {path.suffix!r} cannot be written; use .png or .tif") from error
 
 
-def _read(image: Image.Image, file: BinaryIO) -> Picture:
-    refuse_unsupported(image, file)
-    metadata, tags = read_metadata(image, file), getattr(image, "tag_v2", {})
-    bits, white_is_zero = sample_bits(image, file), tags.get(262) == 0
-    orientation = image.getexif().get(ORIENTATION) if tags else None
-    notes = []
-    if tags and tags.get(277, 1) > len(image.getbands()):
-        notes.append(NO_ALPHA)
-    image.load()
 def _bytes_of_samples(image: Image.Image, file: BinaryIO, frames: int) -> int:
     """Of all pages, whose sizes may differ."""
     total = 0
@@ -212,6 +212,15 @@ def _bytes_of_samples(image: Image.Image, file: BinaryIO, frames: int) -> int:
     return total
 
 
+def _read(image: Image.Image, file: BinaryIO) -> Picture:
+    refuse_unsupported(image, file)
+    metadata, tags = read_metadata(image, file), getattr(image, "tag_v2", {})
+    bits, white_is_zero = sample_bits(image, file), tags.get(262) == 0
+    orientation = image.getexif().get(ORIENTATION) if tags else None
+    notes = []
+    if tags and tags.get(277, 1) > len(image.getbands()):
+        notes.append(NO_ALPHA)
+    image.load()
     key = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "L" and isinstance(key, int):
         # Pillow brings the samples to 8 bits, and this not.

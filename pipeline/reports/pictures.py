@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageChops, ImageFilter, ImageOps, ImageStat
+from PIL import Image, ImageChops, ImageFilter, ImageStat
 
 from denoise_batch.kernels import ImageError
 
 from ..files.images import read_pages
-from ..files.metadata import ORIENTATION
+from ..files.metadata import turned
 from ..files.picture import Picture
 from ..files.samples import Scale, memory_of
 
@@ -117,13 +117,7 @@ def _shown(page: Picture, scale: Scale) -> Image.Image:
     height, width, channels = samples.shape
     mode = "L" if channels == 1 else "RGB"
     image = Image.frombytes(mode, (width, height), memory_of(samples.contiguous()))
-    orientation = Image.Exif()
-    if page.metadata.exif is not None:
-        orientation.load(page.metadata.exif)
-    if orientation.get(ORIENTATION, 1) != 1:
-        image.getexif()[ORIENTATION] = orientation[ORIENTATION]
-        image = ImageOps.exif_transpose(image)
-    return image
+    return turned(image, page.metadata)
 
 
 def _shrunk(image: Image.Image, side_px: int) -> Image.Image:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
-from ..files.images import output_format, write_pages
-from ..files.metadata import dropped
+from ..files.images import dropped, output_format, write_pages
 from ..sure import Probe
 from .in_flight import FileInFlight
 from .manifest import Manifest
@@ -65,7 +64,7 @@ class Writer:
             return file.failed(str(error))
         file.seconds["encode"] = time.perf_counter() - started
         kind = output_format(job.output)
-        said = [note for p in pictures for note in (p.layout.note, dropped(p.metadata, kind))]
+        said = [note for p in pictures for note in (p.layout.note, dropped(p, kind))]
         notes = [f"{job.name}: {note}" for note in dict.fromkeys(said) if note]
         if file.is_retried:
             notes.append(f"{job.name}: was not finite in low precision, made again in float32")
@@ -99,6 +98,6 @@ class Writer:
             tuple(notes),
             file.seconds,
             quality,
-            file.pixels,
             file.is_retried,
+            file.pixels,
         )
