@@ -168,7 +168,7 @@ def train(
         from ..checkpoint import find_weights, load_weights
         from ..training.distributed import team_of_workers, was_restarted
         from ..training.options import TrainOptions, usual_rates
-        from .training import watcher_of
+        from .train_screen import watcher_of
 
         if self_supervised not in (None, "neighbor"):
             raise OptionError(f"--self {self_supervised}: choose neighbor")
