@@ -5,9 +5,8 @@
 Knows tensors (N, C, H, W); nothing of images, files or screens.
 """
 
-from .activation import ReLU, Sigmoid
 from .block import Block
-from .container import Residual, Sequential, Skip
+from .container import Residual, Sequential, UNetLevel
 from .conv import Conv2d, ConvTranspose2d
 from .errors import (
     DenoiseBatchError,
@@ -20,12 +19,9 @@ from .errors import (
     TrainingError,
     WeightsError,
 )
+from .layers import Normalize, PixelShuffle, PixelUnshuffle, ReflectPadded, ReLU, Sigmoid
 from .loss import MSELoss
-from .muon import Muon
-from .optim import SGD, Adam, AdamW, ExponentialMovingAverage, clip_grad_norm_
-from .pad import Padded
-from .shuffle import PixelShuffle, PixelUnshuffle
-from .standardize import Standardize
+from .optim import SGD, Adam, AdamW, ExponentialMovingAverage, Muon, clip_grad_norm_
 from .upsample import NearestUpsample2d, UpsampleConv2d
 
 __all__ = [
@@ -43,19 +39,19 @@ __all__ = [
     "Muon",
     "NearestUpsample2d",
     "NoImagesError",
+    "Normalize",
     "OptionError",
-    "Padded",
     "PixelShuffle",
     "PixelUnshuffle",
     "ReLU",
+    "ReflectPadded",
     "Residual",
     "Sequential",
     "ShapeError",
     "Sigmoid",
-    "Skip",
-    "Standardize",
     "StateError",
     "TrainingError",
+    "UNetLevel",
     "UpsampleConv2d",
     "WeightsError",
     "clip_grad_norm_",

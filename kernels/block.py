@@ -51,7 +51,7 @@ class Block(ABC):
         return self.forward(input)
 
     @property
-    def keeps_output(self) -> bool:
+    def saves_output(self) -> bool:
         """Whether backward reads what forward returned, so that nobody may write to it."""
         return True
 
@@ -95,7 +95,7 @@ class Block(ABC):
         for _, child in self.named_children():
             child.forget()
 
-    def compute_in(self, dtype: torch.dtype | None) -> Self:
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> Self:
         """Let convolutions compute in `dtype` (None: in the parameters' own).
 
         The parameters and their gradients stay as they are: with float32 parameters and bfloat16
@@ -103,17 +103,17 @@ class Block(ABC):
         """
         self.compute_dtype = dtype
         for _, child in self.named_children():
-            child.compute_in(dtype)
+            child.set_compute_dtype(dtype)
         return self
 
-    def announce_grads(self, on_grad: Callable[[Tensor], None] | None) -> Self:
+    def register_grad_ready_hook(self, on_grad: Callable[[Tensor], None] | None) -> Self:
         """Have backward call `on_grad(parameter)` as soon as that `.grad` is complete.
 
         A parameter that several blocks share is announced by each of them. None: announce nothing.
         """
         self._on_grad = on_grad
         for _, child in self.named_children():
-            child.announce_grads(on_grad)
+            child.register_grad_ready_hook(on_grad)
         return self
 
     def eval(self) -> Self:
@@ -160,7 +160,7 @@ class Block(ABC):
         """Keep `value` for the backward of `output`, in training mode only."""
         self._saved = (value, output.shape) if self.training else None
 
-    def _take_saved(self, grad_output: Tensor) -> Any:
+    def _pop_saved(self, grad_output: Tensor) -> Any:
         """What forward kept; the block forgets it, so its memory can go."""
         if self._saved is None:
             raise StateError(
@@ -176,7 +176,7 @@ class Block(ABC):
         self._saved = None
         return saved
 
-    def _announce_grads(self) -> None:
+    def _notify_grad_ready(self) -> None:
         """At the end of a backward that filled this block's own parameters' gradients."""
         if self._on_grad is not None:
             for name in self.parameter_names:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from . import ops
-from .activation import ReLU
 from .block import Block
+from .buffer_pool import release, shares_memory
 from .conv import Convolution
-from .shapes import Activation
-from .workspace import release, shares_memory
+from .geometry import Activation
+from .layers import ReLU
 
 
 class Sequential(Block):
@@ -39,10 +39,10 @@ class Sequential(Block):
         return output
 
     @property
-    def keeps_output(self) -> bool:
+    def saves_output(self) -> bool:
         """As its last block, or the activation that this took along."""
         stages = self._stages()
-        return not stages or stages[-1][1] is not None or stages[-1][0].keeps_output
+        return not stages or stages[-1][1] is not None or stages[-1][0].saves_output
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """Apply every block's backward in reverse order."""
@@ -99,12 +99,12 @@ class Residual(Block):
     def forward(self, input: Tensor) -> Tensor:
         """The input plus what the body makes of it."""
         output = self.body.forward(input)
-        if self.training and self.body.keeps_output:
+        if self.training and self.body.saves_output:
             return output + input
         return _add(output, input)
 
     @property
-    def keeps_output(self) -> bool:
+    def saves_output(self) -> bool:
         """A sum needs neither its terms nor its value."""
         return False
 
@@ -121,7 +121,7 @@ class Residual(Block):
         yield "body", self.body
 
 
-class Skip(Block):
+class UNetLevel(Block):
     """A level of a U-Net: decoder(e + up(inner(down(e)))) with e = encoder(x).
 
     Ronneberger et al. (2015), with the skip connection added rather than concatenated, which costs
@@ -152,7 +152,7 @@ class Skip(Block):
         if self.training:
             encoded = self.encoder.forward(input)
             coarse = self.up.forward(self.inner.forward(self.down.forward(encoded)))
-            merged = coarse + encoded if self.up.keeps_output else _add(coarse, encoded)
+            merged = coarse + encoded if self.up.saves_output else _add(coarse, encoded)
             return self.decoder.forward(merged)
         encoded = self.encoder.forward(input)
         merged = self._below.forward(encoded)
@@ -178,9 +178,9 @@ class Skip(Block):
         return _add(self.down.backward(grad_coarse), grad_merged)
 
     @property
-    def keeps_output(self) -> bool:
+    def saves_output(self) -> bool:
         """As the decoder."""
-        return self.decoder.keeps_output
+        return self.decoder.saves_output
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
         """The five parts by their names."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from . import ops
 from .block import Block, accumulate_grad
-from .init import bias_uniform_, kaiming_uniform_
-from .shapes import (
+from .geometry import (
     Activation,
     Int2,
     IntPair,
@@ -21,6 +20,7 @@ from .shapes import (
     conv_transpose2d_output_size,
     pair,
 )
+from .init import bias_uniform_, kaiming_uniform_
 
 
 class Convolution(Block):
@@ -57,7 +57,7 @@ class Convolution(Block):
         )
 
     @property
-    def keeps_output(self) -> bool:
+    def saves_output(self) -> bool:
         """Not without an activation (`Sequential` asks this of a convolution that has none)."""
         return False
 
@@ -94,27 +94,27 @@ class Convolution(Block):
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """The gradient of the input; adds to weight.grad and bias.grad."""
-        grad_input = self._backward(grad_output, needs_grad_input=True)
+        grad_input = self._backward(grad_output, needs_input_grad=True)
         assert grad_input is not None  # it was asked for
         return grad_input
 
     def backward_parameters(self, grad_output: Tensor) -> None:
         """Adds to weight.grad and bias.grad, and saves the work for the input's gradient."""
-        self._backward(grad_output, needs_grad_input=False)
+        self._backward(grad_output, needs_input_grad=False)
 
-    def _backward(self, grad_output: Tensor, *, needs_grad_input: bool) -> Tensor | None:
-        input, output, weight = self._take_saved(grad_output)
+    def _backward(self, grad_output: Tensor, *, needs_input_grad: bool) -> Tensor | None:
+        input, output, weight = self._pop_saved(grad_output)
         grad_input, grad_weight, grad_bias = self._backward_op(
             grad_output.to(weight.dtype),
             input,
             weight,
             output=output,
-            needs_grad_input=needs_grad_input,
+            needs_input_grad=needs_input_grad,
         )
         accumulate_grad(self.weight, grad_weight)
         if self.bias is not None:
             accumulate_grad(self.bias, grad_bias)
-        self._announce_grads()
+        self._notify_grad_ready()
         return grad_input
 
 

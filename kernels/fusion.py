@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .activation import ReLU, Sigmoid
 from .block import Block
-from .container import Residual, Sequential, Skip
+from .container import Residual, Sequential, UNetLevel
 from .conv import Conv2d, Convolution, ConvTranspose2d
 from .gemm.fused import FusedActivation
-from .shuffle import PixelShuffle, PixelUnshuffle
+from .layers import PixelShuffle, PixelUnshuffle, ReLU, Sigmoid
 from .upsample import NearestUpsample2d
 
 
@@ -60,7 +59,7 @@ def forward(blocks: Sequence[Block], input: Tensor, residual: Tensor | None = No
             input = _pair(stage, input)
         elif isinstance(stage, Residual):
             input = forward([stage.body], input, residual=input)
-        elif isinstance(stage, Skip):
+        elif isinstance(stage, UNetLevel):
             encoded = forward([stage.encoder], input)
             merged = forward([stage.down, stage.inner, stage.up], encoded, residual=encoded)
             input = forward([stage.decoder], merged)

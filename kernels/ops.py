@@ -18,39 +18,52 @@ import torch
 
 from .errors import OptionError
 from .gemm.fused import conv2d_fused, conv_transpose2d_fused, tconv_decoder, tconv_encoder
-from .reference.activation import relu_backward, relu_forward
-from .reference.loss import mse_loss
-from .reference.optim import adam_step, sgd_step
-from .reference.shuffle import pixel_shuffle, pixel_unshuffle
+from .reference import (
+    adam_step,
+    mse_loss,
+    pixel_shuffle,
+    pixel_unshuffle,
+    relu_backward,
+    relu_forward,
+    sgd_step,
+)
 
 KERNELS = os.environ.get("DENOISE_BATCH_KERNELS", "auto")
 
 if KERNELS == "reference":
-    from .reference.activation import sigmoid_backward, sigmoid_forward, sigmoid_forward_
-    from .reference.conv import (
+    from .reference import (
         conv2d_backward,
         conv2d_forward,
         conv_transpose2d_backward,
         conv_transpose2d_forward,
+        sigmoid_backward,
+        sigmoid_forward,
+        sigmoid_forward_,
+        upsample_nearest2d_backward,
+        upsample_nearest2d_forward,
     )
-    from .reference.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
 elif KERNELS in ("auto", "gemm", "triton"):
-    from .gemm.activation import sigmoid_backward, sigmoid_forward, sigmoid_forward_
     from .gemm.conv import (
         conv2d_backward,
         conv2d_forward,
         conv_transpose2d_backward,
         conv_transpose2d_forward,
     )
-    from .gemm.upsample import upsample_nearest2d_backward, upsample_nearest2d_forward
+    from .gemm.pointwise import (
+        sigmoid_backward,
+        sigmoid_forward,
+        sigmoid_forward_,
+        upsample_nearest2d_backward,
+        upsample_nearest2d_forward,
+    )
 else:
     raise OptionError(f"DENOISE_BATCH_KERNELS={KERNELS!r}: choose auto, triton, gemm or reference")
 
 if KERNELS not in ("reference", "gemm"):
     from .cuda.load import is_for_kernels, load
-    from .switch import Switch
+    from .switch import KernelDispatcher
 
-    SWITCH = Switch("triton" if KERNELS == "triton" else "auto", load, is_for_kernels)
+    SWITCH = KernelDispatcher("triton" if KERNELS == "triton" else "auto", load, is_for_kernels)
     conv2d_forward = SWITCH.op(conv2d_forward)
     conv2d_backward = SWITCH.op(conv2d_backward)
     conv_transpose2d_forward = SWITCH.op(conv_transpose2d_forward)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .shapes import IntPair, conv2d_output_size, conv_transpose2d_output_size
+from .geometry import IntPair, conv2d_output_size, conv_transpose2d_output_size
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -21,7 +21,7 @@ BATCH = 2
 EXTENTS = (13, 11)
 
 
-def specimens(device: torch.device) -> Iterator[tuple[str, torch.dtype, list[Arguments]]]:
+def example_inputs(device: torch.device) -> Iterator[tuple[str, torch.dtype, list[Arguments]]]:
     """(op, precision, calls) for every op: the geometries of the shipped networks' layers."""
     for dtype in DTYPES:
         like = torch.empty(0, device=device, dtype=dtype)
@@ -33,7 +33,7 @@ def specimens(device: torch.device) -> Iterator[tuple[str, torch.dtype, list[Arg
             weight, image = like.new_empty(out, into, kernel, kernel), like.new_empty(1, into, 1, 1)
             grad, bias = like.new_empty(1, out, 1, 1), like.new_empty(out)
             forward = options | {"activation": "relu"}
-            backward = options | {"output": grad, "needs_grad_input": True}
+            backward = options | {"output": grad, "needs_input_grad": True}
             calls["conv2d_forward"].append(((image, weight, bias), forward))
             calls["conv2d_backward"].append(((grad, image, weight), backward))
         for into, out, kernel, stride, padding in transposed:
@@ -41,7 +41,7 @@ def specimens(device: torch.device) -> Iterator[tuple[str, torch.dtype, list[Arg
             weight, image = like.new_empty(into, out, kernel, kernel), like.new_empty(1, into, 1, 1)
             grad, bias = like.new_empty(1, out, 1, 1), like.new_empty(out)
             forward = options | {"activation": "relu"}
-            backward = options | {"output": grad, "needs_grad_input": True}
+            backward = options | {"output": grad, "needs_input_grad": True}
             calls["conv_transpose2d_forward"].append(((image, weight, bias), forward))
             calls["conv_transpose2d_backward"].append(((grad, image, weight), backward))
         _add_fused(calls, like)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .probes import SHRINK, WEIGHTS, Arguments, specimens
+from .probes import SHRINK, WEIGHTS, Arguments, example_inputs
 
 Op = Callable[..., Any]
 Status = Literal["ok", "failed", "unavailable"]
@@ -56,16 +56,18 @@ class KernelCheck:
 
 def self_check(device: torch.device | str) -> list[KernelCheck]:
     """Check every op that has a faster implementation on `device`, in every precision."""
-    from .gemm import activation, conv, upsample
-    from .reference import activation as plain_activation
-    from .reference import conv as plain_conv
-    from .reference import upsample as plain_upsample
+    from . import reference as plain_activation
+    from . import reference as plain_conv
+    from . import reference as plain_upsample
+    from .gemm import conv
+    from .gemm import pointwise as activation
+    from .gemm import pointwise as upsample
 
     device = torch.device(device)
     gemm = _functions(conv, activation, upsample)
     reference = _functions(plain_conv, plain_activation, plain_upsample)
     checks = _check_triton(device) if device.type == "cuda" else []
-    for name, dtype, calls in specimens(device):
+    for name, dtype, calls in example_inputs(device):
         if name in gemm and name in reference:
             checks.append(_check_all(name, "gemm", gemm[name], reference[name], dtype, calls))
     return checks
@@ -134,8 +136,9 @@ def _trait(value: Any) -> Hashable:
 
 
 def _check_triton(device: torch.device) -> list[KernelCheck]:
+    from . import reference as loss
+    from . import reference as optim
     from .gemm import conv, fused
-    from .reference import loss, optim
     from .switch import UnavailableError
 
     portable = _functions(conv, fused, loss, optim)
@@ -148,7 +151,7 @@ def _check_triton(device: torch.device) -> list[KernelCheck]:
     except UnavailableError as error:
         reason = str(error)
     checks = []
-    for name, dtype, calls in specimens(device):
+    for name, dtype, calls in example_inputs(device):
         if name in kernels and name in portable:
             with torch.cuda.device(device):
                 checks.append(

@@ -31,7 +31,7 @@ class UnavailableError(Exception):
     """There are no kernels for this device; the message is the reason."""
 
 
-class Switch:
+class KernelDispatcher:
     """Decides for every call.
 
     Args:

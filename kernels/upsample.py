@@ -10,7 +10,7 @@ from . import ops
 from .block import Block
 from .container import Sequential
 from .conv import Conv2d, Convolution
-from .shapes import Activation, Int2, IntPair, Shape, check_nchw, pair
+from .geometry import Activation, Int2, IntPair, Shape, check_nchw, pair
 
 
 class NearestUpsample2d(Block):
@@ -43,7 +43,7 @@ class NearestUpsample2d(Block):
 
     def backward(self, grad_output: Tensor) -> Tensor:
         """The sum of the gradients of each pixel's copies."""
-        self._take_saved(grad_output)
+        self._pop_saved(grad_output)
         return ops.upsample_nearest2d_backward(grad_output, scale_factor=self.scale_factor)
 
 

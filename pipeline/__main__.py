@@ -1,4 +1,4 @@
-"""`python -m denoise_batch.pipeline` is `denoise-batch`."""
+"""`python -m denoise_batch` is `denoise-batch`."""
 
 import sys
 

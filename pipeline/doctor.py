@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from PIL import features
 
-from denoise_batch import weights as shipped
 from denoise_batch.kernels import DenoiseBatchError
 from denoise_batch.kernels.selfcheck import KernelCheck, self_check
 
-from .checkpoint import find_weights, load_weights
+from . import weights as shipped
 from .device import describe_device
 from .metrics import psnr
+from .models import find_weights, load_weights
 
 State = Literal["ok", "note", "problem"]
 

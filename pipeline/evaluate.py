@@ -10,13 +10,13 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError, NoImagesError
 
-from .checkpoint import find_weights, load_weights
 from .device import resolve_device
 from .files.images import read_image
 from .files.scan import scan
 from .metrics import mse, psnr_of_mse, ssim
+from .models import find_weights, load_weights
 from .options import EvalOptions
-from .streaming.forward import Forward
+from .streaming.denoiser import Forward
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def evaluate(
     """
     device = resolve_device(options.device)
     network = load_weights(find_weights(options.weights)).network.to(device)
-    network.compute_in(torch.bfloat16 if options.precision == "bf16" else None)
+    network.set_compute_dtype(torch.bfloat16 if options.precision == "bf16" else None)
     forward = Forward(network, is_ensemble=options.is_ensemble)
     scores = []
     for job in scan([str(options.data)], Path("unused-output")):

@@ -1,8 +1,8 @@
 """Results and summaries made by hand."""
 
-from denoise_batch.pipeline.streaming.denoise import Summary
-from denoise_batch.pipeline.streaming.quality import Quality
-from denoise_batch.pipeline.streaming.result import Result
+from denoise_batch.quality import Quality
+from denoise_batch.streaming.result import Result
+from denoise_batch.streaming.session import Summary
 from denoise_batch.weights import names
 from denoise_batch.weights import path as weights_path
 

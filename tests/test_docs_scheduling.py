@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer.main
 
-from denoise_batch.pipeline.cli.batch import app
+from denoise_batch.cli.batch import app
 
 DOC = Path(__file__).parents[1] / "docs" / "scheduling.md"
 

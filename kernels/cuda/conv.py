@@ -13,13 +13,13 @@ kernels are declined: `gemm/` does those.
 import torch
 from torch import Tensor
 
+from ..geometry import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
 from ..selfcheck import NotCoveredError
-from ..shapes import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
-from .correlate import correlate
-from .masked import masked_and_sums
-from .stamp import stamp
-from .weight_gradient import weight_gradient
-from .weights import packed
+from .conv_forward import correlate
+from .conv_transpose import stamp
+from .packed_weights import packed
+from .relu_backward import relu_backward_bias_grad
+from .weight_grad import weight_grad
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -61,17 +61,17 @@ def conv2d_backward(
     padding: IntPair,
     dilation: IntPair,
     output: Tensor | None = None,
-    needs_grad_input: bool = True,
+    needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """As `gemm.conv.conv2d_backward`, with grad_weight and grad_bias in float32."""
     check_covered(input, weight, dilation)
     grad, grad_bias = _masked(grad_output, output)
     grad_input = None
-    if needs_grad_input:
+    if needs_input_grad:
         image = new_image(input, input.shape[1], (input.shape[2], input.shape[3]))
-        stamp_weight(grad, weight, None, image, stride=stride, padding=padding)
+        conv_transpose_weight(grad, weight, None, image, stride=stride, padding=padding)
         grad_input = image.permute(0, 3, 1, 2)
-    grad_weight = weight_gradient(
+    grad_weight = weight_grad(
         nhwc(input), grad, kernel=kernel_of(weight), stride=stride, padding=padding
     )
     return grad_input, grad_weight, grad_bias
@@ -94,7 +94,7 @@ def conv_transpose2d_forward(
         input.shape[2:], kernel_of(weight), stride, padding, output_padding, dilation
     )
     output = new_image(input, weight.shape[1], size)
-    stamp_weight(
+    conv_transpose_weight(
         nhwc(input), weight, bias, output, stride=stride, padding=padding, activation=activation
     )
     return output.permute(0, 3, 1, 2)
@@ -110,13 +110,13 @@ def conv_transpose2d_backward(
     output_padding: IntPair,
     dilation: IntPair,
     output: Tensor | None = None,
-    needs_grad_input: bool = True,
+    needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """As `gemm.conv.conv_transpose2d_backward`, with grad_weight and grad_bias in float32."""
     check_covered(input, weight, dilation)
     grad, grad_bias = _masked(grad_output, output)
     grad_input = None
-    if needs_grad_input:
+    if needs_input_grad:
         image = new_image(input, len(weight), (input.shape[2], input.shape[3]))
         correlate(
             grad,
@@ -129,13 +129,13 @@ def conv_transpose2d_backward(
             weight_strides=(len(weight), 1),
         )
         grad_input = image.permute(0, 3, 1, 2)
-    grad_weight = weight_gradient(
+    grad_weight = weight_grad(
         grad, nhwc(input), kernel=kernel_of(weight), stride=stride, padding=padding
     )
     return grad_input, grad_weight, grad_bias
 
 
-def stamp_weight(
+def conv_transpose_weight(
     small: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -214,4 +214,4 @@ def new_image(like: Tensor, channels: int, size: IntPair) -> Tensor:
 
 
 def _masked(grad_output: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor]:
-    return masked_and_sums(nhwc(grad_output), None if output is None else nhwc(output))
+    return relu_backward_bias_grad(nhwc(grad_output), None if output is None else nhwc(output))

@@ -3,11 +3,11 @@
 from torch import Tensor
 
 from ..gemm.fused import FusedActivation
+from ..geometry import IntPair, conv2d_output_size, conv_transpose2d_output_size
 from ..selfcheck import NotCoveredError
-from ..shapes import IntPair, conv2d_output_size, conv_transpose2d_output_size
-from .conv import check_covered, kernel_of, new_image, nhwc, stamp_weight
-from .correlate import correlate
-from .weights import packed
+from .conv import check_covered, conv_transpose_weight, kernel_of, new_image, nhwc
+from .conv_forward import correlate
+from .packed_weights import packed
 
 
 def conv2d_fused(
@@ -72,7 +72,7 @@ def conv_transpose2d_fused(
         input.shape[2:], kernel_of(weight), stride, padding, output_padding, dilation
     )
     output = new_image(input, weight.shape[1], size)
-    stamp_weight(
+    conv_transpose_weight(
         nhwc(input),
         weight,
         bias,

@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..selfcheck import NotCoveredError
-from .config import POINTWISE_BLOCK
 from .conv import DTYPES
+from .tiles import POINTWISE_BLOCK
 
 
 @triton.jit(do_not_specialize=["numel"])

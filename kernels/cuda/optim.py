@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..selfcheck import NotCoveredError
-from .config import POINTWISE_BLOCK
-from .weights import forget
+from .packed_weights import forget
+from .tiles import POINTWISE_BLOCK
 
 
 @triton.jit

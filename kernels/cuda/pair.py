@@ -17,11 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..selfcheck import NotCoveredError
-from .config import PAIR
 from .conv import check_covered, new_image, nhwc
-from .correlate import check_extents
+from .conv_forward import check_extents
 from .epilogue import activate, as_position
-from .weights import kept
+from .packed_weights import kept
+from .tiles import PAIR
 
 OUTER, INNER = 32, 64  # channels of the outer and the middle map, padded
 

@@ -13,12 +13,13 @@ memory with each other or with a cache.
 import torch
 from torch import Tensor
 
-from .. import workspace
-from ..shapes import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
-from . import scratch, small, winograd
-from .activation import masked
-from .grid import Chunk, Grid
-from .products import Store, compute_dtype, correlate, stamp, weight_gradient, write
+from .. import buffer_pool as scratch
+from .. import buffer_pool as workspace
+from ..geometry import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
+from . import im2col as small
+from . import winograd
+from .pointwise import masked
+from .products import Chunk, Grid, Store, compute_dtype, correlate, stamp, weight_grad, write
 
 _SUM_ROWS = 8192
 
@@ -52,7 +53,7 @@ def conv2d_forward(
         output = _empty(input, len(weight), size)
         if output.numel():
             taps = _dense(weight, dilation)
-            _correlate_into(output, input, taps, bias, stride, padding, activation == "relu")
+            _conv_forward_into(output, input, taps, bias, stride, padding, activation == "relu")
     return output
 
 
@@ -65,7 +66,7 @@ def conv2d_backward(
     padding: IntPair,
     dilation: IntPair,
     output: Tensor | None = None,
-    needs_grad_input: bool = True,
+    needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """dX = stamp(dZ), dW = windows(X)ᵀ · dZ, db = Σ dZ, with dZ = dY where Y > 0 (or all of dY).
 
@@ -77,7 +78,7 @@ def conv2d_backward(
         padding: forward's.
         dilation: forward's.
         output: forward's result if its activation was "relu", otherwise None.
-        needs_grad_input: False for a first layer, whose grad_input nobody reads.
+        needs_input_grad: False for a first layer, whose grad_input nobody reads.
 
     Returns:
         grad_input (None if not needed), grad_weight and grad_bias, shaped as input, weight, bias.
@@ -86,12 +87,12 @@ def conv2d_backward(
         grad = masked(grad_output, output)
         taps = _dense(weight, dilation)
         grad_taps, grad_bias = torch.zeros_like(taps), weight.new_zeros(len(weight))
-        grad_input = _empty(input, input.shape[1], input.shape[2:]) if needs_grad_input else None
+        grad_input = _empty(input, input.shape[1], input.shape[2:]) if needs_input_grad else None
         if grad.numel():
-            _weight_gradient_into(grad_taps, input, grad, stride, padding)
+            _weight_grad_into(grad_taps, input, grad, stride, padding)
             grad_bias.copy_(_channel_sums(grad))
         if grad_input is not None and grad_input.numel():
-            _stamp_into(grad_input, grad, taps, None, stride, padding, False)
+            _conv_transpose_into(grad_input, grad, taps, None, stride, padding, False)
     return grad_input, _thinned(grad_taps, dilation), grad_bias
 
 
@@ -128,7 +129,7 @@ def conv_transpose2d_forward(
         output = _empty(input, weight.shape[1], size)
         if output.numel():
             taps = _dense(weight, dilation)
-            _stamp_into(output, input, taps, bias, stride, padding, activation == "relu")
+            _conv_transpose_into(output, input, taps, bias, stride, padding, activation == "relu")
     return output
 
 
@@ -142,7 +143,7 @@ def conv_transpose2d_backward(
     output_padding: IntPair,
     dilation: IntPair,
     output: Tensor | None = None,
-    needs_grad_input: bool = True,
+    needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """dX = W · windows(dZ), dW = windows(dZ)ᵀ · X, db = Σ dZ; dZ as in `conv2d_backward`.
 
@@ -153,16 +154,16 @@ def conv_transpose2d_backward(
         grad = masked(grad_output, output)
         taps = _dense(weight, dilation)
         grad_taps, grad_bias = torch.zeros_like(taps), weight.new_zeros(weight.shape[1])
-        grad_input = _empty(input, input.shape[1], input.shape[2:]) if needs_grad_input else None
+        grad_input = _empty(input, input.shape[1], input.shape[2:]) if needs_input_grad else None
         if grad.numel():
-            _weight_gradient_into(grad_taps, grad, input, stride, padding)
+            _weight_grad_into(grad_taps, grad, input, stride, padding)
             grad_bias.copy_(_channel_sums(grad))
             if grad_input is not None:
-                _correlate_into(grad_input, grad, taps, None, stride, padding, False)
+                _conv_forward_into(grad_input, grad, taps, None, stride, padding, False)
     return grad_input, _thinned(grad_taps, dilation), grad_bias
 
 
-def _correlate_into(
+def _conv_forward_into(
     output: Tensor,
     image: Tensor,
     weight: Tensor,
@@ -196,7 +197,7 @@ def _correlate_into(
     correlate(source, matrix, bias, _grid(image, weight, stride, padding, size), emit)
 
 
-def _stamp_into(
+def _conv_transpose_into(
     output: Tensor,
     image: Tensor,
     weight: Tensor,
@@ -218,20 +219,20 @@ def _stamp_into(
         stamp(source, weight, bias, target, stride=stride, padding=padding, relu=relu)
 
 
-def _weight_gradient_into(
+def _weight_grad_into(
     grad_weight: Tensor, large: Tensor, little: Tensor, stride: IntPair, padding: IntPair
 ) -> None:
     """dW = windows(L)ᵀ · S."""
     size, kernel = (little.shape[2], little.shape[3]), _kernel(grad_weight)
     source, target = _nhwc(large), _nhwc(little)
     if winograd.applies(grad_weight, stride, size, large.dtype):
-        grad_weight.copy_(winograd.weight_gradient(source, target, padding=padding))
+        grad_weight.copy_(winograd.weight_grad(source, target, padding=padding))
         return
     if small.applies(large, kernel, size):
-        grad_weight.copy_(small.weight_gradient(source, target, kernel, stride, padding))
+        grad_weight.copy_(small.weight_grad(source, target, kernel, stride, padding))
         return
     grid = _grid(large, grad_weight, stride, padding, size)
-    matrix = weight_gradient(source, target, grid, compute_dtype(large))
+    matrix = weight_grad(source, target, grid, compute_dtype(large))
     small_channels, large_channels, kh, kw = grad_weight.shape
     taps = matrix.view(kw, kh, large_channels, small_channels)
     grad_weight.copy_(taps.permute(3, 2, 1, 0))

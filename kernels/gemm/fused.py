@@ -8,11 +8,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..reference.shuffle import pixel_shuffle, pixel_unshuffle
-from ..shapes import IntPair
-from .activation import sigmoid_forward_
+from ..geometry import IntPair
+from ..reference import pixel_shuffle, pixel_unshuffle
 from .conv import conv2d_forward, conv_transpose2d_forward
-from .upsample import upsample_nearest2d_forward
+from .pointwise import sigmoid_forward_, upsample_nearest2d_forward
 
 FusedActivation = Literal["relu", "sigmoid"] | None
 

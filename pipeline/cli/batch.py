@@ -171,12 +171,10 @@ def denoise(
         from denoise_batch.kernels import OptionError
 
         from ..options import DenoiseOptions
-        from ..stop import Stop
-        from ..streaming.denoise import Session
+        from ..stop import Stop, stopping
+        from ..streaming.session import Session
         from ..streaming.watch import watch as watch_folders
-        from .reports import write_reports
-        from .screen import screen
-        from .signals import stopping
+        from .console import screen, write_reports
 
         if batch_size != "auto" and not batch_size.isdecimal():
             raise OptionError(f"--batch-size {batch_size!r}: auto or a whole number")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
-from .signals import Interrupted
+from ..stop import Interrupted
 
 
 @contextmanager

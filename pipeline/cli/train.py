@@ -9,9 +9,48 @@ import typer
 from .exits import exit_codes, run_app
 
 if TYPE_CHECKING:
-    from ..training.distributed import Team
+    from rich.progress import Progress
+
+    from ..training.data import Counts
+    from ..training.run_folder import Epoch
+    from ..training.train import Watcher
+if TYPE_CHECKING:
+    from ..training.distributed import ProcessGroup
     from ..training.options import TrainOptions
     from ..training.train import Outcome, Watcher
+
+
+def watcher_of(progress: "Progress", batch_size: int) -> "Watcher":
+    """Live steps, and a line for every epoch."""
+    from ..training.train import Watcher
+
+    task = progress.add_task("steps", total=None, images_per_s=0.0)
+
+    def on_start(counts: "Counts", noisy_psnr: float) -> None:
+        skipped = f" ({counts.too_small} more are too small)" if counts.too_small else ""
+        progress.console.print(
+            f"{counts.training} to train on, {counts.validation} to validate with{skipped}; noisy "
+            f"validation tiles: {noisy_psnr:.2f} dB",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def on_step(step: int, steps: int) -> None:
+        speed = progress.tasks[0].speed or 0.0  # steps a second, lately
+        images_per_s = speed * batch_size
+        progress.update(task, completed=step, total=steps, images_per_s=images_per_s)
+
+    def on_epoch(epoch: "Epoch") -> None:
+        progress.console.print(
+            f"epoch {epoch.number}: training loss {epoch.training_loss:.6f}, validation "
+            f"{epoch.validation_psnr:.3f} dB, lr {epoch.lr:.3g}, {epoch.seconds:.0f} s, "
+            f"{epoch.images_per_s:.0f} images/s{', best so far' if epoch.is_best else ''}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    return Watcher(on_start, on_step, on_epoch)
+
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -145,7 +184,7 @@ def train(
     checkpoint, samples.png (clean, noisy, output) and, with the extra `plots`, curves.png; use
     best.safetensors with `denoise-batch --weights`.
 
-    On several GPUs or machines: `torchrun --nproc-per-node 4 -m denoise_batch.pipeline.training
+    On several GPUs or machines: `torchrun --nproc-per-node 4 -m denoise_batch.training
     DATA …` with the same options; `--batch-size` is the joint one, so the weights are the same.
 
     Ctrl-C and SIGTERM finish the step and save it; --resume goes on.
@@ -165,10 +204,11 @@ def train(
 
         from denoise_batch.kernels import OptionError
 
-        from ..checkpoint import find_weights, load_weights
-        from ..training.distributed import team_of_workers, was_restarted
+        from ..models import find_weights, load_weights
+        from ..training.distributed import process_group, was_restarted
         from ..training.options import TrainOptions, usual_rates
-        from .train_screen import watcher_of
+
+        pass
 
         if self_supervised not in (None, "neighbor"):
             raise OptionError(f"--self {self_supervised}: choose neighbor")
@@ -237,7 +277,7 @@ def train(
             TimeRemainingColumn(),
         )
         with (
-            team_of_workers() as team,
+            process_group() as team,
             Progress(*columns, console=console, disable=not console.is_terminal) as progress,
         ):
             outcome = _run(options, watcher_of(progress, batch_size), team)
@@ -253,11 +293,10 @@ def train(
         )
 
 
-def _run(options: "TrainOptions", watcher: "Watcher", team: "Team") -> "Outcome":
+def _run(options: "TrainOptions", watcher: "Watcher", team: "ProcessGroup") -> "Outcome":
     """Train to the end, or until Ctrl-C or SIGTERM; the step in hand is finished."""
-    from ..stop import Stop
+    from ..stop import Interrupted, Stop, stopping
     from ..training.train import train
-    from .signals import Interrupted, stopping
 
     if team.size > 1:  # the others would wait for the gradients of one that stops
         return train(options, watcher, team)

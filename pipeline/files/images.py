@@ -9,10 +9,12 @@ unknown to us).
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import torch
@@ -21,14 +23,42 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
-from . import deep
+from . import sixteen_bit as deep
 from .atomic import atomic_file
+from .decoded_image import DecodedImage
 from .metadata import ORIENTATION, read_metadata, save_options, upright
 from .metadata import dropped as dropped_of
-from .muted import PILLOW_WARNINGS
-from .picture import Picture
-from .pixels import NO_ALPHA, Layout, decode, encode, target_mode
-from .probe import is_lossless_webp, refuse_unsupported, sample_bits
+from .pixels import NO_ALPHA, StorageFormat, decode, encode, target_mode
+from .sniff import is_lossless_webp, refuse_unsupported, sample_bits
+
+
+class Muted:
+    """Ignores Pillow's warnings while any thread decodes or encodes.
+
+    `warnings.catch_warnings` alone restores the wrong filters when threads overlap.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users = Lock(), 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._filters.__exit__(None, None, None)
+
+
+PILLOW_WARNINGS = Muted()
+
 
 # Pillow's name of a format → the suffixes it is written for, and the modes that it holds.
 _FORMATS = {
@@ -55,7 +85,7 @@ Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]  # a documente
 _REFUSED_FORMATS = {"EPS", "WMF", "EMF"}
 
 
-def read_image(path: Path) -> Picture:
+def read_image(path: Path) -> DecodedImage:
     """Read one file of one page; orientation is kept as metadata, pixels are not rotated.
 
     Raises:
@@ -69,7 +99,7 @@ def read_image(path: Path) -> Picture:
 
 def read_pages(
     path: Path, on_size: Callable[[int], None] = lambda sample_bytes: None
-) -> tuple[Picture, ...]:
+) -> tuple[DecodedImage, ...]:
     """Read all pages of one file; orientation is kept as metadata, pixels are not rotated.
 
     Args:
@@ -101,7 +131,7 @@ def read_pages(
                 return tuple(pages)
 
 
-def write_image(path: Path, picture: Picture, pixels: Tensor, *, quality: int = 95) -> None:
+def write_image(path: Path, picture: DecodedImage, pixels: Tensor, *, quality: int = 95) -> None:
     """Write `pixels` as `picture` was stored, in the format that the path's suffix names.
 
     Args:
@@ -128,7 +158,7 @@ def write_image(path: Path, picture: Picture, pixels: Tensor, *, quality: int = 
 
 def write_pages(
     path: Path,
-    pictures: Sequence[Picture],
+    pictures: Sequence[DecodedImage],
     samples: Sequence[Tensor],
     *,
     quality: int = 95,
@@ -176,7 +206,7 @@ def write_pages(
                         target.newFrame()
 
 
-def dropped(picture: Picture, name: str) -> str:
+def dropped(picture: DecodedImage, name: str) -> str:
     """What a user must know that the format of this name does not keep, or nothing."""
     mode = target_mode(picture.layout, name, _FORMATS[name][1].split())
     return dropped_of(picture.metadata, name, mode)
@@ -212,7 +242,7 @@ def _bytes_of_samples(image: Image.Image, file: BinaryIO, frames: int) -> int:
     return total
 
 
-def _read(image: Image.Image, file: BinaryIO) -> Picture:
+def _read(image: Image.Image, file: BinaryIO) -> DecodedImage:
     refuse_unsupported(image, file)
     metadata, tags = read_metadata(image, file), getattr(image, "tag_v2", {})
     bits, white_is_zero = sample_bits(image, file), tags.get(262) == 0
@@ -239,7 +269,7 @@ def _read(image: Image.Image, file: BinaryIO) -> Picture:
         stored = ImageOps.exif_transpose(image)
     decoded = decode(stored, bits=12 if bits == 12 and tags else 16, white_is_zero=white_is_zero)
     compression = image.info.get("compression")
-    layout = Layout(
+    layout = StorageFormat(
         format=image.format or "",
         mode=decoded.mode,
         size=(stored.height, stored.width),
@@ -249,7 +279,7 @@ def _read(image: Image.Image, file: BinaryIO) -> Picture:
         is_progressive="progressive" in image.info,
         note="; ".join(notes),
     )
-    return Picture(decoded.samples, decoded.alpha, layout, metadata)
+    return DecodedImage(decoded.samples, decoded.alpha, layout, metadata)
 
 
 def _page_writer(file: BinaryIO, pages: int) -> AbstractContextManager[Any]:

@@ -5,8 +5,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from .pixels import Layout
-from .probe import jp2_profile, png_chunks
+from .pixels import StorageFormat
+from .sniff import jp2_profile, png_chunks
 
 # Tags that describe how a TIFF file stores its samples; the writer sets its own.
 _TIFF_STRUCTURE = {
@@ -117,7 +117,7 @@ def exif_block(data: bytes | None) -> bytes | None:
 
 
 def save_options(
-    name: str, metadata: Metadata, layout: Layout, quality: int, mode: str
+    name: str, metadata: Metadata, layout: StorageFormat, quality: int, mode: str
 ) -> dict[str, Any]:
     """What Pillow's `save` needs, for the format of this name, to write the metadata back.
 

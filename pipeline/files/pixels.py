@@ -1,9 +1,10 @@
 """Samples: a decoded Pillow image → tensors of the depth that it has, and back to the same mode.
 
 No numpy: bytes cross over in the tensors' own memory. What has to be dropped is told in
-`Layout.note`, by whoever reads the file.
+`StorageFormat.note`, by whoever reads the file.
 """
 
+import ctypes
 import io
 from collections.abc import Collection
 from contextlib import suppress
@@ -15,8 +16,67 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
-from .probe import WIDE_GRAY
-from .samples import BITS_8, BITS_16, Scale, float_scale, memory_of
+from .sniff import WIDE_GRAY
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """The affine map of stored samples to [0, 1]: (sample − offset) / span.
+
+    Attributes:
+        offset: the sample that becomes 0.
+        span: what is added for 1: 255 of 8 bits, 65535 of 16, the range of float samples that
+            leave [0, 1].
+    """
+
+    offset: float
+    span: float
+
+    def to_unit(self, samples: Tensor) -> Tensor:
+        """Samples of any shape and type as float32, [0, 1]."""
+        values = samples.to(torch.float32, copy=True)
+        return (values.sub_(self.offset) if self.offset else values).div_(self.span)
+
+    def from_unit(self, values: Tensor, samples: Tensor) -> Tensor:
+        """Values as new samples in the place of `samples`, whose type they take.
+
+        Integers are rounded to the nearest and clamped; floats are not. Values that `to_unit` made
+        come back bit for bit.
+
+        Args:
+            values: float, any shape.
+            samples: what was stored, of that shape.
+        """
+        if samples.dtype == torch.float32:
+            if self == UNIT:
+                return values.to(torch.float32)
+            # Added to what was stored, so that an unchanged pixel keeps every bit.
+            return samples + (values - self.to_unit(samples)) * self.span
+        levels = (values * self.span).add_(0.5).clamp_(0, self.span)  # the conversion cuts
+        if samples.dtype == torch.uint8:
+            return levels.to(torch.uint8)
+        return levels.to(torch.int32).to(torch.uint16)
+
+
+BITS_8 = ValueRange(0.0, 255.0)
+BITS_16 = ValueRange(0.0, 65535.0)
+UNIT = ValueRange(0.0, 1.0)
+
+
+def float_range(samples: Tensor) -> ValueRange:
+    """The map of float samples: their range to [0, 1], or nothing for those that are there."""
+    low, high = float(samples.min()), float(samples.max())
+    if low >= 0 and high <= 1:
+        return UNIT
+    return ValueRange(low, (high - low) or 1.0)
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, writable and without a copy; outlives no tensor."""
+    size = tensor.numel() * tensor.element_size()
+    buffer = (ctypes.c_char * size).from_address(tensor.data_ptr())
+    return memoryview(buffer).cast("B")
+
 
 # A mode may be written as any of these without a loss; the first that the format holds wins.
 # RGB;16 and RGBA;16 are no modes of Pillow: see `deep`.
@@ -37,7 +97,7 @@ _STRIP_BYTES = 1 << 22  # of a decoded image that is copied at once
 
 
 @dataclass(frozen=True)
-class Layout:
+class StorageFormat:
     """How a file stored its samples: enough to store others in the same way.
 
     Attributes:
@@ -54,7 +114,7 @@ class Layout:
     format: str
     mode: str
     size: tuple[int, int]
-    scale: Scale = BITS_8
+    scale: ValueRange = BITS_8
     compression: str | None = None
     is_lossless: bool = False
     is_progressive: bool = False
@@ -80,7 +140,7 @@ class Decoded:
     samples: Tensor
     alpha: Tensor | None
     mode: str
-    scale: Scale
+    scale: ValueRange
 
 
 def decode(image: Image.Image, *, bits: int = 16, white_is_zero: bool = False) -> Decoded:
@@ -96,7 +156,7 @@ def decode(image: Image.Image, *, bits: int = 16, white_is_zero: bool = False) -
     """
     if image.mode == "F":
         stored = _samples(image, torch.float32, 1)
-        scale = float_scale(stored)
+        scale = float_range(stored)
         ends = torch.tensor([float(stored.min()), float(stored.max())])
         if not bool(torch.isfinite(scale.to_unit(ends)).all()):
             raise ImageError("holds NaN, infinite or enormous values; replace them first")
@@ -121,7 +181,11 @@ def decode(image: Image.Image, *, bits: int = 16, white_is_zero: bool = False) -
 
 
 def encode(
-    samples: Tensor, alpha: Tensor | None, layout: Layout, format_name: str, modes: Collection[str]
+    samples: Tensor,
+    alpha: Tensor | None,
+    layout: StorageFormat,
+    format_name: str,
+    modes: Collection[str],
 ) -> Image.Image:
     """The image that stores `samples` in the layout's mode, or in a wider one of `modes`.
 
@@ -159,7 +223,7 @@ def encode(
     return image if image.mode == mode else image.convert(mode)
 
 
-def target_mode(layout: Layout, format_name: str, modes: Collection[str]) -> str:
+def target_mode(layout: StorageFormat, format_name: str, modes: Collection[str]) -> str:
     """The layout's mode, or the wider one of `modes` that takes its place without a loss.
 
     Raises:

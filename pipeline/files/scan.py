@@ -21,14 +21,83 @@ Rules:
 
 import os
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from denoise_batch.kernels.errors import NoImagesError, OptionError
 
-from .collisions import Found, distinct_outputs, places_of, real_path, refuse_overwriting
 from .images import READABLE_SUFFIXES, WRITABLE_SUFFIXES, output_format, output_suffix
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A source and where its output would go, before collisions are looked for."""
+
+    source: Path
+    root: Path
+    relative: Path
+    name: str
+    input_name: str
+
+
+def distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
+    """Each source's output, after telling apart those that want the same."""
+
+    def with_old_suffix(item: Candidate) -> Path:
+        if item.source.suffix.lower() == item.relative.suffix.lower():
+            return item.relative
+        ending = item.relative.name.removeprefix(item.source.stem)
+        return item.relative.with_name(item.source.name + ending)
+
+    def under_input(item: Candidate) -> Path:
+        return item.input_name / with_old_suffix(item)
+
+    outputs = [item.root / item.relative for item in found]
+    for rename in (with_old_suffix, under_input):
+        places = places_of(outputs)
+        wanted = Counter(places[path] for path in outputs)
+        if len(wanted) == len(outputs):
+            return outputs
+        outputs = [
+            item.root / rename(item) if wanted[places[path]] > 1 else path
+            for item, path in zip(found, outputs, strict=True)
+        ]
+    places = places_of(outputs)
+    taken: set[str] = set()
+    distinct = []
+    for path in outputs:
+        candidate, place, number = path, places[path], 1
+        while place in taken or (number > 1 and place in places.values()):
+            number += 1
+            candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+            place = places_of([candidate])[candidate]
+        taken.add(place)
+        distinct.append(candidate)
+    return distinct
+
+
+def refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """OptionError where an output stands in the place of something that is read."""
+    read = set(places_of(sources).values())
+    read |= {os.path.normcase(real_path(path)) for path in sources if path.is_symlink()}
+    for path, place in places_of(outputs).items():
+        if place in read:
+            raise OptionError(f"{path}: the output would overwrite the input; name another")
+
+
+def places_of(paths: Iterable[Path]) -> dict[Path, str]:
+    """Where paths really stand, spelled so that equal places compare equal; links stay links."""
+    unique = set(paths)
+    parents = {parent: str(real_path(parent)) for parent in {path.parent for path in unique}}
+    return {path: os.path.normcase(f"{parents[path.parent]}{os.sep}{path.name}") for path in unique}
+
+
+def real_path(path: Path) -> Path:
+    """Absolute and without links, as far as that goes; `Path.resolve` raises where they loop."""
+    return Path(os.path.realpath(path))
+
 
 OUTPUT_MARK = "-denoised"
 _MARKS = frozenset({OUTPUT_MARK})
@@ -157,7 +226,9 @@ def _is_exact(inputs: Sequence[Path | str], output: Path, naming: Naming) -> boo
     return False
 
 
-def _expand(text: Path | str, output: Path | None, recursive: bool, naming: Naming) -> list[Found]:
+def _expand(
+    text: Path | str, output: Path | None, recursive: bool, naming: Naming
+) -> list[Candidate]:
     try:
         return _found(text, output, recursive, naming)
     except OSError as error:
@@ -165,7 +236,9 @@ def _expand(text: Path | str, output: Path | None, recursive: bool, naming: Nami
         raise OptionError(f"{error.filename or text}: {reason}") from error
 
 
-def _found(text: Path | str, output: Path | None, recursive: bool, naming: Naming) -> list[Found]:
+def _found(
+    text: Path | str, output: Path | None, recursive: bool, naming: Naming
+) -> list[Candidate]:
     path = Path(text)
     if path.is_dir():
         if output is not None and real_path(output) == real_path(path):
@@ -201,11 +274,11 @@ def _found(text: Path | str, output: Path | None, recursive: bool, naming: Namin
 
 def _in_folder(
     folder: Path, base: Path, root: Path, inside: Path | None, recursive: bool, naming: Naming
-) -> list[Found]:
+) -> list[Candidate]:
     """The images of a folder, named and mirrored relative to `base`."""
     input_name = base.resolve().name
     return [
-        Found(path, root, renamed, relative.as_posix(), input_name)
+        Candidate(path, root, renamed, relative.as_posix(), input_name)
         for path in sorted(_walk(folder, inside, recursive, naming), key=_natural)
         for relative in [path.relative_to(base)]
         for renamed in [relative.with_name(naming.output_name(relative, naming.suffix))]
@@ -275,13 +348,13 @@ def _strictly_inside(output: Path | None, folder: Path) -> Path | None:
     return real_path(output)
 
 
-def _file(path: Path, relative: Path, output: Path | None, naming: Naming) -> Found:
+def _file(path: Path, relative: Path, output: Path | None, naming: Naming) -> Candidate:
     name, input_name = relative.as_posix(), path.parent.resolve().name
     if output is not None:
         renamed = relative.with_name(naming.output_name(relative, naming.suffix))
-        return Found(path, output, renamed, name, input_name)
+        return Candidate(path, output, renamed, name, input_name)
     marked = Path(naming.output_name(path, naming.mark))
-    return Found(path, path.parent, marked, name, input_name)
+    return Candidate(path, path.parent, marked, name, input_name)
 
 
 def _beside(folder: Path) -> Path:

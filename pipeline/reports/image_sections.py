@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ..streaming.quality import Quality
+from ..quality import Quality
 from ..streaming.result import Result
 from .pictures import VIEW_PX, Thumbnails, View
 from .report import Report
-from .totals import is_scored
+from .table import is_scored
 
 TALLEST_VIEW_PX = 640
 _NOTHING = '<span class="soft">–</span>'

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from denoise_batch.kernels import ImageError
 
-from ..files.collisions import real_path
+from ..files.scan import real_path
 from ..streaming.references import find_reference
 from ..streaming.result import Result
 from .image_sections import Pictures, slider, table, views
 from .pictures import load, thumbnails, view
 from .report import Report
 from .summary_sections import about, cards, charts, notes
-from .totals import ranked
+from .table import ranked
 
 MOST_BYTES = 23_000_000
 MOST_IN_FULL = 24  # of a long run: the worst half and the best half of them

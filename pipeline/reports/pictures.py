@@ -10,10 +10,10 @@ from PIL import Image, ImageChops, ImageFilter, ImageStat
 
 from denoise_batch.kernels import ImageError
 
+from ..files.decoded_image import DecodedImage
 from ..files.images import read_pages
 from ..files.metadata import turned
-from ..files.picture import Picture
-from ..files.samples import Scale, memory_of
+from ..files.pixels import ValueRange, memory_of
 
 VIEW_PX = 1280  # long side of a picture in full
 RESIDUAL_PX = 600
@@ -54,7 +54,7 @@ class Thumbnails:
     denoised: str
 
 
-def load(path: Path, scale: Scale | None = None) -> tuple[Image.Image, Scale]:
+def load(path: Path, scale: ValueRange | None = None) -> tuple[Image.Image, ValueRange]:
     """A file's first page, upright, in 8 bit: what a viewer would show; and its scale.
 
     Args:
@@ -102,7 +102,7 @@ def view(noisy: Image.Image, denoised: Image.Image, clean: Image.Image | None) -
     )
 
 
-def _shown(page: Picture, scale: Scale) -> Image.Image:
+def _shown(page: DecodedImage, scale: ValueRange) -> Image.Image:
     samples = page.samples
     if samples.dtype != torch.uint8:
         strips = (

@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from denoise_batch import weights as shipped
 from denoise_batch.kernels import WeightsError
 
-from ..checkpoint import load_tensors
+from .. import weights as shipped
 from ..device import describe_device
+from ..models import load_tensors
 from ..options import DenoiseOptions
-from ..streaming.denoise import Summary
 from ..streaming.result import Result
-from .totals import Totals, total
+from ..streaming.session import Summary
+from .table import Totals, total
 
 SCHEMA = 1
 

@@ -7,7 +7,7 @@ from ..streaming.result import STAGES, Result
 from .charts import Change, dumbbells
 from .image_sections import est
 from .report import Report
-from .totals import is_scored
+from .table import is_scored
 
 MOST_NOTES = 200
 

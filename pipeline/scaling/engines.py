@@ -11,8 +11,8 @@ import torch
 
 from denoise_batch.kernels.errors import DeviceError
 
-from ..checkpoint import find_weights, load_weights
 from ..files.scan import Job
+from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
 from ..stop import Stop
 from ..streaming.engine import Engine, precision_on
@@ -23,7 +23,7 @@ from .dispatch import Dispatch, Worker
 from .processes import ProcessWorker
 from .ray_workers import RayWorker, connect, precision_there, shares
 from .remote import RemoteStorage
-from .station import Setup
+from .worker_session import WorkerConfig
 
 
 class WorkersEngine(Engine):
@@ -88,7 +88,7 @@ class WorkersEngine(Engine):
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
         """Workers, not started yet, for a run whose first jobs these are."""
 
-    def setup(self, device: str, number: int) -> Setup:
+    def setup(self, device: str, number: int) -> WorkerConfig:
         """What a worker of this run is told."""
         reference = self.options.reference
         options = replace(
@@ -100,7 +100,7 @@ class WorkersEngine(Engine):
             engine="local",
             ray_address=None,
         )
-        return Setup(options, f"{self._part}-worker-{number}", stage=self._stage)
+        return WorkerConfig(options, f"{self._part}-worker-{number}", stage=self._stage)
 
 
 class ProcessEngine(WorkersEngine):

@@ -13,7 +13,7 @@ from ..files.scan import Job
 from ..stop import Stop
 from ..streaming.result import Result
 from .dispatch import Worker, WorkerLostError
-from .station import Setup, Station
+from .worker_session import WorkerConfig, WorkerSession
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -30,7 +30,7 @@ class ProcessWorker(Worker):
         setup: what it is told.
     """
 
-    def __init__(self, name: str, setup: Setup) -> None:
+    def __init__(self, name: str, setup: WorkerConfig) -> None:
         self.name = name
         self._setup = setup
         self._stop: Event = _CONTEXT.Event()
@@ -109,14 +109,14 @@ class _SharedStop(Stop):
         return self._event.is_set()
 
 
-def _serve(pipe: "Connection[Any, Any]", event: "Event", setup: Setup) -> None:
+def _serve(pipe: "Connection[Any, Any]", event: "Event", setup: WorkerConfig) -> None:
     """The worker process: None when it is up, then for each chunk its results and None."""
     # Ctrl-C and a service's SIGTERM reach all processes; only the run's own decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, OSError):  # the run's own process is gone: so are we
         try:
-            station = Station(setup)
+            station = WorkerSession(setup)
             pipe.send(None)  # it is up
             while True:
                 station.run(pipe.recv(), pipe.send, _SharedStop(event))

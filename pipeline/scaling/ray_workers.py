@@ -19,7 +19,7 @@ from ..stop import Stop
 from ..streaming.engine import precision_on
 from ..streaming.result import Result
 from .dispatch import PATIENCE_S, Worker, WorkerLostError
-from .station import Setup, Station
+from .worker_session import WorkerConfig, WorkerSession
 
 CORES = 4  # of a worker without a GPU
 
@@ -149,7 +149,7 @@ class RayWorker(Worker):
         setup: what it is told.
     """
 
-    def __init__(self, name: str, ray: Any, share: Share, setup: Setup) -> None:
+    def __init__(self, name: str, ray: Any, share: Share, setup: WorkerConfig) -> None:
         self.name = name
         self._ray = ray
         self._share = share
@@ -218,16 +218,16 @@ class RayWorker(Worker):
 class _Actor:
     """The worker's side. Our errors are returned, not raised: Ray would wrap them."""
 
-    def __init__(self, setup: Setup, cores: int) -> None:
+    def __init__(self, setup: WorkerConfig, cores: int) -> None:
         import torch
 
         torch.set_num_threads(cores)
         self._stop = Stop()
         self._stage = setup.stage
-        self._station: Station | None = None
+        self._station: WorkerSession | None = None
         self._error: DenoiseBatchError | None = None
         try:
-            self._station = Station(setup, f"the Ray node {platform.node()}")
+            self._station = WorkerSession(setup, f"the Ray node {platform.node()}")
         except DenoiseBatchError as error:
             self._error = error
 

@@ -19,11 +19,11 @@ from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
 from ..files.atomic import atomic_write
 from ..files.scan import Job
 from ..options import DenoiseOptions
-from ..streaming.manifest import FOLDER, Entry, Manifest, Stamp, sha256_of
+from ..streaming.manifest import FOLDER, Entry, FileStat, Manifest, sha256_of
 from ..streaming.result import Result
 from ..streaming.storage import Storage
+from .mirror import LOCAL, LocalMirror, local_or_staged, staging
 from .objects import is_url
-from .stage import LOCAL, Stage, local_or_staged, staging
 
 _CONNECTIONS = 16  # while entries of a killed run are fetched
 
@@ -63,7 +63,7 @@ class RemoteManifest(Manifest):
         is_read: whether entries of earlier runs are wanted.
     """
 
-    def __init__(self, root: Path, stage: Stage, *, is_read: bool = True) -> None:
+    def __init__(self, root: Path, stage: LocalMirror, *, is_read: bool = True) -> None:
         self._stage = stage
         if is_read:
             stage.mirror(root / FOLDER)
@@ -74,10 +74,10 @@ class RemoteManifest(Manifest):
     def made_of(self, output: Path) -> Entry | None:
         """The entry of the object at `output`, by size and time."""
         try:
-            stamp = Stamp.of(output)
+            stamp = FileStat.of(output)
         except OSError:
             return None
-        fitting = (stamp, Stamp(stamp.size, 0))
+        fitting = (stamp, FileStat(stamp.size, 0))
         entries = reversed(self._entries.get(self._key(output), []))
         return next((entry for entry in entries if entry.output_stamp in fitting), None)
 
@@ -86,7 +86,7 @@ class RemoteManifest(Manifest):
         output: Path,
         written: Path,
         source: str,
-        source_stamp: Stamp,
+        source_stamp: FileStat,
         source_sha256: str,
         run: tuple[str, str],
     ) -> None:
@@ -96,7 +96,7 @@ class RemoteManifest(Manifest):
             ImageError: the store fails.
             OSError: there is no space to write it.
         """
-        stamp = Stamp(written.stat().st_size, 0)
+        stamp = FileStat(written.stat().st_size, 0)
         key, digest = self._key(output), sha256_of(written)
         entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)
         path = self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl"
@@ -120,7 +120,7 @@ class RemoteManifest(Manifest):
         for key in found._entries:
             output = self.root / key
             if (entry := found.made_of(output)) is not None:
-                lines.append(json.dumps(asdict(replace(entry, output_stamp=Stamp.of(output)))))
+                lines.append(json.dumps(asdict(replace(entry, output_stamp=FileStat.of(output)))))
         whole = self.root / FOLDER / "manifest.jsonl"
         parts = [path for path in whole.parent.glob("manifest*.jsonl") if path != whole]
         atomic_write(whole, "".join(f"{line}\n" for line in lines).encode())
@@ -139,7 +139,7 @@ class RemoteStorage(Storage):
         stage: that stands for the stores.
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: LocalMirror) -> None:
         self.stage = stage
 
     def refresh(self, options: DenoiseOptions) -> None:

@@ -6,25 +6,216 @@ ones, and only then fails that page.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from denoise_batch.kernels import ImageError
+from denoise_batch.kernels.capture import Captured
 
-from ..files.picture import Picture
-from ..networks import Network
-from ..sure import LEAST_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_places
-from .forward import Forward
-from .output import Output, are_finite
-from .tiled import Tiled
-from .tiling import Grid, automatic_grid, fixed_grid
-from .transfer import Download, Transfer
+from ..files.decoded_image import DecodedImage
+from ..models import Network
+from ..quality import LEAST_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_places
+from .tiling import Grid, Span, automatic_grid, fixed_grid
+from .transfer import Download, Mark, Transfer
+
+
+@dataclass(frozen=True)
+class Output:
+    """A page on its way back from the device.
+
+    Attributes:
+        download: the page's samples, then whether the network's output was finite.
+        marks: before the upload, before and behind the network, behind the last conversion, behind
+            the probe.
+        share: of the time between the marks that counts for this page.
+        seconds: instead of marks, by stage, for pages that took several passes.
+        probe: how the network answers to a small change there; on the host after `wait`.
+    """
+
+    download: Download
+    marks: tuple[Mark, ...] = ()
+    share: float = 1.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    probe: Probe | None = None
+
+    def wait(self) -> tuple[Tensor, bool, dict[str, float]]:
+        """Samples (H, W, C) on the host, whether all values were finite, seconds by stage."""
+        samples, is_finite = self.download.wait()
+        if not self.marks:
+            return samples, bool(is_finite), self.seconds
+        start, ready, made, done, probed = self.marks
+        seconds = {
+            "transfer": start.seconds_until(ready) + made.seconds_until(done),
+            "compute": ready.seconds_until(made),
+            "measure": done.seconds_until(probed),
+        }
+        return samples, bool(is_finite), {k: v * self.share for k, v in seconds.items()}
+
+
+def are_finite(values: Tensor) -> Tensor:
+    """For each image of (N, C, H, W) whether all its values are finite."""
+    return torch.isfinite(values.amin((1, 2, 3))) & torch.isfinite(values.amax((1, 2, 3)))
+
+
+class Forward:
+    """padded images (N, C, H, W) in [0, 1] → the same, denoised; on the network's device.
+
+    Args:
+        network: in inference mode.
+        strength: 0 keeps the input, 1 takes the network's output, between them their mixture.
+        is_ensemble: average over the eight turned and mirrored versions of every image.
+        has_cuda_graphs: on CUDA, replay the launches of shapes that come again.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        strength: float = 1.0,
+        is_ensemble: bool = False,
+        has_cuda_graphs: bool = False,
+    ) -> None:
+        self.network = network
+        self.strength = strength
+        self.is_ensemble = is_ensemble
+        self._run: Callable[[Tensor], Tensor] = self._launch
+        if has_cuda_graphs:
+            self._run = Captured(self._launch, lambda: self.network.compute_dtype)
+
+    def __call__(self, padded: Tensor) -> Tensor:
+        """The network's output, averaged over the ensemble, mixed with the input by strength."""
+        return self._run(padded)
+
+    def _launch(self, padded: Tensor) -> Tensor:
+        values = self._ensemble(padded) if self.is_ensemble else self.network.forward_padded(padded)
+        return values if self.strength == 1 else padded.lerp(values, self.strength)
+
+    def _ensemble(self, padded: Tensor) -> Tensor:
+        total = torch.zeros_like(padded)
+        for turns in range(4):
+            for is_mirrored in (False, True):
+                view = torch.rot90(padded, turns, (2, 3))
+                view = view.flip(3) if is_mirrored else view
+                view = view.contiguous(memory_format=torch.channels_last)
+                output = self.network.forward_padded(view)
+                output = output.flip(3) if is_mirrored else output
+                total += torch.rot90(output, -turns, (2, 3))
+        return total.div_(8)
+
 
 T = TypeVar("T")
+
+
+_IN_FLIGHT = 2  # tiles behind the one that is queued
+
+
+class Tiled:
+    """Denoises pages in tiles, several of them under way where the device computes while we go on.
+
+    Args:
+        network: says how pages are padded.
+        forward: makes an output of a padded tile.
+        transfer: to the device and back.
+    """
+
+    def __init__(self, network: Network, forward: Forward, transfer: Transfer) -> None:
+        self.network = network
+        self.forward = forward
+        self.transfer = transfer
+
+    def denoise(
+        self, picture: DecodedImage, grid: Grid, on_tile: Callable[[int, int], None]
+    ) -> Output:
+        """A page's output, on the host.
+
+        Args:
+            picture: the page.
+            grid: of the padded page.
+            on_tile: told of every finished tile.
+        """
+        result = torch.empty_like(picture.samples)
+        is_finite = True
+        seconds = {"transfer": 0.0, "compute": 0.0}
+        waiting: deque[tuple[Output, Span, Span]] = deque()
+        done = 0
+        is_asynchronous = self.transfer.device.type == "cuda"
+
+        def finish(most_left: int) -> None:
+            nonlocal is_finite, done
+            while len(waiting) > most_left:
+                tile, row, column = waiting.popleft()
+                stored, is_tile_finite, tile_seconds = tile.wait()
+                self._inside(result, row, column).copy_(stored)
+                is_finite &= is_tile_finite
+                for stage, value in tile_seconds.items():
+                    seconds[stage] = seconds.get(stage, 0.0) + value
+                done += 1
+                on_tile(done, len(grid))
+
+        for row, column in grid:
+            if self._inside(result, row, column).numel() == 0:
+                done += 1
+                continue
+            waiting.append((self._tile(picture, row, column), row, column))
+            # A copy to the host is behind the tiles that are queued after it.
+            finish(_IN_FLIGHT if is_asynchronous else 0)
+        finish(0)
+        return Output(Download((result, torch.tensor(is_finite))), seconds=seconds)
+
+    def _tile(self, picture: DecodedImage, row: Span, column: Span) -> Output:
+        transfer, scale = self.transfer, picture.layout.scale
+        start = transfer.mark()
+        height, width = picture.layout.size
+        rows, top = self._positions(height, row)
+        columns, left = self._positions(width, column)
+        bottom, right = top + int(rows.max()) + 1, left + int(columns.max()) + 1
+        (seen,) = transfer.upload([picture.samples[top:bottom, left:right].contiguous()])
+        values = _selected(_selected(scale.to_unit(seen), 0, rows), 1, columns)
+        padded = values.permute(2, 0, 1)[None]
+        ready = transfer.mark()
+        output = self.forward(padded)
+        made = transfer.mark()
+        inner_rows = slice(row.start - row.read_start, row.stop - row.read_start)
+        inner_columns = slice(column.start - column.read_start, column.stop - column.read_start)
+        core = output[0].permute(1, 2, 0)[inner_rows, inner_columns]
+        before = self._inside(picture.samples, row, column)
+        # A core may reach into the reflections, which nobody keeps.
+        margin = self.network.spec.margin
+        skip_y, skip_x = max(0, margin - row.start), max(0, margin - column.start)
+        kept = core[skip_y : skip_y + before.shape[0], skip_x : skip_x + before.shape[1]]
+        top, left = max(0, row.start - margin) - top, max(0, column.start - margin) - left
+        old = seen[top : top + before.shape[0], left : left + before.shape[1]]
+        stored = scale.from_unit(kept, old)
+        done = transfer.mark()
+        marks = (start, ready, made, done, done)
+        return Output(transfer.download([stored, are_finite(output)[0]]), marks)
+
+    def _positions(self, size: int, span: Span) -> tuple[Tensor, int]:
+        """Which positions of an image's extent a tile sees, from the first one of them on."""
+        positions = self.network.padded_indices(size, torch.device("cpu"))
+        seen = positions[span.read_start : span.read_stop]
+        first = int(seen.min())
+        return seen - first, first
+
+    def _inside(self, samples: Tensor, row: Span, column: Span) -> Tensor:
+        """The part of an image (H, W, C) that a core covers."""
+        margin, (height, width) = self.network.spec.margin, samples.shape[:2]
+        return samples[
+            max(0, row.start - margin) : max(0, min(height, row.stop - margin)),
+            max(0, column.start - margin) : max(0, min(width, column.stop - margin)),
+        ]
+
+
+def _selected(values: Tensor, dim: int, positions: Tensor) -> Tensor:
+    """Rows or columns by position; the tensor itself where that changes nothing."""
+    if len(positions) == values.shape[dim] and bool((positions.diff() == 1).all()):
+        return values
+    return values.index_select(dim, positions.to(values.device))
 
 
 class Denoiser:
@@ -76,12 +267,12 @@ class Denoiser:
         """Whether outputs are made while the caller goes on."""
         return self.device.type == "cuda"
 
-    def padded_shape(self, picture: Picture) -> tuple[int, int]:
+    def padded_shape(self, picture: DecodedImage) -> tuple[int, int]:
         """Height and width that the network sees of a page."""
         height, width = picture.layout.size
         return self.network.padded_size(height), self.network.padded_size(width)
 
-    def is_tiled(self, picture: Picture) -> bool:
+    def is_tiled(self, picture: DecodedImage) -> bool:
         """Whether a page goes through in tiles, and so without company."""
         height, width = self.padded_shape(picture)
         if self.strength == 0:
@@ -92,7 +283,7 @@ class Denoiser:
 
     def denoise(
         self,
-        pictures: Sequence[Picture],
+        pictures: Sequence[DecodedImage],
         *,
         is_float32: bool = False,
         is_probed: bool = True,
@@ -112,7 +303,7 @@ class Denoiser:
                 yield Output(Download((picture.samples, torch.tensor(True))))
             return
         is_probed = is_probed and self.is_probing
-        self.network.compute_in(None if is_float32 else self.precision)
+        self.network.set_compute_dtype(None if is_float32 else self.precision)
         if len(pictures) == 1 and self.is_tiled(pictures[0]):
             yield self._in_tiles(pictures[0], is_probed, on_tile)
             return
@@ -149,7 +340,7 @@ class Denoiser:
     def _learn(self, too_many_pixels: int) -> None:
         self.most_pixels = max(1, min(self.most_pixels, too_many_pixels // 2))
 
-    def _whole(self, pictures: Sequence[Picture], is_probed: bool) -> list[Output]:
+    def _whole(self, pictures: Sequence[DecodedImage], is_probed: bool) -> list[Output]:
         """All pages in one pass."""
         transfer, margin = self._transfer, self.network.spec.margin
         start = transfer.mark()
@@ -193,7 +384,9 @@ class Denoiser:
             for index, page in enumerate(arrived[: len(stored)])
         ]
 
-    def _probes(self, pictures: Sequence[Picture], padded: Tensor, values: Tensor) -> list[Probe]:
+    def _probes(
+        self, pictures: Sequence[DecodedImage], padded: Tensor, values: Tensor
+    ) -> list[Probe]:
         """Of each page, on the device: of large pages by tiles, of small ones none."""
         height, width = padded.shape[2:]
         if height * width < LEAST_PIXELS:
@@ -207,7 +400,7 @@ class Denoiser:
         ]
         return probe_images(self._forward, padded, values, insides, self.strength)
 
-    def _probe_tiles(self, picture: Picture) -> Probe:
+    def _probe_tiles(self, picture: DecodedImage) -> Probe:
         margin = self.network.spec.margin
         tiles = [
             picture.layout.scale.to_unit(picture.samples[rows, columns])
@@ -222,7 +415,7 @@ class Denoiser:
 
         return probe_tiles(denoise, stack.permute(0, 3, 1, 2), self.strength)
 
-    def _probed(self, picture: Picture, output: Output) -> Output:
+    def _probed(self, picture: DecodedImage, output: Output) -> Output:
         """A page's output with its probe, where the page is large enough for one."""
         height, width = picture.layout.size
         if height * width < LEAST_PIXELS:
@@ -235,7 +428,7 @@ class Denoiser:
         seconds = {**output.seconds, "measure": time.perf_counter() - started}
         return replace(output, seconds=seconds, probe=probe)
 
-    def _padded(self, pictures: Sequence[Picture], samples: Sequence[Tensor]) -> Tensor:
+    def _padded(self, pictures: Sequence[DecodedImage], samples: Sequence[Tensor]) -> Tensor:
         """(N, C, H, W) float32 in [0, 1], each page between its own reflections."""
         scales = {picture.layout.scale for picture in pictures}
         if len(scales) == 1 and len({page.shape for page in samples}) == 1:
@@ -249,7 +442,7 @@ class Denoiser:
         return torch.cat(pages)
 
     def _in_tiles(
-        self, picture: Picture, is_probed: bool, on_tile: Callable[[int, int], None]
+        self, picture: DecodedImage, is_probed: bool, on_tile: Callable[[int, int], None]
     ) -> Output | ImageError:
         """One page tile by tile, with smaller tiles for as long as memory does not suffice."""
         height, width = self.padded_shape(picture)

@@ -8,17 +8,16 @@ import torch
 
 from denoise_batch.kernels import DeviceError
 
-from ..checkpoint import find_weights, load_weights
 from ..device import resolve_device
 from ..files.scan import Job
+from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
 from ..stop import Stop
 from .denoiser import Denoiser
 from .manifest import Manifest
 from .memory import Budget, compute_bytes, in_flight_bytes, return_large_blocks
 from .storage import Storage
-from .stream import Watcher, stream
-from .writer import Writer
+from .stream import Watcher, Writer, stream
 
 # Of an automatic batch; enough to fill a device. On a processor more would make nothing faster and
 # take more memory than one photograph of ordinary size.

@@ -10,11 +10,13 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
+
+from denoise_batch.kernels import OptionError
 
 from ..files.atomic import atomic_write
 
@@ -26,7 +28,7 @@ _SYNC_S = 5.0
 
 
 @dataclass(frozen=True)
-class Stamp:
+class FileStat:
     """What tells, without reading it, whether a file is still the one it was.
 
     Attributes:
@@ -38,7 +40,7 @@ class Stamp:
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: Path) -> "Stamp":
+    def of(cls, path: Path) -> "FileStat":
         """The stamp of a file that is there.
 
         Raises:
@@ -64,9 +66,9 @@ class Entry:
     """
 
     output: str
-    output_stamp: Stamp
+    output_stamp: FileStat
     output_sha256: str
-    source_stamp: Stamp
+    source_stamp: FileStat
     source_sha256: str
     weights: str
     options: str
@@ -99,7 +101,7 @@ class Manifest:
         """The entry of the file that stands at `output`; None if it is missing or not ours."""
         entries = self._entries.get(self._key(output), [])
         try:
-            stamp = Stamp.of(output)
+            stamp = FileStat.of(output)
             for entry in reversed(entries):
                 if entry.output_stamp == stamp:
                     return entry
@@ -116,7 +118,7 @@ class Manifest:
         output: Path,
         written: Path,
         source: str,
-        source_stamp: Stamp,
+        source_stamp: FileStat,
         source_sha256: str,
         run: tuple[str, str],
     ) -> None:
@@ -133,7 +135,7 @@ class Manifest:
         Raises:
             OSError: the line cannot be written.
         """
-        stamp, digest = Stamp.of(written), sha256_of(written)
+        stamp, digest = FileStat.of(written), sha256_of(written)
         key = self._key(output)
         entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)
         line = json.dumps(asdict(entry), ensure_ascii=True) + "\n"
@@ -188,8 +190,8 @@ def _read(path: Path) -> Iterator[Entry]:
     for line in data.splitlines():
         with suppress(ValueError, TypeError, KeyError):
             fields = json.loads(line)
-            fields["output_stamp"] = Stamp(**fields["output_stamp"])
-            fields["source_stamp"] = Stamp(**fields["source_stamp"])
+            fields["output_stamp"] = FileStat(**fields["output_stamp"])
+            fields["source_stamp"] = FileStat(**fields["source_stamp"])
             yield Entry(**fields)
 
 
@@ -199,3 +201,50 @@ def _ends_torn(file: BinaryIO) -> bool:
         return False
     file.seek(-1, os.SEEK_END)
     return file.read(1) != b"\n"
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def locked(root: Path, part: str = "") -> Iterator[None]:
+    """Hold the output folder for this run, or for this shard; a killed run holds nothing.
+
+    Args:
+        root: the output folder; made if missing.
+        part: "" for the whole, or the shard's name.
+
+    Raises:
+        OptionError: another run holds it, or it cannot be written.
+    """
+    folder = root / FOLDER
+    with ExitStack() as files:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            whole = files.enter_context((folder / "lock").open("a+b"))
+            own = files.enter_context((folder / f"lock{part}").open("a+b")) if part else whole
+        except OSError as error:
+            raise OptionError(
+                f"{folder}: cannot be made: {error.strerror}; choose another output"
+            ) from error
+        _take(whole, root, is_shared=bool(part))
+        if part:
+            _take(own, root, is_shared=False)
+        yield
+
+
+def _take(file: BinaryIO, root: Path, *, is_shared: bool) -> None:
+    if fcntl is None:
+        return
+    kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OptionError(
+            f"{root}: another denoise-batch is writing there; wait for it, or choose another output"
+        ) from error
+    except OSError:
+        return  # a file system without locks: better unguarded than unusable

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
+from ..files.decoded_image import DecodedImage
 from ..files.images import READABLE_SUFFIXES, read_pages
-from ..files.picture import Picture
 from ..metrics import psnr_of_mse
 
 _STRIP_SAMPLES = 1 << 20
@@ -24,7 +24,7 @@ def find_reference(folder: Path, name: str) -> Path | None:
 
 
 def psnr_in_and_out(
-    noisy: Sequence[Picture], denoised: Sequence[Tensor], reference: Path
+    noisy: Sequence[DecodedImage], denoised: Sequence[Tensor], reference: Path
 ) -> tuple[float, float]:
     """PSNR in dB of a file before and after, over all its pages, against the reference file.
 
@@ -72,7 +72,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _size(pages: Sequence[Picture]) -> str:
+def _size(pages: Sequence[DecodedImage]) -> str:
     height, width, channels = pages[0].samples.shape
     count = f"{len(pages)} pages of " if len(pages) > 1 else ""
     return f"{count}{width}x{height} {'gray' if channels == 1 else 'RGB'}"

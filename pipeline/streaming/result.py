@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..files.scan import Job
-from .quality import Quality
+from ..quality import Quality
 
 STAGES = ("decode", "transfer", "compute", "encode", "measure")
 

@@ -9,7 +9,7 @@ put together without blending.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..networks import Architecture
+from ..models import Architecture
 
 
 @dataclass(frozen=True)

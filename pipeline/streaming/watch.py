@@ -8,8 +8,8 @@ from denoise_batch.kernels import NoImagesError, OptionError
 
 from ..files.scan import Job
 from ..stop import Stop
-from .denoise import Events, Session, Summary
-from .manifest import Stamp
+from .manifest import FileStat
+from .session import Events, Session, Summary
 
 _NAP_S = 0.1  # between two looks at `stop`
 
@@ -42,8 +42,8 @@ def watch(
         DeviceError: the device failed.
     """
     told = ""
-    seen: dict[Path, Stamp] = {}
-    handled: dict[tuple[Path, Path], Stamp] = {}
+    seen: dict[Path, FileStat] = {}
+    handled: dict[tuple[Path, Path], FileStat] = {}
     is_first = True
     while not stop:
         try:
@@ -83,11 +83,11 @@ def _jobs(session: Session) -> Sequence[Job]:
         return ()
 
 
-def _stamps(jobs: Sequence[Job]) -> dict[Path, Stamp]:
+def _stamps(jobs: Sequence[Job]) -> dict[Path, FileStat]:
     stamps = {}
     for job in jobs:
         try:
-            stamps[job.source] = Stamp.of(job.source)
+            stamps[job.source] = FileStat.of(job.source)
         except OSError:
             continue  # gone again, or not to be read; the next look tells
     return stamps

@@ -11,24 +11,174 @@ torch.distributed is not used.
 """
 
 import os
+import secrets
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
-from denoise_batch.kernels import Block, DenoiseBatchError, OptionError, TrainingError
+from denoise_batch.kernels import Block, DenoiseBatchError, OptionError, StateError, TrainingError
 
 from ..device import resolve_device
 
 if TYPE_CHECKING:
-    from .gradients import GradientReducer
+    pass
+
+
+PATIENCE = timedelta(minutes=30)  # a worker may still be importing, or its machine starting
+
+
+def meet() -> tuple[Store, int, int]:
+    """The workers' common store, under a prefix that only this attempt uses; rank; size.
+
+    torchrun keeps one store for all attempts (torch 2.13), and a worker that starts anew may read
+    there the address of one that is dead, and wait for it. So everyone but the first says hello
+    with a fresh token, and answers only a welcome to this very token; the first one welcomes
+    whoever it hears, the dead too, until all others have answered.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    token = secrets.token_hex(8)
+    if rank:
+        store.set(f"hello/{rank}", token)
+        store.wait([f"welcome/{token}"], PATIENCE)
+        attempt = store.get(f"welcome/{token}").decode()
+        store.set(f"answer/{attempt}/{rank}", "")
+        return PrefixStore(attempt, store), rank, size
+    silent = set(range(1, size))
+    while silent:
+        for other in sorted(silent):
+            if store.check([f"hello/{other}"]):
+                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", token)
+            if store.check([f"answer/{token}/{other}"]):
+                silent.remove(other)
+        time.sleep(0.01)
+    return PrefixStore(token, store), rank, size
+
+
+BUCKET_BYTES = 2**20
+
+
+@dataclass
+class _Bucket:
+    """Neighbouring gradients that travel together.
+
+    Attributes:
+        parameters: in the order of their places.
+        flat: their gradients, one behind the other; in the first bucket the loss comes last.
+        missing: announcements still to come of each parameter, by its identity.
+        work: the sum under way.
+    """
+
+    parameters: list[Tensor]
+    flat: Tensor
+    missing: Counter[int] = field(default_factory=Counter)
+    work: "distributed.Work | None" = None
+
+    def places(self) -> list[Tensor]:
+        """Where each parameter's gradient stands in `flat`, in the parameter's shape."""
+        sizes = [parameter.numel() for parameter in self.parameters]
+        parts = torch.split(self.flat[: sum(sizes)], sizes)
+        return [
+            part.view(parameter.shape)
+            for part, parameter in zip(parts, self.parameters, strict=True)
+        ]
+
+    def send(self) -> None:
+        """Begin to sum over the workers."""
+        for parameter, place in zip(self.parameters, self.places(), strict=True):
+            assert parameter.grad is not None  # it was announced
+            place.copy_(parameter.grad)
+        self.work = distributed.all_reduce(self.flat, async_op=True)
+
+
+class GradientReducer:
+    """Makes a network's backward leave the sum of all workers' gradients.
+
+    Buckets fill from the network's end, where backward begins, and go out in that order on every
+    worker, each as soon as its last gradient is there.
+
+    Args:
+        network: the same on every worker, on its final device; all parameters of one precision.
+        bucket_bytes: a bucket is closed when it holds as much. Smaller ones start earlier, larger
+            ones pay less often for a message.
+    """
+
+    def __init__(self, network: Block, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self._network = network
+        self._uses = Counter(id(parameter) for parameter in network.parameters())
+        self._buckets: list[_Bucket] = []
+        unique = {id(parameter): parameter for parameter in network.parameters()}
+        waiting: list[Tensor] = []
+        for parameter in reversed(unique.values()):
+            waiting.append(parameter)
+            if sum(p.numel() * p.element_size() for p in waiting) >= bucket_bytes:
+                self._close(waiting)
+                waiting = []
+        if waiting:
+            self._close(waiting)
+        self._bucket_of = {id(p): bucket for bucket in self._buckets for p in bucket.parameters}
+        self._sent = 0
+        network.register_grad_ready_hook(self._on_grad)
+
+    def backward(self, loss: Tensor, grad_output: Tensor) -> Tensor:
+        """The network's backward; afterwards `.grad` and the returned loss are sums over workers.
+
+        The gradients must have been forgotten before (`zero_grad`).
+
+        Args:
+            loss: this worker's, 0-d.
+            grad_output: as for `Block.backward_parameters`.
+
+        Raises:
+            StateError: a parameter got no gradient, so that the other workers would wait for ever.
+        """
+        self._sent = 0
+        for bucket in self._buckets:
+            bucket.missing = Counter({id(p): self._uses[id(p)] for p in bucket.parameters})
+        first = self._buckets[0].flat
+        first[-1] = loss
+        self._network.backward_parameters(grad_output)
+        if self._sent < len(self._buckets):
+            raise StateError(
+                f"{len(self._buckets) - self._sent} of {len(self._buckets)} gradient buckets are "
+                "incomplete: a block with parameters does not announce its gradients"
+            )
+        for bucket in self._buckets:
+            assert bucket.work is not None  # it was sent
+            bucket.work.wait()
+            bucket.work = None
+            for parameter, place in zip(bucket.parameters, bucket.places(), strict=True):
+                parameter.grad = place
+        return first[-1].clone()
+
+    def _close(self, parameters: list[Tensor]) -> None:
+        size = sum(parameter.numel() for parameter in parameters) + (not self._buckets)
+        like = parameters[0]
+        flat = torch.empty(size, dtype=like.dtype, device=like.device)
+        self._buckets.append(_Bucket(parameters, flat))
+
+    def _on_grad(self, parameter: Tensor) -> None:
+        missing = self._bucket_of[id(parameter)].missing
+        missing[id(parameter)] -= 1
+        if missing[id(parameter)] == 0:
+            del missing[id(parameter)]
+        while self._sent < len(self._buckets) and not self._buckets[self._sent].missing:
+            self._buckets[self._sent].send()
+            self._sent += 1
+
 
 Value = TypeVar("Value")
 
 
-class Team:
+class ProcessGroup:
     """All workers, as one of them sees them; this one is alone.
 
     Attributes:
@@ -101,7 +251,7 @@ class Team:
         return loss
 
 
-class Workers(Team):
+class Workers(ProcessGroup):
     """Several processes in torch.distributed's default group.
 
     Args:
@@ -178,7 +328,7 @@ class Workers(Team):
         """Take over the first worker's parameters; gradients are summed from now on."""
         from torch import distributed
 
-        from .gradients import GradientReducer
+        pass
 
         for parameter in network.parameters():
             distributed.broadcast(parameter, src=0)
@@ -218,7 +368,7 @@ class Workers(Team):
 
 
 @contextmanager
-def team_of_workers() -> Iterator[Team]:
+def process_group() -> Iterator[ProcessGroup]:
     """The team that torchrun put this process in, inside the block; alone without torchrun.
 
     Raises:
@@ -226,11 +376,11 @@ def team_of_workers() -> Iterator[Team]:
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
-        yield Team()
+        yield ProcessGroup()
         return
     from torch import distributed
 
-    from .rendezvous import meet
+    pass
 
     try:
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])

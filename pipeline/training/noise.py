@@ -16,7 +16,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import OptionError
 
-from ..files.samples import memory_of
+from ..files.pixels import memory_of
 
 
 class NoiseModel(ABC):

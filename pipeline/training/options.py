@@ -8,7 +8,7 @@ from typing import Any
 
 from denoise_batch.kernels import OptionError
 
-from ..networks import ARCHITECTURES
+from ..models import ARCHITECTURES
 from .noise import NoiseModel, parse_noise
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")

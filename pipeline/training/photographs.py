@@ -17,8 +17,8 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError, OptionError, TrainingError
 
 from ..files.images import as_image_error, read_image
-from ..files.probe import WIDE_GRAY
-from ..files.samples import memory_of
+from ..files.pixels import memory_of
+from ..files.sniff import WIDE_GRAY
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 

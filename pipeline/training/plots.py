@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files.atomic import atomic_file
-from ..files.samples import memory_of
+from ..files.pixels import memory_of
 
 SAMPLES = 6
 GAP_PX = 4

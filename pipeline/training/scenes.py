@@ -14,9 +14,9 @@ from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
 
+from ..files.decoded_image import DecodedImage
 from ..files.images import READABLE_SUFFIXES, read_image
-from ..files.picture import Picture
-from ..files.samples import UNIT, Scale, float_scale
+from ..files.pixels import UNIT, ValueRange, float_range
 from ..streaming.references import find_reference
 from .pairs import Denoise, Pairs, StepRandom, Validation, to_float
 
@@ -192,11 +192,11 @@ def _stack(shots: Sequence[Path]) -> Tensor:
     return torch.stack(images)
 
 
-def _scale_of_floats(shots: Sequence[Picture]) -> Scale:
+def _scale_of_floats(shots: Sequence[DecodedImage]) -> ValueRange:
     """Floats have no range of their own, and the shots of a scene shall differ in noise alone."""
     floats = [shot.samples for shot in shots if shot.samples.is_floating_point()]
     ends = [end for samples in floats for end in samples.aminmax()]
-    return float_scale(torch.stack(ends)) if ends else UNIT
+    return float_range(torch.stack(ends)) if ends else UNIT
 
 
 def _split(named: Mapping[str, Tensor], smallest_px: int, share: float, folder: Path) -> Scenes:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from .options import TrainOptions
-from .runs import Progress
+from .run_folder import Progress
 
 
 @dataclass(frozen=True)

@@ -28,17 +28,16 @@ from denoise_batch.kernels import (
 )
 from denoise_batch.kernels.optim import Optimizer
 
-from ..checkpoint import find_weights, load_weights, save_weights
 from ..device import deterministic_algorithms
 from ..metrics import psnrs_of_tiles
-from ..networks import Network
+from ..models import Network, find_weights, load_weights, save_weights
 from ..stop import Stop
 from .data import Counts, load_data
-from .distributed import Team
+from .distributed import ProcessGroup
 from .options import TrainOptions
 from .pairs import Pairs, StepRandom, StoredPairs, mean_and_std, tiles_at_once
 from .plots import Curves, draw_samples
-from .runs import Epoch, Progress, RunFolder
+from .run_folder import Epoch, Progress, RunFolder
 from .schedule import Schedule
 
 
@@ -64,7 +63,7 @@ class Watcher:
 def train(
     options: TrainOptions,
     watcher: Watcher | None = None,
-    team: Team | None = None,
+    team: ProcessGroup | None = None,
     stop: Stop | None = None,
 ) -> Outcome:
     """Train a network as `options` say and leave its best weights in the run folder.
@@ -75,7 +74,7 @@ def train(
     Args:
         options: the run.
         watcher: told how it goes.
-        team: the workers that train together (`team_of_workers`), each calling this with the same
+        team: the workers that train together (`process_group`), each calling this with the same
             options; this process alone by default.
         stop: once set, the run saves its checkpoint after the step that it is in, and ends.
 
@@ -85,7 +84,7 @@ def train(
         TrainingError: no usable photographs, or the loss is no longer finite.
         DeviceError: the device is not there.
     """
-    team = team or Team()
+    team = team or ProcessGroup()
     stop = Stop() if stop is None else stop  # one that is not set is false
     watcher = watcher if watcher and team.is_first else Watcher()
     if options.deterministic:
@@ -94,7 +93,7 @@ def train(
     return _train(options, watcher, team, stop)
 
 
-def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> Outcome:
+def _train(options: TrainOptions, watcher: Watcher, team: ProcessGroup, stop: Stop) -> Outcome:
     device = team.device(options.device)
     team.check_batch(options.batch_size)
     folder = RunFolder(options.output, team)
@@ -108,7 +107,7 @@ def _train(options: TrainOptions, watcher: Watcher, team: Team, stop: Stop) -> O
 
     random = StepRandom(device)
     network = _new_network(options, pairs, random).to(device)
-    network.compute_in(torch.bfloat16 if options.precision == "bf16" else None)
+    network.set_compute_dtype(torch.bfloat16 if options.precision == "bf16" else None)
     team.join(network)
     parameters = network.parameters()
     optimizer = _new_optimizer(options, parameters)

@@ -32,13 +32,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from denoise_batch.pipeline.checkpoint import find_weights, load_weights
-from denoise_batch.pipeline.files.images import read_pages, write_pages
-from denoise_batch.pipeline.options import DenoiseOptions
-from denoise_batch.pipeline.streaming.denoise import Session
-from denoise_batch.pipeline.streaming.denoiser import Denoiser
-from denoise_batch.pipeline.streaming.memory import compute_bytes, cores
-from denoise_batch.pipeline.streaming.turns import worker_threads
+from denoise_batch.files.images import read_pages, write_pages
+from denoise_batch.models import find_weights, load_weights
+from denoise_batch.options import DenoiseOptions
+from denoise_batch.streaming.denoiser import Denoiser
+from denoise_batch.streaming.memory import compute_bytes, cores
+from denoise_batch.streaming.session import Session
+from denoise_batch.streaming.stream import worker_threads
 from denoise_batch.weights import names
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "noisy"
@@ -47,7 +47,7 @@ FLAT = 0.05  # growth of peak memory between the two folders
 # The command, then its own peak in KiB. Not wait4's, which begins with the size of this process.
 _PEAK = """
 import sys
-from denoise_batch.pipeline.cli.batch import main
+from denoise_batch.cli.batch import main
 code = main(sys.argv[1:])
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 sys.exit(code)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from denoise_batch import kernels
 from denoise_batch.kernels.conv import Convolution
-from denoise_batch.pipeline.networks import Network
+from denoise_batch.models import Network
 
 OPSET = 22  # the first in which Conv takes bfloat16
 IR_VERSION = 10
@@ -155,7 +155,7 @@ def _(block: kernels.Residual, graph: Graph, input: str, size: tuple[int, ...]) 
 
 
 @translate.register
-def _(block: kernels.Skip, graph: Graph, input: str, size: tuple[int, ...]) -> str:
+def _(block: kernels.UNetLevel, graph: Graph, input: str, size: tuple[int, ...]) -> str:
     encoded = translate(block.encoder, graph, input, size)
     coarse = encoded
     for child in (block.down, block.inner, block.up):
@@ -164,14 +164,14 @@ def _(block: kernels.Skip, graph: Graph, input: str, size: tuple[int, ...]) -> s
 
 
 @translate.register
-def _(block: kernels.Standardize, graph: Graph, input: str, size: tuple[int, ...]) -> str:
+def _(block: kernels.Normalize, graph: Graph, input: str, size: tuple[int, ...]) -> str:
     (mean,), (std,) = block.mean, block.std
     centred = graph.add("Sub", input, graph.constant(torch.tensor(mean, dtype=graph.dtype)))
     return graph.add("Div", centred, graph.constant(torch.tensor(std, dtype=graph.dtype)))
 
 
 @translate.register
-def _(block: kernels.Padded, graph: Graph, input: str, size: tuple[int, ...]) -> str:
+def _(block: kernels.ReflectPadded, graph: Graph, input: str, size: tuple[int, ...]) -> str:
     m = block.margin
     padded = tuple(block.padded_size(extent) for extent in size)
     ends = [whole - extent - m for whole, extent in zip(padded, size, strict=True)]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import SGD, AdamW, Block, MSELoss
 from denoise_batch.kernels.optim import Optimizer
-from denoise_batch.pipeline.networks import Network
+from denoise_batch.models import Network
 
 # Small, so that thousands of steps leave the weights what they are; the time does not depend on it.
 LR = 1e-6
@@ -21,14 +21,14 @@ def ours(problem: Problem) -> Runner:
     if mode == "train":
         return _train(problem, block)
     if mode == "backward":
-        return _backward(problem, block.compute_in(problem.dtype))
+        return _backward(problem, block.set_compute_dtype(problem.dtype))
     if mode == "infer":
         return _forward(problem, block.eval().to(dtype=problem.dtype))
-    return _forward(problem, block.compute_in(problem.dtype))
+    return _forward(problem, block.set_compute_dtype(problem.dtype))
 
 
 def _train(problem: Problem, network: Block) -> Runner:
-    network.compute_in(problem.dtype)
+    network.set_compute_dtype(problem.dtype)
     optimizer = SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
     criterion = MSELoss()
     latest: dict[str, Tensor] = {}

@@ -28,7 +28,7 @@ from denoise_batch.kernels import (
     ReLU,
     Sigmoid,
 )
-from denoise_batch.pipeline.networks import Network
+from denoise_batch.models import Network
 
 Mode = Literal["forward", "backward", "step", "train", "infer"]
 Norm = Literal["max", "euclidean"]

@@ -27,10 +27,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from denoise_batch.pipeline.options import DenoiseOptions
-from denoise_batch.pipeline.scaling.engines import ProcessEngine, WorkersEngine
-from denoise_batch.pipeline.streaming.denoise import Session
-from denoise_batch.pipeline.streaming.lock import locked
+from denoise_batch.options import DenoiseOptions
+from denoise_batch.scaling.engines import ProcessEngine, WorkersEngine
+from denoise_batch.streaming.manifest import locked
+from denoise_batch.streaming.session import Session
 
 CASES = ("train", "apart", "processes", "ray")
 TILES, TILE_PX, BATCH = 512, 64, 64
@@ -123,7 +123,7 @@ def _train_apart(workers: int, images: Path, out: Path) -> float:
 
 def _training(images: Path, out: Path, share: int) -> list[str]:
     """Module and arguments of a training with one of `share` shares of the work."""
-    command = ["denoise_batch.pipeline.training", str(images), "--network", "unet"]
+    command = ["denoise_batch.training", str(images), "--network", "unet"]
     command += ["--noise", "gaussian:25", "--tiles", str(TILES // share), "--tile-px", str(TILE_PX)]
     command += ["--batch-size", str(BATCH // share), "--optimizer", "adamw", "--lr", "0.0005"]
     return [*command, "-d", "cpu", "--validation-tiles", "1", "--epochs", "2", "-o", str(out)]

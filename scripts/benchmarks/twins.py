@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from denoise_batch import kernels
 from denoise_batch.kernels.conv import Convolution
-from denoise_batch.pipeline.networks import Network
+from denoise_batch.models import Network
 
 
 @singledispatch
@@ -108,7 +108,7 @@ class StandardizeTwin(nn.Module):
 
 
 @twin.register
-def _(block: kernels.Standardize, dtype: torch.dtype = torch.float32) -> nn.Module:
+def _(block: kernels.Normalize, dtype: torch.dtype = torch.float32) -> nn.Module:
     (mean,), (std,) = block.mean, block.std
     return StandardizeTwin(mean, std, dtype)
 
@@ -148,14 +148,14 @@ class SkipTwin(nn.Module):
 
 
 @twin.register
-def _(block: kernels.Skip, dtype: torch.dtype = torch.float32) -> nn.Module:
+def _(block: kernels.UNetLevel, dtype: torch.dtype = torch.float32) -> nn.Module:
     return SkipTwin({name: twin(child, dtype) for name, child in block.named_children()})
 
 
 class PaddedTwin(nn.Module):
     """Reflection, the body, and the crop."""
 
-    def __init__(self, block: kernels.Padded, body: nn.Module) -> None:
+    def __init__(self, block: kernels.ReflectPadded, body: nn.Module) -> None:
         super().__init__()
         self.margin = block.margin
         self.padded_size = block.padded_size
@@ -174,7 +174,7 @@ class PaddedTwin(nn.Module):
 
 
 @twin.register
-def _(block: kernels.Padded, dtype: torch.dtype = torch.float32) -> nn.Module:
+def _(block: kernels.ReflectPadded, dtype: torch.dtype = torch.float32) -> nn.Module:
     return PaddedTwin(block, twin(block.body, dtype))
 
 

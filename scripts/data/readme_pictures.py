@@ -14,11 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from denoise_batch.pipeline.options import DenoiseOptions
-from denoise_batch.pipeline.reports.files import write_report
-from denoise_batch.pipeline.reports.report import report_of
-from denoise_batch.pipeline.reports.table import print_summary
-from denoise_batch.pipeline.streaming.denoise import denoise
+from denoise_batch.options import DenoiseOptions
+from denoise_batch.reports.files import write_report
+from denoise_batch.reports.report import report_of
+from denoise_batch.reports.table import print_summary
+from denoise_batch.streaming.session import denoise
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from denoise_batch.pipeline.checkpoint import find_weights, load_weights
-from denoise_batch.pipeline.files.images import read_pages
-from denoise_batch.pipeline.metrics import mse, psnr_of_mse
-from denoise_batch.pipeline.networks import Network
-from denoise_batch.pipeline.noise_level import MOST_PIXELS, NoiseLevel, noise_level, window_places
-from denoise_batch.pipeline.sure import (
+from denoise_batch.files.images import read_pages
+from denoise_batch.metrics import mse, psnr_of_mse
+from denoise_batch.models import Network, find_weights, load_weights
+from denoise_batch.noise_level import MOST_PIXELS, NoiseLevel, noise_level, window_places
+from denoise_batch.quality import (
     WHOLE_PIXELS,
     Estimate,
     block_spreads,

@@ -9,7 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from denoise_batch.pipeline.checkpoint import load_weights
+from denoise_batch.models import load_weights
 
 FOLDER = Path(__file__).parents[2] / "weights"
 

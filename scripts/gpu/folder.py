@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from report import Section
 
-from denoise_batch.pipeline.files.samples import memory_of
+from denoise_batch.files.pixels import memory_of
 
-PROGRAM = [sys.executable, "-m", "denoise_batch.pipeline"]
+PROGRAM = [sys.executable, "-m", "denoise_batch"]
 
 
 def folder_section(device: torch.device, *, is_quick: bool) -> Section:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import MSELoss, ops
 from denoise_batch.kernels.selfcheck import self_check
-from denoise_batch.pipeline.networks import ARCHITECTURES, Network
+from denoise_batch.models import ARCHITECTURES, Network
 
 # Against float64: roundings of up to 20 layers. Gradients by their Euclidean distance, since a ReLU
 # near 0 flips.
@@ -71,7 +71,7 @@ def _errors(
     state = {key: value.double() for key, value in network.state_dict().items()}
     twin = Network(name, 0.45, 0.25).to(device, torch.float64)
     twin.load_state_dict(state)
-    network.to(device).compute_in(precision)
+    network.to(device).set_compute_dtype(precision)
     image, target = torch.rand(2, 2, 3, side, side + 7, generator=generator).to(device)
     with torch.inference_mode():
         ours, exact = network.eval()(image), twin.eval()(image.double())

@@ -7,7 +7,7 @@ from typing import Any
 from lab import Lab
 from tables import MISSING, NAMES, steps_of, table
 
-from denoise_batch.pipeline.metrics import psnr_of_mse
+from denoise_batch.metrics import psnr_of_mse
 
 
 def noise2noise(lab: Lab) -> str:

@@ -17,12 +17,12 @@ from recipes import Recipe
 from torch import Tensor
 from trained import layers_of, network_of
 
+from denoise_batch.files.images import read_image
 from denoise_batch.kernels import Block, ConvTranspose2d, UpsampleConv2d
 from denoise_batch.kernels.conv import Convolution
-from denoise_batch.pipeline.checkpoint import find_weights, load_weights
-from denoise_batch.pipeline.files.images import read_image
-from denoise_batch.pipeline.metrics import mse
-from denoise_batch.pipeline.training.noise import parse_noise
+from denoise_batch.metrics import mse
+from denoise_batch.models import find_weights, load_weights
+from denoise_batch.training.noise import parse_noise
 from denoise_batch.weights import names
 
 NOISE, SIGMA = "gaussian:25", 25 / 255

@@ -8,7 +8,7 @@ import comparisons
 import tables
 from lab import Lab
 
-from denoise_batch.pipeline.files.atomic import atomic_write
+from denoise_batch.files.atomic import atomic_write
 
 
 def write_document(lab: Lab) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from tables import NAMES, epochs_of
 
-from denoise_batch.pipeline.files.atomic import atomic_file
+from denoise_batch.files.atomic import atomic_file
 
 # The same results give the same bytes, and no font is needed to read the words.
 mpl.rcParams.update({"svg.hashsalt": "reproduction", "svg.fonttype": "none", "font.size": 9})

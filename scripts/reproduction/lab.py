@@ -10,10 +10,10 @@ from typing import Any
 
 from protocol import Protocol, load_protocol
 from recipes import Recipe
-from scale import Scale
+from scale import ValueRange
 from training import train
 
-from denoise_batch.pipeline.files.atomic import atomic_write
+from denoise_batch.files.atomic import atomic_write
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Lab:
         output: reproduction.md, and reproduction/ with figures and results.
     """
 
-    scale: Scale
+    scale: ValueRange
     corpus: Path
     kodak: Path | None
     authors: Path | None

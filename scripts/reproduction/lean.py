@@ -21,7 +21,7 @@ from lean_ops import (
 )
 
 from denoise_batch.kernels import Block, Conv2d, ConvTranspose2d, UpsampleConv2d
-from denoise_batch.kernels.shapes import IntPair
+from denoise_batch.kernels.geometry import IntPair
 
 
 def lean(block: Block) -> Block:

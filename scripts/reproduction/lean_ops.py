@@ -12,8 +12,8 @@ With S the smaller and L the larger image (N, H, W, C) and windows(L) of kh·kw�
 import torch
 from torch import Tensor
 
-from denoise_batch.kernels.gemm.small import fold, matrix_of, windows_of
-from denoise_batch.kernels.shapes import (
+from denoise_batch.kernels.gemm.im2col import fold, matrix_of, windows_of
+from denoise_batch.kernels.geometry import (
     Activation,
     IntPair,
     conv2d_output_size,
@@ -50,7 +50,7 @@ def conv2d_backward(
     stride: IntPair,
     padding: IntPair,
     output: Tensor | None = None,
-    needs_grad_input: bool = True,
+    needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """As `kernels.reference.conv.conv2d_backward`."""
     grad = _rows(_masked(grad_output, output))
@@ -58,13 +58,13 @@ def conv2d_backward(
     windows = _windows(input, kernel, stride, padding, grad_output.shape[2:])
     grad_weight = _weight_of(windows.T.mm(grad), weight)
     grad_input = None
-    if needs_grad_input and stride == (1, 1):
+    if needs_input_grad and stride == (1, 1):
         # The fold of a stride of 1 is itself a convolution, with the kernel turned by 180°.
         turned = weight.flip(2, 3).transpose(0, 1)
         around = (kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1])
         image = grad.view(len(input), *grad_output.shape[2:], len(weight)).permute(0, 3, 1, 2)
         grad_input = conv2d_forward(image, turned, None, stride=stride, padding=around)
-    elif needs_grad_input:
+    elif needs_input_grad:
         columns = grad.mm(matrix_of(weight).T)
         grad_input = _fold(columns, input.shape, kernel, stride, padding, grad_output.shape[2:])
     return grad_input, grad_weight, grad.sum(0)
@@ -100,7 +100,7 @@ def conv_transpose2d_backward(
     padding: IntPair,
     output_padding: IntPair,
     output: Tensor | None = None,
-    needs_grad_input: bool = True,
+    needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """As `kernels.reference.conv.conv_transpose2d_backward`."""
     grad = _masked(grad_output, output)
@@ -108,7 +108,7 @@ def conv_transpose2d_backward(
     windows = _windows(grad, kernel, stride, padding, input.shape[2:])
     grad_weight = _weight_of(windows.T.mm(_rows(input)), weight)
     grad_input = None
-    if needs_grad_input:
+    if needs_input_grad:
         flat = windows.mm(matrix_of(weight))
         grad_input = flat.view(len(input), *input.shape[2:], len(weight)).permute(0, 3, 1, 2)
     return grad_input, grad_weight, _rows(grad).sum(0)
@@ -135,7 +135,7 @@ def upsample_conv2d_backward(
     *,
     taps: Tensor,
     output: Tensor | None = None,
-    needs_grad_input: bool = True,
+    needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients of input, weight and bias."""
     grad_input, grad_boxed, grad_bias = conv_transpose2d_backward(
@@ -143,7 +143,7 @@ def upsample_conv2d_backward(
         input,
         _boxed(weight, taps),
         output=output,
-        needs_grad_input=needs_grad_input,
+        needs_input_grad=needs_input_grad,
         **UPSAMPLING,
     )
     by_tap = grad_boxed.permute(2, 3, 0, 1).reshape(16, -1)

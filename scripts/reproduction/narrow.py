@@ -11,7 +11,7 @@ from denoise_batch.kernels import (
     ReLU,
     Residual,
     Sequential,
-    Skip,
+    UNetLevel,
 )
 from denoise_batch.kernels.init import kaiming_normal_
 
@@ -32,7 +32,7 @@ def unet(width: int, generator: torch.Generator) -> Block:
     def level(channels: int, inner_channels: int, inner: Block) -> Block:
         down = Conv2d(channels, inner_channels, 2, stride=2, generator=generator)
         up = ConvTranspose2d(inner_channels, channels, 2, stride=2, generator=generator)
-        return Skip(body(channels), down, inner, up, body(channels))
+        return UNetLevel(body(channels), down, inner, up, body(channels))
 
     bottom = Sequential(body(6 * width), body(6 * width))
     inner = level(2 * width, 4 * width, level(4 * width, 6 * width, bottom))

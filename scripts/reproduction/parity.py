@@ -13,9 +13,8 @@ from trained import layers_of
 from training import CHUNK_STEPS, Data
 
 from denoise_batch.kernels import SGD, MSELoss, Sequential
-from denoise_batch.pipeline.checkpoint import load_tensors, save_tensors
-from denoise_batch.pipeline.metrics import psnr
-from denoise_batch.pipeline.networks import ARCHITECTURES
+from denoise_batch.metrics import psnr
+from denoise_batch.models import ARCHITECTURES, load_tensors, save_tensors
 
 Step = Callable[[Tensor, Tensor], None]
 TIMED_CHUNKS = 4

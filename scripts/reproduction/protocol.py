@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from scale import Scale
+from scale import ValueRange
 from torch import Tensor
 
-from denoise_batch.pipeline.checkpoint import load_tensors, save_tensors
-from denoise_batch.pipeline.training.data import VALIDATION_SEED
-from denoise_batch.pipeline.training.noise import SubpixelNoise
-from denoise_batch.pipeline.training.pairs import to_float, validation_tiles
-from denoise_batch.pipeline.training.photographs import map_tiles, split_photographs
+from denoise_batch.models import load_tensors, save_tensors
+from denoise_batch.training.data import VALIDATION_SEED
+from denoise_batch.training.noise import SubpixelNoise
+from denoise_batch.training.pairs import to_float, validation_tiles
+from denoise_batch.training.photographs import map_tiles, split_photographs
 
 NOISE = SubpixelNoise(8)
 TILE_PX = 32
@@ -46,7 +46,7 @@ class Protocol:
     photographs: tuple[int, int]
 
 
-def load_protocol(corpus: Path, cache: Path, scale: Scale) -> Protocol:
+def load_protocol(corpus: Path, cache: Path, scale: ValueRange) -> Protocol:
     """The data, from the cache if the same photographs gave it before."""
     split = split_photographs(corpus, SOURCE_PX, VALIDATION_SHARE)
     names = [path.relative_to(corpus).as_posix() for path in (*split.training, *split.validation)]

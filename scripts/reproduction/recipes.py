@@ -8,15 +8,9 @@ import torch
 from lean import lean
 from narrow import unet
 
-from denoise_batch.kernels import (
-    Block,
-    Conv2d,
-    ConvTranspose2d,
-    Sequential,
-    Sigmoid,
-)
+from denoise_batch.kernels import Block, Conv2d, ConvTranspose2d, Sequential, Sigmoid
 from denoise_batch.kernels.init import kaiming_normal_
-from denoise_batch.pipeline.networks import ARCHITECTURES
+from denoise_batch.models import ARCHITECTURES
 
 # The rate in the report authors' published code, for Architecture 1; none is known for the other.
 REPORT_LR = 0.5

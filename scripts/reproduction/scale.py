@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Scale:
+class ValueRange:
     """Amounts of data and work.
 
     Attributes:
@@ -39,8 +39,8 @@ class Scale:
 
 
 SCALES = {
-    "whole": Scale(50_000, 1_000, (15, 5), 12, 4_000, 2_500, 12_500, 3, 24, 8, (8, 16, 32)),
-    "short": Scale(50_000, 1_000, (1, 1), 1, 500, 400, 12_500, 3, 6, 1, ()),
-    "quick": Scale(1_200, 100, (2, 1), 2, 60, 40, 150, 2, 1, 0, ()),
-    "tiny": Scale(24, 4, (1, 1), 1, 4, 4, 4, 2, 1, 1, (2,)),
+    "whole": ValueRange(50_000, 1_000, (15, 5), 12, 4_000, 2_500, 12_500, 3, 24, 8, (8, 16, 32)),
+    "short": ValueRange(50_000, 1_000, (1, 1), 1, 500, 400, 12_500, 3, 6, 1, ()),
+    "quick": ValueRange(1_200, 100, (2, 1), 2, 60, 40, 150, 2, 1, 0, ()),
+    "tiny": ValueRange(24, 4, (1, 1), 1, 4, 4, 4, 2, 1, 1, (2,)),
 }

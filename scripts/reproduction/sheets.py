@@ -17,10 +17,10 @@ from trained import layers_of
 from training import Data
 
 from denoise_batch import weights as shipped
-from denoise_batch.pipeline.files.samples import memory_of
-from denoise_batch.pipeline.metrics import psnr
-from denoise_batch.pipeline.training.data import VALIDATION_SEED
-from denoise_batch.pipeline.training.photographs import split_photographs
+from denoise_batch.files.pixels import memory_of
+from denoise_batch.metrics import psnr
+from denoise_batch.training.data import VALIDATION_SEED
+from denoise_batch.training.photographs import split_photographs
 
 TILES = 8
 ZOOM, GAP_PX = 3, 3

@@ -11,7 +11,7 @@ from recipes import REPORT_LR, Recipe
 from sheets import draw_pictures, score_protocol
 from training import NORM_STEPS
 
-from denoise_batch.pipeline.metrics import psnr
+from denoise_batch.metrics import psnr
 
 NAMES = {"tconv": "Architecture 1", "upsample": "Architecture 2"}
 BATCH = 4

@@ -6,8 +6,7 @@ from protocol import Protocol, standardisation
 from recipes import Recipe, layers
 
 from denoise_batch.kernels import Sequential
-from denoise_batch.pipeline.checkpoint import load_tensors
-from denoise_batch.pipeline.networks import Network
+from denoise_batch.models import Network, load_tensors
 
 
 def layers_of(recipe: Recipe, file: Path) -> Sequential:

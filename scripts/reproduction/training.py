@@ -20,17 +20,17 @@ from denoise_batch.kernels import (
     SGD,
     MSELoss,
     Muon,
+    Normalize,
     ReLU,
     Sequential,
     Sigmoid,
-    Standardize,
     clip_grad_norm_,
 )
 from denoise_batch.kernels.optim import Optimizer
-from denoise_batch.pipeline.checkpoint import load_tensors, save_tensors
-from denoise_batch.pipeline.metrics import mse, psnr_of_mse
-from denoise_batch.pipeline.training.noise import parse_noise
-from denoise_batch.pipeline.training.pairs import to_float
+from denoise_batch.metrics import mse, psnr_of_mse
+from denoise_batch.models import load_tensors, save_tensors
+from denoise_batch.training.noise import parse_noise
+from denoise_batch.training.pairs import to_float
 
 CHUNK_STEPS = 125
 CHECKPOINT_S = 60
@@ -64,7 +64,7 @@ class Data:
         self.protocol = protocol
         self.noise = None if recipe.noise == "subpixel:8" else parse_noise(recipe.noise)
         mean, std = standardisation(protocol) if recipe.is_standardised else ([0.0], [1.0])
-        self.standardize = Standardize(mean, std).eval()
+        self.standardize = Normalize(mean, std).eval()
         self.clean = protocol.validation_clean
         self.noisy = protocol.validation_noisy
         if self.noise is not None:

@@ -10,8 +10,7 @@ from strategies import images
 from tolerances import assert_block_parity, assert_parity, autograd, each_dtype
 from torch import Tensor, nn
 
-from denoise_batch.kernels import Block, ReLU, Sigmoid
-from denoise_batch.kernels.reference import activation as reference
+from denoise_batch.kernels import Block, ReLU, Sigmoid, reference
 
 IMPLEMENTATIONS = {"reference": reference}
 

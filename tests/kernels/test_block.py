@@ -17,17 +17,17 @@ from denoise_batch.kernels import (
     Conv2d,
     ConvTranspose2d,
     NearestUpsample2d,
-    Padded,
+    Normalize,
     PixelShuffle,
     PixelUnshuffle,
+    ReflectPadded,
     ReLU,
     Residual,
     Sequential,
     ShapeError,
     Sigmoid,
-    Skip,
-    Standardize,
     StateError,
+    UNetLevel,
     UpsampleConv2d,
 )
 
@@ -47,9 +47,9 @@ def report_like() -> Sequential:
     return Sequential(first, ReLU(), second, ReLU(), ConvTranspose2d(6, 3, 4, 2), Sigmoid())
 
 
-def u_net_level() -> Skip:
+def u_net_level() -> UNetLevel:
     """Full and half resolution, every part with its own weights."""
-    return Skip(
+    return UNetLevel(
         encoder=Conv2d(3, 3, 3, padding=1),
         down=Conv2d(3, 5, 2, stride=2),
         inner=Sequential(Residual(Conv2d(5, 5, 3, padding=1)), Sigmoid()),
@@ -67,13 +67,15 @@ BLOCKS: dict[str, Callable[[], Block]] = {
     "upsample-conv": lambda: UpsampleConv2d(2, 3, 4, 3, padding=1),
     "relu": ReLU,
     "sigmoid": Sigmoid,
-    "standardize": lambda: Standardize((0.4, 0.5, 0.6), (0.2, 0.3, 4.0)),
+    "standardize": lambda: Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 4.0)),
     "sequential": report_like,
-    "padded": lambda: Padded(Conv2d(3, 2, 3, padding=1), multiple=4, minimum=12, margin=2),
-    "shuffle": lambda: Padded(Sequential(PixelUnshuffle(2), PixelShuffle(2)), multiple=2),
+    "padded": lambda: ReflectPadded(Conv2d(3, 2, 3, padding=1), multiple=4, minimum=12, margin=2),
+    "shuffle": lambda: ReflectPadded(Sequential(PixelUnshuffle(2), PixelShuffle(2)), multiple=2),
     "residual": lambda: Residual(Conv2d(3, 3, 3, padding=1)),
-    "skip": lambda: Padded(u_net_level(), multiple=2),
-    "nested": lambda: Sequential(Standardize(0.5, 2.0), Padded(Sequential(report_like()), 10, 10)),
+    "skip": lambda: ReflectPadded(u_net_level(), multiple=2),
+    "nested": lambda: Sequential(
+        Normalize(0.5, 2.0), ReflectPadded(Sequential(report_like()), 10, 10)
+    ),
 }
 with_parameters = [name for name, build in BLOCKS.items() if build().parameters()]
 
@@ -269,14 +271,14 @@ def test_bfloat16_computation_leaves_parameters_and_gradients_in_float32(paramet
     parametric.backward(grad_output)
     gradients = [parameter.grad for parameter in parametric.parameters()]
     parametric.zero_grad()
-    output = parametric.compute_in(torch.bfloat16)(input)
+    output = parametric.set_compute_dtype(torch.bfloat16)(input)
     torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
     parametric.backward(grad_output.to(output.dtype))
     for parameter, grad in zip(parametric.parameters(), gradients, strict=True):
         assert parameter.dtype == parameter.grad.dtype == torch.float32
         scale = grad.abs().max().item()
         torch.testing.assert_close(parameter.grad, grad, rtol=0, atol=0.05 * scale)
-    parametric.compute_in(None)
+    parametric.set_compute_dtype(None)
     assert torch.equal(parametric(input), expected)
 
 
@@ -297,7 +299,7 @@ def test_a_residual_around_the_identity_leaves_its_input_alone() -> None:
 
 def test_a_skip_around_the_identity_leaves_its_input_alone() -> None:
     input = torch.ones(1, 1, 2, 2)
-    output = Skip(*(Sequential() for _ in range(5))).eval()(input)
+    output = UNetLevel(*(Sequential() for _ in range(5))).eval()(input)
     assert (output == 2).all()
     assert (input == 1).all()
 

@@ -14,12 +14,12 @@ from denoise_batch.kernels import (
     Residual,
     Sequential,
     Sigmoid,
-    Skip,
+    UNetLevel,
 )
 
 
-def skip() -> Skip:
-    return Skip(
+def skip() -> UNetLevel:
+    return UNetLevel(
         Conv2d(4, 4, 3, padding=1),
         Conv2d(4, 6, 2, stride=2),
         Sequential(Conv2d(6, 6, 3, padding=1), ReLU()),
@@ -36,9 +36,9 @@ def test_levels_nest() -> None:
     def identity() -> Block:
         return Sequential()
 
-    inner = Skip(identity(), Conv2d(2, 2, 2, stride=2), identity(),
+    inner = UNetLevel(identity(), Conv2d(2, 2, 2, stride=2), identity(),
                  ConvTranspose2d(2, 2, 2, stride=2), identity())  # fmt: skip
-    outer = Skip(identity(), Conv2d(2, 2, 2, stride=2), inner,
+    outer = UNetLevel(identity(), Conv2d(2, 2, 2, stride=2), inner,
                  ConvTranspose2d(2, 2, 2, stride=2), identity())  # fmt: skip
     names = [name for name, _ in outer.named_parameters()]
     assert "inner.down.weight" in names
@@ -69,7 +69,7 @@ def test_mixed_precision_keeps_parameters_and_gradients_in_float32(dtype: torch.
     block.backward(grad)
     gradients = [parameter.grad for parameter in block.parameters()]
     block.zero_grad()
-    block.compute_in(dtype)
+    block.set_compute_dtype(dtype)
     output = block(image)
     block.backward(grad)
     assert output.dtype == dtype
@@ -77,4 +77,4 @@ def test_mixed_precision_keeps_parameters_and_gradients_in_float32(dtype: torch.
     for parameter, expected in zip(block.parameters(), gradients, strict=True):
         assert parameter.dtype == parameter.grad.dtype == torch.float32
         assert (parameter.grad - expected).norm() / expected.norm() < 0.03
-    assert torch.equal(block.compute_in(None)(image), exact)
+    assert torch.equal(block.set_compute_dtype(None)(image), exact)

@@ -16,10 +16,9 @@ from tolerances import assert_block_parity, assert_parity, autograd, each_dtype
 from torch import nn
 from torch.nn import functional
 
-from denoise_batch.kernels import Conv2d, ConvTranspose2d
+from denoise_batch.kernels import Conv2d, ConvTranspose2d, reference
 from denoise_batch.kernels.gemm import conv as gemm
-from denoise_batch.kernels.reference import conv as reference
-from denoise_batch.kernels.shapes import conv2d_output_size, conv_transpose2d_output_size
+from denoise_batch.kernels.geometry import conv2d_output_size, conv_transpose2d_output_size
 
 IMPLEMENTATIONS = {"reference": reference, "gemm": gemm}
 
@@ -214,7 +213,7 @@ def test_without_grad_input_the_other_gradients_are_the_same(
     backward = partial(getattr(ops, f"{name}_backward"), **geometry.options)
     grad_output = torch.randn_like(output)
     _, *expected = backward(grad_output, input, weight)
-    nothing, *gradients = backward(grad_output, input, weight, needs_grad_input=False)
+    nothing, *gradients = backward(grad_output, input, weight, needs_input_grad=False)
     assert nothing is None
     for ours, full in zip(gradients, expected, strict=True):
         assert_parity(ours, full, floor=TERM)

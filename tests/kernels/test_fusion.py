@@ -17,9 +17,9 @@ from denoise_batch.kernels import (
     Conv2d,
     ConvTranspose2d,
     NearestUpsample2d,
-    Padded,
     PixelShuffle,
     PixelUnshuffle,
+    ReflectPadded,
     ReLU,
     Residual,
     Sequential,
@@ -30,7 +30,7 @@ from denoise_batch.kernels import (
     ops,
 )
 from denoise_batch.kernels.fusion import Pair, Stage
-from denoise_batch.pipeline.networks import ARCHITECTURES, Network
+from denoise_batch.models import ARCHITECTURES, Network
 
 
 def layers(name: str) -> Sequential:
@@ -49,7 +49,7 @@ def test_launches_give_what_the_blocks_give(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_in_half_precision_too(name: str) -> None:
-    row = layers(name).compute_in(torch.bfloat16)
+    row = layers(name).set_compute_dtype(torch.bfloat16)
     image = torch.rand(1, 3, 32, 32)
     output, expected = fusion.forward(row.blocks, image), row(image)
     assert output.dtype == expected.dtype == torch.bfloat16
@@ -68,7 +68,7 @@ def test_unet_is_one_launch_a_convolution() -> None:
 def test_tconv_is_two_launches_in_half_precision_and_four_in_float32() -> None:
     row = layers("tconv")
     assert [type(stage) for stage in fusion.stages(row.blocks)] == [Stage] * 4
-    row.compute_in(torch.bfloat16)
+    row.set_compute_dtype(torch.bfloat16)
     assert [type(stage) for stage in fusion.stages(row.blocks)] == [Pair] * 2
 
 
@@ -90,7 +90,7 @@ ROWS: dict[str, list[Block]] = {
     "residual-of-a-pointwise-block": [Residual(ReLU())],
     "residual-of-two-convolutions": [Residual(Sequential(Conv2d(3, 4, 1), Conv2d(4, 3, 1)))],
     "residual-in-a-residual": [Residual(Residual(Conv2d(3, 3, 3, padding=1)))],
-    "padded": [Padded(Conv2d(3, 3, 3, padding=1), multiple=8), ReLU()],
+    "padded": [ReflectPadded(Conv2d(3, 3, 3, padding=1), multiple=8), ReLU()],
     "not-quite-tconv": [Conv2d(3, 5, 4, 2, padding=1), ReLU(), Conv2d(5, 4, 3, 2), ReLU()],
     "nothing": [],
 }
@@ -106,7 +106,7 @@ def test_any_row_of_blocks_gives_what_the_blocks_give(name: str) -> None:
 
 
 def test_a_sum_with_a_float32_image_stays_float32() -> None:
-    row = Sequential(Residual(Conv2d(3, 3, 3, padding=1))).eval().compute_in(torch.bfloat16)
+    row = Sequential(Residual(Conv2d(3, 3, 3, padding=1))).eval().set_compute_dtype(torch.bfloat16)
     image = torch.rand(1, 3, 8, 8)
     assert fusion.forward(row.blocks, image).dtype == row(image).dtype == torch.float32
 
@@ -144,7 +144,7 @@ def test_what_a_block_refuses_no_launch_is_given(
 ) -> None:
     """A launch reads where the shapes say: on a GPU a wrong one goes out of bounds, unnoticed."""
     blocks, shape = MISFITS[name]
-    row = Sequential(*blocks).eval().compute_in(dtype)
+    row = Sequential(*blocks).eval().set_compute_dtype(dtype)
     image = torch.ones(shape)
     with pytest.raises(ShapeError) as expected:
         row(image)

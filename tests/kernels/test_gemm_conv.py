@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from strategies import Geometry, conv_geometries, conv_transpose_geometries
 from torch import Tensor
 
-from denoise_batch.kernels import workspace
+from denoise_batch.kernels import buffer_pool as workspace
+from denoise_batch.kernels import reference
 from denoise_batch.kernels.gemm import conv as gemm
-from denoise_batch.kernels.gemm import grid, small, winograd
-from denoise_batch.kernels.reference import conv as reference
+from denoise_batch.kernels.gemm import im2col as small
+from denoise_batch.kernels.gemm import products as grid
+from denoise_batch.kernels.gemm import winograd
 
 # Relative to the largest element. bfloat16 keeps 8 bits (2⁻⁹ = 2e-3 a rounding): operands are
 # given rounded, each sum is float32, each result rounds once.
@@ -202,7 +204,7 @@ def test_a_first_layer_needs_no_grad_input(geometry: Geometry) -> None:
     backward = op(gemm, geometry, "backward")
     grad_output = torch.randn_like(output)
     full = backward(grad_output, input, weight, **geometry.options)
-    short = backward(grad_output, input, weight, needs_grad_input=False, **geometry.options)
+    short = backward(grad_output, input, weight, needs_input_grad=False, **geometry.options)
     assert short[0] is None
     assert torch.equal(short[1], full[1])
     assert torch.equal(short[2], full[2])
@@ -341,7 +343,7 @@ def test_small_problems_have_a_path_of_their_own(
 ) -> None:
     """With the grid away, training still gets the reference's results; only inference needs it."""
     monkeypatch.setattr(small, "MOST_WINDOW_ELEMENTS", 1 << 40)
-    for loop in ("correlate", "stamp", "weight_gradient"):
+    for loop in ("correlate", "stamp", "weight_grad"):
         monkeypatch.setattr(gemm, loop, _refuse)
     geometry = FAST[name]
     input, weight, bias = operands(geometry, torch.float64)

@@ -11,7 +11,7 @@ from tolerances import assert_parity, each_dtype
 from torch import Tensor
 
 from denoise_batch.kernels import AdamW, Muon, OptionError
-from denoise_batch.kernels.muon import orthogonalized
+from denoise_batch.kernels.optim import orthogonalized
 
 A, B, C = 3.4445, -4.775, 2.0315
 

@@ -9,7 +9,7 @@ from tolerances import assert_block_parity, assert_parity, each_dtype
 from torch import Tensor, nn
 from torch.nn import functional
 
-from denoise_batch.kernels import Block, Conv2d, Padded, Sequential, ShapeError
+from denoise_batch.kernels import Block, Conv2d, ReflectPadded, Sequential, ShapeError
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 multiples = st.integers(1, 8)
@@ -42,7 +42,7 @@ class TorchPadded(nn.Module):
         return inside[:, :, top : top + input.shape[2], left : left + input.shape[3]]
 
 
-def torch_padding(padded: Padded, size: Pair) -> tuple[int, int, int, int]:
+def torch_padding(padded: ReflectPadded, size: Pair) -> tuple[int, int, int, int]:
     """(left, right, top, bottom) for functional.pad."""
     margin = padded.margin
     bottom, right = (padded.padded_size(extent) - extent - margin for extent in size)
@@ -54,7 +54,7 @@ def test_an_identity_inside_returns_the_image_bit_for_bit(
     size: Pair, multiple: int, minimum: int, margin: int
 ) -> None:
     image = torch.randn(2, 3, *size)
-    padded = Padded(Sequential(), multiple, minimum, margin)
+    padded = ReflectPadded(Sequential(), multiple, minimum, margin)
     assert torch.equal(padded(image), image)
 
 
@@ -63,7 +63,7 @@ def test_the_body_sees_a_size_that_it_likes(
     size: Pair, multiple: int, minimum: int, margin: int
 ) -> None:
     recorder = Recorder()
-    padded = Padded(recorder, multiple, minimum, margin)
+    padded = ReflectPadded(recorder, multiple, minimum, margin)
     padded(torch.randn(1, 1, *size))
     for inside, extent in zip(recorder.seen.shape[2:], size, strict=True):
         assert inside == padded.padded_size(extent)
@@ -77,7 +77,7 @@ def test_the_body_sees_torchs_reflection_where_torch_has_one(
     size: Pair, multiple: int, minimum: int, margin: int
 ) -> None:
     recorder = Recorder()
-    padded = Padded(recorder, multiple, minimum, margin)
+    padded = ReflectPadded(recorder, multiple, minimum, margin)
     left, right, top, bottom = torch_padding(padded, size)
     assume(max(left, right) < size[1] and max(top, bottom) < size[0])
     image = torch.randn(2, 2, *size)
@@ -93,7 +93,7 @@ def test_the_body_sees_torchs_reflection_where_torch_has_one(
 )
 def test_reflection_goes_to_and_fro_beyond_the_image(row: list[int], expected: list[int]) -> None:
     recorder = Recorder()
-    Padded(recorder, 1, minimum=8, margin=3)(torch.tensor([[[row]]]))
+    ReflectPadded(recorder, 1, minimum=8, margin=3)(torch.tensor([[[row]]]))
     assert recorder.seen[0, 0, 0].tolist() == expected
 
 
@@ -102,7 +102,7 @@ def test_backward_is_the_adjoint_of_forward(
     size: Pair, multiple: int, minimum: int, margin: int
 ) -> None:
     body = Conv2d(2, 3, 3, padding=1, bias=False)
-    padded = Padded(body, multiple, minimum, margin).to(dtype=torch.float64)
+    padded = ReflectPadded(body, multiple, minimum, margin).to(dtype=torch.float64)
     image = torch.randn(2, 2, *size, dtype=torch.float64)
     output = padded(image)
     grad_output = torch.randn_like(output)
@@ -127,13 +127,13 @@ def test_backward_is_the_adjoint_of_forward(
 def test_block_matches_torchs_reflection_and_autograd(
     size: Pair, multiple: int, minimum: int, margin: int, dtype: torch.dtype
 ) -> None:
-    block = Padded(Conv2d(2, 3, 3, padding=1), multiple, minimum, margin)
+    block = ReflectPadded(Conv2d(2, 3, 3, padding=1), multiple, minimum, margin)
     module = TorchPadded(nn.Conv2d(2, 3, 3, padding=1), torch_padding(block, size))
     assert_block_parity(block, module, torch.randn(3, 2, *size, dtype=dtype))
 
 
 def test_parameters_of_the_body_appear_under_its_name() -> None:
-    names = [name for name, _ in Padded(Conv2d(1, 1, 1), 2).named_parameters()]
+    names = [name for name, _ in ReflectPadded(Conv2d(1, 1, 1), 2).named_parameters()]
     assert names == ["body.weight", "body.bias"]
 
 
@@ -147,16 +147,16 @@ def test_impossible_arguments_are_refused_by_value(
 ) -> None:
     named = f"multiple={multiple}, minimum={minimum}, margin={margin}"
     with pytest.raises(ShapeError, match=named):
-        Padded(Sequential(), multiple, minimum, margin)
+        ReflectPadded(Sequential(), multiple, minimum, margin)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 3, 0, 8)], ids=["unbatched", "empty"])
 def test_an_input_that_is_no_image_batch_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="Padded input"):
-        Padded(Sequential(), 2)(torch.zeros(shape))
+        ReflectPadded(Sequential(), 2)(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("margin", [0, 2])
 def test_a_body_that_changes_the_size_is_refused(margin: int) -> None:
     with pytest.raises(ShapeError, match="size"):
-        Padded(Conv2d(1, 1, 3), multiple=4, margin=margin)(torch.zeros(1, 1, 8, 8))
+        ReflectPadded(Conv2d(1, 1, 3), multiple=4, margin=margin)(torch.zeros(1, 1, 8, 8))

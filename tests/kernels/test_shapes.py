@@ -10,7 +10,7 @@ from strategies import Pair
 from torch.nn import functional
 
 from denoise_batch.kernels import ShapeError
-from denoise_batch.kernels.shapes import (
+from denoise_batch.kernels.geometry import (
     check_nchw,
     conv2d_output_size,
     conv_transpose2d_output_size,

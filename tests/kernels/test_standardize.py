@@ -7,7 +7,7 @@ from strategies import images
 from tolerances import Function, assert_block_parity, assert_parity, each_dtype
 from torch import Tensor
 
-from denoise_batch.kernels import ShapeError, Standardize
+from denoise_batch.kernels import Normalize, ShapeError
 
 CASES = {
     "one-value": (0.45, 0.25),
@@ -32,14 +32,14 @@ def formula(mean: object, std: object, input: Tensor) -> Tensor:
 def test_block_matches_the_formula(mean: object, std: object, dtype: torch.dtype) -> None:
     input = torch.rand(2, 3, 5, 7, dtype=dtype)
     oracle = Function(lambda image: formula(mean, std, image))
-    assert_block_parity(Standardize(mean, std), oracle, input)
+    assert_block_parity(Normalize(mean, std), oracle, input)
 
 
 @given(input=images())
 def test_own_mean_and_deviation_give_mean_0_and_deviation_1(input: Tensor) -> None:
     input = torch.cat((input, 1 - input), dim=3)
     std, mean = torch.std_mean(input, dim=(0, 2, 3))
-    output = Standardize(mean.tolist(), std.tolist())(input)
+    output = Normalize(mean.tolist(), std.tolist())(input)
     new_std, new_mean = torch.std_mean(output, dim=(0, 2, 3))
     assert_parity(new_mean, torch.zeros_like(mean), "mean", floor=1 / std.min().item())
     assert_parity(new_std, torch.ones_like(std), "std")
@@ -47,14 +47,14 @@ def test_own_mean_and_deviation_give_mean_0_and_deviation_1(input: Tensor) -> No
 
 def test_the_input_is_not_changed() -> None:
     input = torch.ones(1, 3, 2, 2)
-    block = Standardize(0.5, 0.25)
+    block = Normalize(0.5, 0.25)
     block(input)
     block.backward(input)
     assert (input == 1).all()
 
 
 def test_there_are_no_parameters() -> None:
-    assert Standardize(0.5, 0.25).parameters() == []
+    assert Normalize(0.5, 0.25).parameters() == []
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_there_are_no_parameters() -> None:
 )
 def test_a_contradiction_is_refused_by_value(mean: object, std: object) -> None:
     with pytest.raises(ShapeError, match="std="):
-        Standardize(mean, std)
+        Normalize(mean, std)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
@@ -86,4 +86,4 @@ def test_a_contradiction_is_refused_by_value(mean: object, std: object) -> None:
 )
 def test_another_number_of_channels_is_refused(mean: object, std: object, channels: int) -> None:
     with pytest.raises(ShapeError, match=f"{channels} channels.*expected 3"):
-        Standardize(mean, std)(torch.zeros(1, channels, 2, 2))
+        Normalize(mean, std)(torch.zeros(1, channels, 2, 2))

@@ -20,10 +20,9 @@ from denoise_batch.kernels.gemm.conv import (
     conv_transpose2d_forward,
 )
 from denoise_batch.kernels.gemm.fused import conv2d_fused
-from denoise_batch.kernels.reference.loss import mse_loss
-from denoise_batch.kernels.reference.optim import sgd_step
+from denoise_batch.kernels.reference import mse_loss, sgd_step
 from denoise_batch.kernels.selfcheck import NotCoveredError
-from denoise_batch.kernels.switch import Op, Switch, UnavailableError
+from denoise_batch.kernels.switch import KernelDispatcher, Op, UnavailableError
 
 OPTIONS: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
 
@@ -41,9 +40,9 @@ class Kernel:
         return self.work(*args, **kwargs)
 
 
-def switch(kernels: Mapping[str, Op], choice: Any = "auto") -> Switch:
+def switch(kernels: Mapping[str, Op], choice: Any = "auto") -> KernelDispatcher:
     """A switch for which the CPU is a CUDA device with these kernels."""
-    return Switch(choice, lambda device: kernels, lambda device: True)
+    return KernelDispatcher(choice, lambda device: kernels, lambda device: True)
 
 
 def layer(channels: int = 4, size: int = 40) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +123,7 @@ def test_backward_is_checked_in_every_gradient() -> None:
     off = switch({"conv2d_backward": Kernel(work)})
     input, weight, _ = layer()
     grad, output = torch.randn(1, 5, 40, 40), torch.rand(1, 5, 40, 40)
-    options = OPTIONS | {"output": output, "needs_grad_input": False}
+    options = OPTIONS | {"output": output, "needs_input_grad": False}
     ours = off.op(conv2d_backward)(grad, input, weight, **options)
     expected = conv2d_backward(grad, input, weight, **options)
     assert list(off.off) == ["conv2d_backward"]
@@ -268,16 +267,16 @@ def test_a_device_without_kernels_uses_gemm_unless_they_are_forced() -> None:
         raise UnavailableError("compute capability 7.5, the kernels need 8.0")
 
     args = layer()
-    op = Switch("auto", load, lambda device: True).op(conv2d_forward)
+    op = KernelDispatcher("auto", load, lambda device: True).op(conv2d_forward)
     assert torch.equal(op(*args, **OPTIONS), conv2d_forward(*args, **OPTIONS))
-    forced = Switch("triton", load, lambda device: True).op(conv2d_forward)
+    forced = KernelDispatcher("triton", load, lambda device: True).op(conv2d_forward)
     with pytest.raises(DeviceError, match=r"compute capability 7\.5"):
         forced(*args, **OPTIONS)
 
 
 def test_tensors_of_other_devices_are_none_of_the_switch_s_business() -> None:
     kernel = Kernel(raises(AssertionError()))
-    op = Switch("triton", lambda device: {"conv2d_forward": kernel}).op(conv2d_forward)
+    op = KernelDispatcher("triton", lambda device: {"conv2d_forward": kernel}).op(conv2d_forward)
     args = layer()
     assert torch.equal(op(*args, **OPTIONS), conv2d_forward(*args, **OPTIONS))
 
@@ -297,7 +296,8 @@ def ops_chosen_by(choice: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize("choice", ["reference", "gemm"])
 def test_the_environment_forces_a_path(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ops_chosen_by(choice, monkeypatch)
-    assert chosen.conv2d_forward.__module__ == f"denoise_batch.kernels.{choice}.conv"
+    module = {"reference": "reference", "gemm": "gemm.conv"}[choice]
+    assert chosen.conv2d_forward.__module__ == f"denoise_batch.kernels.{module}"
     assert not hasattr(chosen, "SWITCH")
 
 

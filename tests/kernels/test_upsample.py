@@ -19,8 +19,8 @@ from denoise_batch.kernels import (
     ShapeError,
     StateError,
     UpsampleConv2d,
+    reference,
 )
-from denoise_batch.kernels.reference import upsample as reference
 
 IMPLEMENTATIONS = {"reference": reference}
 
@@ -107,9 +107,9 @@ def test_merged_it_is_the_convolution_that_learns() -> None:
     block = Sequential(UpsampleConv2d(2, 2, 3, 3, padding=1), ReLU())
     assert [name for name, _ in block.named_parameters()] == ["0.1.weight", "0.1.bias"]
     announced: list[Tensor] = []
-    block.announce_grads(announced.append)
+    block.register_grad_ready_hook(announced.append)
     twin = copy.deepcopy(block)
-    twin.announce_grads(None)
+    twin.register_grad_ready_hook(None)
     output = block(torch.randn(1, 2, 4, 4))
     block.backward(torch.ones_like(output))
     assert [id(value) for value in announced] == [id(value) for value in block.parameters()]
@@ -128,7 +128,7 @@ def test_merged_in_mixed_precision() -> None:
     block = UpsampleConv2d(2, 24, 8, 3, padding=1)
     input = torch.randn(2, 24, 9, 7)
     expected = block(input)
-    output = block.compute_in(torch.bfloat16)(input)
+    output = block.set_compute_dtype(torch.bfloat16)(input)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
     block.backward(torch.ones_like(output))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoise_batch.kernels import workspace
-from denoise_batch.kernels.workspace import active, empty, pooled_bytes, release, shares_memory
-from denoise_batch.pipeline.networks import ARCHITECTURES, Network
+from denoise_batch.kernels import buffer_pool as workspace
+from denoise_batch.kernels.buffer_pool import active, empty, pooled_bytes, release, shares_memory
+from denoise_batch.models import ARCHITECTURES, Network
 
 LIKE = torch.zeros(1)
 

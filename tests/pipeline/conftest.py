@@ -6,8 +6,7 @@ import pytest
 import torch
 from pictures import picture
 
-from denoise_batch.pipeline.checkpoint import save_weights
-from denoise_batch.pipeline.networks import Network
+from denoise_batch.models import Network, save_weights
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import torch
 
 from denoise_batch import weights as shipped
 from denoise_batch.kernels import WeightsError
-from denoise_batch.pipeline.checkpoint import find_weights, load_weights, save_weights
-from denoise_batch.pipeline.networks import Network
+from denoise_batch.models import Network, find_weights, load_weights, save_weights
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from denoise_batch.device import describe_device, resolve_device
 from denoise_batch.kernels import DeviceError, OptionError
-from denoise_batch.pipeline.device import describe_device, resolve_device
 
 
 def test_cpu_is_always_there() -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from denoise_batch import doctor
 from denoise_batch import weights as shipped
+from denoise_batch.cli.doctor import main
+from denoise_batch.doctor import Check, is_healthy, self_test
 from denoise_batch.kernels.selfcheck import KernelCheck
-from denoise_batch.pipeline import doctor
-from denoise_batch.pipeline.checkpoint import save_weights
-from denoise_batch.pipeline.cli.doctor import main
-from denoise_batch.pipeline.doctor import Check, is_healthy, self_test
-from denoise_batch.pipeline.networks import Network
+from denoise_batch.models import Network, save_weights
 
 CPU = torch.device("cpu")
 

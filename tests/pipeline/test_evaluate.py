@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 
+from denoise_batch.cli.evaluate import main
 from denoise_batch.kernels import ShapeError
-from denoise_batch.pipeline.cli.evaluate import main
-from denoise_batch.pipeline.metrics import ssim
+from denoise_batch.metrics import ssim
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 33), (1, 11, 11), (1, 64, 20)], ids=str)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from denoise_batch.pipeline.metrics import mse, psnr, psnrs_of_tiles
+from denoise_batch.metrics import mse, psnr, psnrs_of_tiles
 
 
 def test_psnr_of_a_constant_error() -> None:

@@ -9,7 +9,7 @@ from tolerances import assert_parity
 from torch import Tensor
 
 from denoise_batch.kernels import OptionError, ShapeError
-from denoise_batch.pipeline.networks import ARCHITECTURES, Network
+from denoise_batch.models import ARCHITECTURES, Network
 
 MEAN, STD = (0.4, 0.5, 0.6), 0.2
 

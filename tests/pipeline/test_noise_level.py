@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from denoise_batch.pipeline.files.images import read_pages
-from denoise_batch.pipeline.noise_level import MOST_PIXELS, noise_level, window_places
+from denoise_batch.files.images import read_pages
+from denoise_batch.noise_level import MOST_PIXELS, noise_level, window_places
 
 CLEAN = Path(__file__).parents[2] / "docs" / "samples" / "clean"
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoise_batch.pipeline.checkpoint import find_weights, load_weights
-from denoise_batch.pipeline.files.images import read_pages
-from denoise_batch.pipeline.metrics import mse
-from denoise_batch.pipeline.noise_level import noise_level
-from denoise_batch.pipeline.sure import (
+from denoise_batch.files.images import read_pages
+from denoise_batch.metrics import mse
+from denoise_batch.models import find_weights, load_weights
+from denoise_batch.noise_level import noise_level
+from denoise_batch.quality import (
     BLOCK_PX,
     TILE_PX,
     Probe,

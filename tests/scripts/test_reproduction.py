@@ -13,7 +13,7 @@ import torch
 from pictures import picture
 
 from denoise_batch.kernels import Block, Conv2d, ConvTranspose2d, ReLU, Sequential, UpsampleConv2d
-from denoise_batch.pipeline.networks import ARCHITECTURES
+from denoise_batch.models import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "scripts" / "reproduction"

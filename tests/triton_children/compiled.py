@@ -23,7 +23,7 @@ from triton_children.dry_run import dry_run
 from denoise_batch.kernels import SGD, AdamW, MSELoss, ops
 from denoise_batch.kernels.cuda.load import launchers
 from denoise_batch.kernels.selfcheck import NotCoveredError
-from denoise_batch.pipeline.networks import Network
+from denoise_batch.models import Network
 
 META = torch.device("meta")
 
@@ -57,7 +57,7 @@ def perform(run: str) -> dict[str, Any] | None:
     batch, height, width = map(int, size.split("x"))
     with META:  # nothing else moves to a device without memory
         network = Network(architecture, 0.5, 0.25)
-    network.compute_in(None if dtype == "float32" else getattr(torch, dtype))
+    network.set_compute_dtype(None if dtype == "float32" else getattr(torch, dtype))
     image = torch.empty(batch, 3, height, width, device=META)
     (infer if mode == "inference" else train)(network, image)
     return None

@@ -67,7 +67,7 @@ def error(case: Case, kernels: Mapping[str, Op]) -> float:
 def network_error(name: str) -> float:
     """Of a whole network's inference and training step, against the same in float64 by gemm/."""
     from denoise_batch.kernels import MSELoss
-    from denoise_batch.pipeline.networks import Network
+    from denoise_batch.models import Network
 
     architecture, _, dtype = name.partition("-")
     torch.manual_seed(1)
@@ -81,7 +81,7 @@ def network_error(name: str) -> float:
         dtype=torch.float64
     )
     twin.load_state_dict({n: p.double() for n, p in network.state_dict().items()})
-    network.compute_in(getattr(torch, dtype))
+    network.set_compute_dtype(getattr(torch, dtype))
     image, target = torch.rand(2, 1, 3, 9, 14)
     errors = []
     with torch.inference_mode():
@@ -112,8 +112,10 @@ NETWORK_LAYERS = 5
 
 
 def _specification(op: str) -> Op:
+    from denoise_batch.kernels import reference as conv
+    from denoise_batch.kernels import reference as loss
+    from denoise_batch.kernels import reference as optim
     from denoise_batch.kernels.gemm import fused
-    from denoise_batch.kernels.reference import conv, loss, optim
 
     modules = (conv, fused, loss, optim)
     found: Op = next(getattr(module, op) for module in modules if hasattr(module, op))

@@ -7,9 +7,9 @@ import pytest
 from typer.main import get_command
 
 from denoise_batch import weights
+from denoise_batch.cli import batch
 from denoise_batch.kernels import WeightsError
-from denoise_batch.pipeline.checkpoint import load_weights
-from denoise_batch.pipeline.cli import batch
+from denoise_batch.models import load_weights
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples"
 

@@ -10,13 +10,18 @@ pytestmark = pytest.mark.child("compiled")
 # Shared memory that a program may have, in bytes: 163, 99 and 227 KiB.
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 PRODUCTS = {
-    "correlate_kernel",
-    "stamp_kernel",
-    "weight_gradient_kernel",
+    "conv_forward_kernel",
+    "conv_transpose_kernel",
+    "weight_grad_kernel",
     "encoder_kernel",
     "decoder_kernel",
 }
-POINTWISE = {"masked_sums_kernel", "mse_loss_kernel", "sgd_step_kernel", "adam_step_kernel"}
+POINTWISE = {
+    "relu_backward_bias_grad_kernel",
+    "mse_loss_kernel",
+    "sgd_step_kernel",
+    "adam_step_kernel",
+}
 
 
 @pytest.mark.parametrize("name", [run for run in RUNS if not run.endswith("limits")])
@@ -56,7 +61,7 @@ def test_unet_is_one_launch_a_convolution(name: str, children: Any) -> None:
     """30 of them: stem, head, 3 levels of 2 bodies of 2 and a way down and up, 2 bodies below."""
     launches = children.row("compiled", name)["launches"]
     assert len(launches) == 2 + 3 * (4 + 2) + 4
-    assert {launch["kernel"] for launch in launches} == {"correlate_kernel"}
+    assert {launch["kernel"] for launch in launches} == {"conv_forward_kernel"}
 
 
 @pytest.mark.parametrize("name", ["90/limits"])

@@ -7,7 +7,7 @@ import torch
 
 from denoise_batch.kernels import SGD, MSELoss, ops
 from denoise_batch.kernels.selfcheck import self_check
-from denoise_batch.pipeline.networks import ARCHITECTURES, Network
+from denoise_batch.models import ARCHITECTURES, Network
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +27,7 @@ def test_networks_give_the_cpu_s_results(
     image = torch.rand(2, 3, 131, 250)
     with torch.inference_mode():
         expected = network(image)
-        output = network.to("cuda").compute_in(dtype)(image.cuda()).cpu()
+        output = network.to("cuda").set_compute_dtype(dtype)(image.cuda()).cpu()
     allowed = 1e-4 if dtype is None else 5e-2
     torch.testing.assert_close(output, expected, rtol=0, atol=allowed)
     assert not caplog.records
@@ -37,7 +37,7 @@ def test_networks_give_the_cpu_s_results(
 def test_steps_lower_the_loss_and_repeat_bit_for_bit() -> None:
     def losses() -> list[float]:
         network = Network("unet", 0.45, 0.25, torch.Generator().manual_seed(0)).to("cuda")
-        network.compute_in(torch.bfloat16)
+        network.set_compute_dtype(torch.bfloat16)
         optimizer, criterion = SGD(network.parameters(), 0.05, momentum=0.9), MSELoss()
         image = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)).cuda()
         found = []

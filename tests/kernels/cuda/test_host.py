@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from denoise_batch.kernels.cuda import config, load, weights
-from denoise_batch.kernels.cuda.config import Tile
+from denoise_batch.kernels.cuda import load
+from denoise_batch.kernels.cuda import packed_weights as weights
+from denoise_batch.kernels.cuda import tiles as config
+from denoise_batch.kernels.cuda.tiles import Tile
 from denoise_batch.kernels.switch import UnavailableError
 
 SMALLEST_SHARED = 101376  # bytes, of sm_86 and sm_89
@@ -22,9 +24,9 @@ def tiles() -> list[tuple[Tile, int]]:
         for columns in (1, 3, 12, 24, 32, 48, 64, 128, 192, 768):
             for depth in (1, 3, 12, 16, 24, 32, 48, 64, 96, 128, 192):
                 for positions in (1, 4096, 1 << 24):
-                    tile = config.correlate_tile(dtype, positions, depth, columns)
+                    tile = config.conv_tile(dtype, positions, depth, columns)
                     found.append((tile, dtype.itemsize))
-            found.append((config.weight_gradient_tile(dtype, columns), dtype.itemsize))
+            found.append((config.weight_grad_tile(dtype, columns), dtype.itemsize))
     return found
 
 
@@ -38,13 +40,13 @@ def test_every_tile_is_one_that_tensor_cores_and_shared_memory_take() -> None:
 
 def test_little_of_a_depth_is_padding() -> None:
     for depth in (24, 32, 48, 64, 96, 128, 192):
-        k = config.correlate_tile(torch.bfloat16, 1 << 20, depth, 64).k
+        k = config.conv_tile(torch.bfloat16, 1 << 20, depth, 64).k
         assert depth / (math.ceil(depth / k) * k) >= 0.75, (depth, k)
 
 
 @pytest.mark.parametrize("positions", [1, 500, 36_864, 10_000_000])
 def test_the_parts_of_a_weight_gradient_depend_on_the_shape_alone(positions: int) -> None:
-    tile = config.weight_gradient_tile(torch.bfloat16, 64)
+    tile = config.weight_grad_tile(torch.bfloat16, 64)
     parts = config.splits(576, 64, positions, tile)
     assert 1 <= parts <= config.SPLIT_PROGRAMS
     assert parts == 1 or positions / parts >= 4 * tile.k

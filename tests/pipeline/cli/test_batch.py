@@ -14,12 +14,11 @@ import torch
 from pictures import picture
 from PIL import Image
 
-from denoise_batch.pipeline.checkpoint import load_weights, save_weights
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.files.images import read_image
-from denoise_batch.pipeline.networks import Network
-from denoise_batch.pipeline.streaming import engine as engine_module
-from denoise_batch.pipeline.streaming.memory import Budget
+from denoise_batch.cli.batch import main
+from denoise_batch.files.images import read_image
+from denoise_batch.models import Network, load_weights, save_weights
+from denoise_batch.streaming import engine as engine_module
+from denoise_batch.streaming.memory import Budget
 
 
 @pytest.fixture
@@ -354,7 +353,7 @@ def test_an_interrupt_finishes_files_in_flight_and_leaves_only_whole_ones(
     (tmp_path / "imgs").mkdir()
     for index in range(400):
         picture(200, 150, 0).save(tmp_path / "imgs" / f"{index}.png", compress_level=1)
-    command = [sys.executable, "-m", "denoise_batch.pipeline", str(tmp_path / "imgs"), "-b", "1"]
+    command = [sys.executable, "-m", "denoise_batch", str(tmp_path / "imgs"), "-b", "1"]
     process = subprocess.Popen(
         [*command, "--weights", str(weights), "--device", "cpu"],
         stdout=subprocess.PIPE,
@@ -385,7 +384,7 @@ def test_names_that_are_no_text_or_very_long_are_done(tmp_path: Path, weights: P
     names = [os.fsdecode(b"bad-\xff.png"), "画" * 82 + ".png", "x" * 251 + ".png", "a b'\n.png"]
     for name in names:
         picture(8, 8).save(imgs / name)
-    command = [sys.executable, "-m", "denoise_batch.pipeline", str(imgs), "-w", str(weights)]
+    command = [sys.executable, "-m", "denoise_batch", str(imgs), "-w", str(weights)]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr

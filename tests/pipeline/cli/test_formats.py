@@ -11,10 +11,10 @@ import tifffile
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.files import deep
-from denoise_batch.pipeline.files.images import read_image, write_image
-from denoise_batch.pipeline.files.metadata import Metadata, exif_block
+from denoise_batch.cli.batch import main
+from denoise_batch.files import sixteen_bit as deep
+from denoise_batch.files.images import read_image, write_image
+from denoise_batch.files.metadata import Metadata, exif_block
 
 DOCS = Path(__file__).parents[3] / "docs" / "formats.md"
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

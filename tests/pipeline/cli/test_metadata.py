@@ -12,8 +12,8 @@ import tifffile
 from pictures import picture
 from PIL import Image, ImageCms, PngImagePlugin
 
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.files.images import read_pages
+from denoise_batch.cli.batch import main
+from denoise_batch.files.images import read_pages
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GRAY_ICC = ICC[:16] + b"GRAY" + ICC[20:]

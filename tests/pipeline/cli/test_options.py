@@ -19,16 +19,15 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from denoise_batch.cli.batch import main
+from denoise_batch.cli.console import Bars
+from denoise_batch.files.images import read_image
+from denoise_batch.files.scan import Job
 from denoise_batch.kernels import OptionError
-from denoise_batch.pipeline.checkpoint import load_weights
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.cli.screen import Bars
-from denoise_batch.pipeline.files.images import read_image
-from denoise_batch.pipeline.files.scan import Job
-from denoise_batch.pipeline.networks import Network
-from denoise_batch.pipeline.streaming import denoise as denoise_module
-from denoise_batch.pipeline.streaming.denoise import Start, Summary
-from denoise_batch.pipeline.streaming.output import Output
+from denoise_batch.models import Network, load_weights
+from denoise_batch.streaming import session as denoise_module
+from denoise_batch.streaming.denoiser import Output
+from denoise_batch.streaming.session import Start, Summary
 
 
 @pytest.fixture
@@ -397,7 +396,7 @@ def test_a_signal_ends_a_dry_run_without_a_plan(
 def test_an_image_shows_progress_inside(
     folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from denoise_batch.pipeline.options import DenoiseOptions
+    from denoise_batch.options import DenoiseOptions
 
     seen: list[tuple[str, int, int]] = []
     options = DenoiseOptions(
@@ -416,7 +415,7 @@ def test_sigterm_finishes_files_in_flight(weights: Path, tmp_path: Path) -> None
     picture(160, 120, 0).save(tmp_path / "imgs" / "0.png", compress_level=1)
     for index in range(1, 600):
         shutil.copyfile(tmp_path / "imgs" / "0.png", tmp_path / "imgs" / f"{index}.png")
-    command = [sys.executable, "-m", "denoise_batch.pipeline", str(tmp_path / "imgs"), "-b", "1"]
+    command = [sys.executable, "-m", "denoise_batch", str(tmp_path / "imgs"), "-b", "1"]
     command += ["--weights", str(weights), "--device", "cpu", "--log", "json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

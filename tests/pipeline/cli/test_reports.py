@@ -10,11 +10,11 @@ import torch
 from pictures import picture
 from PIL import Image
 
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.doctor import made_up_picture
-from denoise_batch.pipeline.metrics import psnr
-from denoise_batch.pipeline.streaming.denoise import Session, Summary
-from denoise_batch.pipeline.streaming.references import to_8_bit
+from denoise_batch.cli.batch import main
+from denoise_batch.doctor import made_up_picture
+from denoise_batch.metrics import psnr
+from denoise_batch.streaming.references import to_8_bit
+from denoise_batch.streaming.session import Session, Summary
 
 SIDE = 384  # more than 2¹⁷ pixels, below which there is no estimate
 SIGMA = 20
@@ -167,7 +167,7 @@ def test_reports_that_cannot_be_written_after_all_leave_the_others(
 def test_large_images_are_probed_in_tiles(
     folders: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from denoise_batch.pipeline.streaming import denoiser
+    from denoise_batch.streaming import denoiser
 
     monkeypatch.setattr(denoiser, "WHOLE_PIXELS", 1 << 16)
     whole, tiled = folders / "whole.json", folders / "tiled.json"
@@ -182,7 +182,7 @@ def test_large_images_are_probed_in_tiles(
 def test_no_memory_for_a_probe_costs_the_estimate_and_nothing_else(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from denoise_batch.pipeline.streaming import denoiser
+    from denoise_batch.streaming import denoiser
 
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("no")

@@ -12,11 +12,10 @@ from denials import deny
 from pictures import picture
 from PIL import Image
 
-from denoise_batch.pipeline.checkpoint import save_weights
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.files.atomic import atomic_file, temporary_name
-from denoise_batch.pipeline.networks import Network
-from denoise_batch.pipeline.streaming.lock import locked
+from denoise_batch.cli.batch import main
+from denoise_batch.files.atomic import atomic_file, temporary_name
+from denoise_batch.models import Network, save_weights
+from denoise_batch.streaming.manifest import locked
 
 
 @pytest.fixture

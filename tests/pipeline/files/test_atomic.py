@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from denoise_batch.pipeline.files.atomic import atomic_file, atomic_write
+from denoise_batch.files.atomic import atomic_file, atomic_write
 
 
 def test_the_content_is_there_and_nothing_else(tmp_path: Path) -> None:

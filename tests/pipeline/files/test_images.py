@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
-from denoise_batch.kernels.errors import ImageError, ShapeError
-from denoise_batch.pipeline.files.images import (
+from denoise_batch.files.decoded_image import DecodedImage
+from denoise_batch.files.images import (
     READABLE_SUFFIXES,
     WRITABLE_SUFFIXES,
     output_format,
@@ -21,9 +21,9 @@ from denoise_batch.pipeline.files.images import (
     read_image,
     write_image,
 )
-from denoise_batch.pipeline.files.metadata import ORIENTATION
-from denoise_batch.pipeline.files.picture import Picture
-from denoise_batch.pipeline.files.probe import sample_bits
+from denoise_batch.files.metadata import ORIENTATION
+from denoise_batch.files.sniff import sample_bits
+from denoise_batch.kernels.errors import ImageError, ShapeError
 
 CHANNELS = {"L": 1, "LA": 2, "P": 1, "PA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3}
 
@@ -679,7 +679,7 @@ def test_damaged_bytes_give_a_picture_or_an_image_error(
         picture = read_image(path)
     except ImageError:
         return
-    assert isinstance(picture, Picture)
+    assert isinstance(picture, DecodedImage)
 
 
 def test_a_folder_is_not_an_image(tmp_path: Path) -> None:

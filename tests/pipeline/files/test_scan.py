@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from denials import deny
 
+from denoise_batch.files.scan import Job, Naming, scan
 from denoise_batch.kernels.errors import NoImagesError, OptionError
-from denoise_batch.pipeline.files.scan import Job, Naming, scan
 
 
 @pytest.fixture(autouse=True)

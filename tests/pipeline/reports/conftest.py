@@ -8,11 +8,11 @@ from pictures import picture
 from PIL import Image
 from report_runs import AWKWARD, SECONDS, quality_of, summary_of
 
-from denoise_batch.pipeline.files.scan import Job
-from denoise_batch.pipeline.options import DenoiseOptions
-from denoise_batch.pipeline.reports.report import Report, report_of
-from denoise_batch.pipeline.streaming.quality import Quality
-from denoise_batch.pipeline.streaming.result import Result
+from denoise_batch.files.scan import Job
+from denoise_batch.options import DenoiseOptions
+from denoise_batch.quality import Quality
+from denoise_batch.reports.report import Report, report_of
+from denoise_batch.streaming.result import Result
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from denoise_batch.pipeline.reports.charts import MOST_ITEMS, Change, dumbbells, nice_ticks
+from denoise_batch.reports.charts import MOST_ITEMS, Change, dumbbells, nice_ticks
 
 
 def test_a_chart_is_valid_svg_with_one_item_an_image() -> None:

@@ -12,10 +12,10 @@ import pytest
 from report_runs import AWKWARD
 
 from denoise_batch.kernels import OptionError
-from denoise_batch.pipeline.options import DenoiseOptions
-from denoise_batch.pipeline.reports.files import write_report
-from denoise_batch.pipeline.reports.report import SCHEMA, Report
-from denoise_batch.pipeline.streaming.quality import Quality
+from denoise_batch.options import DenoiseOptions
+from denoise_batch.quality import Quality
+from denoise_batch.reports.files import write_report
+from denoise_batch.reports.report import SCHEMA, Report
 from denoise_batch.weights import manifest
 
 DOCS = Path(__file__).parents[3] / "docs" / "reports.md"

@@ -12,13 +12,13 @@ import pytest
 from browser import Page, browser_page, find_browser
 from PIL import Image
 
-from denoise_batch.pipeline.files.samples import Scale
-from denoise_batch.pipeline.reports import page as page_module
-from denoise_batch.pipeline.reports import pictures
-from denoise_batch.pipeline.reports.files import write_report
-from denoise_batch.pipeline.reports.page import html
-from denoise_batch.pipeline.reports.report import Report
-from denoise_batch.pipeline.streaming.quality import Quality
+from denoise_batch.files.pixels import ValueRange
+from denoise_batch.quality import Quality
+from denoise_batch.reports import page as page_module
+from denoise_batch.reports import pictures
+from denoise_batch.reports.files import write_report
+from denoise_batch.reports.page import html
+from denoise_batch.reports.report import Report
 
 VOID = {"meta", "link", "img", "input", "br", "line", "circle"}
 
@@ -128,7 +128,7 @@ def test_an_infinite_loss_is_no_number(run_of: Callable[..., Report]) -> None:
 def test_whatever_a_picture_raises_costs_that_picture_only(
     run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(path: Path, scale: Scale | None = None) -> tuple[Image.Image, Scale]:
+    def load(path: Path, scale: ValueRange | None = None) -> tuple[Image.Image, ValueRange]:
         if path.name == "img1.png":
             raise ValueError("<images> do not match")
         return pictures.load(path, scale)

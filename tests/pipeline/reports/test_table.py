@@ -8,11 +8,10 @@ from report_runs import SECONDS, quality_of, summary_of
 from rich.cells import cell_len
 from rich.console import Console
 
-from denoise_batch.pipeline.files.scan import Job
-from denoise_batch.pipeline.reports.table import print_summary, shortened
-from denoise_batch.pipeline.reports.totals import ranked
-from denoise_batch.pipeline.streaming.quality import Quality
-from denoise_batch.pipeline.streaming.result import Result
+from denoise_batch.files.scan import Job
+from denoise_batch.quality import Quality
+from denoise_batch.reports.table import print_summary, ranked, shortened
+from denoise_batch.streaming.result import Result
 
 
 def result(name: str, quality: Quality | None, status: str = "done", reason: str = "") -> Result:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from denoise_batch.files.scan import Job
 from denoise_batch.kernels import DeviceError, WeightsError
-from denoise_batch.pipeline.files.scan import Job
-from denoise_batch.pipeline.scaling.dispatch import Dispatch, Worker, WorkerLostError
-from denoise_batch.pipeline.streaming.result import Result
+from denoise_batch.scaling.dispatch import Dispatch, Worker, WorkerLostError
+from denoise_batch.streaming.result import Result
 
 
 class Fake(Worker):

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from denoise_batch.kernels import ImageError, OptionError
-from denoise_batch.pipeline.scaling import objects
-from denoise_batch.pipeline.scaling.objects import ObjectStore, is_url
-from denoise_batch.pipeline.scaling.stage import Stage, local_or_staged
+from denoise_batch.scaling import objects
+from denoise_batch.scaling.mirror import LocalMirror, local_or_staged
+from denoise_batch.scaling.objects import ObjectStore, is_url
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -121,7 +121,7 @@ def test_a_stage_shows_names_sizes_and_times_without_taking_space(
     (tmp_path / "a").write_bytes(b"x" * 10_000_000)
     for key in ("bucket/imgs/a.png", "bucket/imgs/deep/b.png", "bucket/other/c.png"):
         store.deliver(tmp_path / "a", key)
-    stage = Stage(tmp_path / "stage")
+    stage = LocalMirror(tmp_path / "stage")
     folder = stage.path("memory://bucket/imgs")
     stage.mirror(folder)
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
@@ -143,7 +143,7 @@ def test_a_stage_shows_names_sizes_and_times_without_taking_space(
 
 
 def test_paths_and_urls_stand_for_each_other(memory: Any, tmp_path: Path) -> None:
-    stage = Stage(tmp_path / "stage")
+    stage = LocalMirror(tmp_path / "stage")
     path = stage.path("memory://bucket/imgs/")
     assert stage.url(path / "a.png") == "memory://bucket/imgs/a.png"
     assert stage.holds(path)

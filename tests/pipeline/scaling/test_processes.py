@@ -14,16 +14,16 @@ import pytest
 import torch
 from pictures import picture
 
+from denoise_batch.cli.batch import main
 from denoise_batch.kernels import DeviceError
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.options import DenoiseOptions
-from denoise_batch.pipeline.scaling import engines
-from denoise_batch.pipeline.scaling.engines import ProcessEngine
-from denoise_batch.pipeline.scaling.processes import _SharedStop
-from denoise_batch.pipeline.scaling.station import Setup, Station
-from denoise_batch.pipeline.streaming.denoise import Session
-from denoise_batch.pipeline.streaming.result import Result
-from denoise_batch.pipeline.streaming.storage import Storage
+from denoise_batch.options import DenoiseOptions
+from denoise_batch.scaling import engines
+from denoise_batch.scaling.engines import ProcessEngine
+from denoise_batch.scaling.processes import _SharedStop
+from denoise_batch.scaling.worker_session import WorkerConfig, WorkerSession
+from denoise_batch.streaming.result import Result
+from denoise_batch.streaming.session import Session
+from denoise_batch.streaming.storage import Storage
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def test_one_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch, weights: Path)
 
 RUN = """
 import sys
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.scaling import engines
+from denoise_batch.cli.batch import main
+from denoise_batch.scaling import engines
 if __name__ == "__main__":
     engines._cuda_devices = lambda: ["cpu", "cpu"]
     sys.exit(main(sys.argv[1:]))
@@ -148,7 +148,7 @@ def test_a_stopped_worker_leaves_the_rest(folder: Path, weights: Path, tmp_path:
         jobs = session.jobs()
     event = threading.Event()
     results: list[Result] = []
-    station = Station(Setup(options, "-worker-0"))
+    station = WorkerSession(WorkerConfig(options, "-worker-0"))
     station.run(jobs[:2], results.append, _SharedStop(event))  # type: ignore[arg-type]
     assert len(results) == 2
     event.set()
@@ -168,7 +168,7 @@ def test_a_worker_on_another_machine_needs_no_folder_for_the_reports(
     engine = ProcessEngine(options, Storage(), "", devices=["cpu"])
     setup = replace(engine.setup("cpu", 0), weights=weights.read_bytes())
     monkeypatch.chdir(folder)
-    Station(setup)
+    WorkerSession(setup)
 
 
 def test_a_worker_that_cannot_work_ends_the_run_with_its_error(folder: Path, weights: Path) -> None:

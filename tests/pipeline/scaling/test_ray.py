@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from pictures import picture
 
+from denoise_batch.cli.batch import main
 from denoise_batch.kernels import DeviceError, OptionError
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.scaling.ray_workers import Share, precision_there, shares
+from denoise_batch.scaling.ray_workers import Share, precision_there, shares
 
 
 class ActorDiedError(Exception):
@@ -192,7 +192,7 @@ def test_a_machine_that_does_not_share_the_files_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from denoise_batch.pipeline.scaling import engines
+    from denoise_batch.scaling import engines
 
     cluster()
     monkeypatch.setattr(engines, "FOLDER", "not-there")

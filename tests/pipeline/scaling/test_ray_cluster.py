@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from pictures import picture
 
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.files.scan import Job
-from denoise_batch.pipeline.scaling.engines import WorkersEngine
-from denoise_batch.pipeline.scaling.ray_workers import shares
+from denoise_batch.cli.batch import main
+from denoise_batch.files.scan import Job
+from denoise_batch.scaling.engines import WorkersEngine
+from denoise_batch.scaling.ray_workers import shares
 
 ray = pytest.importorskip("ray")
 

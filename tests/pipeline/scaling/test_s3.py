@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from pictures import picture
 
+from denoise_batch.cli.batch import main
 from denoise_batch.kernels import ImageError
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.scaling import objects
-from denoise_batch.pipeline.scaling.objects import ObjectStore
+from denoise_batch.scaling import objects
+from denoise_batch.scaling.objects import ObjectStore
 
 for needed in ("moto", "flask", "s3fs"):
     pytest.importorskip(needed)

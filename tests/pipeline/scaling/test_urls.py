@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pictures import picture
 
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.scaling import objects
+from denoise_batch.cli.batch import main
+from denoise_batch.scaling import objects
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -188,7 +188,7 @@ def test_a_killed_run_is_gone_on_with(
     memory: Any, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a kill leaves it: one output written and noted, one noted and not written."""
-    from denoise_batch.pipeline.scaling.remote import RemoteManifest
+    from denoise_batch.scaling.remote import RemoteManifest
 
     command = (folder, "-o", "memory://bucket/out", "-w", weights, "--log", "json")
     with pytest.MonkeyPatch.context() as killed:

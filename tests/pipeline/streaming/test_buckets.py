@@ -4,12 +4,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise_batch.pipeline.files.metadata import Metadata
-from denoise_batch.pipeline.files.picture import Picture
-from denoise_batch.pipeline.files.pixels import Layout
-from denoise_batch.pipeline.networks import ARCHITECTURES, Network
-from denoise_batch.pipeline.streaming.buckets import Buckets
-from denoise_batch.pipeline.streaming.denoiser import Denoiser
+from denoise_batch.files.decoded_image import DecodedImage
+from denoise_batch.files.metadata import Metadata
+from denoise_batch.files.pixels import StorageFormat
+from denoise_batch.models import ARCHITECTURES, Network
+from denoise_batch.streaming.denoiser import Denoiser
+from denoise_batch.streaming.stream import Buckets
 
 
 def test_full_batches_come_first_and_the_oldest_otherwise() -> None:
@@ -50,7 +50,7 @@ def test_images_of_several_sizes_in_one_batch_come_out_as_alone() -> None:
         for shrink in range(3):
             size = (3 * multiple - shrink, 4 * multiple - (2 - shrink))
             samples = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
-            pages.append(Picture(samples, None, Layout("PNG", "RGB", size), Metadata()))
+            pages.append(DecodedImage(samples, None, StorageFormat("PNG", "RGB", size), Metadata()))
         assert len({denoiser.padded_shape(page) for page in pages}) == 1
         together = list(denoiser.denoise(pages))
         for page, output in zip(pages, together, strict=True):

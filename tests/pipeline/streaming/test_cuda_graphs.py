@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from denoise_batch.cli import batch
 from denoise_batch.kernels.capture import Captured
-from denoise_batch.pipeline.cli import batch
-from denoise_batch.pipeline.networks import Network
-from denoise_batch.pipeline.streaming import denoiser, engine
-from denoise_batch.pipeline.streaming.denoiser import Denoiser
-from denoise_batch.pipeline.streaming.transfer import Transfer
+from denoise_batch.models import Network
+from denoise_batch.streaming import denoiser, engine
+from denoise_batch.streaming.denoiser import Denoiser
+from denoise_batch.streaming.transfer import Transfer
 
 
 @pytest.mark.parametrize(

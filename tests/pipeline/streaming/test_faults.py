@@ -19,13 +19,13 @@ import torch
 from pictures import picture
 from PIL import Image
 
-from denoise_batch.pipeline.cli.batch import main
-from denoise_batch.pipeline.files import atomic
-from denoise_batch.pipeline.options import DenoiseOptions
-from denoise_batch.pipeline.streaming import engine as engine_module
-from denoise_batch.pipeline.streaming.denoise import Events, Session, Summary
-from denoise_batch.pipeline.streaming.memory import Budget
-from denoise_batch.pipeline.streaming.result import Result
+from denoise_batch.cli.batch import main
+from denoise_batch.files import atomic
+from denoise_batch.options import DenoiseOptions
+from denoise_batch.streaming import engine as engine_module
+from denoise_batch.streaming.memory import Budget
+from denoise_batch.streaming.result import Result
+from denoise_batch.streaming.session import Events, Session, Summary
 
 
 def outputs(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from denoise_batch.pipeline.streaming.memory import Budget, available_host_bytes
+from denoise_batch.streaming.memory import Budget, available_host_bytes
 
 
 def test_who_does_not_fit_waits_until_there_is_room() -> None:
@@ -91,7 +91,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_freed_blocks_go_back_to_the_system() -> None:
-    module = "from denoise_batch.pipeline.streaming.memory import return_large_blocks"
+    module = "from denoise_batch.streaming.memory import return_large_blocks"
     kept = resident_after_frees(module)
     returned = resident_after_frees(f"{module}; return_large_blocks()")
     assert kept - returned > 100 * 1024

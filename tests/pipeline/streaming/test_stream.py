@@ -12,15 +12,14 @@ import torch
 from pictures import picture
 from PIL import Image
 
-from denoise_batch.pipeline.options import DenoiseOptions
-from denoise_batch.pipeline.streaming import readers as readers_module
-from denoise_batch.pipeline.streaming import turns as turns_module
-from denoise_batch.pipeline.streaming import writer as writer_module
-from denoise_batch.pipeline.streaming.denoise import Events, Session
-from denoise_batch.pipeline.streaming.denoiser import Denoiser
-from denoise_batch.pipeline.streaming.forward import Forward
-from denoise_batch.pipeline.streaming.result import Result
-from denoise_batch.pipeline.streaming.writer import Writer
+from denoise_batch.options import DenoiseOptions
+from denoise_batch.streaming import stream as readers_module
+from denoise_batch.streaming import stream as turns_module
+from denoise_batch.streaming import stream as writer_module
+from denoise_batch.streaming.denoiser import Denoiser, Forward
+from denoise_batch.streaming.result import Result
+from denoise_batch.streaming.session import Events, Session
+from denoise_batch.streaming.stream import Writer
 
 IMAGES = 15  # more than a turn has
 

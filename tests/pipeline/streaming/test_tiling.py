@@ -6,31 +6,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from denoise_batch.pipeline.checkpoint import find_weights, load_weights
-from denoise_batch.pipeline.files.metadata import Metadata
-from denoise_batch.pipeline.files.picture import Picture
-from denoise_batch.pipeline.files.pixels import Layout
-from denoise_batch.pipeline.files.samples import UNIT
-from denoise_batch.pipeline.networks import ARCHITECTURES, Network
-from denoise_batch.pipeline.streaming.denoiser import Denoiser
-from denoise_batch.pipeline.streaming.tiling import automatic_grid, fixed_grid
+from denoise_batch.files.decoded_image import DecodedImage
+from denoise_batch.files.metadata import Metadata
+from denoise_batch.files.pixels import UNIT, StorageFormat
+from denoise_batch.models import ARCHITECTURES, Network, find_weights, load_weights
+from denoise_batch.streaming.denoiser import Denoiser
+from denoise_batch.streaming.tiling import automatic_grid, fixed_grid
 
 names = pytest.mark.parametrize("name", list(ARCHITECTURES))
 sides = st.integers(1, 90)
 
 
-def page(height: int, width: int, channels: int = 3) -> Picture:
+def page(height: int, width: int, channels: int = 3) -> DecodedImage:
     """Float samples, so that nothing is rounded."""
     mode = "RGB" if channels == 3 else "F"
     samples = torch.rand(height, width, channels)
-    return Picture(samples, None, Layout("TIFF", mode, (height, width), UNIT), Metadata())
+    return DecodedImage(
+        samples, None, StorageFormat("TIFF", mode, (height, width), UNIT), Metadata()
+    )
 
 
 def network_of(name: str) -> Network:
     return Network(name, 0.4, 0.2, torch.Generator().manual_seed(0)).eval()
 
 
-def denoised(denoiser: Denoiser, picture: Picture) -> Tensor:
+def denoised(denoiser: Denoiser, picture: DecodedImage) -> Tensor:
     (output,) = denoiser.denoise([picture])
     assert not isinstance(output, Exception)
     samples, is_finite, _ = output.wait()

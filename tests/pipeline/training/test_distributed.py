@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
+from denoise_batch.cli.train import main
 from denoise_batch.kernels import OptionError
-from denoise_batch.pipeline.checkpoint import load_tensors
-from denoise_batch.pipeline.cli.train import main
-from denoise_batch.pipeline.training.distributed import Team, Workers, team_of_workers
-from denoise_batch.pipeline.training.options import TrainOptions
-from denoise_batch.pipeline.training.train import train
+from denoise_batch.models import load_tensors
+from denoise_batch.training.distributed import ProcessGroup, Workers, process_group
+from denoise_batch.training.options import TrainOptions
+from denoise_batch.training.train import train
 
-MODULE = "denoise_batch.pipeline.training"
+MODULE = "denoise_batch.training"
 
 
 def environment() -> dict[str, str]:
@@ -123,7 +123,7 @@ def test_more_workers_than_tiles_in_a_batch_are_refused() -> None:
     Workers(0, 4, 0, 4).check_batch(4)
     with pytest.raises(OptionError, match="--batch-size 3: is shared by 4 workers"):
         Workers(0, 4, 0, 4).check_batch(3)
-    Team().check_batch(1)
+    ProcessGroup().check_batch(1)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -178,7 +178,7 @@ def test_one_process_uses_no_torch_distributed(
     monkeypatch.setitem(sys.modules, "torch.distributed", None)
     monkeypatch.setitem(sys.modules, f"{MODULE}.gradients", None)
     monkeypatch.delattr(torch, "distributed")
-    with team_of_workers() as team:
+    with process_group() as team:
         assert (team.rank, team.size) == (0, 1)
     assert main([*recipe(photographs), "-o", str(tmp_path / "run")]) == 0
 
@@ -189,7 +189,7 @@ def test_a_team_of_one_changes_nothing(photographs: Path, tmp_path: Path) -> Non
         validation_tiles=2,
     )  # fmt: skip
     first = train(options)
-    second: Any = train(replace(options, output=tmp_path / "two"), team=Team())
+    second: Any = train(replace(options, output=tmp_path / "two"), team=ProcessGroup())
     assert first.weights.read_bytes() == second.weights.read_bytes()
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, distributed
 
 from denoise_batch.kernels import Block, Conv2d, MSELoss, ReLU, Sequential, StateError
-from denoise_batch.pipeline.networks import ARCHITECTURES, Network
-from denoise_batch.pipeline.training import gradients
-from denoise_batch.pipeline.training.gradients import GradientReducer
+from denoise_batch.models import ARCHITECTURES, Network
+from denoise_batch.training import distributed as gradients
+from denoise_batch.training.distributed import GradientReducer
 
 
 @pytest.fixture
@@ -86,6 +86,6 @@ def test_a_shared_parameter_waits_for_its_last_use() -> None:
 def test_a_block_that_announces_nothing_is_an_error_and_no_endless_wait() -> None:
     network = Sequential(Conv2d(3, 3, 3, padding=1), Conv2d(3, 3, 3, padding=1))
     reducer = GradientReducer(network, bucket_bytes=1)
-    network.blocks[0].announce_grads(None)
+    network.blocks[0].register_grad_ready_hook(None)
     with pytest.raises(StateError, match="does not announce"):
         reducer.backward(*plain_backward(network, torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)))

@@ -22,11 +22,11 @@ from denoise_batch.kernels import (
     clip_grad_norm_,
 )
 from denoise_batch.kernels.optim import Optimizer
-from denoise_batch.pipeline.networks import Network
-from denoise_batch.pipeline.training import pairs
-from denoise_batch.pipeline.training.noise import parse_noise
-from denoise_batch.pipeline.training.pairs import CropPairs, Pairs, StepRandom, StoredPairs
-from denoise_batch.pipeline.training.scenes import ScenePairs
+from denoise_batch.models import Network
+from denoise_batch.training import pairs
+from denoise_batch.training.noise import parse_noise
+from denoise_batch.training.pairs import CropPairs, Pairs, StepRandom, StoredPairs
+from denoise_batch.training.scenes import ScenePairs
 
 DEVICE = torch.device("meta")
 
@@ -116,7 +116,7 @@ def test_a_step_reads_nothing_from_the_device_and_uploads_only_pinned(
     data: str, optimizer: type[SGD] | type[AdamW] | type[Muon], uploads: list[Tensor]
 ) -> None:
     with DEVICE:
-        network = Network("tconv", 0.5, 0.25).compute_in(torch.bfloat16)
+        network = Network("tconv", 0.5, 0.25).set_compute_dtype(torch.bfloat16)
     mover = optimizer(network.parameters(), 0.1)
     average = ExponentialMovingAverage(network.parameters())
     source = PAIRS[data]()
@@ -147,7 +147,7 @@ def test_the_camera_s_jpeg_is_known_to_wait(uploads: list[Tensor]) -> None:
 @pytest.mark.gpu
 def test_a_step_on_a_gpu_does_not_synchronise(tmp_path: Path) -> None:
     device = torch.device("cuda")
-    network = Network("unet", 0.5, 0.25).to(device).compute_in(torch.bfloat16)
+    network = Network("unet", 0.5, 0.25).to(device).set_compute_dtype(torch.bfloat16)
     mover = SGD(network.parameters(), 0.1, momentum=0.9)
     average = ExponentialMovingAverage(network.parameters())
     photographs = [torch.zeros(3, 200, 200, dtype=torch.uint8, device=device)]

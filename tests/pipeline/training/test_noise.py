@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from denoise_batch.kernels import OptionError
-from denoise_batch.pipeline.training.noise import (
+from denoise_batch.training.noise import (
     BernoulliNoise,
     CameraNoise,
     ChainedNoise,

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
-from denoise_batch.pipeline.training import pairs as pairs_module
-from denoise_batch.pipeline.training.noise import GaussianNoise, SubpixelNoise, parse_noise
-from denoise_batch.pipeline.training.pairs import (
+from denoise_batch.training import pairs as pairs_module
+from denoise_batch.training.noise import GaussianNoise, SubpixelNoise, parse_noise
+from denoise_batch.training.pairs import (
     Denoise,
     Pairs,
     StepRandom,
@@ -20,11 +20,7 @@ from denoise_batch.pipeline.training.pairs import (
     training_pairs,
     validation_tiles,
 )
-from denoise_batch.pipeline.training.photographs import (
-    load_photograph,
-    map_tiles,
-    split_photographs,
-)
+from denoise_batch.training.photographs import load_photograph, map_tiles, split_photographs
 
 CPU = torch.device("cpu")
 nothing = torch.zeros_like  # a network that none of these pairs asks

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from denoise_batch import weights
-from denoise_batch.pipeline.checkpoint import load_weights
-from denoise_batch.pipeline.files.images import read_image
-from denoise_batch.pipeline.metrics import psnr
+from denoise_batch.files.images import read_image
+from denoise_batch.metrics import psnr
+from denoise_batch.models import load_weights
 
 SAMPLES = Path(__file__).parents[3] / "docs" / "samples"
 
@@ -20,7 +20,7 @@ def test_half_precision_keeps_the_psnr(name: str, dtype: torch.dtype) -> None:
     for path in sorted((SAMPLES / "noisy").iterdir()):
         noisy = read_image(path).pixels[None]
         clean = read_image(SAMPLES / "clean" / path.name).pixels[None]
-        exact = psnr(network.compute_in(None)(noisy), clean)
-        output = network.compute_in(dtype)(noisy)
+        exact = psnr(network.set_compute_dtype(None)(noisy), clean)
+        output = network.set_compute_dtype(dtype)(noisy)
         assert output.dtype == torch.float32
         assert psnr(output, clean) == pytest.approx(exact, abs=0.02), path.name

@@ -7,20 +7,20 @@ import torch
 from pictures import picture
 from PIL import Image
 
+from denoise_batch.cli.train import main
+from denoise_batch.files.pixels import memory_of
 from denoise_batch.kernels import OptionError, TrainingError
-from denoise_batch.pipeline.checkpoint import load_weights
-from denoise_batch.pipeline.cli.train import main
-from denoise_batch.pipeline.files.samples import memory_of
-from denoise_batch.pipeline.training.options import TrainOptions
-from denoise_batch.pipeline.training.pairs import StepRandom
-from denoise_batch.pipeline.training.scenes import (
+from denoise_batch.models import load_weights
+from denoise_batch.training.options import TrainOptions
+from denoise_batch.training.pairs import StepRandom
+from denoise_batch.training.scenes import (
     NEIGHBOR_SHARE,
     ScenePairs,
     load_bursts,
     load_paired_folders,
     load_single_images,
 )
-from denoise_batch.pipeline.training.train import train
+from denoise_batch.training.train import train
 
 SHORT = ["--tiles", "16", "--validation-tiles", "4", "--epochs", "1", "--device", "cpu"]
 

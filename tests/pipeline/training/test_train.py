@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from denoise_batch.cli.train import main
+from denoise_batch.device import deterministic_algorithms
 from denoise_batch.kernels import (
     Adam,
     DenoiseBatchError,
@@ -25,21 +27,19 @@ from denoise_batch.kernels import (
     OptionError,
     TrainingError,
 )
-from denoise_batch.pipeline.checkpoint import (
+from denoise_batch.models import (
+    Network,
     find_weights,
     load_tensors,
     load_weights,
     save_tensors,
     save_weights,
 )
-from denoise_batch.pipeline.cli.train import main
-from denoise_batch.pipeline.device import deterministic_algorithms
-from denoise_batch.pipeline.networks import Network
-from denoise_batch.pipeline.training import plots
-from denoise_batch.pipeline.training.distributed import Team
-from denoise_batch.pipeline.training.options import LARGEST_SEED, TrainOptions
-from denoise_batch.pipeline.training.runs import Epoch, Progress, RunFolder
-from denoise_batch.pipeline.training.train import Watcher, train
+from denoise_batch.training import plots
+from denoise_batch.training.distributed import ProcessGroup
+from denoise_batch.training.options import LARGEST_SEED, TrainOptions
+from denoise_batch.training.run_folder import Epoch, Progress, RunFolder
+from denoise_batch.training.train import Watcher, train
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_a_run_may_be_measured_in_minutes(
 ) -> None:
     ticks = itertools.count(step=0.05)  # between two looks at the clock: a step takes as long
     clock = SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=lambda: 0.0)
-    monkeypatch.setattr("denoise_batch.pipeline.training.train.time", clock)
+    monkeypatch.setattr("denoise_batch.training.train.time", clock)
     epochs: list[Epoch] = []
     train(replace(options, minutes=0.01), Watcher(on_epoch=epochs.append))
     assert 0.6 <= sum(epoch.seconds for epoch in epochs) < 0.8
@@ -200,7 +200,7 @@ def test_a_run_may_be_measured_in_minutes(
 
 
 def test_every_second_is_one_of_the_first_worker_s_clock(options: TrainOptions) -> None:
-    class Steady(Team):
+    class Steady(ProcessGroup):
         def clock(self, seconds: float) -> float:
             return 1.0
 
@@ -407,7 +407,7 @@ def test_every_worker_takes_standardisation_and_rate_of_the_first_one_s_checkpoi
     first[2].lr = 0.125
     RunFolder(tmp_path).save_checkpoint(*first)
 
-    class Second(Team):
+    class Second(ProcessGroup):
         rank = 1
 
         def first(self, action: Any) -> Any:
@@ -543,7 +543,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
 ) -> None:
     """kill -9 of a process of its own, somewhere after its first epoch."""
     command = [
-        sys.executable, "-c", "import sys; from denoise_batch.pipeline.cli.train import main; "
+        sys.executable, "-c", "import sys; from denoise_batch.cli.train import main; "
         "sys.exit(main())", str(photographs), "--noise", "gaussian:25", "--tiles", "64",
         "--validation-tiles", "4", "--epochs", "6", "--device", "cpu", "--batch-size", "4",
         "--checkpoint-minutes", "0.001",

@@ -1,0 +1,221 @@
+"""S = correlate(L): convolution as an implicit GEMM, with everything that can ride along.
+
+Rows are output positions, columns output channels, the depth runs over taps and channels of L. The
+windows are never written: each step loads, for BLOCK_M positions, BLOCK_K channels of one tap,
+which are contiguous in NHWC. An image of few channels is read with (tap, channel) as one flat axis.
+
+On the way in: nearest upsampling, pixel unshuffle. On the way out: bias, ReLU or sigmoid, a
+residual, pixel shuffle. A transposed convolution whose stride is its kernel is a correlation of one
+tap with a shuffle behind it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..geometry import IntPair
+from ..selfcheck import NotCoveredError
+from .epilogue import ACTIVATIONS, activate, as_position
+from .tiles import conv_tile
+
+FLAT_BELOW = 16  # channels
+LARGEST_BLOCK = 2048  # positions of one program: a count may go beyond the last by as much
+
+
+@triton.jit(do_not_specialize=["positions", "height", "width", "out_height", "out_width"])
+def conv_forward_kernel(
+    x_ptr,  # (N, height/UP_H or ·IN, …, CI/IN²) NHWC
+    w_ptr,  # (KH, KW, CI, CO) by its strides
+    bias_ptr,  # (BIAS,), column n takes n mod BIAS
+    residual_ptr,  # as y
+    y_ptr,  # (N, out_height·OUT_H, out_width·OUT_W, CO/(OUT_H·OUT_W)) NHWC
+    positions,  # N·out_height·out_width
+    height,  # of L as the taps see it: upsampled, unshuffled
+    width,
+    out_height,
+    out_width,
+    CI: tl.constexpr,
+    CO: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    UP_H: tl.constexpr,
+    UP_W: tl.constexpr,
+    IN: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    W_K: tl.constexpr,  # strides of w: along CI …
+    W_N: tl.constexpr,  # … and along CO
+    ACTIVATION: tl.constexpr,
+    BIAS: tl.constexpr,  # 0 for none
+    HAS_RESIDUAL: tl.constexpr,
+    IS_FLAT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A tile of positions × columns."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = m < positions
+    image, oh, ow = as_position(m, out_height, out_width)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = n < CO
+    top = oh * STRIDE_H - PAD_H
+    left = ow * STRIDE_W - PAD_W
+    # int64 up to the image, int32 inside it.
+    row_pitch = width // UP_W * IN * (CI // (IN * IN))
+    x_image = x_ptr + image * (height // UP_H * IN * row_pitch)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if IS_FLAT:
+        for start in range(0, KH * KW * CI, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            mask_k = k < KH * KW * CI
+            tap = k // CI
+            channel = k % CI
+            y = top[:, None] + (tap // KW)[None, :]
+            x = left[:, None] + (tap % KW)[None, :]
+            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            # Channel c·IN² + i·IN + j of (y, x) is channel c of pixel (y·IN + i, x·IN + j).
+            i = channel // IN % IN
+            j = channel % IN
+            source = (y // UP_H * IN + i[None, :]) * row_pitch
+            source += (x // UP_W * IN + j[None, :]) * (CI // (IN * IN))
+            source += (channel // (IN * IN))[None, :]
+            mask = inside & mask_m[:, None] & mask_k[None, :]
+            a = tl.load(x_image[:, None] + source, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_K]
+            b = tl.load(
+                w_ptr + (tap * (CI * CO) + channel * W_K)[:, None] + (n * W_N)[None, :],
+                mask=mask_k[:, None] & mask_n[None, :],
+                other=0.0,
+            )  # [BLOCK_K, BLOCK_N]
+            acc = tl.dot(a, b, acc, input_precision="ieee")
+    else:
+        STEPS: tl.constexpr = (CI + BLOCK_K - 1) // BLOCK_K
+        for step in range(KH * KW * STEPS):
+            tap = step // STEPS
+            channel = step % STEPS * BLOCK_K + tl.arange(0, BLOCK_K)
+            mask_k = channel < CI
+            y = top + tap // KW
+            x = left + tap % KW
+            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) & mask_m
+            source = (y // UP_H) * row_pitch + (x // UP_W) * CI
+            a = tl.load(
+                x_image[:, None] + source[:, None] + channel[None, :],
+                mask=inside[:, None] & mask_k[None, :],
+                other=0.0,
+            )
+            b = tl.load(
+                w_ptr + tap * (CI * CO) + (channel * W_K)[:, None] + (n * W_N)[None, :],
+                mask=mask_k[:, None] & mask_n[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(a, b, acc, input_precision="ieee")
+    if BIAS > 0:
+        acc += tl.load(bias_ptr + n % BIAS, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    acc = activate(acc, ACTIVATION)
+    # Column n = (i·OUT_W + j)·(CO/OUT²) + c is channel c of pixel (oh·OUT_H + i, ow·OUT_W + j).
+    PIXEL: tl.constexpr = CO // (OUT_H * OUT_W)
+    out_pitch = out_width * OUT_W * PIXEL
+    corner = oh * OUT_H * out_pitch + ow * OUT_W * PIXEL
+    within = n // (OUT_W * PIXEL) * out_pitch + n % (OUT_W * PIXEL)
+    target = (image * (out_height * OUT_H * out_pitch) + corner)[:, None] + within[None, :]
+    mask = mask_m[:, None] & mask_n[None, :]
+    if HAS_RESIDUAL:
+        acc += tl.load(residual_ptr + target, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y_ptr + target, acc.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def correlate(
+    large: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    *,
+    kernel: IntPair,
+    stride: IntPair,
+    padding: IntPair,
+    weight_strides: IntPair,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    upsample: IntPair = (1, 1),
+    unshuffle: int = 1,
+    shuffle: IntPair = (1, 1),
+) -> None:
+    """Fill `output` with act(correlate(large) + bias) + residual.
+
+    Args:
+        large: (N, H, W, C) contiguous: the image before upsampling and unshuffling.
+        weight: packed, in large's dtype.
+        bias: None, or one value for each column; if fewer, they repeat.
+        output: (N, oh·r, ow·r, C') contiguous, r the shuffle.
+        kernel: kh, kw.
+        stride: of the windows.
+        padding: zeros around large as the taps see it.
+        weight_strides: of weight, along the channels summed over and along the columns.
+        activation: None, "relu" or "sigmoid".
+        residual: as output, or None.
+        upsample: whole factors.
+        unshuffle: r of a pixel unshuffle of large.
+        shuffle: r of output, down and across.
+    """
+    batch, height, width, channels = large.shape
+    height, width = height * upsample[0] // unshuffle, width * upsample[1] // unshuffle
+    channels *= unshuffle**2
+    out_height, out_width = output.shape[1] // shuffle[0], output.shape[2] // shuffle[1]
+    columns = output.shape[3] * shuffle[0] * shuffle[1]
+    positions = batch * out_height * out_width
+    is_flat = channels < FLAT_BELOW or unshuffle > 1
+    depth = kernel[0] * kernel[1] * channels if is_flat else channels
+    tile = conv_tile(large.dtype, positions, depth, columns, is_flat=is_flat)
+    check_extents(large, output, positions)
+    conv_forward_kernel[(triton.cdiv(positions, tile.m), triton.cdiv(columns, tile.n))](
+        large,
+        weight,
+        large if bias is None else bias,
+        large if residual is None else residual,
+        output,
+        positions,
+        height,
+        width,
+        out_height,
+        out_width,
+        CI=channels,
+        CO=columns,
+        KH=kernel[0],
+        KW=kernel[1],
+        STRIDE_H=stride[0],
+        STRIDE_W=stride[1],
+        PAD_H=padding[0],
+        PAD_W=padding[1],
+        UP_H=upsample[0],
+        UP_W=upsample[1],
+        IN=unshuffle,
+        OUT_H=shuffle[0],
+        OUT_W=shuffle[1],
+        W_K=weight_strides[0],
+        W_N=weight_strides[1],
+        ACTIVATION=ACTIVATIONS[activation],
+        BIAS=0 if bias is None else len(bias),
+        HAS_RESIDUAL=residual is not None,
+        IS_FLAT=is_flat,
+        BLOCK_M=tile.m,
+        BLOCK_N=tile.n,
+        BLOCK_K=tile.k,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+def check_extents(large: Tensor, small: Tensor, positions: int) -> None:
+    """Raise unless int32 counts the positions of the batch, and the elements of one image.
+
+    Raises:
+        NotCoveredError: it does not.
+    """
+    most = max(large[0].numel(), small[0].numel(), positions + LARGEST_BLOCK)
+    if most >= torch.iinfo(torch.int32).max:
+        raise NotCoveredError(f"{most} elements of an image, or positions: more than int32 counts")

@@ -1,0 +1,314 @@
+"""The specification of every op in plain tensor arithmetic: slow, obvious, on any device."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import fold, unfold
+
+from .geometry import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
+
+
+def conv2d_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: IntPair,
+    padding: IntPair,
+    dilation: IntPair,
+    activation: Activation = None,
+) -> Tensor:
+    """Y = W · unfold(X) + b, then the activation.
+
+    Args:
+        input: (N, in_channels, H, W).
+        weight: (out_channels, in_channels, kh, kw).
+        bias: (out_channels,) or None.
+        stride: step between output positions, in pixels.
+        padding: zeros added on each side.
+        dilation: distance between kernel taps.
+        activation: None, or "relu" applied to the output.
+
+    Returns:
+        (N, out_channels, oh, ow).
+    """
+    kernel_size = (weight.shape[2], weight.shape[3])
+    oh, ow = conv2d_output_size(input.shape[2:], kernel_size, stride, padding, dilation)
+    columns = unfold(input, kernel_size, dilation, padding, stride)  # (N, C·kh·kw, oh·ow)
+    output = weight.flatten(1) @ columns
+    if bias is not None:
+        output += bias.view(1, -1, 1)
+    return _activate(output.view(len(input), len(weight), oh, ow), activation)
+
+
+def conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    *,
+    stride: IntPair,
+    padding: IntPair,
+    dilation: IntPair,
+    output: Tensor | None = None,
+    needs_input_grad: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """dX = fold(Wᵀ · dY), dW = Σ_n dY_n · unfold(X_n)ᵀ, db = Σ_{n,y,x} dY.
+
+    Args:
+        grad_output: shaped as the output.
+        input: what forward was given.
+        weight: likewise.
+        stride: likewise.
+        padding: likewise.
+        dilation: likewise.
+        output: what forward returned, if its activation was "relu"; otherwise None.
+        needs_input_grad: False saves the work for a layer that nothing learns before.
+
+    Returns:
+        grad_input (None if not needed), grad_weight and grad_bias, shaped as input, weight, bias.
+    """
+    if output is not None:
+        grad_output = relu_backward(grad_output, output)
+    kernel_size = (weight.shape[2], weight.shape[3])
+    size = (input.shape[2], input.shape[3])
+    grad = grad_output.flatten(2)  # (N, out_channels, oh·ow)
+    columns = unfold(input, kernel_size, dilation, padding, stride)
+    grad_weight = torch.einsum("nol,nkl->ok", grad, columns).view_as(weight)
+    grad_input = None
+    if needs_input_grad:
+        grad_columns = weight.flatten(1).T @ grad
+        grad_input = fold(grad_columns, size, kernel_size, dilation, padding, stride)
+    return grad_input, grad_weight, grad.sum((0, 2))
+
+
+def conv_transpose2d_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: IntPair,
+    padding: IntPair,
+    output_padding: IntPair,
+    dilation: IntPair,
+    activation: Activation = None,
+) -> Tensor:
+    """Y = crop(fold(Wᵀ · X)) + b: every input pixel stamps its weighted kernel on the output.
+
+    Args:
+        input: (N, in_channels, H, W).
+        weight: (in_channels, out_channels, kh, kw).
+        bias: (out_channels,) or None.
+        stride: distance between stamps, in pixels.
+        padding: rows and columns cut off each side.
+        output_padding: rows and columns added at the bottom and right.
+        dilation: distance between kernel taps.
+        activation: None, or "relu" applied to the output.
+
+    Returns:
+        (N, out_channels, oh, ow).
+    """
+    kernel_size = (weight.shape[2], weight.shape[3])
+    output_size = conv_transpose2d_output_size(
+        input.shape[2:], kernel_size, stride, padding, output_padding, dilation
+    )
+    canvas_size = _canvas_size(input, kernel_size, stride, dilation)
+    columns = weight.flatten(1).T @ input.flatten(2)  # (N, out_channels·kh·kw, H·W)
+    canvas = fold(columns, canvas_size, kernel_size, dilation, 0, stride)
+    output = _window(canvas, padding, output_size)
+    if bias is not None:
+        output += bias.view(1, -1, 1, 1)
+    return _activate(output, activation)
+
+
+def conv_transpose2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    *,
+    stride: IntPair,
+    padding: IntPair,
+    output_padding: IntPair,
+    dilation: IntPair,
+    output: Tensor | None = None,
+    needs_input_grad: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """With C = unfold(uncrop(dY)): dX = W · C, dW = Σ_n X_n · C_nᵀ, db = Σ_{n,y,x} dY.
+
+    Args and Returns as of `conv2d_backward`.
+    """
+    if output is not None:
+        grad_output = relu_backward(grad_output, output)
+    kernel_size = (weight.shape[2], weight.shape[3])
+    canvas_size = _canvas_size(input, kernel_size, stride, dilation)
+    canvas = _window(grad_output, (-padding[0], -padding[1]), canvas_size)
+    columns = unfold(canvas, kernel_size, dilation, 0, stride)
+    grad_input = (weight.flatten(1) @ columns).view_as(input) if needs_input_grad else None
+    grad_weight = torch.einsum("ncl,nkl->ck", input.flatten(2), columns).view_as(weight)
+    return grad_input, grad_weight, grad_output.sum((0, 2, 3))
+
+
+def _activate(output: Tensor, activation: Activation) -> Tensor:
+    return relu_forward(output) if activation == "relu" else output
+
+
+def _canvas_size(
+    input: Tensor, kernel_size: IntPair, stride: IntPair, dilation: IntPair
+) -> IntPair:
+    """What the stamps cover before padding is cut off."""
+    return conv_transpose2d_output_size(
+        input.shape[2:], kernel_size, stride, (0, 0), (0, 0), dilation
+    )
+
+
+def _window(image: Tensor, start: IntPair, size: IntPair) -> Tensor:
+    """A copy of `image` from `start` (may be negative), `size` tall and wide; zero outside."""
+    output = image.new_zeros(*image.shape[:2], *size)
+    source, target = [], []
+    for extent, first, length in zip(image.shape[2:], start, size, strict=True):
+        low, high = max(first, 0), max(min(extent, first + length), max(first, 0))
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    output[:, :, target[0], target[1]] = image[:, :, source[0], source[1]]
+    return output
+
+
+def relu_forward(input: Tensor) -> Tensor:
+    """max(x, 0); NaN stays NaN."""
+    return input.clamp_min(0)
+
+
+def relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
+    """0 where the output is 0, grad_output elsewhere (torch's choices at exactly 0 and at NaN)."""
+    return torch.where(output <= 0, 0, grad_output)
+
+
+def sigmoid_forward(input: Tensor) -> Tensor:
+    """1/(1 + e^−x), from e^−|x| ≤ 1 so that no finite x overflows."""
+    exp = input.abs().neg_().exp_()
+    return torch.where(input >= 0, 1, exp) / (1 + exp)
+
+
+def sigmoid_forward_(input: Tensor) -> Tensor:
+    """The same in the place of x."""
+    return input.copy_(sigmoid_forward(input))
+
+
+def sigmoid_backward(grad_output: Tensor, output: Tensor) -> Tensor:
+    """dσ/dx = σ·(1 − σ), from the saved output."""
+    return grad_output * output * (1 - output)
+
+
+def upsample_nearest2d_forward(input: Tensor, *, scale_factor: IntPair) -> Tensor:
+    """Repeat every pixel sh times down and sw times across: (N, C, H, W) → (N, C, H·sh, W·sw)."""
+    sh, sw = scale_factor
+    return input.repeat_interleave(sh, dim=2).repeat_interleave(sw, dim=3)
+
+
+def upsample_nearest2d_backward(grad_output: Tensor, *, scale_factor: IntPair) -> Tensor:
+    """Each input pixel gets the sum of the gradients of its copies."""
+    sh, sw = scale_factor
+    n, c, oh, ow = grad_output.shape
+    return grad_output.reshape(n, c, oh // sh, sh, ow // sw, sw).sum((3, 5))
+
+
+def pixel_unshuffle(input: Tensor, factor: int) -> Tensor:
+    """(N, C, H·r, W·r) → (N, C·r², H, W)."""
+    n, c, height, width = input.shape
+    h, w = height // factor, width // factor
+    blocks = input.reshape(n, c, h, factor, w, factor).permute(0, 2, 4, 1, 3, 5)
+    return blocks.reshape(n, h, w, c * factor**2).permute(0, 3, 1, 2)
+
+
+def pixel_shuffle(input: Tensor, factor: int) -> Tensor:
+    """(N, C·r², H, W) → (N, C, H·r, W·r)."""
+    n, channels, h, w = input.shape
+    c = channels // factor**2
+    blocks = input.reshape(n, c, factor, factor, h, w).permute(0, 4, 2, 5, 3, 1)
+    return blocks.reshape(n, h * factor, w * factor, c).permute(0, 3, 1, 2)
+
+
+def mse_loss(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """L = Σ (x − y)²/n, n = N·C·H·W, and dL/dx = 2·(x − y)/n, from one difference.
+
+    Args:
+        input: any shape.
+        target: the same shape.
+
+    Returns:
+        The loss, a 0-d tensor, and its gradient, shaped as input; of no elements the loss is NaN.
+    """
+    difference = input - target
+    return difference.square().mean(), difference.mul_(2 / max(input.numel(), 1))
+
+
+def sgd_step(
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    velocities: Sequence[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> None:
+    """g = grad + weight_decay·p;  v ← momentum·v + g;  p ← p − lr·(g + momentum·v or v).
+
+    Args:
+        parameters: moved.
+        grads: shaped as the parameters; left as they are.
+        velocities: moved; zeros before the first step. Empty without momentum: then p ← p − lr·g.
+        lr: learning rate.
+        momentum: 0 without velocities.
+        nesterov: look ahead, along g + momentum·v.
+        weight_decay: L2 penalty.
+    """
+    for index, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
+        step = grad.add(parameter, alpha=weight_decay) if weight_decay else grad
+        if velocities:
+            velocity = velocities[index].mul_(momentum).add_(step)
+            step = step.add(velocity, alpha=momentum) if nesterov else velocity
+        parameter.sub_(step, alpha=lr)
+
+
+def adam_step(
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    means: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    *,
+    steps: Sequence[int],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    is_decoupled: bool,
+) -> None:
+    """m ← β₁·m + (1 − β₁)·g;  v ← β₂·v + (1 − β₂)·g²;  p ← p − lr·m̂/(√v̂ + eps).
+
+    m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ).
+
+    Args:
+        parameters: moved.
+        grads: shaped as the parameters; left as they are.
+        means: m, moved; zeros before the first step.
+        squares: v, likewise.
+        steps: t of every parameter, 1 at its first step.
+        lr: learning rate.
+        betas: (β₁, β₂).
+        eps: added to the root.
+        weight_decay: of the gradient, g = grad + weight_decay·p …
+        is_decoupled: … or of the parameter, p ← p·(1 − lr·weight_decay) before (AdamW).
+    """
+    beta1, beta2 = betas
+    rows = zip(parameters, grads, means, squares, steps, strict=True)
+    for parameter, grad, mean, square, step in rows:
+        if is_decoupled:
+            parameter.mul_(1 - lr * weight_decay)
+        elif weight_decay:
+            grad = grad.add(parameter, alpha=weight_decay)
+        mean.lerp_(grad, 1 - beta1)
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        denominator = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
+        parameter.addcdiv_(mean, denominator, value=-lr / (1 - beta1**step))

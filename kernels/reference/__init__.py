@@ -1,1 +1,0 @@
-"""The specification: each op in plain tensor arithmetic, on any device; slow and obvious."""

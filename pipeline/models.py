@@ -1,0 +1,386 @@
+"""Networks: architectures composed of the blocks of denoise_batch.kernels, and their weights files.
+
+A weights file is safetensors that says what it is. Its metadata has one entry, `denoise-batch`:
+JSON with `format` (1), `network` (architecture, mean, std) and `training` (how the weights came
+about: noise, seed, scores; free in its keys). One entry, because safetensors writes several in
+random order, and equal weights must give equal files.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import SafetensorError, TensorSpec, safe_open
+from torch import Tensor
+
+from denoise_batch.kernels import (
+    Block,
+    Conv2d,
+    ConvTranspose2d,
+    DenoiseBatchError,
+    Normalize,
+    OptionError,
+    PixelShuffle,
+    PixelUnshuffle,
+    ReflectPadded,
+    ReLU,
+    Residual,
+    Sequential,
+    Sigmoid,
+    UNetLevel,
+    UpsampleConv2d,
+    WeightsError,
+)
+from denoise_batch.kernels import buffer_pool as workspace
+from denoise_batch.kernels.geometry import check_nchw
+from denoise_batch.kernels.init import kaiming_normal_
+
+from . import weights as shipped
+from .files.atomic import atomic_write
+
+Layers = Callable[[torch.Generator | None], Sequence[Block]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network's layers and the image sizes that they accept.
+
+    Attributes:
+        layers: makes the blocks between standardised input and output, freshly initialised.
+        multiple: image height and width must be multiples of it …
+        minimum: … and at least this; other images are padded by reflection.
+        margin: pixels of reflected context around every image, for layers that do not pad.
+        halo: pixels on every side, a multiple of `multiple`, beyond which nothing reaches an output
+            pixel of a block that is aligned to `multiple`: what a tile needs around it.
+        bytes_per_pixel: peak memory of inference in float32 for each padded pixel, about.
+        is_residual: the layers predict what to add to the image rather than the image.
+    """
+
+    layers: Layers
+    multiple: int
+    minimum: int
+    halo: int
+    bytes_per_pixel: int
+    margin: int = 0
+    is_residual: bool = False
+
+
+class Network(Block):
+    """An architecture with its standardisation: any H×W ≥ 1, gray or RGB, values in [0, 1].
+
+    A gray image is shown to all three channels and the three outputs are averaged.
+
+    Args:
+        architecture: a name in `ARCHITECTURES`.
+        mean: what standardisation subtracts, one value or three.
+        std: what it divides by, one value or three.
+        generator: randomness of the initial weights.
+
+    Raises:
+        OptionError: no such architecture.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if architecture not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise OptionError(f"network {architecture!r}: there is no such one; choose of {known}")
+        self.architecture = architecture
+        spec = ARCHITECTURES[architecture]
+        self.standardize = Normalize(mean, std)
+        self.layers = Sequential(*spec.layers(generator))
+        self._padded = ReflectPadded(
+            self.layers, multiple=spec.multiple, minimum=spec.minimum, margin=spec.margin
+        )
+        body = Sequential(self.standardize, self._padded)
+        self._body: Block = Residual(body) if spec.is_residual else body
+        bare = Sequential(self.standardize, self.layers)  # for inference only
+        self._bare: Block = Residual(bare) if spec.is_residual else bare
+        self._bare.training = bare.training = False
+
+    def named_children(self) -> Iterator[tuple[str, Block]]:
+        """Standardisation and padded layers, as one body."""
+        yield "body", self._body
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor), named by the layer's position: "0.weight", "0.bias", "2.weight", …"""
+        yield from self.layers.named_parameters(prefix)
+
+    @property
+    def spec(self) -> Architecture:
+        """What its architecture demands of sizes, tiles and memory."""
+        return ARCHITECTURES[self.architecture]
+
+    def padded_size(self, size: int) -> int:
+        """Extent that the layers see for an image of extent `size`."""
+        return self._padded.padded_size(size)
+
+    def padded_indices(self, size: int, device: torch.device) -> Tensor:
+        """For every padded position of an extent, the image position that it mirrors."""
+        return self._padded.indices(size, device)
+
+    def pad(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, padded H, padded W): the image between its reflections."""
+        return self._padded.pad(input)
+
+    def forward_padded(self, padded: Tensor) -> Tensor:
+        """Inference on images that `pad` made, of one size or several, or on aligned tiles of them.
+
+        Cut to the image (from `spec.margin` on), the result is `forward`'s. Images whose padded
+        sizes agree can share a batch although their own sizes do not.
+
+        Args:
+            padded: (N, 1 or 3, H, W); H and W multiples of `spec.multiple`, not below
+                `spec.minimum`.
+        """
+        is_gray = padded.shape[1] == 1
+        with workspace.active():
+            output = self._bare.forward(padded.expand(-1, 3, -1, -1) if is_gray else padded)
+        return (output.mean(1, keepdim=True) if is_gray else output).to(padded.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, 1 or 3, H, W) → the same shape, denoised.
+
+        Raises:
+            ShapeError: neither one nor three channels, or an empty image.
+        """
+        is_gray = input.ndim == 4 and input.shape[1] == 1
+        check_nchw(input.shape, 1 if is_gray else 3, "Network input")
+        image = input.expand(-1, 3, -1, -1) if is_gray else input
+        if self.training:
+            output = self._body.forward(image)
+        else:
+            with workspace.active():
+                output = self._body.forward(image)
+        output = (output.mean(1, keepdim=True) if is_gray else output).to(input.dtype)
+        self._save((is_gray,), output)
+        return output
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        """The gradient of the input; adds to the layers' parameters."""
+        (is_gray,) = self._pop_saved(grad_output)
+        if not is_gray:
+            return self._body.backward(grad_output)
+        return self._body.backward(grad_output.expand(-1, 3, -1, -1) / 3).sum(1, keepdim=True)
+
+    def backward_parameters(self, grad_output: Tensor) -> None:
+        """Adds to the layers' parameters."""
+        (is_gray,) = self._pop_saved(grad_output)
+        grad = grad_output.expand(-1, 3, -1, -1) / 3 if is_gray else grad_output
+        self._body.backward_parameters(grad)
+
+
+def _tconv(generator: torch.Generator | None) -> Sequence[Block]:
+    """Architecture 1 (report, Table I): sizes 32 → 15 → 7 → 15 → 32, 23 139 parameters.
+
+    Without padding, a border pixel is made from far fewer inputs than an inner one; the margin
+    gives it mirrored ones instead.
+    """
+    return (
+        Conv2d(3, 24, 4, stride=2, generator=generator),
+        ReLU(),
+        Conv2d(24, 48, 3, stride=2, generator=generator),
+        ReLU(),
+        ConvTranspose2d(48, 24, 3, stride=2, generator=generator),
+        ReLU(),
+        ConvTranspose2d(24, 3, 4, stride=2, generator=generator),
+        Sigmoid(),
+    )
+
+
+def _upsample(generator: torch.Generator | None) -> Sequence[Block]:
+    """Architecture 2: upsampling + convolution instead; sizes 32 → 16 → 8 → 16 → 32."""
+    return (
+        Conv2d(3, 24, 4, stride=2, padding=1, generator=generator),
+        ReLU(),
+        Conv2d(24, 48, 3, stride=2, padding=1, generator=generator),
+        ReLU(),
+        UpsampleConv2d(2, 48, 24, 3, padding=1, generator=generator),
+        ReLU(),
+        UpsampleConv2d(2, 24, 3, 3, padding=1, generator=generator),
+        Sigmoid(),
+    )
+
+
+def _unet(generator: torch.Generator | None) -> Sequence[Block]:
+    """The production network: 2.4 M parameters, 37 k multiply-adds a pixel, no layer at full size.
+
+    Four levels of 32, 64, 128 and 192 channels at 1/2, 1/4, 1/8 and 1/16 of the size. The second
+    convolution of every residual body and the head start small, so that the network starts as
+    nearly the identity: with plain initialisation it stalls.
+    """
+
+    def body(channels: int) -> Block:
+        second = Conv2d(channels, channels, 3, padding=1, generator=generator)
+        second.weight.mul_(0.1)
+        first = Conv2d(channels, channels, 3, padding=1, generator=generator)
+        kaiming_normal_(first.weight, generator)
+        return Residual(Sequential(first, ReLU(), second))
+
+    def level(channels: int, inner_channels: int, inner: Block) -> Block:
+        down = Conv2d(channels, inner_channels, 2, stride=2, generator=generator)
+        up = ConvTranspose2d(inner_channels, channels, 2, stride=2, generator=generator)
+        return UNetLevel(body(channels), down, inner, up, body(channels))
+
+    bottom = Sequential(body(192), body(192))
+    levels = level(32, 64, level(64, 128, level(128, 192, bottom)))
+    head = Conv2d(32, 12, 3, padding=1, generator=generator)
+    head.weight.mul_(0.1)
+    stem = Conv2d(12, 32, 3, padding=1, generator=generator)
+    return PixelUnshuffle(2), stem, levels, head, PixelShuffle(2)
+
+
+ARCHITECTURES = {
+    "tconv": Architecture(_tconv, multiple=4, minimum=8, halo=4, bytes_per_pixel=80, margin=4),
+    "upsample": Architecture(_upsample, multiple=4, minimum=4, halo=8, bytes_per_pixel=192),
+    "unet": Architecture(
+        _unet, multiple=16, minimum=16, halo=128, bytes_per_pixel=288, is_residual=True
+    ),
+}
+
+
+KEY = "denoise-batch"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A loaded weights file.
+
+    Attributes:
+        network: in inference mode, on the CPU, float32.
+        training: how the weights came about.
+        sha256: of the file.
+    """
+
+    network: Network
+    training: dict[str, Any]
+    sha256: str
+
+
+def save_weights(path: Path, network: Network, training: Mapping[str, Any]) -> None:
+    """Write the network to `path`, wholly or not at all.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    standardize = network.standardize
+    header = {
+        "format": FORMAT,
+        "network": {
+            "architecture": network.architecture,
+            "mean": standardize.mean,
+            "std": standardize.std,
+        },
+        "training": dict(training),
+    }
+    tensors = {name: value.float() for name, value in network.named_parameters()}
+    save_tensors(path, tensors, header)
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a file that `save_weights` wrote.
+
+    Raises:
+        WeightsError: the file is missing, damaged, not of this tool, or its tensors do not fit
+            the architecture that it names.
+    """
+    tensors, header = load_tensors(path)
+    try:
+        if header["format"] != FORMAT:
+            raise WeightsError(f"format {header['format']!r}, this version reads {FORMAT}")
+        spec, training = header["network"], header["training"]
+        mean, std = _one_or_three(spec["mean"]), _one_or_three(spec["std"])
+        network = Network(spec["architecture"], mean, std)
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, OverflowError, DenoiseBatchError) as error:
+        raise WeightsError(f"{path}: its tensors or header do not fit: {error}") from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Weights(network.eval(), training, digest)
+
+
+def _one_or_three(numbers: list[float]) -> list[float]:
+    """What a standardisation subtracts or divides by; 10⁴⁰⁰, say, raises OverflowError."""
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise WeightsError(f"standardisation {numbers!r:.50}: one finite number, or three")
+    return numbers
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header to a safetensors file, wholly or not at all.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    # safetensors' own torch door imports numpy, which is no dependency of ours. The plain tensors
+    # must outlive serialize: it reads their memory.
+    plain = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
+    specs = {
+        name: TensorSpec(
+            dtype=str(value.dtype).removeprefix("torch."),
+            shape=list(value.shape),
+            data_ptr=value.data_ptr(),
+            data_len=value.numel() * value.element_size(),
+        )
+        for name, value in plain.items()
+    }
+    metadata = {KEY: json.dumps(dict(header), sort_keys=True)}
+    try:
+        atomic_write(path, safetensors.serialize(specs, metadata))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote: the tensors, on the CPU, and the header.
+
+    Raises:
+        WeightsError: the file is missing, damaged or not of this tool.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot read the weights: {error}") from error
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a whole safetensors file ({error})") from error
+    if KEY not in metadata:
+        raise WeightsError(
+            f"{path}: not weights of denoise-batch; take a file that denoise-train wrote, "
+            "or a name of the shipped ones"
+        )
+    try:
+        header = json.loads(metadata[KEY])
+    except ValueError as error:
+        raise WeightsError(f"{path}: its tensors or header do not fit: {error}") from error
+    if not isinstance(header, dict):
+        raise WeightsError(f"{path}: its tensors or header do not fit: {header!r:.50}")
+    return tensors, header
+
+
+def find_weights(name_or_file: str | None) -> Path:
+    """The file that `--weights` means: a path, a shipped name, or the default.
+
+    Raises:
+        WeightsError: neither a file nor a shipped name.
+    """
+    if name_or_file is None:
+        return shipped.path(shipped.names()[0])
+    if Path(name_or_file).is_file():
+        return Path(name_or_file)
+    if Path(name_or_file).suffix:
+        raise WeightsError(f"{name_or_file}: there is no such weights file")
+    return shipped.path(name_or_file)

@@ -1,0 +1,173 @@
+"""A local folder that stands for object storage, so that all else works on paths.
+
+    STAGE/s3/bucket/imgs/a.png   ↔   s3://bucket/imgs/a.png
+
+Listed objects stand there as empty files of their size and time that take no space; so names,
+collisions, what is new and what is done are found by the same rules as for folders. An object comes
+when its file is decoded, an output goes when it is written, and neither stays: the disk holds what
+is in flight and no more.
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+
+from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
+
+from .objects import Object, ObjectStore, is_url
+
+LOCAL = "file://"  # what follows is a path as it stands
+
+
+class LocalMirror:
+    """The folder and the stores that it stands for; used from several threads.
+
+    Args:
+        root: the folder; the same one on every machine of a run.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._stores: dict[str, ObjectStore] = {}
+        self._lock = Lock()
+
+    def path(self, url: str) -> Path:
+        """The file or folder that stands for a URL.
+
+        Raises:
+            OptionError: the protocol is not to be had, or the URL names no bucket.
+        """
+        protocol, _, key = url.partition("://")
+        parts = [part for part in key.split("/") if part]
+        if not parts or any(part in (".", "..") for part in parts):
+            raise OptionError(f"{url}: name a bucket or folder, without '.' and '..'")
+        self.store(protocol)
+        return self.root.joinpath(protocol, *parts)
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path stands for an object."""
+        return path.is_relative_to(self.root)
+
+    def url(self, path: Path) -> str:
+        """The URL that a path stands for; other paths are themselves."""
+        if not self.holds(path):
+            return str(path)
+        protocol, *key = path.relative_to(self.root).parts
+        return f"{protocol}://{'/'.join(key)}"
+
+    def spelled(self, text: str) -> str:
+        """A message with URLs for the paths in it."""
+        for protocol in list(self._stores):
+            text = text.replace(f"{self.root}{os.sep}{protocol}{os.sep}", f"{protocol}://")
+        return text
+
+    def mirror(self, path: Path) -> list[Object]:
+        """Let a path, and all below it, show what the store holds now.
+
+        Raises:
+            OptionError: the store cannot be listed.
+        """
+        store, key = self._place(path)
+        objects = store.listing(key)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        for object in objects:
+            self._show(store, object)
+        return objects
+
+    def is_gone(self, url: str) -> bool:
+        """Whether the URL's store says that there is no such object."""
+        with suppress(DenoiseBatchError):
+            store, key = self._place(self.path(url))
+            return store.is_gone(key)
+        return False
+
+    def fetch(self, path: Path) -> None:
+        """Let a file hold its object's bytes, and have its time.
+
+        Raises:
+            ImageError: it is not there, or the store fails.
+        """
+        if self.holds(path):
+            store, key = self._place(path)
+            store.fetch(key, path)
+
+    def deliver(self, path: Path) -> None:
+        """Make a file's bytes its object, whole or not at all.
+
+        Raises:
+            ImageError: the store fails.
+        """
+        if self.holds(path):
+            store, key = self._place(path)
+            store.deliver(path, key)
+
+    def delete(self, path: Path) -> None:
+        """Remove a path's object, if it goes."""
+        store, key = self._place(path)
+        store.delete([key])
+
+    def forget(self, path: Path) -> None:
+        """Give up a file's space."""
+        if self.holds(path):
+            with suppress(OSError):
+                os.truncate(path, 0)
+
+    def store(self, protocol: str) -> ObjectStore:
+        """The store of a protocol, opened once.
+
+        Raises:
+            OptionError: it is not to be had.
+        """
+        with self._lock:
+            if protocol not in self._stores:
+                self._stores[protocol] = ObjectStore(protocol)
+            return self._stores[protocol]
+
+    def _place(self, path: Path) -> tuple[ObjectStore, str]:
+        protocol, *key = path.relative_to(self.root).parts
+        return self.store(protocol), "/".join(key)
+
+    def _show(self, store: ObjectStore, object: Object) -> None:
+        path = self.root.joinpath(store.protocol, *object.key.split("/"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.truncate(path, object.size)
+            os.utime(path, ns=(object.modified_ns, object.modified_ns))
+        except OSError as error:
+            reason = f"cannot be mirrored in {self.root}: {error.strerror}"
+            raise OptionError(f"{store.url(object.key)}: {reason}; rename it") from error
+
+
+@contextmanager
+def staging() -> Iterator[LocalMirror]:
+    """A stage that is gone in the end."""
+    root = Path(tempfile.gettempdir()).resolve() / f"denoise-batch-{secrets.token_hex(8)}"
+    root.mkdir(mode=0o700)
+    try:
+        yield LocalMirror(root)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def local_or_staged(text: str, stage: LocalMirror) -> str:
+    """What an input or output is called on this machine: `file://` is a path, other URLs stand in.
+
+    Raises:
+        OptionError: the URL cannot be used.
+    """
+    if not is_url(text):
+        return text
+    if text == LOCAL:
+        raise OptionError(f"{text}: names no path; give one, such as file:///data/imgs")
+    if text.startswith(LOCAL):
+        return text.removeprefix(LOCAL)
+    return str(stage.path(text))

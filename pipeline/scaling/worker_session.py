@@ -1,0 +1,89 @@
+"""What runs in a worker: a loaded network, and the way from jobs to results.
+
+The run's own process keeps the plan, the locks and the screen; a worker reads, denoises and writes
+files, and notes each in a part of the manifest that is its own.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from denoise_batch.kernels.errors import OptionError
+
+from ..files.scan import Job
+from ..options import DenoiseOptions
+from ..stop import Stop
+from ..streaming.engine import LocalEngine
+from ..streaming.manifest import Manifest
+from ..streaming.result import Result
+from ..streaming.storage import Storage
+from ..streaming.stream import Watcher
+from .mirror import LocalMirror
+from .remote import RemoteStorage
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker is told when it begins.
+
+    Attributes:
+        options: of the run, with the worker's own device, and a precision that is not "auto".
+        part: the name of its part of the manifest.
+        weights: bytes of the weights file, where the worker's machine may not have it.
+        stage: the folder that stands for object storage, if any is used.
+        must_see: files that the worker's machine must share with the run's.
+    """
+
+    options: DenoiseOptions
+    part: str
+    weights: bytes | None = None
+    stage: Path | None = None
+    must_see: tuple[Path, ...] = ()
+
+
+class WorkerSession:
+    """A worker's network and manifests.
+
+    Args:
+        setup: as the run's own process sent it.
+        machine: what to call this worker's machine in errors.
+
+    Raises:
+        OptionError: the worker's machine does not share the files.
+        DeviceError: the device is not there.
+        WeightsError: the weights cannot be used.
+    """
+
+    def __init__(self, setup: WorkerConfig, machine: str = "this machine") -> None:
+        for path in setup.must_see:
+            if not path.exists():
+                raise OptionError(
+                    f"{machine} does not see {path}: workers need inputs and outputs on storage "
+                    "that all machines share under the same paths, or URLs"
+                )
+        self._storage = RemoteStorage(LocalMirror(setup.stage)) if setup.stage else Storage()
+        self._part = setup.part
+        self._manifests: dict[Path, Manifest] = {}
+        options = setup.options
+        if setup.weights is None:
+            self._engine = LocalEngine(options, self._storage)
+            return
+        with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
+            path = Path(folder) / "weights.safetensors"
+            path.write_bytes(setup.weights)
+            self._engine = LocalEngine(replace(options, weights=str(path)), self._storage)
+
+    def run(self, jobs: Sequence[Job], on_result: Callable[[Result], None], stop: Stop) -> None:
+        """Denoise the jobs' files; their space in the stage is given up as each ends.
+
+        Raises:
+            DeviceError: the device failed.
+        """
+        for root in {job.root for job in jobs} - self._manifests.keys():
+            self._manifests[root] = self._storage.worker_manifest(root, self._part)
+
+        def finish(result: Result) -> None:
+            on_result(self._storage.finished(result))
+
+        self._engine.run(jobs, self._manifests, Watcher(finish), stop)
