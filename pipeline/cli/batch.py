@@ -171,7 +171,7 @@ def denoise(
         from denoise_batch.kernels import OptionError
 
         from ..options import DenoiseOptions
-        from ..stop import Stop, stopping
+        from ..progress import Stop, stopping
         from ..streaming.session import Session
         from ..streaming.watch import watch as watch_folders
         from .console import screen, write_reports

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
-from ..stop import Interrupted
+from ..progress import Interrupted
 
 
 @contextmanager

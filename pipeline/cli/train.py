@@ -295,7 +295,7 @@ def train(
 
 def _run(options: "TrainOptions", watcher: "Watcher", team: "ProcessGroup") -> "Outcome":
     """Train to the end, or until Ctrl-C or SIGTERM; the step in hand is finished."""
-    from ..stop import Interrupted, Stop, stopping
+    from ..progress import Interrupted, Stop, stopping
     from ..training.train import train
 
     if team.size > 1:  # the others would wait for the gradients of one that stops

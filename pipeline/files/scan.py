@@ -146,7 +146,7 @@ class Job:
     root: Path
 
     @property
-    def place(self) -> str:
+    def canonical_path(self) -> str:
         """Where the source stands, however it was spelled; links stay links."""
         if "://" in self.source_name:
             return self.source_name

@@ -14,7 +14,7 @@ from denoise_batch.kernels.errors import DeviceError
 from ..files.scan import Job
 from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
-from ..stop import Stop
+from ..progress import Stop
 from ..streaming.engine import Engine, precision_on
 from ..streaming.manifest import FOLDER, Manifest
 from ..streaming.storage import Storage

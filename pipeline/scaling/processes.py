@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError
 
 from ..files.scan import Job
-from ..stop import Stop
+from ..progress import Stop
 from ..streaming.result import Result
 from .dispatch import Worker, WorkerLostError
 from .worker_session import WorkerConfig, WorkerSession

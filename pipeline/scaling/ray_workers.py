@@ -15,7 +15,7 @@ from typing import Any
 from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError, OptionError
 
 from ..files.scan import Job
-from ..stop import Stop
+from ..progress import Stop
 from ..streaming.engine import precision_on
 from ..streaming.result import Result
 from .dispatch import PATIENCE_S, Worker, WorkerLostError

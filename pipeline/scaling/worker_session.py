@@ -13,7 +13,7 @@ from denoise_batch.kernels.errors import OptionError
 
 from ..files.scan import Job
 from ..options import DenoiseOptions
-from ..stop import Stop
+from ..progress import Stop
 from ..streaming.engine import LocalEngine
 from ..streaming.manifest import Manifest
 from ..streaming.result import Result

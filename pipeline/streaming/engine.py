@@ -12,7 +12,7 @@ from ..device import resolve_device
 from ..files.scan import Job
 from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
-from ..stop import Stop
+from ..progress import Stop
 from .denoiser import Denoiser
 from .manifest import Manifest
 from .memory import Budget, compute_bytes, in_flight_bytes, return_large_blocks

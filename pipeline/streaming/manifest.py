@@ -62,7 +62,7 @@ class Entry:
         source_sha256: of its bytes.
         weights: sha256 of the weights file.
         options: digest of all options that change pixels.
-        source: the input's `Job.place`; "" where that is not known.
+        source: the input's `Job.canonical_path`; "" where that is not known.
     """
 
     output: str

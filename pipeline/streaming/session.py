@@ -12,7 +12,7 @@ from pathlib import Path
 from ..files.atomic import temporary_lead
 from ..files.scan import Job, scan
 from ..options import DenoiseOptions
-from ..stop import Stop
+from ..progress import Stop
 from .engine import choose_engine
 from .manifest import Entry, FileStat, Manifest, locked, sha256_of
 from .result import STAGES, Result
@@ -72,7 +72,7 @@ def split(
 
     @cache  # for many images it takes a while, and it is seldom asked for
     def places() -> Set[str]:
-        return {job.place for job in scanned}
+        return {job.canonical_path for job in scanned}
 
     todo, done = [], []
     for job in jobs:
@@ -102,9 +102,9 @@ def remove_stale_temp_files(jobs: Iterable[Job]) -> None:
 
 def _is_of_another(entry: Entry, job: Job, places: Callable[[], Set[str]]) -> bool:
     """Whether an output is of another image, one that has no other output in this run."""
-    if entry.source in ("", job.place):
+    if entry.source in ("", job.canonical_path):
         return False
-    is_beside = Path(entry.source).parent == Path(job.place).parent
+    is_beside = Path(entry.source).parent == Path(job.canonical_path).parent
     return not (is_beside and entry.source in places())
 
 
@@ -118,7 +118,7 @@ def _reason_to_skip(job: Job, entry: Entry | None, run: tuple[str, str]) -> str:
         return ""
     try:
         stamp = FileStat.of(job.source)
-        is_same_file = entry.source in ("", job.place)
+        is_same_file = entry.source in ("", job.canonical_path)
         is_same = (is_same_file and stamp == entry.source_stamp) or (
             stamp.size == entry.source_stamp.size and sha256_of(job.source) == entry.source_sha256
         )

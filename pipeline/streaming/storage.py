@@ -29,7 +29,7 @@ class Storage:
         return Manifest(root, part)
 
     def is_gone(self, place: str) -> bool:
-        """Whether nothing stands at a `Job.place` any more; False where that cannot be told."""
+        """Whether nothing stands at a `Job.canonical_path` any more; False where that cannot be told."""
         with suppress(OSError):
             return not Path(place).exists()
         return False

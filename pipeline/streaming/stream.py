@@ -30,8 +30,8 @@ from denoise_batch.kernels import ImageError
 from ..files.decoded_image import DecodedImage
 from ..files.images import dropped, output_format, read_pages, write_pages
 from ..files.scan import Job
+from ..progress import Stop
 from ..quality import Noise, Probe, Quality, assess, measure
-from ..stop import Stop
 from .denoiser import Denoiser, Output
 from .manifest import FileStat, Manifest, sha256_of
 from .memory import Budget, cores
@@ -371,7 +371,12 @@ class Writer:
                 samples,
                 quality=self.quality,
                 on_written=lambda unfinished: manifest.record(
-                    job.output, unfinished, job.place, file.source, file.source_sha256, self.run
+                    job.output,
+                    unfinished,
+                    job.canonical_path,
+                    file.source,
+                    file.source_sha256,
+                    self.run,
                 ),
             )
             self.deliver(job.output)

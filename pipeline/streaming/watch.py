@@ -7,7 +7,7 @@ from pathlib import Path
 from denoise_batch.kernels import NoImagesError, OptionError
 
 from ..files.scan import Job
-from ..stop import Stop
+from ..progress import Stop
 from .manifest import FileStat
 from .session import Events, Session, Summary
 

@@ -31,7 +31,7 @@ from denoise_batch.kernels.optim import Optimizer
 from ..device import deterministic_algorithms
 from ..metrics import psnrs_of_tiles
 from ..models import Network, find_weights, load_weights, save_weights
-from ..stop import Stop
+from ..progress import Stop
 from .data import Counts, load_data
 from .distributed import ProcessGroup
 from .options import TrainOptions

@@ -1,11 +1,38 @@
-"""SIGINT and SIGTERM: the first asks a run to stop, the second ends it at once."""
+"""What passes between a run and its caller: progress goes out, a wish to stop comes in.
+
+A batch, a training run, several devices and a Ray cluster report through the same `Progress`;
+`--log`, the progress bars and the Python interface each subclass it. Every call is made in the
+thread that called the run.
+"""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
+
+StartT_contra = TypeVar("StartT_contra", contravariant=True)
+ResultT_contra = TypeVar("ResultT_contra", contravariant=True)
+
+
+class Progress(Generic[StartT_contra, ResultT_contra]):
+    """Receives what a run reports; override what you want to see."""
+
+    def on_start(self, start: StartT_contra) -> None:
+        """Called once, when it is known what the run is going to do."""
+
+    def on_step(self, name: str, done: int, total: int) -> None:
+        """Called after each tile of a large image, or each training step.
+
+        Args:
+            name: of the image; "" for training steps.
+            done: steps so far.
+            total: steps in all, as far as is known.
+        """
+
+    def on_result(self, result: ResultT_contra) -> None:
+        """Called for each image as soon as it is finished, failed or skipped; for each epoch."""
 
 
 class Stop:
