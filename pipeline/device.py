@@ -1,17 +1,30 @@
-"""The device that a run asked for, or a clear error."""
+"""The device that a run asked for, or a clear error; and how much memory there is to use."""
 
+import ctypes
 import os
 import platform
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from denoise_batch.kernels import DeviceError, OptionError
+
+MIB = 1 << 20
+# Upper bounds where memory abounds: more makes nothing faster.
+_MOST_ON_CPU = 1200 * MIB
+_MOST_IN_FLIGHT_ON_CPU = 1024 * MIB
+_IN_FLIGHT_PER_CORE = 64 * MIB  # more would only be read sooner than it is needed
+_MOST_IN_FLIGHT = 4096 * MIB
+_LEAST = 128 * MIB
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -104,3 +117,87 @@ def deterministic_algorithms() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         memory.fill_uninitialized_memory = fills
+
+
+def cores() -> int:
+    """Number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_flight_bytes(device: torch.device) -> int:
+    """Bytes of host memory that decoded and denoised files may take together."""
+    most = _MOST_IN_FLIGHT
+    if device.type == "cpu":
+        most = min(_MOST_IN_FLIGHT_ON_CPU, cores() * _IN_FLIGHT_PER_CORE)
+    return max(_LEAST, min(most, available_host_bytes() // 4))
+
+
+def compute_bytes(device: torch.device) -> int:
+    """Bytes that one pass of the network may take on the device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return max(_LEAST, (free + cached) * 6 // 10)
+    return max(_LEAST, min(_MOST_ON_CPU, available_host_bytes() // 4))
+
+
+def available_host_bytes() -> int:
+    """Memory that this process may still take: what the machine has free, or its control group.
+
+    The limit of every control group above the process counts, as Docker, Kubernetes, Slurm and
+    systemd set it.
+    """
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if _HAS_SYSCONF else 0
+    available = pages or 4096 * MIB
+    with suppress(OSError, ValueError, StopIteration):
+        lines = _MEMINFO.read_text().splitlines()
+        entry = next(line for line in lines if line.startswith("MemAvailable"))
+        available = int(entry.split()[1]) * 1024
+    return max(0, min([available, *_cgroup_bytes()]))
+
+
+def _cgroup_bytes() -> Iterator[int]:
+    """Bytes that each control group with a memory limit (version 2, then 1) still allows."""
+    try:
+        lines = _OWN_CGROUP.read_text().splitlines()
+    except OSError:
+        lines = []
+    groups = [line.split(":", 2)[1:] for line in lines if line.count(":") >= 2]
+    for root, limit, used, names in (
+        (_CGROUPS, "memory.max", "memory.current", [n for kind, n in groups if not kind]),
+        (
+            _CGROUPS / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            [name for kind, name in groups if "memory" in kind.split(",")],
+        ),
+    ):
+        # Inside a container the group's own name may not exist: its root is mounted here.
+        own = root / (names[0] if names else "").lstrip("/")
+        folders = [own, *own.parents] if own.is_relative_to(root) else [root]
+        for folder in folders[: len(own.parts) - len(root.parts) + 1]:
+            with suppress(OSError, ValueError):  # no group, or no limit ("max")
+                allowed = int((folder / limit).read_text()) - int((folder / used).read_text())
+                yield allowed + _reclaimable(folder)
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of page cache that a control group counts as used, yet gives up when asked."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = (folder / "memory.stat").read_text().splitlines()
+        kinds = ("inactive_file ", "total_inactive_file ")
+        return int(next(line for line in lines if line.startswith(kinds)).split()[1])
+    return 0
+
+
+def return_large_blocks() -> None:
+    """Let glibc give freed blocks of a mebibyte and more back to the system, as it does at first.
+
+    It raises that limit to the largest block freed so far, up to 32 MiB; pages then stay in the
+    heaps of the threads that decoded them: 50 mixed photographs with `tconv` took 610 MB, not 468.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MIB)
+
+
+_HAS_SYSCONF = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names

@@ -81,7 +81,7 @@ def evaluate(
     device = resolve_device(options.device)
     network = load_weights(find_weights(options.weights)).network.to(device)
     network.set_compute_dtype(torch.bfloat16 if options.precision == "bf16" else None)
-    forward = Forward(network, is_ensemble=options.is_ensemble)
+    forward = Forward(network, tta=options.tta)
     scores = []
     for job in scan([str(options.data)], Path("unused-output")):
         clean = read_image(job.source).pixels

@@ -44,13 +44,13 @@ class DenoiseOptions:
         format: a key of `FORMATS`.
         suffix: added to the outputs' names, before the dot.
         strength: 0 keeps the input, 1 is the network's output, between them their mixture.
-        is_ensemble: average over the eight turned and mirrored versions of every image.
+        tta: average over the eight turned and mirrored versions of every image.
         precision: what convolutions compute in: auto, fp32, bf16 or fp16.
         tile: auto (large images are cut up as memory demands), off, or the side of a tile.
         shard: (number, shards): the share of the images that this run does, numbered from 1.
         limit: images that this run denoises at most; None: all.
-        has_cuda_graphs: on CUDA, replay the launches of shapes that come again.
-        is_measuring: estimate every image's noise and, without references, its PSNR.
+        cuda_graphs: on CUDA, replay the launches of shapes that come again.
+        measure: estimate every image's noise and, without references, its PSNR.
         reports: files to write the run's report to, by suffix .json, .csv or .html.
         engine: "local" (this machine) or "ray" (a cluster).
         ray_address: of the cluster; None: what RAY_ADDRESS says, or one on this machine.
@@ -68,13 +68,13 @@ class DenoiseOptions:
     format: str = "preserve"
     suffix: str = ""
     strength: float = 1.0
-    is_ensemble: bool = False
+    tta: bool = False
     precision: str = "auto"
     tile: str = "auto"
     shard: tuple[int, int] = (1, 1)
     limit: int | None = None
-    has_cuda_graphs: bool = False
-    is_measuring: bool = True
+    cuda_graphs: bool = False
+    measure: bool = True
     reports: tuple[Path, ...] = ()
     engine: str = "local"
     ray_address: str | None = None
@@ -126,7 +126,7 @@ class DenoiseOptions:
         Args:
             precision: what `auto` came to.
         """
-        quality = [self.quality, self.strength, self.is_ensemble, precision]
+        quality = [self.quality, self.strength, self.tta, precision]
         return hashlib.sha256(json.dumps([1, *quality]).encode()).hexdigest()[:16]
 
 
@@ -157,7 +157,7 @@ class EvalOptions:
         is_gray: score luminance instead of colour.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: "fp32" or "bf16".
-        is_ensemble: average over the eight turned and mirrored versions of every image.
+        tta: average over the eight turned and mirrored versions of every image.
     """
 
     weights: str
@@ -167,7 +167,7 @@ class EvalOptions:
     is_gray: bool = False
     device: str = "auto"
     precision: str = "fp32"
-    is_ensemble: bool = False
+    tta: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):

@@ -1,8 +1,7 @@
 """Results and summaries made by hand."""
 
 from denoise_batch.quality import Quality
-from denoise_batch.streaming.result import Result
-from denoise_batch.streaming.session import Summary
+from denoise_batch.streaming.result import Result, Summary
 from denoise_batch.weights import names
 from denoise_batch.weights import path as weights_path
 

@@ -5,33 +5,39 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .exits import exit_codes, run_app
+from .command import PlainCommand, Version, exit_codes, new_app, run_app
 
 if TYPE_CHECKING:
     from ..streaming.storage import Storage
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+app = new_app()
+
+OUTPUT, NETWORK, PERFORMANCE, SCHEDULING, REPORTS = (
+    "Output", "Network", "Performance", "Scheduling", "Reports"
+)  # fmt: skip
+
+EXAMPLES = """[bold]Examples[/]
+
+[cyan]denoise-batch imgs[/]  writes imgs-denoised, the same tree
+
+[cyan]denoise-batch scans/*.tif -o clean --weights unet-camera-2[/]  for photographs of cameras
+
+[cyan]denoise-batch imgs --reference clean --report report.html[/]  PSNR against clean images
+
+[cyan]denoise-batch /data/in -o /data/out --watch 10 --log json[/]  a drop folder
+"""
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"denoise-batch {version('denoise-batch')}")
-        raise typer.Exit
-
-
-@app.command()
+@app.command(cls=PlainCommand, epilog=EXAMPLES)
 def denoise(
     inputs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="INPUT", help="Folders (searched deeply), files, globs, or URLs (s3://…)."
-        ),
+        typer.Argument(metavar="INPUT", help="Folders, files, glob patterns or URLs (s3://…)."),
     ],
     output: Annotated[
         str | None,
@@ -39,37 +45,78 @@ def denoise(
             "--output",
             "-o",
             metavar="PATH",
-            help="Where the outputs go, mirroring the input's tree. Default: INPUT-denoised.",
+            help="Output folder; mirrors the input's tree. Default: INPUT-denoised.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="File format: preserve, png, jpeg, webp, tiff, bmp, ppm, avif or jp2.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "preserve",
+    quality: Annotated[
+        int,
+        typer.Option(
+            "--quality", "-q", help="Quality of JPEG, WebP and AVIF, 1-100.", rich_help_panel=OUTPUT
+        ),
+    ] = 95,
+    suffix: Annotated[
+        str,
+        typer.Option(
+            help="Append to each output's name: with _clean, a.png becomes a_clean.png.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "",
+    recursive: Annotated[
+        bool, typer.Option(help="Search sub-folders too.", rich_help_panel=OUTPUT)
+    ] = True,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Denoise everything again, and replace files that this tool did not write.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     weights: Annotated[
         str | None,
         typer.Option(
             "--weights",
             "-w",
-            help="A safetensors file, or unet-gaussian-4 (the default: white noise), unet-camera-2 "
-            "(phones, cameras), tconv or upsample (the report's).",
+            help="A safetensors file, or unet-gaussian-4 (default; white noise), unet-camera-2 "
+            "(phones and cameras), tconv or upsample (the course paper's networks).",
+            rich_help_panel=NETWORK,
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N, cuda:all or mps.")
-    ] = "auto",
-    reference: Annotated[
-        str | None,
+    strength: Annotated[
+        float,
         typer.Option(
-            metavar="PATH",
-            help="Folder of clean images under the same names: adds PSNR to the table.",
+            "--strength",
+            "-s",
+            help="Blend: 0 keeps the input, 1 is the network's output.",
+            rich_help_panel=NETWORK,
         ),
-    ] = None,
-    batch_size: Annotated[
-        str, typer.Option("--batch-size", "-b", help="Images a batch: auto or a number.")
-    ] = "auto",
-    tile: Annotated[
+    ] = 1.0,
+    tta: Annotated[
+        bool,
+        typer.Option(
+            "--tta",
+            help="Average 8 rotated and flipped passes: better, 8 times slower.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = False,
+    device: Annotated[
         str,
         typer.Option(
-            "--tile",
-            "-t",
-            help="auto: cut up what memory demands; off; or the side in pixels. Makes no seams.",
+            "--device",
+            "-d",
+            help="auto (the first available of CUDA, MPS, CPU), cpu, cuda, cuda:N, cuda:all or "
+            "mps.",
+            rich_help_panel=PERFORMANCE,
         ),
     ] = "auto",
     precision: Annotated[
@@ -77,92 +124,111 @@ def denoise(
         typer.Option(
             "--precision",
             "-p",
-            help="auto (bf16 on GPUs that have it, else fp32), fp32, bf16, fp16.",
+            help="auto (bf16 on GPUs that support it, else fp32), fp32, bf16 or fp16.",
+            rich_help_panel=PERFORMANCE,
+        ),
+    ] = "auto",
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            "--batch-size", "-b", help="Images per batch, or auto.", rich_help_panel=PERFORMANCE
+        ),
+    ] = "auto",
+    tile: Annotated[
+        str,
+        typer.Option(
+            "--tile",
+            "-t",
+            help="Tile size in pixels, auto (tile only if needed) or off. Tiles leave no seams.",
+            rich_help_panel=PERFORMANCE,
         ),
     ] = "auto",
     cuda_graphs: Annotated[
         bool,
-        typer.Option("--cuda-graphs", help="On CUDA: replay launches for sizes that come again."),
+        typer.Option(
+            "--cuda-graphs",
+            help="On CUDA, record the launches of recurring image sizes and replay them.",
+            rich_help_panel=PERFORMANCE,
+        ),
     ] = False,
-    strength: Annotated[
-        float,
-        typer.Option("--strength", "-s", help="0 keeps the input, 1 is the full effect."),
-    ] = 1.0,
-    tta: Annotated[
-        bool,
-        typer.Option("--tta", help="Average 8 turned and mirrored passes: better, 8 times slower."),
-    ] = False,
-    format: Annotated[
+    engine: Annotated[
         str,
         typer.Option(
-            "--format", "-f", help="preserve, png, jpeg, webp, tiff, bmp, ppm, avif or jp2."
+            help="local, or ray to spread the images over a Ray cluster.",
+            rich_help_panel=PERFORMANCE,
         ),
-    ] = "preserve",
-    quality: Annotated[
-        int, typer.Option("--quality", "-q", help="Of JPEG, WebP and AVIF, 1-100.")
-    ] = 95,
-    suffix: Annotated[
-        str, typer.Option(help="Added to the outputs' names, such as _clean: a.png → a_clean.png.")
-    ] = "",
-    recursive: Annotated[bool, typer.Option(help="Search folders to the bottom.")] = True,
-    overwrite: Annotated[
-        bool,
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
         typer.Option(
-            "--overwrite",
-            help="Denoise all again, and replace outputs that this tool did not write.",
+            help="Address of the Ray cluster. Default: RAY_ADDRESS, or a local cluster.",
+            rich_help_panel=PERFORMANCE,
         ),
-    ] = False,
+    ] = None,
     shard: Annotated[
         str,
-        typer.Option(metavar="I/N", help="Do only the I-th of N shares, the same ones every time."),
+        typer.Option(
+            metavar="I/N", help="Process shard I of N (deterministic).", rich_help_panel=SCHEDULING
+        ),
     ] = "1/1",
     limit: Annotated[
         int | None,
-        typer.Option(help="Denoise so many images, not counting failures; the rest is left."),
+        typer.Option(help="Stop after N images have been denoised.", rich_help_panel=SCHEDULING),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
-    ] = False,
     watch: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="Look for new images again and again, until SIGTERM or Ctrl-C.",
+            help="Poll for new images every SECONDS until interrupted.",
+            rich_help_panel=SCHEDULING,
         ),
     ] = None,
-    engine: Annotated[
-        str, typer.Option(help="local, or ray: spread the images over a Ray cluster.")
-    ] = "local",
-    ray_address: Annotated[
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print what would be done and exit.", rich_help_panel=SCHEDULING
+        ),
+    ] = False,
+    reference: Annotated[
         str | None,
-        typer.Option(help="Of the cluster, as ray.init takes it. Default: RAY_ADDRESS, or here."),
-    ] = None,
-    log: Annotated[
-        str,
-        typer.Option(help="auto (bars on a terminal, else plain), plain, or json (JSON lines)."),
-    ] = "auto",
-    report: Annotated[
-        list[Path] | None,
-        typer.Option(help="Write a report: a .json, .csv or .html file. Repeat for several."),
+        typer.Option(
+            metavar="PATH",
+            help="Folder of clean images with the same names: adds PSNR to the table.",
+            rich_help_panel=REPORTS,
+        ),
     ] = None,
     measure: Annotated[
         bool,
         typer.Option(
-            help="Estimate noise and, without --reference, PSNR: up to a second pass of the "
-            "network over small images, a few tiles of large ones."
+            help="Estimate the noise and, without --reference, the PSNR. Costs up to a second pass "
+            "of the network on small images, a few tiles on large ones.",
+            rich_help_panel=REPORTS,
         ),
     ] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing but failures.")] = False,
-    show_version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Write a report: a .json, .csv or .html file. Repeatable.",
+            rich_help_panel=REPORTS,
+        ),
+    ] = None,
+    log: Annotated[
+        str,
+        typer.Option(
+            help="auto (bars on a terminal, else plain), plain, or json (JSON lines).",
+            rich_help_panel=REPORTS,
+        ),
+    ] = "auto",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print failures only.", rich_help_panel=REPORTS)
     ] = False,
+    show_version: Version = False,
 ) -> None:
     """Denoise folders of images.
 
     The input is never written to. Outputs keep the format, bit depth, alpha and metadata of their
-    inputs and appear whole or not at all. One bad image never stops a folder. A second run does
-    what is new, changed or left, and nothing else.
+    inputs, and are complete or absent. One bad image never stops a folder. Running the command
+    again processes only new, changed or unfinished images.
 
     Exit codes: 0 done, 1 some files failed, 2 usage, 3 no images found, 4 device, 5 weights,
     6 every file failed, 130 Ctrl-C, 143 SIGTERM (files in flight are finished).
@@ -174,7 +240,7 @@ def denoise(
         from ..progress import Stop, stopping
         from ..streaming.session import Session
         from ..streaming.watch import watch as watch_folders
-        from .console import screen, write_reports
+        from .console import display, write_reports
 
         if batch_size != "auto" and not batch_size.isdecimal():
             raise OptionError(f"--batch-size {batch_size!r}: auto or a whole number")
@@ -186,24 +252,24 @@ def denoise(
         if watch is not None and (not 0 < watch < math.inf or dry_run):
             raise OptionError(f"--watch {watch}: a number of seconds above 0, without --dry-run")
         if watch is not None and report:
-            raise OptionError("--report: a watch never ends; take the lines of --log json")
+            raise OptionError("--report: a watch never ends; use the lines of --log json")
         if dry_run and report:
             raise OptionError("--report: a dry run has nothing to report; leave one of them out")
         pages = [file for file in report or () if file.suffix.lower() == ".html"]
         if pages and _are_urls(inputs, output):
             raise OptionError(
                 f"--report {pages[0]}: shows pictures, which object storage does not keep on this "
-                "machine; take .json or .csv"
+                "machine; use .json or .csv"
             )
         stop = Stop()
         with (
             stopping(stop),
-            screen(log, is_quiet=quiet) as shown,
-            _places(inputs, output) as (places, place, storage),
+            display(log, quiet=quiet) as shown,
+            _local(inputs, output) as (local_inputs, local_output, storage),
         ):
             options = DenoiseOptions(
-                inputs=places,
-                output=place,
+                inputs=local_inputs,
+                output=local_output,
                 weights=weights,
                 device=device,
                 reference=None if reference is None else Path(reference),
@@ -214,35 +280,35 @@ def denoise(
                 format=format,
                 suffix=suffix,
                 strength=strength,
-                is_ensemble=tta,
+                tta=tta,
                 precision=precision,
                 tile=tile,
                 shard=_shard(shard),
                 limit=limit,
-                has_cuda_graphs=cuda_graphs,
-                is_measuring=measure,
+                cuda_graphs=cuda_graphs,
+                measure=measure,
                 reports=tuple(report or ()),
                 engine=engine,
                 ray_address=ray_address,
             )
-            # As they were named, not the folder that stands for a store. Before the run: it checks.
+            # The report names URLs, not their local mirror. Before the run, because it checks.
             named: Any = {"inputs": tuple(inputs), "output": output}
             asked = replace(options, **named)
             with Session(options, storage) as session:
                 if watch is not None:
-                    watch_folders(session, watch, shown.events, stop, shown.finish, _try_again)
+                    watch_folders(session, watch, shown, stop, shown.show_summary, _try_again)
                     raise typer.Exit(128 + (stop.signal or 0))
                 jobs = session.jobs()
                 if dry_run:
-                    start = session.plan(jobs)
+                    plan = session.plan(jobs)
                     if stop.signal is None:
-                        shown.plan(start)
+                        shown.show_plan(plan)
                         return
                     raise typer.Exit(128 + stop.signal)
-                summary = session.run(jobs, shown.events, stop)
-            shown.finish(summary)
+                summary = session.run(jobs, shown, stop)
+            shown.show_summary(summary)
         if report:
-            write_reports(asked, summary, is_quiet=quiet or log == "json")
+            write_reports(asked, summary, quiet=quiet or log == "json")
         raise typer.Exit(summary.exit_code)
 
 
@@ -255,10 +321,10 @@ def _are_urls(inputs: Sequence[str], output: str | None) -> bool:
 
 
 @contextmanager
-def _places(
+def _local(
     inputs: Sequence[str], output: str | None
 ) -> Iterator[tuple[tuple[str, ...], Path | None, "Storage"]]:
-    """Inputs and output as paths, and how files come and go; URLs load what they need."""
+    """Inputs and output as local paths, and their storage; only URLs import `scaling`."""
     from ..streaming.storage import Storage
 
     if not _are_urls(inputs, output):
@@ -266,8 +332,8 @@ def _places(
         return
     from ..scaling.remote import storage_of
 
-    with storage_of(inputs, output) as places:
-        yield places
+    with storage_of(inputs, output) as mirrored:
+        yield mirrored
 
 
 def _shard(text: str) -> tuple[int, int]:

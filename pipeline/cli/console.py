@@ -1,57 +1,54 @@
-"""What a run shows while it goes and when it has ended: bars, plain lines, or JSON lines."""
+"""What `denoise-batch` shows during and after a run: bars, plain lines, or JSON lines."""
 
 import json
 import sys
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import (
+    Progress as RichProgress,
+)
 
-from ..files.scan import Job
 from ..options import DenoiseOptions
-from ..quality import Quality
-from ..reports.files import write_report
-from ..reports.report import number, report_of
+from ..progress import Progress
+from ..reports.report import image as result_to_json
 from ..reports.table import print_summary, totals
-from ..streaming.result import Result
-from ..streaming.session import Events, Start, Summary
+from ..streaming.result import Plan, Result, Summary
 
 
-class Screen(Protocol):
-    """How a run is shown."""
+class Display(Progress[Plan, Result]):
+    """Shows a run as it goes, and what it came to."""
 
-    @property
-    def events(self) -> Events:
-        """Whom the run tells how it goes."""
-
-    def plan(self, start: Start) -> None:
+    @abstractmethod
+    def show_plan(self, plan: Plan) -> None:
         """Show what a run would do (`--dry-run`)."""
 
-    def finish(self, summary: Summary) -> None:
+    @abstractmethod
+    def show_summary(self, summary: Summary) -> None:
         """Show what a run came to."""
 
 
 @contextmanager
-def screen(log: str, *, is_quiet: bool) -> Iterator[Screen]:
-    """The screen that `--log` and `--quiet` ask for.
+def display(log: str, *, quiet: bool) -> Iterator[Display]:
+    """The display that `--log` and `--quiet` ask for.
 
     Args:
         log: auto (bars on a terminal, else plain), plain or json.
-        is_quiet: show failures only.
+        quiet: show failures only.
     """
     if log == "json":
-        yield JsonLines(sys.stdout, is_quiet)
-    elif is_quiet:
+        yield JsonLines(sys.stdout, quiet)
+    elif quiet:
         yield Quiet(sys.stderr)
     elif log == "plain" or not Console(stderr=True).is_terminal:
         yield Lines(sys.stderr)
@@ -62,141 +59,149 @@ def screen(log: str, *, is_quiet: bool) -> Iterator[Screen]:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            yield Bars(progress)
+        with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
+            yield Bars(bars)
 
 
-@dataclass
-class Bars:
+class Bars(Display):
     """A bar for the images, and one for the tiles of a large image."""
 
-    progress: Progress
+    def __init__(self, bars: RichProgress) -> None:
+        self.bars = bars
+        self._images = bars.add_task("images", total=None)
+        self._tiles = bars.add_task("tiles", total=None, visible=False)
 
-    def __post_init__(self) -> None:
-        self._images = self.progress.add_task("images", total=None)
-        self._tiles = self.progress.add_task("tiles", total=None, visible=False)
+    def on_start(self, start: Plan) -> None:
+        """Show the bars, also after the summary of an earlier round of `--watch`."""
+        self.bars.start()
+        self.bars.reset(self._images, total=len(start.jobs) + len(start.skipped))
 
-    @property
-    def events(self) -> Events:
-        """Whom the run tells how it goes."""
-        return Events(self._on_start, self._on_result, self._on_tile)
+    def on_result(self, result: Result) -> None:
+        """Advance the bar of the images."""
+        self.bars.advance(self._images)
 
-    def plan(self, start: Start) -> None:
-        """Show what a run would do."""
-        self.progress.stop()
-        _print_plan(start, Console())
-
-    def finish(self, summary: Summary) -> None:
-        """Show what a run came to."""
-        self.progress.stop()
-        print_summary(summary, Console())
-
-    def _on_start(self, start: Start) -> None:
-        self.progress.start()  # again, where folders are watched
-        self.progress.reset(self._images, total=len(start.jobs) + len(start.skipped))
-
-    def _on_result(self, result: Result) -> None:
-        self.progress.advance(self._images)
-
-    def _on_tile(self, job: Job, done: int, tiles: int) -> None:
-        self.progress.update(
-            self._tiles, description=job.name, completed=done, total=tiles, visible=done < tiles
+    def on_step(self, name: str, done: int, total: int) -> None:
+        """Show the tiles of a large image."""
+        self.bars.update(
+            self._tiles, description=name, completed=done, total=total, visible=done < total
         )
 
+    def show_plan(self, plan: Plan) -> None:
+        """Print a line for each image."""
+        self.bars.stop()
+        _print_plan(plan, Console())
 
-@dataclass
-class Lines:
-    """A line for every image that is done or failed, then the table."""
-
-    stream: TextIO
-
-    def __post_init__(self) -> None:
-        self._done, self._total = 0, 0
-
-    @property
-    def events(self) -> Events:
-        """Whom the run tells how it goes."""
-        return Events(self._on_start, self._on_result)
-
-    def plan(self, start: Start) -> None:
-        """Show what a run would do."""
-        _print_plan(start, Console())
-
-    def finish(self, summary: Summary) -> None:
-        """Show what a run came to."""
+    def show_summary(self, summary: Summary) -> None:
+        """Print the table."""
+        self.bars.stop()
         print_summary(summary, Console())
 
-    def _on_start(self, start: Start) -> None:
-        self._done, self._total = 0, len(start.jobs)
-        count = _counted(start)
-        skipped = f", {count['skipped']} skipped" if count["skipped"] else ""
-        self._total += count["failed"]
-        self._say(f"{len(start.jobs)} to denoise{skipped}, {start.precision} on {start.device}")
 
-    def _on_result(self, result: Result) -> None:
+class Lines(Display):
+    """A line for each image that is done or failed, then the table."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._done, self._total = 0, 0
+
+    def on_start(self, start: Plan) -> None:
+        """Print how much there is to do, and where."""
+        count = _counts(start)
+        self._done, self._total = 0, len(start.jobs) + count["failed"]
+        skipped = f", {count['skipped']} skipped" if count["skipped"] else ""
+        self._print(f"{len(start.jobs)} to denoise{skipped}, {start.precision} on {start.device}")
+
+    def on_result(self, result: Result) -> None:
+        """Print one line, unless the image was skipped."""
         if result.status == "skipped":
             return
         self._done += 1
         self._total = max(self._total, self._done)  # more than planned, after failures
         count = f"[{self._done}/{self._total}]"
         if result.status == "failed":
-            self._say(f"{count} failed {result.reason}")
+            self._print(f"{count} failed {result.reason}")
         else:
             size = "{}x{}".format(*result.size) if result.size else ""
             seconds = sum(result.seconds.values())
-            self._say(f"{count} done {result.job.name} {size} {seconds:.2f} s")
+            self._print(f"{count} done {result.job.name} {size} {seconds:.2f} s")
 
-    def _say(self, text: str) -> None:
+    def show_plan(self, plan: Plan) -> None:
+        """Print a line for each image."""
+        _print_plan(plan, Console())
+
+    def show_summary(self, summary: Summary) -> None:
+        """Print the table."""
+        print_summary(summary, Console())
+
+    def _print(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
 
 
-@dataclass
-class Quiet:
+class Quiet(Display):
     """Failures, and nothing else."""
 
-    stream: TextIO
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
 
-    @property
-    def events(self) -> Events:
-        """Whom the run tells how it goes."""
-        return Events(on_result=self._on_result)
-
-    def plan(self, start: Start) -> None:
-        """Silence."""
-
-    def finish(self, summary: Summary) -> None:
-        """Show what a run came to."""
-        if summary.exit_code != 0:
-            print(totals(summary), file=self.stream, flush=True)
-
-    def _on_result(self, result: Result) -> None:
+    def on_result(self, result: Result) -> None:
+        """Print a failure."""
         if result.status == "failed":
             print(f"failed {result.reason}", file=self.stream, flush=True)
 
+    def show_plan(self, plan: Plan) -> None:
+        """Print nothing."""
 
-@dataclass
-class JsonLines:
-    """One JSON object a line: `start`, `image` for every image, `end`; or `plan` of a dry run."""
+    def show_summary(self, summary: Summary) -> None:
+        """Print the totals if anything failed."""
+        if summary.exit_code != 0:
+            print(totals(summary), file=self.stream, flush=True)
 
-    stream: TextIO
-    is_quiet: bool
 
-    @property
-    def events(self) -> Events:
-        """Whom the run tells how it goes."""
-        return Events(self._on_start, self._on_result)
+class JsonLines(Display):
+    """One JSON object per line: `start`, `image` for each image, `end`; `plan` of a dry run."""
 
-    def plan(self, start: Start) -> None:
-        """Show what a run would do."""
-        for job in start.jobs:
-            self._write({"event": "plan", "status": "todo", **_of_job(job)})
-        for result in start.skipped:
-            row = {"event": "plan", "status": result.status, **_of_job(result.job)}
-            self._write({**row, "reason": result.reason})
+    def __init__(self, stream: TextIO, quiet: bool) -> None:
+        self.stream = stream
+        self.quiet = quiet
 
-    def finish(self, summary: Summary) -> None:
-        """Show what a run came to."""
-        if self.is_quiet and summary.exit_code == 0:
+    def on_start(self, start: Plan) -> None:
+        """Write the `start` event."""
+        if not self.quiet:
+            self._write(
+                {
+                    "event": "start",
+                    "todo": len(start.jobs),
+                    **_counts(start),
+                    "device": start.device,
+                    "precision": start.precision,
+                    "weights": start.weights,
+                }
+            )
+
+    def on_result(self, result: Result) -> None:
+        """Write an `image` event; its keys are those of the JSON report."""
+        if not self.quiet or result.status == "failed":
+            self._write({"event": "image", **result_to_json(result)})
+
+    def show_plan(self, plan: Plan) -> None:
+        """Write a `plan` event for each image."""
+        todo = [Result(job, "done") for job in plan.jobs]
+        for result in (*todo, *plan.skipped):
+            is_todo = result.status == "done"
+            self._write(
+                {
+                    "event": "plan",
+                    "status": "todo" if is_todo else result.status,
+                    "name": result.job.name,
+                    "source": result.job.source_name,
+                    "output": result.job.output_name,
+                    **({} if is_todo else {"reason": result.reason}),
+                }
+            )
+
+    def show_summary(self, summary: Summary) -> None:
+        """Write the `end` event."""
+        if self.quiet and summary.exit_code == 0:
             return
         count = {"done": 0, "failed": 0, "skipped": 0}
         for result in summary.results:
@@ -208,39 +213,9 @@ class JsonLines:
                 "left": summary.left,
                 "seconds": round(summary.seconds, 3),
                 "megapixels": round(summary.megapixels, 3),
-                "stage_seconds": _rounded(summary.stage_seconds),
+                "stage_seconds": {k: round(v, 4) for k, v in summary.stage_seconds.items()},
                 "signal": summary.signal,
                 "exit_code": summary.exit_code,
-            }
-        )
-
-    def _on_start(self, start: Start) -> None:
-        if not self.is_quiet:
-            self._write(
-                {
-                    "event": "start",
-                    "todo": len(start.jobs),
-                    **_counted(start),
-                    "device": start.device,
-                    "precision": start.precision,
-                    "weights": start.weights,
-                }
-            )
-
-    def _on_result(self, result: Result) -> None:
-        if self.is_quiet and result.status != "failed":
-            return
-        self._write(
-            {
-                "event": "image",
-                "status": result.status,
-                **_of_job(result.job),
-                "reason": result.reason,
-                "size": result.size,
-                "pages": result.pages,
-                "notes": result.notes,
-                "seconds": _rounded(dict(result.seconds)),
-                **_of_quality(result.quality),
             }
         )
 
@@ -248,81 +223,62 @@ class JsonLines:
         print(json.dumps(event), file=self.stream, flush=True)
 
 
-def _of_job(job: Job) -> dict[str, str]:
-    return {"name": job.name, "source": job.source_name, "output": job.output_name}
-
-
-def _of_quality(quality: Quality | None) -> dict[str, Any]:
-    if quality is None:
-        return {}
-    return {
-        "sigma_in_255": number(quality.sigma_in_255, 2),
-        "sigma_out_255": number(quality.sigma_out_255, 2),
-        "psnr_in": number(quality.psnr_in, 3),
-        "psnr_out": number(quality.psnr_out, 3),
-        "psnr_basis": quality.basis,
-    }
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {stage: round(value, 4) for stage, value in seconds.items()}
-
-
-def _counted(start: Start) -> dict[str, int]:
-    """How many jobs are not begun, by what becomes of them."""
-    failed = sum(result.status == "failed" for result in start.skipped)
-    return {"skipped": len(start.skipped) - failed, "failed": failed}
-
-
-def _print_plan(start: Start, console: Console) -> None:
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    for job in start.jobs:
-        say(f"would denoise {job.source_name} → {job.output_name}")
-    for result in start.skipped:
-        job = result.job
-        if result.status == "failed":
-            say(f"would fail {job.source_name} ({result.reason})")
-        else:
-            say(f"would skip {job.source_name} ({result.reason}: {job.output_name})")
-    count = _counted(start)
-    bad = f", {count['failed']} to fail" if count["failed"] else ""
-    say(
-        f"{len(start.jobs)} to denoise, {count['skipped']} to skip{bad}, {start.precision} on "
-        f"{start.device}; nothing was written"
-    )
-
-
-def write_reports(options: DenoiseOptions, summary: Summary, *, is_quiet: bool) -> None:
+def write_reports(options: DenoiseOptions, summary: Summary, *, quiet: bool) -> None:
     """Write every report that can be written, with a progress bar on a terminal.
 
     Raises:
-        OptionError: one could not be written; errors of more than one are printed before.
+        OptionError: one could not be written; the errors of all but the last are printed before.
     """
+    from ..reports.files import write_report
+    from ..reports.report import report_of
+
     report, console = report_of(options, summary), Console(stderr=True)
     columns = (TextColumn("report"), BarColumn(), MofNCompleteColumn())
-    is_shown = console.is_terminal and not is_quiet
+    is_shown = console.is_terminal and not quiet
     failures: list[Exception] = []
-    with Progress(*columns, console=console, transient=True, disable=not is_shown) as progress:
+    with RichProgress(*columns, console=console, transient=True, disable=not is_shown) as bars:
         for path in options.reports:
-            task = progress.add_task("report", total=None)
+            task = bars.add_task("report", total=None)
 
             def on_picture(done: int, of: int, task: TaskID = task) -> None:
-                progress.update(task, completed=done, total=of)
+                bars.update(task, completed=done, total=of)
 
             try:
                 write_report(path, report, on_picture)
-            except Exception as error:  # whatever it is, the others' turn comes first
+            except Exception as error:  # one report that fails must not cost the others
                 failures.append(error)
                 continue
-            if not is_quiet:
-                _say(console, f"report: {path}")
+            if not quiet:
+                _print_line(console, f"report: {path}")
     for failure in failures[:-1]:
-        _say(console, f"error: {failure}")
+        _print_line(console, f"error: {failure}")
     if failures:
         raise failures[-1]
 
 
-def _say(console: Console, line: str) -> None:
+def _print_plan(plan: Plan, console: Console) -> None:
+    for job in plan.jobs:
+        _print_line(console, f"would denoise {job.source_name} → {job.output_name}")
+    for result in plan.skipped:
+        source, output = result.job.source_name, result.job.output_name
+        if result.status == "failed":
+            _print_line(console, f"would fail {source} ({result.reason})")
+        else:
+            _print_line(console, f"would skip {source} ({result.reason}: {output})")
+    count = _counts(plan)
+    bad = f", {count['failed']} to fail" if count["failed"] else ""
+    _print_line(
+        console,
+        f"{len(plan.jobs)} to denoise, {count['skipped']} to skip{bad}, {plan.precision} on "
+        f"{plan.device}; nothing was written",
+    )
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    """Number of images that are not begun, by what becomes of them."""
+    failed = sum(result.status == "failed" for result in plan.skipped)
+    return {"skipped": len(plan.skipped) - failed, "failed": failed}
+
+
+def _print_line(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)

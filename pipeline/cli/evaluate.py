@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .exits import exit_codes, run_app
+from .command import exit_codes, run_app
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 

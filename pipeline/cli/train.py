@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .exits import exit_codes, run_app
+from .command import exit_codes, run_app
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -22,8 +22,7 @@ from .. import weights as shipped
 from ..device import describe_device
 from ..models import load_tensors
 from ..options import DenoiseOptions
-from ..streaming.result import Result
-from ..streaming.session import Summary
+from ..streaming.result import Result, Summary
 from .table import Totals, total
 
 SCHEMA = 1

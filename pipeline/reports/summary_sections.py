@@ -137,7 +137,7 @@ def about(report: Report) -> str:
             "Options",
             f"strength {options.strength:g}, precision {options.precision}, format "
             f"{options.format}, quality {options.quality}, self-ensemble "
-            f"{'on' if options.is_ensemble else 'off'}",
+            f"{'on' if options.tta else 'off'}",
         ),
         (
             "σ̂",

@@ -12,8 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..quality import Basis, Quality
-from ..streaming.result import Result
-from ..streaming.session import Summary
+from ..streaming.result import Result, Summary
 
 
 @dataclass(frozen=True)

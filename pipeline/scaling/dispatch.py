@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError
 
@@ -90,17 +90,13 @@ class Dispatch:
         self._starts: dict[str, int] = {}  # of each worker, since its last result
 
     def run(
-        self,
-        jobs: Sequence[Job],
-        on_result: Callable[[Result], None],
-        is_stopped: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Have all jobs done; `on_result` is told in this thread, once for each that ended.
+        self, jobs: Sequence[Job], is_stopped: Callable[[], bool] = lambda: False
+    ) -> Generator[Result, None, None]:
+        """Have the workers do all jobs; yield each result as soon as it is there.
 
         Args:
             jobs: distinct.
-            on_result: told of every job as soon as it is done.
-            is_stopped: once true, what is in flight is finished and nothing else begun.
+            is_stopped: once true, what is in flight is finished and nothing else is begun.
 
         Raises:
             DeviceError: there was no worker for `patience_s`, or all were lost again and again.
@@ -131,7 +127,7 @@ class Dispatch:
                 if isinstance(message, DenoiseBatchError):
                     raise message
                 open_jobs -= 1
-                on_result(message)
+                yield message
         except BaseException:
             self._is_over = True  # before they are closed: nobody shall begin anew
             for worker in self._workers:

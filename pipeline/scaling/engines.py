@@ -2,8 +2,8 @@
 
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from denoise_batch.kernels.errors import DeviceError
 from ..files.scan import Job
 from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
-from ..progress import Stop
+from ..progress import Progress, Stop
 from ..streaming.engine import Engine, precision_on
 from ..streaming.manifest import FOLDER, Manifest
+from ..streaming.result import Plan, Result
 from ..streaming.storage import Storage
-from ..streaming.stream import Watcher
 from .dispatch import Dispatch, Worker
 from .processes import ProcessWorker
 from .ray_workers import RayWorker, connect, precision_there, shares
@@ -47,7 +47,7 @@ class WorkersEngine(Engine):
             load_weights(self.weights_file).sha256,
             options.digest(self.precision),
         )
-        self._stage = storage.stage.root if isinstance(storage, RemoteStorage) else None
+        self._mirror = storage.mirror.root if isinstance(storage, RemoteStorage) else None
         self._part = part
         self._workers: list[Worker] = []
 
@@ -55,10 +55,10 @@ class WorkersEngine(Engine):
         self,
         jobs: Sequence[Job],
         manifests: Mapping[Path, Manifest],
-        watcher: Watcher,
+        progress: Progress[Plan, Result],
         stop: Stop,
-    ) -> None:
-        """Denoise the jobs' files; a lost worker's go to another.
+    ) -> Generator[Result, None, None]:
+        """Denoise the jobs' files; a lost worker's jobs go to another.
 
         Raises:
             DeviceError: all workers were lost, or a device failed.
@@ -66,11 +66,9 @@ class WorkersEngine(Engine):
         self._workers = self._workers or self.new_workers(jobs)
         dispatch = Dispatch(self._workers[: len(jobs)])
         absolute = {_absolute(job): job for job in jobs}
-        dispatch.run(
-            list(absolute),
-            lambda result: watcher.on_result(replace(result, job=absolute[result.job])),
-            lambda: bool(stop),
-        )
+        with closing(dispatch.run(list(absolute), lambda: bool(stop))) as results:
+            for result in results:
+                yield replace(result, job=absolute[result.job])
 
     def warm_up(self, jobs: Sequence[Job]) -> None:
         """Start all workers now, for who wants to time what follows."""
@@ -88,7 +86,7 @@ class WorkersEngine(Engine):
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
         """Workers, not started yet, for a run whose first jobs these are."""
 
-    def setup(self, device: str, number: int) -> WorkerConfig:
+    def config(self, device: str, number: int) -> WorkerConfig:
         """What a worker of this run is told."""
         reference = self.options.reference
         options = replace(
@@ -100,7 +98,7 @@ class WorkersEngine(Engine):
             engine="local",
             ray_address=None,
         )
-        return WorkerConfig(options, f"{self._part}-worker-{number}", stage=self._stage)
+        return WorkerConfig(options, f"{self._part}-worker-{number}", mirror=self._mirror)
 
 
 class ProcessEngine(WorkersEngine):
@@ -133,7 +131,7 @@ class ProcessEngine(WorkersEngine):
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
         """One a device."""
         return [
-            ProcessWorker(f"worker {number} on {device}", self.setup(device, number))
+            ProcessWorker(f"worker {number} on {device}", self.config(device, number))
             for number, device in enumerate(self._devices)
         ]
 
@@ -164,13 +162,18 @@ class RayEngine(WorkersEngine):
         self,
         jobs: Sequence[Job],
         manifests: Mapping[Path, Manifest],
-        watcher: Watcher,
+        progress: Progress[Plan, Result],
         stop: Stop,
-    ) -> None:
-        """Denoise the jobs' files; what Ray itself has to say goes to stderr."""
-        # Ray prints a lost node's log to stdout, in the middle of --log json.
-        with redirect_stdout(sys.stderr):
-            super().run(jobs, manifests, watcher, stop)
+    ) -> Generator[Result, None, None]:
+        """Denoise the jobs' files; what Ray itself prints goes to stderr."""
+        with closing(super().run(jobs, manifests, progress, stop)) as results:
+            while True:
+                # Ray prints a lost node's log to stdout, in the middle of --log json.
+                with redirect_stdout(sys.stderr):
+                    result = next(results, None)
+                if result is None:
+                    return
+                yield result
 
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
         """One a share of the cluster."""
@@ -179,13 +182,13 @@ class RayEngine(WorkersEngine):
         must_see = tuple(
             path
             for path in (first.source.parent, first.root / FOLDER / "lock")
-            if self._stage is None or not path.is_relative_to(self._stage)
+            if self._mirror is None or not path.is_relative_to(self._mirror)
         )
         workers: list[Worker] = []
         for number, share in enumerate(self._shares):
-            setup = self.setup("cuda" if share.gpus else "cpu", number)
-            setup = replace(setup, weights=weights, must_see=must_see)
-            workers.append(RayWorker(f"Ray worker {number}", self._ray, share, setup))
+            config = self.config("cuda" if share.gpus else "cpu", number)
+            config = replace(config, weights=weights, must_see=must_see)
+            workers.append(RayWorker(f"Ray worker {number}", self._ray, share, config))
         return workers
 
     def close(self) -> None:

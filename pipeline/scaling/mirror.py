@@ -60,13 +60,13 @@ class LocalMirror:
         protocol, *key = path.relative_to(self.root).parts
         return f"{protocol}://{'/'.join(key)}"
 
-    def spelled(self, text: str) -> str:
+    def with_urls(self, text: str) -> str:
         """A message with URLs for the paths in it."""
         for protocol in list(self._stores):
             text = text.replace(f"{self.root}{os.sep}{protocol}{os.sep}", f"{protocol}://")
         return text
 
-    def mirror(self, path: Path) -> list[Object]:
+    def refresh(self, path: Path) -> list[Object]:
         """Let a path, and all below it, show what the store holds now.
 
         Raises:
@@ -99,7 +99,7 @@ class LocalMirror:
             store, key = self._place(path)
             store.fetch(key, path)
 
-    def deliver(self, path: Path) -> None:
+    def upload(self, path: Path) -> None:
         """Make a file's bytes its object, whole or not at all.
 
         Raises:
@@ -107,15 +107,15 @@ class LocalMirror:
         """
         if self.holds(path):
             store, key = self._place(path)
-            store.deliver(path, key)
+            store.upload(path, key)
 
     def delete(self, path: Path) -> None:
         """Remove a path's object, if it goes."""
         store, key = self._place(path)
         store.delete([key])
 
-    def forget(self, path: Path) -> None:
-        """Give up a file's space."""
+    def release(self, path: Path) -> None:
+        """Release a file's space on the disk."""
         if self.holds(path):
             with suppress(OSError):
                 os.truncate(path, 0)
@@ -148,8 +148,8 @@ class LocalMirror:
 
 
 @contextmanager
-def staging() -> Iterator[LocalMirror]:
-    """A stage that is gone in the end."""
+def local_mirror() -> Iterator[LocalMirror]:
+    """Make a mirror, and remove it at the end."""
     root = Path(tempfile.gettempdir()).resolve() / f"denoise-batch-{secrets.token_hex(8)}"
     root.mkdir(mode=0o700)
     try:
@@ -158,7 +158,7 @@ def staging() -> Iterator[LocalMirror]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def local_or_staged(text: str, stage: LocalMirror) -> str:
+def local_path(text: str, mirror: LocalMirror) -> str:
     """What an input or output is called on this machine: `file://` is a path, other URLs stand in.
 
     Raises:
@@ -170,4 +170,4 @@ def local_or_staged(text: str, stage: LocalMirror) -> str:
         raise OptionError(f"{text}: names no path; give one, such as file:///data/imgs")
     if text.startswith(LOCAL):
         return text.removeprefix(LOCAL)
-    return str(stage.path(text))
+    return str(mirror.path(text))

@@ -122,7 +122,7 @@ class ObjectStore:
             raise ImageError(f"{self.url(key)}: cannot be read: {_reason(error)}") from error
         return before
 
-    def deliver(self, path: Path, key: str) -> None:
+    def upload(self, path: Path, key: str) -> None:
         """Make a file the object of this name, whole or not at all.
 
         Raises:

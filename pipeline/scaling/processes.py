@@ -27,12 +27,12 @@ class ProcessWorker(Worker):
 
     Args:
         name: for messages.
-        setup: what it is told.
+        config: what the worker is told.
     """
 
-    def __init__(self, name: str, setup: WorkerConfig) -> None:
+    def __init__(self, name: str, config: WorkerConfig) -> None:
         self.name = name
-        self._setup = setup
+        self._config = config
         self._stop: Event = _CONTEXT.Event()
         self._process: Any = None
         self._pipe: Connection[Any, Any] | None = None
@@ -43,7 +43,7 @@ class ProcessWorker(Worker):
             return True
         ours, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(
-            target=_serve, args=(theirs, self._stop, self._setup), name=self.name, daemon=True
+            target=_serve, args=(theirs, self._stop, self._config), name=self.name, daemon=True
         )
         self._process.start()
         theirs.close()  # so that its death ends the pipe
@@ -98,7 +98,7 @@ class ProcessWorker(Worker):
         return f"its process ended with code {code}"
 
 
-class _SharedStop(Stop):
+class SharedStop(Stop):
     """Set by the run's own process, which alone heeds signals."""
 
     def __init__(self, event: "Event") -> None:
@@ -109,17 +109,18 @@ class _SharedStop(Stop):
         return self._event.is_set()
 
 
-def _serve(pipe: "Connection[Any, Any]", event: "Event", setup: WorkerConfig) -> None:
+def _serve(pipe: "Connection[Any, Any]", event: "Event", config: WorkerConfig) -> None:
     """The worker process: None when it is up, then for each chunk its results and None."""
     # Ctrl-C and a service's SIGTERM reach all processes; only the run's own decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, OSError):  # the run's own process is gone: so are we
         try:
-            station = WorkerSession(setup)
+            session = WorkerSession(config)
             pipe.send(None)  # it is up
             while True:
-                station.run(pipe.recv(), pipe.send, _SharedStop(event))
+                for result in session.run(pipe.recv(), SharedStop(event)):
+                    pipe.send(result)
                 pipe.send(None)
         except DenoiseBatchError as error:
             pipe.send(error)

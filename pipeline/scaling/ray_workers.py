@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import queue
 import shutil
 import signal
 import threading
@@ -146,14 +145,14 @@ class RayWorker(Worker):
         name: for messages.
         ray: the connected module.
         share: what it takes.
-        setup: what it is told.
+        config: what the worker is told.
     """
 
-    def __init__(self, name: str, ray: Any, share: Share, setup: WorkerConfig) -> None:
+    def __init__(self, name: str, ray: Any, share: Share, config: WorkerConfig) -> None:
         self.name = name
         self._ray = ray
         self._share = share
-        self._setup = setup
+        self._config = config
         self._actor: Any = None
 
     def start(self, is_over: Callable[[], bool]) -> bool:
@@ -175,7 +174,7 @@ class RayWorker(Worker):
             )
         actor = self._ray.remote(**options)(_Actor)
         try:
-            self._actor = actor.remote(self._setup, self._share.cores)
+            self._actor = actor.remote(self._config, self._share.cores)
             problem = self._actor.problem.remote()
             while not self._ray.wait([problem], timeout=0.2)[0]:
                 if is_over():
@@ -218,16 +217,16 @@ class RayWorker(Worker):
 class _Actor:
     """The worker's side. Our errors are returned, not raised: Ray would wrap them."""
 
-    def __init__(self, setup: WorkerConfig, cores: int) -> None:
+    def __init__(self, config: WorkerConfig, cores: int) -> None:
         import torch
 
         torch.set_num_threads(cores)
         self._stop = Stop()
-        self._stage = setup.stage
-        self._station: WorkerSession | None = None
+        self._mirror = config.mirror
+        self._session: WorkerSession | None = None
         self._error: DenoiseBatchError | None = None
         try:
-            self._station = WorkerSession(setup, f"the Ray node {platform.node()}")
+            self._session = WorkerSession(config, f"the Ray node {platform.node()}")
         except DenoiseBatchError as error:
             self._error = error
 
@@ -237,29 +236,18 @@ class _Actor:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Result | DenoiseBatchError]:
         """Results as they come; an error, if one ends it, comes last."""
-        assert self._station is not None  # a worker without one is not run
-        station = self._station
-        box: queue.SimpleQueue[Result | DenoiseBatchError | None] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                station.run(jobs, box.put, self._stop)
-            except DenoiseBatchError as error:
-                box.put(error)
-            except Exception as error:
-                box.put(DeviceError(f"{type(error).__name__}: {error}"))
-            box.put(None)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        while (message := box.get()) is not None:
-            yield message
-        thread.join()
+        assert self._session is not None  # `problem` was asked before
+        try:
+            yield from self._session.run(jobs, self._stop)
+        except DenoiseBatchError as error:
+            yield error
+        except Exception as error:
+            yield DeviceError(f"{type(error).__name__}: {error}")
 
     def clean(self) -> None:
-        """Remove this machine's stage."""
-        if self._stage is not None:
-            shutil.rmtree(self._stage, ignore_errors=True)
+        """Remove this machine's mirror."""
+        if self._mirror is not None:
+            shutil.rmtree(self._mirror, ignore_errors=True)
 
     def stop(self) -> None:
         """Begin no other file."""

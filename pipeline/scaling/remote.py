@@ -1,4 +1,4 @@
-"""A run whose inputs or outputs are URLs: files come and go through the stage.
+"""A run whose inputs or outputs are URLs: files come and go through the mirror.
 
 The manifest of an output prefix is kept in it, in `.denoise-batch/`. Each output's entry is an
 object of its own, sent before the output, so that a run may be killed anywhere; a run that ends
@@ -22,14 +22,14 @@ from ..options import DenoiseOptions
 from ..streaming.manifest import FOLDER, Entry, FileStat, Manifest, sha256_of
 from ..streaming.result import Result
 from ..streaming.storage import Storage
-from .mirror import LOCAL, LocalMirror, local_or_staged, staging
+from .mirror import LOCAL, LocalMirror, local_mirror, local_path
 from .objects import is_url
 
 _CONNECTIONS = 16  # while entries of a killed run are fetched
 
 
 @dataclass(frozen=True)
-class StagedJob(Job):
+class MirroredJob(Job):
     """A job whose source or output stands for an object.
 
     Attributes:
@@ -58,17 +58,17 @@ class RemoteManifest(Manifest):
     any object of its size.
 
     Args:
-        root: the folder of the stage that stands for the prefix.
-        stage: that it belongs to.
+        root: the folder of the mirror that stands for the prefix.
+        mirror: that holds it.
         is_read: whether entries of earlier runs are wanted.
     """
 
-    def __init__(self, root: Path, stage: LocalMirror, *, is_read: bool = True) -> None:
-        self._stage = stage
+    def __init__(self, root: Path, mirror: LocalMirror, *, is_read: bool = True) -> None:
+        self._mirror = mirror
         if is_read:
-            stage.mirror(root / FOLDER)
+            mirror.refresh(root / FOLDER)
             with ThreadPoolExecutor(_CONNECTIONS) as threads:
-                list(threads.map(stage.fetch, (root / FOLDER).glob("manifest*.jsonl")))
+                list(threads.map(mirror.fetch, (root / FOLDER).glob("manifest*.jsonl")))
         super().__init__(root)
 
     def made_of(self, output: Path) -> Entry | None:
@@ -103,7 +103,7 @@ class RemoteManifest(Manifest):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(entry)) + "\n")
         try:
-            self._stage.deliver(path)
+            self._mirror.upload(path)
         finally:
             path.unlink()
 
@@ -114,8 +114,8 @@ class RemoteManifest(Manifest):
             OptionError: the store fails.
             ImageError: likewise.
         """
-        self._stage.mirror(self.root)
-        found = RemoteManifest(self.root, self._stage)
+        self._mirror.refresh(self.root)
+        found = RemoteManifest(self.root, self._mirror)
         lines = []
         for key in found._entries:
             output = self.root / key
@@ -124,23 +124,23 @@ class RemoteManifest(Manifest):
         whole = self.root / FOLDER / "manifest.jsonl"
         parts = [path for path in whole.parent.glob("manifest*.jsonl") if path != whole]
         atomic_write(whole, "".join(f"{line}\n" for line in lines).encode())
-        self._stage.deliver(whole)
+        self._mirror.upload(whole)
         for path in parts:
-            self._stage.delete(path)
+            self._mirror.delete(path)
 
     def compact(self) -> None:
         """Nothing: `collect` does it, at the end."""
 
 
 class RemoteStorage(Storage):
-    """Files of a stage: they come before they are read, go when they are written, and never stay.
+    """Files in object stores: fetched before they are read, uploaded once written, never kept.
 
     Args:
-        stage: that stands for the stores.
+        mirror: that stands for the stores.
     """
 
-    def __init__(self, stage: LocalMirror) -> None:
-        self.stage = stage
+    def __init__(self, mirror: LocalMirror) -> None:
+        self.mirror = mirror
 
     def refresh(self, options: DenoiseOptions) -> None:
         """List inputs and output anew.
@@ -148,55 +148,57 @@ class RemoteStorage(Storage):
         Raises:
             OptionError: a store cannot be listed.
         """
-        if options.output is not None and self.stage.holds(options.output):
-            self.stage.mirror(options.output)
+        if options.output is not None and self.mirror.holds(options.output):
+            self.mirror.refresh(options.output)
         for path in map(_fixed_part, map(Path, options.inputs)):
             # A store knows no empty folder: what is not there (yet) holds no images.
-            if self.stage.holds(path) and not self.stage.mirror(path):
+            if self.mirror.holds(path) and not self.mirror.refresh(path):
                 path.mkdir(parents=True, exist_ok=True)
 
     def named(self, jobs: Sequence[Job]) -> list[Job]:
         """The same jobs, with URLs to tell."""
         return [
-            StagedJob(
+            MirroredJob(
                 job.source,
                 job.output,
                 job.name,
                 job.root,
-                self.stage.url(job.source),
-                self.stage.url(job.output),
+                self.mirror.url(job.source),
+                self.mirror.url(job.output),
             )
             for job in jobs
         ]
 
     def manifest(self, root: Path, part: str) -> Manifest:
         """The entries of an output folder or prefix."""
-        return RemoteManifest(root, self.stage) if self.stage.holds(root) else Manifest(root, part)
+        return (
+            RemoteManifest(root, self.mirror) if self.mirror.holds(root) else Manifest(root, part)
+        )
 
     def worker_manifest(self, root: Path, part: str) -> Manifest:
         """One that is only written."""
-        if self.stage.holds(root):
-            return RemoteManifest(root, self.stage, is_read=False)
+        if self.mirror.holds(root):
+            return RemoteManifest(root, self.mirror, is_read=False)
         return Manifest(root, part)
 
     def is_gone(self, place: str) -> bool:
         """Whether a place's store, or folder, says that nothing is there."""
-        return self.stage.is_gone(place) if is_url(place) else super().is_gone(place)
+        return self.mirror.is_gone(place) if is_url(place) else super().is_gone(place)
 
     def fetch(self, path: Path) -> None:
         """Let a source be there."""
-        self.stage.fetch(path)
+        self.mirror.fetch(path)
 
-    def deliver(self, path: Path) -> None:
+    def upload(self, path: Path) -> None:
         """Send an output."""
-        self.stage.deliver(path)
+        self.mirror.upload(path)
 
-    def finished(self, result: Result) -> Result:
+    def finish(self, result: Result) -> Result:
         """Give up the job's space, and say its reason with URLs."""
-        self.stage.forget(result.job.source)
-        self.stage.forget(result.job.output)
-        notes = tuple(self.stage.spelled(note) for note in result.notes)
-        return replace(result, reason=self.stage.spelled(result.reason), notes=notes)
+        self.mirror.release(result.job.source)
+        self.mirror.release(result.job.output)
+        notes = tuple(self.mirror.with_urls(note) for note in result.notes)
+        return replace(result, reason=self.mirror.with_urls(result.reason), notes=notes)
 
     def end(self, manifests: Sequence[Manifest]) -> None:
         """Collect what was noted, if the store lets us."""
@@ -220,15 +222,15 @@ def storage_of(
     urls = [text for text in inputs if is_url(text) and not text.startswith(LOCAL)]
     if output is None and urls:
         raise OptionError(f"{urls[0]}: give --output; there is no place beside it")
-    with staging() as stage:
+    with local_mirror() as mirror:
         try:
             yield (
-                tuple(local_or_staged(text, stage) for text in inputs),
-                None if output is None else Path(local_or_staged(output, stage)),
-                RemoteStorage(stage),
+                tuple(local_path(text, mirror) for text in inputs),
+                None if output is None else Path(local_path(output, mirror)),
+                RemoteStorage(mirror),
             )
         except DenoiseBatchError as error:
-            raise type(error)(stage.spelled(str(error))) from error
+            raise type(error)(mirror.with_urls(str(error))) from error
 
 
 def _fixed_part(path: Path) -> Path:

@@ -5,7 +5,8 @@ files, and notes each in a part of the manifest that is its own.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,12 +14,11 @@ from denoise_batch.kernels.errors import OptionError
 
 from ..files.scan import Job
 from ..options import DenoiseOptions
-from ..progress import Stop
+from ..progress import Progress, Stop
 from ..streaming.engine import LocalEngine
 from ..streaming.manifest import Manifest
 from ..streaming.result import Result
 from ..streaming.storage import Storage
-from ..streaming.stream import Watcher
 from .mirror import LocalMirror
 from .remote import RemoteStorage
 
@@ -31,14 +31,14 @@ class WorkerConfig:
         options: of the run, with the worker's own device, and a precision that is not "auto".
         part: the name of its part of the manifest.
         weights: bytes of the weights file, where the worker's machine may not have it.
-        stage: the folder that stands for object storage, if any is used.
+        mirror: the folder that stands for object storage, if any is used.
         must_see: files that the worker's machine must share with the run's.
     """
 
     options: DenoiseOptions
     part: str
     weights: bytes | None = None
-    stage: Path | None = None
+    mirror: Path | None = None
     must_see: tuple[Path, ...] = ()
 
 
@@ -46,7 +46,7 @@ class WorkerSession:
     """A worker's network and manifests.
 
     Args:
-        setup: as the run's own process sent it.
+        config: as the run's own process sent it.
         machine: what to call this worker's machine in errors.
 
     Raises:
@@ -55,35 +55,33 @@ class WorkerSession:
         WeightsError: the weights cannot be used.
     """
 
-    def __init__(self, setup: WorkerConfig, machine: str = "this machine") -> None:
-        for path in setup.must_see:
+    def __init__(self, config: WorkerConfig, machine: str = "this machine") -> None:
+        for path in config.must_see:
             if not path.exists():
                 raise OptionError(
                     f"{machine} does not see {path}: workers need inputs and outputs on storage "
                     "that all machines share under the same paths, or URLs"
                 )
-        self._storage = RemoteStorage(LocalMirror(setup.stage)) if setup.stage else Storage()
-        self._part = setup.part
+        self._storage = RemoteStorage(LocalMirror(config.mirror)) if config.mirror else Storage()
+        self._part = config.part
         self._manifests: dict[Path, Manifest] = {}
-        options = setup.options
-        if setup.weights is None:
+        options = config.options
+        if config.weights is None:
             self._engine = LocalEngine(options, self._storage)
             return
         with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
             path = Path(folder) / "weights.safetensors"
-            path.write_bytes(setup.weights)
+            path.write_bytes(config.weights)
             self._engine = LocalEngine(replace(options, weights=str(path)), self._storage)
 
-    def run(self, jobs: Sequence[Job], on_result: Callable[[Result], None], stop: Stop) -> None:
-        """Denoise the jobs' files; their space in the stage is given up as each ends.
+    def run(self, jobs: Sequence[Job], stop: Stop) -> Generator[Result, None, None]:
+        """Denoise the jobs' files; each file's space in the mirror is released as it ends.
 
         Raises:
             DeviceError: the device failed.
         """
         for root in {job.root for job in jobs} - self._manifests.keys():
             self._manifests[root] = self._storage.worker_manifest(root, self._part)
-
-        def finish(result: Result) -> None:
-            on_result(self._storage.finished(result))
-
-        self._engine.run(jobs, self._manifests, Watcher(finish), stop)
+        with closing(self._engine.run(jobs, self._manifests, Progress(), stop)) as results:
+            for result in results:
+                yield self._storage.finish(result)

@@ -68,8 +68,8 @@ class Forward:
     Args:
         network: in inference mode.
         strength: 0 keeps the input, 1 takes the network's output, between them their mixture.
-        is_ensemble: average over the eight turned and mirrored versions of every image.
-        has_cuda_graphs: on CUDA, replay the launches of shapes that come again.
+        tta: average over the eight turned and mirrored versions of every image.
+        cuda_graphs: on CUDA, replay the launches of shapes that come again.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Forward:
         network: Network,
         *,
         strength: float = 1.0,
-        is_ensemble: bool = False,
-        has_cuda_graphs: bool = False,
+        tta: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self.network = network
         self.strength = strength
-        self.is_ensemble = is_ensemble
+        self.tta = tta
         self._run: Callable[[Tensor], Tensor] = self._launch
-        if has_cuda_graphs:
+        if cuda_graphs:
             self._run = Captured(self._launch, lambda: self.network.compute_dtype)
 
     def __call__(self, padded: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Forward:
         return self._run(padded)
 
     def _launch(self, padded: Tensor) -> Tensor:
-        values = self._ensemble(padded) if self.is_ensemble else self.network.forward_padded(padded)
+        values = self._ensemble(padded) if self.tta else self.network.forward_padded(padded)
         return values if self.strength == 1 else padded.lerp(values, self.strength)
 
     def _ensemble(self, padded: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def _selected(values: Tensor, dim: int, positions: Tensor) -> Tensor:
     return values.index_select(dim, positions.to(values.device))
 
 
-class Denoiser:
+class BatchDenoiser:
     """A network on a device, with the settings of a run.
 
     Args:
@@ -227,10 +227,10 @@ class Denoiser:
         memory: bytes that one pass may take.
         precision: what convolutions compute in; None: float32.
         strength: 0 keeps the input, 1 takes the network's output, between them their mixture.
-        is_ensemble: average over the eight turned and mirrored versions of every image.
+        tta: average over the eight turned and mirrored versions of every image.
         tile_px: side of the tiles; None: as few tiles as memory allows; 0: never tiles.
-        has_cuda_graphs: on CUDA, replay the launches of shapes that come again.
-        is_probing: ask the network a second time what an estimate of its error needs (`sure`).
+        cuda_graphs: on CUDA, replay the launches of shapes that come again.
+        probe: ask the network a second time what an estimate of its error needs (`sure`).
     """
 
     def __init__(
@@ -241,24 +241,24 @@ class Denoiser:
         memory: int,
         precision: torch.dtype | None = None,
         strength: float = 1.0,
-        is_ensemble: bool = False,
+        tta: bool = False,
         tile_px: int | None = None,
-        has_cuda_graphs: bool = False,
-        is_probing: bool = False,
+        cuda_graphs: bool = False,
+        probe: bool = False,
     ) -> None:
         self.network = network
         self.device = device
         self.precision = precision
         self.strength = strength
         self.tile_px = tile_px
-        self.is_probing = is_probing
+        self.probe = probe
         self.most_pixels = max(1, memory // network.spec.bytes_per_pixel)
         self._transfer = Transfer(device)
         self._forward = Forward(
             network,
             strength=strength,
-            is_ensemble=is_ensemble,
-            has_cuda_graphs=has_cuda_graphs and device.type == "cuda",
+            tta=tta,
+            cuda_graphs=cuda_graphs and device.type == "cuda",
         )
         self._tiled = Tiled(network, self._forward, self._transfer)
 
@@ -286,7 +286,7 @@ class Denoiser:
         pictures: Sequence[DecodedImage],
         *,
         is_float32: bool = False,
-        is_probed: bool = True,
+        probe: bool = True,
         on_tile: Callable[[int, int], None] = lambda done, tiles: None,
     ) -> Iterator[Output | ImageError]:
         """Each page's output, in order, or why there is none.
@@ -295,19 +295,19 @@ class Denoiser:
             pictures: pages of one padded shape, one number of channels and one type; a tiled one
                 comes alone.
             is_float32: compute in float32, whatever the precision.
-            is_probed: whether these pages are probed, where the run probes.
+            probe: whether these pages are probed, where the run probes.
             on_tile: told of every finished tile.
         """
         if self.strength == 0:
             for picture in pictures:
                 yield Output(Download((picture.samples, torch.tensor(True))))
             return
-        is_probed = is_probed and self.is_probing
+        probe = probe and self.probe
         self.network.set_compute_dtype(None if is_float32 else self.precision)
         if len(pictures) == 1 and self.is_tiled(pictures[0]):
-            yield self._in_tiles(pictures[0], is_probed, on_tile)
+            yield self._in_tiles(pictures[0], probe, on_tile)
             return
-        outputs = self._or_none(lambda: self._whole(pictures, is_probed))
+        outputs = self._or_none(lambda: self._whole(pictures, probe))
         if outputs is not None:
             yield from outputs
             return
@@ -317,13 +317,11 @@ class Denoiser:
         if len(pictures) > 1:
             middle = len(pictures) // 2
             for half in (pictures[:middle], pictures[middle:]):
-                yield from self.denoise(
-                    half, is_float32=is_float32, is_probed=is_probed, on_tile=on_tile
-                )
+                yield from self.denoise(half, is_float32=is_float32, probe=probe, on_tile=on_tile)
         elif self.tile_px == 0:
             yield ImageError(f"too large for the memory of {self.device}; allow tiles")
         else:
-            yield self._in_tiles(pictures[0], is_probed, on_tile)
+            yield self._in_tiles(pictures[0], probe, on_tile)
 
     def _or_none(self, run: Callable[[], T]) -> T | None:
         """What `run` returns, or None if memory does not suffice."""
@@ -340,7 +338,7 @@ class Denoiser:
     def _learn(self, too_many_pixels: int) -> None:
         self.most_pixels = max(1, min(self.most_pixels, too_many_pixels // 2))
 
-    def _whole(self, pictures: Sequence[DecodedImage], is_probed: bool) -> list[Output]:
+    def _whole(self, pictures: Sequence[DecodedImage], probe: bool) -> list[Output]:
         """All pages in one pass."""
         transfer, margin = self._transfer, self.network.spec.margin
         start = transfer.mark()
@@ -357,10 +355,10 @@ class Denoiser:
             stored.append(picture.layout.scale.from_unit(inside.permute(1, 2, 0), before))
         done = transfer.mark()
         probes: list[Probe] = []
-        if is_probed:
+        if probe:
             # The output is there: memory that does not suffice for a probe costs the estimate only.
             probes = self._or_none(lambda: self._probes(pictures, padded, values)) or []
-        marks = (start, ready, made, done, transfer.mark() if is_probed else done)
+        marks = (start, ready, made, done, transfer.mark() if probe else done)
         answers = [tensor for probe in probes for tensor in (probe.responses, probe.spreads)]
         download = transfer.download([*stored, is_finite, *answers])
         arrived = download.tensors
@@ -442,7 +440,7 @@ class Denoiser:
         return torch.cat(pages)
 
     def _in_tiles(
-        self, picture: DecodedImage, is_probed: bool, on_tile: Callable[[int, int], None]
+        self, picture: DecodedImage, probe: bool, on_tile: Callable[[int, int], None]
     ) -> Output | ImageError:
         """One page tile by tile, with smaller tiles for as long as memory does not suffice."""
         height, width = self.padded_shape(picture)
@@ -456,7 +454,7 @@ class Denoiser:
             tiles = grid
             output = self._or_none(lambda: self._tiled.denoise(picture, tiles, on_tile))  # noqa: B023
             if output is not None:
-                return self._probed(picture, output) if is_probed else output
+                return self._probed(picture, output) if probe else output
             self._learn(grid.most_pixels)
             grid = automatic_grid(height, width, grid.most_pixels // 2, spec)
         return ImageError(f"too large for the memory of {self.device}, even in tiles")

@@ -1,26 +1,27 @@
-"""Who denoises a run's jobs: this process, or workers (`scaling`)."""
+"""Who denoises a run's jobs: this process, or the workers of `scaling`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from denoise_batch.kernels import DeviceError
 
-from ..device import resolve_device
+from ..device import compute_bytes, in_flight_bytes, resolve_device, return_large_blocks
 from ..files.scan import Job
 from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
-from ..progress import Stop
-from .denoiser import Denoiser
+from ..progress import Progress, Stop
+from .denoiser import BatchDenoiser
 from .manifest import Manifest
-from .memory import Budget, compute_bytes, in_flight_bytes, return_large_blocks
+from .result import Plan, Result
+from .steps import Writer
 from .storage import Storage
-from .stream import Watcher, Writer, stream
+from .stream import Budget, stream
 
-# Of an automatic batch; enough to fill a device. On a processor more would make nothing faster and
-# take more memory than one photograph of ordinary size.
+# Maximum pixels of an automatic batch: enough to fill a device. On a processor more would make
+# nothing faster and take more memory than one ordinary photograph.
 BATCH_PIXELS_ON_CPU = 1 << 20
 BATCH_PIXELS = 1 << 24
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,17 +47,19 @@ class Engine(ABC):
         self,
         jobs: Sequence[Job],
         manifests: Mapping[Path, Manifest],
-        watcher: Watcher,
+        progress: Progress[Plan, Result],
         stop: Stop,
-    ) -> None:
-        """Denoise the jobs' files and note them; one bad file never stops the rest.
+    ) -> Generator[Result, None, None]:
+        """Denoise the jobs' files, record and yield each; one bad file never stops the rest.
+
+        `progress` receives tiles only: the caller reports the results.
 
         Raises:
             DeviceError: the device failed.
         """
 
     def close(self) -> None:
-        """Give up what is held between runs; most hold nothing."""
+        """Release what is held between runs; by default nothing."""
         return
 
 
@@ -82,25 +85,25 @@ class LocalEngine(Engine):
         self.weights_file = find_weights(options.weights)
         weights = load_weights(self.weights_file)
         self.digests = (weights.sha256, options.digest(self.precision))
-        self._denoiser = Denoiser(
+        self._denoiser = BatchDenoiser(
             weights.network.to(self._device),
             self._device,
             memory=compute_bytes(self._device),
             precision=_DTYPES[self.precision],
             strength=options.strength,
-            is_ensemble=options.is_ensemble,
+            tta=options.tta,
             tile_px=options.tile_px,
-            has_cuda_graphs=options.has_cuda_graphs,
-            is_probing=options.is_measuring and options.reference is None,
+            cuda_graphs=options.cuda_graphs,
+            probe=options.measure and options.reference is None,
         )
 
     def run(
         self,
         jobs: Sequence[Job],
         manifests: Mapping[Path, Manifest],
-        watcher: Watcher,
+        progress: Progress[Plan, Result],
         stop: Stop,
-    ) -> None:
+    ) -> Generator[Result, None, None]:
         """Stream the jobs through the network."""
         options, storage = self._options, self._storage
         writer = Writer(
@@ -108,21 +111,21 @@ class LocalEngine(Engine):
             self.digests,
             options.quality,
             options.reference,
-            storage.deliver,
+            storage.upload,
         )
         is_cpu = self._device.type == "cpu"
         try:
-            stream(
+            yield from stream(
                 jobs,
                 self._denoiser,
                 writer,
                 budget=Budget(in_flight_bytes(self._device)),
                 batch_size=options.batch_size,
                 batch_pixels=BATCH_PIXELS_ON_CPU if is_cpu else BATCH_PIXELS,
-                watcher=watcher,
+                progress=progress,
                 stop=stop,
                 fetch=storage.fetch,
-                is_measuring=options.is_measuring,
+                measure=options.measure,
             )
         except RuntimeError as error:
             if "CUDA error" not in str(error):
@@ -131,32 +134,8 @@ class LocalEngine(Engine):
             raise DeviceError(f"{self.device} failed: {line}; finished files are kept") from error
 
 
-def choose_engine(options: DenoiseOptions, storage: Storage, part: str) -> Engine:
-    """The one that the options ask for.
-
-    Args:
-        options: of the run.
-        storage: where its files come from and go to.
-        part: the run's part of the manifest.
-
-    Raises:
-        OptionError: an extra is not installed.
-        DeviceError: the device or cluster is not there.
-        WeightsError: the weights cannot be used.
-    """
-    if options.engine == "ray":
-        from ..scaling.engines import RayEngine
-
-        return RayEngine(options, storage, part)
-    if options.device == "cuda:all":
-        from ..scaling.engines import ProcessEngine
-
-        return ProcessEngine(options, storage, part)
-    return LocalEngine(options, storage)
-
-
 def precision_on(name: str, device: torch.device) -> str:
-    """What `auto` comes to: bf16 where a GPU has tensor cores for it, float32 elsewhere."""
+    """Resolve `auto`: bf16 on GPUs with tensor cores for it, float32 elsewhere."""
     if name != "auto":
         return name
     has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -16,12 +16,15 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from denoise_batch.kernels import OptionError
 
 from ..files.atomic import atomic_write
 
 FOLDER = ".denoise-batch"
 _BLOCK = 1 << 20
+_LOOK_S = 2.0  # for another shard that is looking at the same lock
 # Lines survive the death of the process as they are; against that of the machine a sync for each
 # would make every file wait for the disk a second time.
 _SYNC_S = 5.0
@@ -203,48 +206,45 @@ def _ends_torn(file: BinaryIO) -> bool:
     return file.read(1) != b"\n"
 
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-
 @contextmanager
 def locked(root: Path, part: str = "") -> Iterator[None]:
     """Hold the output folder for this run, or for this shard; a killed run holds nothing.
 
+    An unsharded run excludes every other run, a shard excludes itself and unsharded runs. Each
+    takes its own lock first and then looks at the others', so that of two runs that begin together
+    at least one sees the other.
+
     Args:
         root: the output folder; made if missing.
-        part: "" for the whole, or the shard's name.
+        part: "" for an unsharded run, or the shard's name.
 
     Raises:
         OptionError: another run holds it, or it cannot be written.
     """
     folder = root / FOLDER
-    with ExitStack() as files:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            whole = files.enter_context((folder / "lock").open("a+b"))
-            own = files.enter_context((folder / f"lock{part}").open("a+b")) if part else whole
-        except OSError as error:
-            raise OptionError(
-                f"{folder}: cannot be made: {error.strerror}; choose another output"
-            ) from error
-        _take(whole, root, is_shared=bool(part))
-        if part:
-            _take(own, root, is_shared=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        own = folder / f"lock{part}"
+        own.touch()
+    except OSError as error:
+        raise OptionError(
+            f"{folder}: cannot be made: {error.strerror}; choose another output"
+        ) from error
+    with ExitStack() as held:
+        held.callback(_lock(own, root).release)
+        for other in [folder / "lock"] if part else folder.glob("lock-*"):
+            _lock(other, root, timeout_s=_LOOK_S).release()
         yield
 
 
-def _take(file: BinaryIO, root: Path, *, is_shared: bool) -> None:
-    if fcntl is None:
-        return
-    kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+def _lock(path: Path, root: Path, timeout_s: float = 0.0) -> FileLock:
+    lock = FileLock(path, timeout=timeout_s)
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        lock.acquire()
+    except Timeout as error:
         raise OptionError(
             f"{root}: another denoise-batch is writing there; wait for it, or choose another output"
         ) from error
-    except OSError:
-        return  # a file system without locks: better unguarded than unusable
+    except (OSError, NotImplementedError):
+        pass  # a file system without locks: better unguarded than unusable
+    return lock

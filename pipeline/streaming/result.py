@@ -1,4 +1,4 @@
-"""What became of one image."""
+"""What became of one image, and of a whole run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,18 +15,18 @@ class Result:
     """What became of one file.
 
     Attributes:
-        job: where it came from and went.
+        job: where it came from and where it went.
         status: done, failed (see reason) or skipped (see reason).
         reason: why it failed or was skipped.
         size: (width, height) of its first page, once it was read.
-        pages: how many pages it has.
-        notes: what the user should know of a finished image: something its file could not keep,
-            or why there is no PSNR although references were given.
-        seconds: by stage (`STAGES`) how long it took; a batch's time is shared out by pixels.
+        pages: number of pages.
+        notes: what the user should know about a finished image: what its file could not keep, or
+            why there is no PSNR although references were given.
+        seconds: time by stage (`STAGES`); a batch's time is split by pixels.
         quality: noise and PSNR before and after, if they were measured.
-        is_retried: the network's output was not finite in the asked-for precision, and was made
+        is_retried: the network's output was not finite in the requested precision and was computed
             again in float32.
-        pixels_of_pages: of all pages together, where they differ in size.
+        pixels_of_pages: sum over all pages, where they differ in size.
     """
 
     job: Job
@@ -42,7 +42,77 @@ class Result:
 
     @property
     def pixels(self) -> int:
-        """Of all pages, as large as the first unless it is told otherwise."""
+        """Sum over all pages; by default each is as large as the first."""
         if self.pixels_of_pages is not None:
             return self.pixels_of_pages
         return self.size[0] * self.size[1] * self.pages if self.size else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do.
+
+    Attributes:
+        jobs: images to denoise.
+        rest: images beyond `--limit`; they replace jobs that fail.
+        skipped: results of images that are not begun: already done, or not to be overwritten.
+        device: where the network runs.
+        precision: of its convolutions: fp32, bf16 or fp16.
+        weights: the weights file.
+    """
+
+    jobs: tuple[Job, ...]
+    rest: tuple[Job, ...]
+    skipped: tuple[Result, ...]
+    device: str
+    precision: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        results: one for each image, in the order of the inputs.
+        seconds: from the first read to the last write.
+        device: where the network ran.
+        weights: the file it was loaded from.
+        signal: the signal that ended the run early; images without a result wait for the next run.
+        left: number of images that a signal or the limit left over.
+    """
+
+    results: tuple[Result, ...]
+    seconds: float
+    device: str
+    weights: str
+    signal: int | None = None
+    left: int = 0
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal ended the run early."""
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 some failed, 6 every file failed, 130 or 143 for SIGINT or SIGTERM."""
+        if self.signal is not None:
+            return 128 + self.signal
+        failed = sum(result.status == "failed" for result in self.results)
+        if failed == 0:
+            return 0
+        return 6 if failed == len(self.results) else 1
+
+    @property
+    def megapixels(self) -> float:
+        """Sum over the images that were denoised."""
+        return sum(result.pixels for result in self.results if result.status == "done") / 1e6
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Time by stage, summed over the images; stages overlap, so the sums exceed `seconds`."""
+        return {
+            stage: sum(result.seconds.get(stage, 0.0) for result in self.results)
+            for stage in STAGES
+        }

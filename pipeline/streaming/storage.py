@@ -1,4 +1,4 @@
-"""Where files come from and go to; here, on this machine's file systems."""
+"""Where files come from and go to; here, this machine's file systems."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,46 +11,46 @@ from .result import Result
 
 
 class Storage:
-    """Files that are where their paths say. `scaling.remote` has one for object stores."""
+    """Files that are where their paths say; `scaling.remote` adds object stores."""
 
     def refresh(self, options: DenoiseOptions) -> None:
-        """Before inputs and output are looked at."""
+        """Called before inputs and output are scanned."""
 
     def named(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs, as they are to be told to the user."""
+        """Return the jobs under the names that the user knows."""
         return list(jobs)
 
     def manifest(self, root: Path, part: str) -> Manifest:
-        """What earlier runs made in an output folder, and where this one notes it."""
+        """Return the manifest of an output folder, to read and to add to."""
         return Manifest(root, part)
 
     def worker_manifest(self, root: Path, part: str) -> Manifest:
-        """For a worker, who only notes."""
+        """Return a manifest that a worker only adds to."""
         return Manifest(root, part)
 
-    def is_gone(self, place: str) -> bool:
-        """Whether nothing stands at a `Job.canonical_path` any more; False where that cannot be told."""
+    def is_gone(self, canonical_path: str) -> bool:
+        """Whether a `Job.canonical_path` no longer exists; False where that is unknown."""
         with suppress(OSError):
-            return not Path(place).exists()
+            return not Path(canonical_path).exists()
         return False
 
     def fetch(self, path: Path) -> None:
-        """Before a source is read, in a reader's thread.
+        """Called before a source is read, in a reader thread.
 
         Raises:
-            ImageError: it does not come.
+            ImageError: it cannot be fetched.
         """
 
-    def deliver(self, path: Path) -> None:
-        """After an output was written, in a writer's thread.
+    def upload(self, path: Path) -> None:
+        """Called after an output was written, in a writer thread.
 
         Raises:
-            ImageError: it does not go.
+            ImageError: it cannot be uploaded.
         """
 
-    def finished(self, result: Result) -> Result:
-        """After all is done for a job; the result as it is to be told."""
+    def finish(self, result: Result) -> Result:
+        """Release a finished job's space, and return its result in the user's names."""
         return result
 
     def end(self, manifests: Sequence[Manifest]) -> None:
-        """At the end of a run that is alone in its output."""
+        """Called at the end of an unsharded run."""

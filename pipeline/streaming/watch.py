@@ -1,4 +1,4 @@
-"""Drop folders: look again and again, and denoise what has come and is whole."""
+"""Drop folders: poll for images, and denoise each once it is whole."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,9 +7,10 @@ from pathlib import Path
 from denoise_batch.kernels import NoImagesError, OptionError
 
 from ..files.scan import Job
-from ..progress import Stop
+from ..progress import Progress, Stop
 from .manifest import FileStat
-from .session import Events, Session, Summary
+from .result import Plan, Result, Summary
+from .session import Session
 
 _NAP_S = 0.1  # between two looks at `stop`
 
@@ -17,28 +18,28 @@ _NAP_S = 0.1  # between two looks at `stop`
 def watch(
     session: Session,
     interval_s: float,
-    events: Events,
+    progress: Progress[Plan, Result],
     stop: Stop,
     on_round: Callable[[Summary], None] = lambda summary: None,
     on_error: Callable[[OptionError], None] = lambda error: None,
 ) -> None:
-    """Look every `interval_s` seconds, until `stop`.
+    """Poll every `interval_s` seconds, until `stop`.
 
-    A file is taken once it has stayed the same from one look to the next, so that none is read
-    while it is still being copied; and again when it has changed, also one that failed, or when
-    its output got another name, since a later file wants that one. What fails after the first look
-    may pass, such as another run that holds the output: it is told, and tried again next time.
+    A file is taken once it has not changed between two polls, so that none is read while it is
+    still being copied; and again when it changes, also if it failed, or when its output gets
+    another name because a later file needs that one. What fails after the first poll may pass, such
+    as another run that holds the output: it is reported, and tried again next time.
 
     Args:
-        session: what to do.
-        interval_s: between two looks.
-        events: told how each round goes.
-        stop: ends it, after the files in flight.
-        on_round: told what a round came to, if it had something to do.
-        on_error: told why a round after the first failed; once, while the reason stays the same.
+        session: the loaded network.
+        interval_s: time between two polls.
+        progress: receives what each round reports.
+        stop: ends the watch, after the files in flight.
+        on_round: called with what a round came to, if it had something to do.
+        on_error: called with the reason why a round after the first failed; once per reason.
 
     Raises:
-        OptionError: the first look failed.
+        OptionError: the first poll failed.
         DeviceError: the device failed.
     """
     told = ""
@@ -58,8 +59,8 @@ def watch(
             ]
             seen = stamps
             if ready:
-                summary = session.run(ready, events, stop)
-                # What the limit or a signal left over comes again.
+                summary = session.run(ready, progress, stop)
+                # Images that the limit or a signal left over come again.
                 done = {(r.job.source, r.job.output): stamps[r.job.source] for r in summary.results}
                 handled |= done
                 on_round(summary)
@@ -89,5 +90,5 @@ def _stamps(jobs: Sequence[Job]) -> dict[Path, FileStat]:
         try:
             stamps[job.source] = FileStat.of(job.source)
         except OSError:
-            continue  # gone again, or not to be read; the next look tells
+            continue  # gone again, or unreadable; the next poll tells
     return stamps

@@ -32,11 +32,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from denoise_batch.device import compute_bytes, cores
 from denoise_batch.files.images import read_pages, write_pages
 from denoise_batch.models import find_weights, load_weights
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.streaming.denoiser import Denoiser
-from denoise_batch.streaming.memory import compute_bytes, cores
 from denoise_batch.streaming.session import Session
 from denoise_batch.streaming.stream import worker_threads
 from denoise_batch.weights import names
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(scratch) / "images"
         megapixels = make_images(folder, options.images, options.photographs)
         alone = stages_alone(folder, Path(scratch) / "alone", options)
-        wall = stream_seconds(folder, Path(scratch) / "stream", options, is_measuring=False)
-        measured = stream_seconds(folder, Path(scratch) / "measured", options, is_measuring=True)
+        wall = stream_seconds(folder, Path(scratch) / "stream", options, measure=False)
+        measured = stream_seconds(folder, Path(scratch) / "measured", options, measure=True)
         shutil.rmtree(Path(scratch) / "stream")
         shutil.rmtree(Path(scratch) / "measured")
         peaks = dict(memory_peaks(folder, Path(scratch), options))
@@ -161,7 +161,7 @@ def stream_seconds(
     session = Session(
         DenoiseOptions(
             (str(folder),), output, weights=options.weights, device=str(options.device),
-            precision="fp32", is_measuring=is_measuring,
+            precision="fp32", measure=is_measuring,
         )
     )  # fmt: skip
     summary = session.run(session.jobs())

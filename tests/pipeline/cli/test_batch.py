@@ -18,7 +18,7 @@ from denoise_batch.cli.batch import main
 from denoise_batch.files.images import read_image
 from denoise_batch.models import Network, load_weights, save_weights
 from denoise_batch.streaming import engine as engine_module
-from denoise_batch.streaming.memory import Budget
+from denoise_batch.streaming.stream import Budget
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 from pictures import picture
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress as RichProgress
 
 from denoise_batch.cli.batch import main
 from denoise_batch.cli.console import Bars
@@ -25,9 +25,10 @@ from denoise_batch.files.images import read_image
 from denoise_batch.files.scan import Job
 from denoise_batch.kernels import OptionError
 from denoise_batch.models import Network, load_weights
+from denoise_batch.progress import Progress
 from denoise_batch.streaming import session as denoise_module
 from denoise_batch.streaming.denoiser import Output
-from denoise_batch.streaming.session import Start, Summary
+from denoise_batch.streaming.result import Plan, Result, Summary
 
 
 @pytest.fixture
@@ -138,12 +139,12 @@ def test_seconds_of_a_page_that_needs_no_second_pass_count_once(
 
 def test_bars_come_back_for_what_a_watch_finds_later() -> None:
     console = Console(file=io.StringIO(), force_terminal=True)
-    with Progress(console=console, transient=True) as progress:
+    with RichProgress(console=console, transient=True) as progress:
         bars = Bars(progress)
         for _ in range(2):
-            bars.events.on_start(Start((), (), (), "cpu", "fp32", "weights"))
+            bars.on_start(Plan((), (), (), "cpu", "fp32", "weights"))
             assert progress.live.is_started
-            bars.finish(Summary((), 0.1, "cpu", "weights", None, 0))
+            bars.show_summary(Summary((), 0.1, "cpu", "weights", None, 0))
             assert not progress.live.is_started
 
 
@@ -228,7 +229,7 @@ def test_json_lines_say_everything(
     assert (start["event"], start["todo"], start["device"]) == ("start", 3, "cpu")
     by_name = {event["name"]: event for event in images}
     assert by_name["a.png"]["status"] == "done"
-    assert by_name["a.png"]["size"] == [33, 21]
+    assert (by_name["a.png"]["width"], by_name["a.png"]["height"]) == (33, 21)
     assert by_name["a.png"]["output"].endswith("imgs-denoised/a.png")
     assert set(by_name["a.png"]["seconds"]) == {
         "decode",
@@ -240,6 +241,18 @@ def test_json_lines_say_everything(
     assert by_name["bad.png"]["status"] == "failed"
     assert "is empty" in by_name["bad.png"]["reason"]
     assert (end["event"], end["done"], end["failed"], end["exit_code"]) == ("end", 2, 1, 1)
+
+
+def test_json_lines_and_the_report_give_an_image_the_same_form(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad.png").write_bytes(b"")
+    report = folder.parent / "report.json"
+    assert run(folder, "--log", "json", "--report", report, weights=weights) == 1
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    images = {e.pop("name"): e for e in events if e.pop("event") == "image"}
+    reported = {image.pop("name"): image for image in json.loads(report.read_text())["images"]}
+    assert images == reported
 
 
 def test_without_a_terminal_there_is_a_plain_line_for_every_image(
@@ -325,7 +338,7 @@ def test_a_watch_outlives_what_passes(
             raise OptionError("drop: in trouble")
         return jobs(session)
 
-    def failing_run(session: denoise_module.Session, *args: Any) -> denoise_module.Summary:
+    def failing_run(session: denoise_module.Session, *args: Any) -> Summary:
         if trouble == "locked" and looks in (2, 3):
             raise OptionError("drop: in trouble")
         summary = run_jobs(session, *args)
@@ -402,10 +415,12 @@ def test_an_image_shows_progress_inside(
     options = DenoiseOptions(
         (str(folder / "a.png"),), weights=str(weights), device="cpu", tile="16"
     )
-    events = denoise_module.Events(
-        on_tile=lambda job, done, all: seen.append((job.name, done, all))
-    )
-    assert denoise_module.denoise(options, events).exit_code == 0
+
+    class Tiles(Progress[Plan, Result]):
+        def on_step(self, name: str, done: int, total: int) -> None:
+            seen.append((name, done, total))
+
+    assert denoise_module.denoise(options, Tiles()).exit_code == 0
     assert seen == [("a.png", done, 6) for done in range(1, 7)]
 
 
@@ -417,13 +432,16 @@ def test_sigterm_finishes_files_in_flight(weights: Path, tmp_path: Path) -> None
         shutil.copyfile(tmp_path / "imgs" / "0.png", tmp_path / "imgs" / f"{index}.png")
     command = [sys.executable, "-m", "denoise_batch", str(tmp_path / "imgs"), "-b", "1"]
     command += ["--weights", str(weights), "--device", "cpu", "--log", "json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(3)]
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    events = [json.loads(line) for line in [*lines, *out.splitlines()]]
+    with (
+        (tmp_path / "stderr").open("w+") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        lines += process.stdout  # not communicate(), which loses what was read ahead
+        assert process.wait(60) == 143, (tmp_path / "stderr").read_text()
+    events = [json.loads(line) for line in lines]
     assert events[-1]["signal"] == signal.SIGTERM
     written = names(tmp_path / "imgs-denoised")
     assert sorted(e["name"] for e in events if e["event"] == "image") == written

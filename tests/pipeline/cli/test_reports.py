@@ -14,7 +14,8 @@ from denoise_batch.cli.batch import main
 from denoise_batch.doctor import made_up_picture
 from denoise_batch.metrics import psnr
 from denoise_batch.streaming.references import to_8_bit
-from denoise_batch.streaming.session import Session, Summary
+from denoise_batch.streaming.result import Summary
+from denoise_batch.streaming.session import Session
 
 SIDE = 384  # more than 2¹⁷ pixels, below which there is no estimate
 SIGMA = 20

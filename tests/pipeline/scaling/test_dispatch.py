@@ -65,8 +65,7 @@ def some_jobs(count: int) -> list[Job]:
 
 
 def run(workers: Sequence[Worker], count: int, **options: float) -> list[Result]:
-    results: list[Result] = []
-    Dispatch(workers, **options).run(some_jobs(count), results.append)
+    results = list(Dispatch(workers, **options).run(some_jobs(count)))
     names = sorted(result.job.name for result in results)
     assert names == sorted(job.name for job in some_jobs(count))  # each once
     return results
@@ -157,6 +156,7 @@ def test_what_no_worker_can_mend_ends_the_run() -> None:
 def test_stopping_finishes_what_is_in_flight_and_leaves_the_rest() -> None:
     workers = [Fake(f"w{i}") for i in range(2)]
     results: list[Result] = []
-    Dispatch(workers).run(some_jobs(2000), results.append, lambda: len(results) >= 10)
+    for result in Dispatch(workers).run(some_jobs(2000), lambda: len(results) >= 10):
+        results.append(result)
     assert 10 <= len(results) < 2000
     assert len(results) == sum(len(worker.done) for worker in workers)

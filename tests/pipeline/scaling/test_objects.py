@@ -9,7 +9,7 @@ import pytest
 
 from denoise_batch.kernels import ImageError, OptionError
 from denoise_batch.scaling import objects
-from denoise_batch.scaling.mirror import LocalMirror, local_or_staged
+from denoise_batch.scaling.mirror import LocalMirror, local_path
 from denoise_batch.scaling.objects import ObjectStore, is_url
 
 fsspec = pytest.importorskip("fsspec")
@@ -39,7 +39,7 @@ def test_urls_are_told_from_paths() -> None:
 
 def test_an_object_goes_and_comes_back(store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"pixels")
-    store.deliver(tmp_path / "a", "bucket/deep/a.png")
+    store.upload(tmp_path / "a", "bucket/deep/a.png")
     fetched = store.fetch("bucket/deep/a.png", tmp_path / "new" / "b")
     assert (tmp_path / "new" / "b").read_bytes() == b"pixels"
     assert (fetched.size, store.read("bucket/deep/a.png")) == (6, b"pixels")
@@ -70,7 +70,7 @@ def test_a_failing_upload_is_tried_again(
         put(*arguments, **options)
 
     monkeypatch.setattr(store._files, "put_file", flaky)
-    store.deliver(tmp_path / "a", "bucket/a.png")
+    store.upload(tmp_path / "a", "bucket/a.png")
     assert store.read("bucket/a.png") == b"pixels"
     assert not failures
 
@@ -79,7 +79,7 @@ def test_an_upload_that_fails_for_good_leaves_what_was_there(
     memory: Any, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a").write_bytes(b"old")
-    store.deliver(tmp_path / "a", "bucket/a.png")
+    store.upload(tmp_path / "a", "bucket/a.png")
     (tmp_path / "a").write_bytes(b"much newer")
 
     def torn(local: str, key: str) -> None:
@@ -89,7 +89,7 @@ def test_an_upload_that_fails_for_good_leaves_what_was_there(
 
     monkeypatch.setattr(store._files, "put_file", torn)
     with pytest.raises(ImageError, match=r"memory://bucket/a.png: cannot be written: .*no space"):
-        store.deliver(tmp_path / "a", "bucket/a.png")
+        store.upload(tmp_path / "a", "bucket/a.png")
     assert list(memory.store) == ["/bucket/a.png"]
     assert store.read("bucket/a.png") == b"old"
 
@@ -98,7 +98,7 @@ def test_a_torn_download_leaves_no_file(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a").write_bytes(b"pixels")
-    store.deliver(tmp_path / "a", "bucket/a.png")
+    store.upload(tmp_path / "a", "bucket/a.png")
     monkeypatch.setattr(store._files, "get_file", lambda key, path: Path(path).write_bytes(b"pix"))
     with pytest.raises(ImageError, match="3 of 6 bytes"):
         store.fetch("bucket/a.png", tmp_path / "b")
@@ -115,15 +115,15 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         ObjectStore("s3")
 
 
-def test_a_stage_shows_names_sizes_and_times_without_taking_space(
+def test_a_mirror_shows_names_sizes_and_times_without_taking_space(
     memory: Any, store: ObjectStore, tmp_path: Path
 ) -> None:
     (tmp_path / "a").write_bytes(b"x" * 10_000_000)
     for key in ("bucket/imgs/a.png", "bucket/imgs/deep/b.png", "bucket/other/c.png"):
-        store.deliver(tmp_path / "a", key)
-    stage = LocalMirror(tmp_path / "stage")
-    folder = stage.path("memory://bucket/imgs")
-    stage.mirror(folder)
+        store.upload(tmp_path / "a", key)
+    mirror = LocalMirror(tmp_path / "mirror")
+    folder = mirror.path("memory://bucket/imgs")
+    mirror.refresh(folder)
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     assert found == ["a.png", "deep/b.png"]
     status = (folder / "a.png").stat()
@@ -132,26 +132,26 @@ def test_a_stage_shows_names_sizes_and_times_without_taking_space(
     listed = store.listing("bucket/imgs/a.png")[0]
     assert status.st_mtime_ns == listed.modified_ns
 
-    stage.fetch(folder / "a.png")
+    mirror.fetch(folder / "a.png")
     assert (folder / "a.png").read_bytes() == b"x" * 10_000_000
-    stage.forget(folder / "a.png")
+    mirror.release(folder / "a.png")
     assert (folder / "a.png").stat().st_size == 0
 
     memory.rm("/bucket/imgs/a.png")
-    stage.mirror(folder)
+    mirror.refresh(folder)
     assert not (folder / "a.png").exists()
 
 
 def test_paths_and_urls_stand_for_each_other(memory: Any, tmp_path: Path) -> None:
-    stage = LocalMirror(tmp_path / "stage")
-    path = stage.path("memory://bucket/imgs/")
-    assert stage.url(path / "a.png") == "memory://bucket/imgs/a.png"
-    assert stage.holds(path)
-    assert not stage.holds(tmp_path)
-    assert stage.url(tmp_path) == str(tmp_path)
-    assert stage.spelled(f"{path / 'a.png'}: is empty") == "memory://bucket/imgs/a.png: is empty"
-    assert local_or_staged("imgs/*.png", stage) == "imgs/*.png"
-    assert local_or_staged("file:///data/imgs", stage) == "/data/imgs"
+    mirror = LocalMirror(tmp_path / "mirror")
+    path = mirror.path("memory://bucket/imgs/")
+    assert mirror.url(path / "a.png") == "memory://bucket/imgs/a.png"
+    assert mirror.holds(path)
+    assert not mirror.holds(tmp_path)
+    assert mirror.url(tmp_path) == str(tmp_path)
+    assert mirror.with_urls(f"{path / 'a.png'}: is empty") == "memory://bucket/imgs/a.png: is empty"
+    assert local_path("imgs/*.png", mirror) == "imgs/*.png"
+    assert local_path("file:///data/imgs", mirror) == "/data/imgs"
     for url in ("memory://", "memory://bucket/../x"):
         with pytest.raises(OptionError, match="name a bucket"):
-            stage.path(url)
+            mirror.path(url)

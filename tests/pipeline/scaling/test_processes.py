@@ -19,9 +19,8 @@ from denoise_batch.kernels import DeviceError
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.scaling import engines
 from denoise_batch.scaling.engines import ProcessEngine
-from denoise_batch.scaling.processes import _SharedStop
+from denoise_batch.scaling.processes import SharedStop
 from denoise_batch.scaling.worker_session import WorkerConfig, WorkerSession
-from denoise_batch.streaming.result import Result
 from denoise_batch.streaming.session import Session
 from denoise_batch.streaming.storage import Storage
 
@@ -98,7 +97,7 @@ def test_one_worker_for_each_gpu(monkeypatch: pytest.MonkeyPatch, weights: Path)
     assert (engine.device, engine.precision) == ("cuda:0, cuda:1, cuda:2", "bf16")
     names = [worker.name for worker in engine.new_workers([])]
     assert names == [f"worker {n} on cuda:{n}" for n in range(3)]
-    assert [engine.setup(f"cuda:{n}", n).options.device for n in range(3)] == [
+    assert [engine.config(f"cuda:{n}", n).options.device for n in range(3)] == [
         "cuda:0",
         "cuda:1",
         "cuda:2",
@@ -147,12 +146,11 @@ def test_a_stopped_worker_leaves_the_rest(folder: Path, weights: Path, tmp_path:
     with Session(options) as session:
         jobs = session.jobs()
     event = threading.Event()
-    results: list[Result] = []
-    station = WorkerSession(WorkerConfig(options, "-worker-0"))
-    station.run(jobs[:2], results.append, _SharedStop(event))  # type: ignore[arg-type]
+    worker = WorkerSession(WorkerConfig(options, "-worker-0"))
+    results = list(worker.run(jobs[:2], SharedStop(event)))  # type: ignore[arg-type]
     assert len(results) == 2
     event.set()
-    station.run(jobs[2:], results.append, _SharedStop(event))  # type: ignore[arg-type]
+    results += worker.run(jobs[2:], SharedStop(event))  # type: ignore[arg-type]
     assert len(results) < len(jobs)
     assert set(outputs(tmp_path / "out")) == {r.job.name for r in results if r.status == "done"}
 
@@ -166,9 +164,9 @@ def test_a_worker_on_another_machine_needs_no_folder_for_the_reports(
         (str(folder),), weights=str(weights), precision="fp32", reports=(Path("runs/r.json"),)
     )
     engine = ProcessEngine(options, Storage(), "", devices=["cpu"])
-    setup = replace(engine.setup("cpu", 0), weights=weights.read_bytes())
+    config = replace(engine.config("cpu", 0), weights=weights.read_bytes())
     monkeypatch.chdir(folder)
-    WorkerSession(setup)
+    WorkerSession(config)
 
 
 def test_a_worker_that_cannot_work_ends_the_run_with_its_error(folder: Path, weights: Path) -> None:

@@ -43,7 +43,7 @@ def store(server: Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
 
 def test_an_object_goes_and_comes_back(store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"pixels" * 1000)
-    store.deliver(tmp_path / "a", "pictures/deep/ä b.png")
+    store.upload(tmp_path / "a", "pictures/deep/ä b.png")
     fetched = store.fetch("pictures/deep/ä b.png", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"pixels" * 1000
     assert store.listing("pictures/deep") == [fetched]
@@ -57,7 +57,7 @@ def test_an_object_goes_and_comes_back(store: ObjectStore, tmp_path: Path) -> No
 def test_a_large_file_goes_in_parts_and_appears_whole(store: ObjectStore, tmp_path: Path) -> None:
     data = bytes(range(256)) * (110 * 4096)  # 110 MiB, above s3fs's part of 50
     (tmp_path / "a").write_bytes(data)
-    store.deliver(tmp_path / "a", "pictures/large.tif")
+    store.upload(tmp_path / "a", "pictures/large.tif")
     assert store.read("pictures/large.tif") == data
 
 
@@ -66,7 +66,7 @@ def test_a_failing_upload_is_tried_again(
 ) -> None:
     (tmp_path / "a").write_bytes(b"pixels")
     server.failures["PUT", "pictures/a.png"] = 2
-    store.deliver(tmp_path / "a", "pictures/a.png")
+    store.upload(tmp_path / "a", "pictures/a.png")
     assert store.read("pictures/a.png") == b"pixels"
     assert server.seen.count(("PUT", "pictures/a.png")) == 3
 
@@ -75,11 +75,11 @@ def test_an_upload_that_fails_for_good_leaves_what_was_there(
     store: ObjectStore, server: Server, tmp_path: Path
 ) -> None:
     (tmp_path / "a").write_bytes(b"old")
-    store.deliver(tmp_path / "a", "pictures/a.png")
+    store.upload(tmp_path / "a", "pictures/a.png")
     (tmp_path / "a").write_bytes(b"newer")
     server.failures["PUT", "pictures/a.png"] = 1000
     with pytest.raises(ImageError, match=r"s3://pictures/a.png: cannot be written"):
-        store.deliver(tmp_path / "a", "pictures/a.png")
+        store.upload(tmp_path / "a", "pictures/a.png")
     assert store.read("pictures/a.png") == b"old"
 
 
@@ -93,7 +93,7 @@ def test_the_command_denoises_a_bucket_and_goes_on_where_it_failed(
     """One of three outputs is tried again; one fails for good and comes next time."""
     for name in ("a.png", "b.png", "c.png"):
         picture(40, 30, ord(name[0])).save(tmp_path / name)
-        store.deliver(tmp_path / name, f"pictures/imgs/{name}")
+        store.upload(tmp_path / name, f"pictures/imgs/{name}")
     options = ["--weights", str(weights), "--device", "cpu"]
     assert main([f"{tmp_path}/?.png", "-o", str(tmp_path / "out"), *options]) == 0
     command = ["s3://pictures/imgs", "-o", "s3://pictures/out", *options]

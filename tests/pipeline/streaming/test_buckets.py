@@ -8,30 +8,30 @@ from denoise_batch.files.decoded_image import DecodedImage
 from denoise_batch.files.metadata import Metadata
 from denoise_batch.files.pixels import StorageFormat
 from denoise_batch.models import ARCHITECTURES, Network
-from denoise_batch.streaming.denoiser import Denoiser
-from denoise_batch.streaming.stream import Buckets
+from denoise_batch.streaming.denoiser import BatchDenoiser
+from denoise_batch.streaming.stream import Batches
 
 
 def test_full_batches_come_first_and_the_oldest_otherwise() -> None:
-    buckets: Buckets[str] = Buckets()
+    batches: Batches[str] = Batches()
     for item in ("a1", "b1", "b2", "c1", "b3"):
-        buckets.add(item[0], item, 2)
-    assert len(buckets) == 5
-    assert buckets.full() == ["b1", "b2"]
-    assert buckets.full() is None
-    assert buckets.oldest() == ["a1"]
-    assert buckets.oldest() == ["c1"]
-    assert buckets.clear() == ["b3"]
-    assert buckets.oldest() is None
+        batches.add(item[0], item, 2)
+    assert len(batches) == 5
+    assert batches.full() == ["b1", "b2"]
+    assert batches.full() is None
+    assert batches.oldest() == ["a1"]
+    assert batches.oldest() == ["c1"]
+    assert batches.clear() == ["b3"]
+    assert batches.oldest() is None
 
 
 @given(st.lists(st.integers(0, 4), max_size=40), st.integers(1, 5))
 def test_everything_leaves_once_in_order_of_its_kind(kinds: list[int], size: int) -> None:
-    buckets: Buckets[tuple[int, int]] = Buckets()
+    batches: Batches[tuple[int, int]] = Batches()
     for number, kind in enumerate(kinds):
-        buckets.add(kind, (kind, number), size)
+        batches.add(kind, (kind, number), size)
     left = []
-    while batch := buckets.full() or buckets.oldest():
+    while batch := batches.full() or batches.oldest():
         assert len(batch) <= size
         assert len({kind for kind, _ in batch}) == 1
         left += batch
@@ -44,7 +44,7 @@ def test_everything_leaves_once_in_order_of_its_kind(kinds: list[int], size: int
 def test_images_of_several_sizes_in_one_batch_come_out_as_alone() -> None:
     for name, spec in ARCHITECTURES.items():
         network = Network(name, 0.4, 0.2, torch.Generator().manual_seed(0)).eval()
-        denoiser = Denoiser(network, torch.device("cpu"), memory=1 << 30)
+        denoiser = BatchDenoiser(network, torch.device("cpu"), memory=1 << 30)
         multiple = spec.multiple
         pages = []
         for shrink in range(3):

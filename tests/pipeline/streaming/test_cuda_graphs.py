@@ -9,7 +9,7 @@ from denoise_batch.cli import batch
 from denoise_batch.kernels.capture import Captured
 from denoise_batch.models import Network
 from denoise_batch.streaming import denoiser, engine
-from denoise_batch.streaming.denoiser import Denoiser
+from denoise_batch.streaming.denoiser import BatchDenoiser
 from denoise_batch.streaming.transfer import Transfer
 
 
@@ -21,8 +21,8 @@ def test_launches_are_replayed_on_cuda_if_asked_for(
     device: str, is_wanted: bool, is_captured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(denoiser, "Transfer", lambda device: Transfer(torch.device("cpu")))
-    made = Denoiser(
-        Network("tconv"), torch.device(device), memory=1 << 20, has_cuda_graphs=is_wanted
+    made = BatchDenoiser(
+        Network("tconv"), torch.device(device), memory=1 << 20, cuda_graphs=is_wanted
     )
     assert isinstance(made._forward._run, Captured) == is_captured
 
@@ -33,11 +33,11 @@ def test_the_flag_reaches_the_denoiser(tmp_path: Path, monkeypatch: pytest.Monke
     class StoppedError(Exception):
         pass
 
-    def record(*args: object, has_cuda_graphs: bool, **kwargs: object) -> None:
-        seen.append(has_cuda_graphs)
+    def record(*args: object, cuda_graphs: bool, **kwargs: object) -> None:
+        seen.append(cuda_graphs)
         raise StoppedError
 
-    monkeypatch.setattr(engine, "Denoiser", record)
+    monkeypatch.setattr(engine, "BatchDenoiser", record)
     for flags in ([], ["--cuda-graphs"]):
         with pytest.raises(StoppedError):
             batch.main([str(tmp_path), "--device", "cpu", *flags])

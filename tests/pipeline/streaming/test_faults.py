@@ -22,10 +22,11 @@ from PIL import Image
 from denoise_batch.cli.batch import main
 from denoise_batch.files import atomic
 from denoise_batch.options import DenoiseOptions
+from denoise_batch.progress import Progress
 from denoise_batch.streaming import engine as engine_module
-from denoise_batch.streaming.memory import Budget
-from denoise_batch.streaming.result import Result
-from denoise_batch.streaming.session import Events, Session, Summary
+from denoise_batch.streaming.result import Plan, Result, Summary
+from denoise_batch.streaming.session import Session
+from denoise_batch.streaming.stream import Budget
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -144,13 +145,14 @@ def run_with_a_blow(
     session = Session(DenoiseOptions((str(imgs),), weights=str(weights), device="cpu"))
     is_struck = False
 
-    def on_result(result: Result) -> None:
-        nonlocal is_struck
-        if not is_struck:
-            is_struck = True
-            blow()
+    class Blow(Progress[Plan, Result]):
+        def on_result(self, result: Result) -> None:
+            nonlocal is_struck
+            if not is_struck:
+                is_struck = True
+                blow()
 
-    return session.run(session.jobs(), Events(on_result=on_result))
+    return session.run(session.jobs(), Blow())
 
 
 def test_inputs_that_vanish_or_shrink_midway(

@@ -5,10 +5,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from denoise_batch.streaming.memory import Budget, available_host_bytes
+from denoise_batch import device
+from denoise_batch.device import available_host_bytes
+from denoise_batch.streaming.stream import Budget
 
 
 def test_who_does_not_fit_waits_until_there_is_room() -> None:
@@ -39,7 +42,7 @@ def test_a_file_larger_than_the_budget_goes_alone_and_is_not_overtaken() -> None
 
     large = threading.Thread(target=enter, args=("large", 500))
     large.start()
-    while not budget._queue:
+    while not budget.waiting:
         time.sleep(0.001)
     small = threading.Thread(target=enter, args=("small", 10))
     small.start()
@@ -68,6 +71,65 @@ def test_the_machine_has_memory() -> None:
     assert available_host_bytes() > 1 << 20
 
 
+MIB = 1 << 20
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 8 GiB free and no limits; files below the folder set them."""
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {8 << 20} kB\n")
+    (tmp_path / "cgroup").write_text("0::/\n")
+    monkeypatch.setattr(device, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(device, "_OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(device, "_CGROUPS", tmp_path / "fs")
+    return tmp_path
+
+
+def limit(folder: Path, names: tuple[str, str], allowed: str, used: int, cached: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{allowed}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\n")
+
+
+V2 = ("memory.max", "memory.current")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def test_without_a_limit_the_machine_counts(machine: Path) -> None:
+    limit(machine / "fs", V2, "max", 100 * MIB)
+    assert available_host_bytes() == 8 << 30
+
+
+def test_the_memory_limit_of_a_container_counts(machine: Path) -> None:
+    """Inside a container, its own group is mounted at the root."""
+    limit(machine / "fs", V2, str(512 * MIB), 112 * MIB)
+    assert available_host_bytes() == 400 * MIB
+
+
+def test_page_cache_inside_a_container_is_free(machine: Path) -> None:
+    limit(machine / "fs", V2, str(512 * MIB), 500 * MIB, cached=300 * MIB)
+    assert available_host_bytes() == 312 * MIB
+
+
+def test_the_tightest_group_above_a_service_counts(machine: Path) -> None:
+    (machine / "cgroup").write_text("0::/system.slice/denoise.service\n")
+    limit(machine / "fs" / "system.slice", V2, str(300 * MIB), 100 * MIB)
+    limit(machine / "fs" / "system.slice" / "denoise.service", V2, str(900 * MIB), 50 * MIB)
+    assert available_host_bytes() == 200 * MIB
+
+
+def test_version_1_of_control_groups_counts(machine: Path) -> None:
+    (machine / "cgroup").write_text("9:cpu:/\n4:memory:/job/7\n0::/\n")
+    limit(machine / "fs" / "memory" / "job" / "7", V1, str(600 * MIB), 100 * MIB)
+    assert available_host_bytes() == 500 * MIB
+
+
+def test_a_group_that_is_over_its_limit_leaves_nothing(machine: Path) -> None:
+    limit(machine / "fs", V2, str(100 * MIB), 200 * MIB)
+    assert available_host_bytes() == 0
+
+
 def resident_after_frees(setup: str) -> int:
     """Resident KiB of a process that freed 30 blocks of 4 MiB below one that it keeps."""
     code = f"""
@@ -91,7 +153,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_freed_blocks_go_back_to_the_system() -> None:
-    module = "from denoise_batch.streaming.memory import return_large_blocks"
+    module = "from denoise_batch.device import return_large_blocks"
     kept = resident_after_frees(module)
     returned = resident_after_frees(f"{module}; return_large_blocks()")
     assert kept - returned > 100 * 1024

@@ -12,14 +12,13 @@ import torch
 from pictures import picture
 from PIL import Image
 
+from denoise_batch.models import Network
 from denoise_batch.options import DenoiseOptions
-from denoise_batch.streaming import stream as readers_module
-from denoise_batch.streaming import stream as turns_module
-from denoise_batch.streaming import stream as writer_module
-from denoise_batch.streaming.denoiser import Denoiser, Forward
-from denoise_batch.streaming.result import Result
-from denoise_batch.streaming.session import Events, Session
-from denoise_batch.streaming.stream import Writer
+from denoise_batch.streaming import steps
+from denoise_batch.streaming import stream as stream_module
+from denoise_batch.streaming.denoiser import BatchDenoiser
+from denoise_batch.streaming.session import Session
+from denoise_batch.streaming.steps import Writer
 
 IMAGES = 15  # more than a turn has
 
@@ -46,26 +45,32 @@ def make_session(weights: Path, folder: Path) -> Session:
 def test_on_every_core_network_and_writers_take_turns(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns_module, "cores", lambda: 2)
-    denoise, write = Denoiser.denoise, Writer.write
-    computing, writing = threading.Event(), threading.Semaphore(2)
+    monkeypatch.setattr(stream_module, "cores", lambda: 2)
+    denoise, write = BatchDenoiser.denoise, Writer.write
+    computing, writing = threading.Event(), threading.Lock()
+    writers = 0
     together: list[str] = []
 
-    def denoise_alone(self: Denoiser, *args: Any, **options: Any) -> Iterator[Any]:
+    def denoise_alone(self: BatchDenoiser, *args: Any, **options: Any) -> Iterator[Any]:
         computing.set()
-        if writing._value != 2:
+        if writers:
             together.append("the network began while a writer was at work")
         outputs = list(denoise(self, *args, **options))
         computing.clear()
         yield from outputs
 
     def write_alone(self: Writer, *args: Any) -> Any:
+        nonlocal writers
         with writing:
-            if computing.is_set():
-                together.append("a writer began while the network was at work")
-            return write(self, *args)
+            writers += 1
+        if computing.is_set():
+            together.append("a writer began while the network was at work")
+        result = write(self, *args)
+        with writing:
+            writers -= 1
+        return result
 
-    monkeypatch.setattr(Denoiser, "denoise", denoise_alone)
+    monkeypatch.setattr(BatchDenoiser, "denoise", denoise_alone)
     monkeypatch.setattr(Writer, "write", write_alone)
     with torch_threads(2):
         session = make_session(weights, tmp_path)
@@ -77,12 +82,14 @@ def test_on_every_core_network_and_writers_take_turns(
 def test_with_a_core_left_writers_work_beside_the_network(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns_module, "cores", lambda: 4)
-    denoise, write = Denoiser.denoise, Writer.write
+    monkeypatch.setattr(stream_module, "cores", lambda: 4)
+    denoise, write = BatchDenoiser.denoise, Writer.write
     started, begun = 0, threading.Condition()
     waits: list[bool] = []
 
-    def denoise_counted(self: Denoiser, pictures: Sequence[Any], **options: Any) -> Iterator[Any]:
+    def denoise_counted(
+        self: BatchDenoiser, pictures: Sequence[Any], **options: Any
+    ) -> Iterator[Any]:
         nonlocal started
         with begun:
             started += 1
@@ -95,7 +102,7 @@ def test_with_a_core_left_writers_work_beside_the_network(
             waits.append(begun.wait_for(lambda: started == IMAGES, timeout=20))
         return write(self, *args)
 
-    monkeypatch.setattr(Denoiser, "denoise", denoise_counted)
+    monkeypatch.setattr(BatchDenoiser, "denoise", denoise_counted)
     monkeypatch.setattr(Writer, "write", write_beside)
     with torch_threads(1):
         session = make_session(weights, tmp_path)
@@ -131,35 +138,28 @@ def test_writers_have_one_torch_thread_each_and_the_rest_keeps_its_own(
     ("suffix", "tile", "passes", "basis", "reason"),
     [
         (".png", "off", 2, "estimate", ""),
-        (".png", "96", None, "estimate", ""),
+        (".png", "96", 25 + 2, "estimate", ""),
         (".jpg", "off", 1, None, "not white"),
-        (".jpg", "96", None, None, "not white"),
+        (".jpg", "96", 25, None, "not white"),
     ],
 )
 def test_the_network_is_asked_twice_only_where_an_estimate_can_come_of_it(
     suffix: str,
     tile: str,
-    passes: int | None,
+    passes: int,
     basis: str | None,
     reason: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch, probe_tiles = Forward._launch, Denoiser._probe_tiles
-    launches, tile_probes = 0, 0
+    forward, calls = Network.forward_padded, 0
 
-    def launch_counted(self: Forward, padded: torch.Tensor) -> torch.Tensor:
-        nonlocal launches
-        launches += 1
-        return launch(self, padded)
+    def forward_counted(self: Network, padded: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return forward(self, padded)
 
-    def probe_counted(self: Denoiser, page: Any) -> Any:
-        nonlocal tile_probes
-        tile_probes += 1
-        return probe_tiles(self, page)
-
-    monkeypatch.setattr(Forward, "_launch", launch_counted)
-    monkeypatch.setattr(Denoiser, "_probe_tiles", probe_counted)
+    monkeypatch.setattr(Network, "forward_padded", forward_counted)
     imgs = tmp_path / "imgs"
     imgs.mkdir()
     noise = torch.randn(384, 384, 3, generator=torch.Generator().manual_seed(0))
@@ -173,28 +173,24 @@ def test_the_network_is_asked_twice_only_where_an_estimate_can_come_of_it(
     assert result.quality.sigma_in_255 is not None
     assert result.quality.basis == basis
     assert reason in result.quality.reason
-    if passes is None:
-        assert tile_probes == (1 if basis else 0)
-    else:
-        assert launches == passes
+    assert calls == passes
 
 
 @pytest.mark.parametrize("stage", ["assess", "measure"])
 def test_an_estimate_that_fails_costs_neither_the_file_nor_the_run(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    module = readers_module if stage == "assess" else writer_module
-    estimate, calls = getattr(module, stage), itertools.count()
+    estimate, calls = getattr(steps, stage), itertools.count()
 
     def failing_once(*args: Any, **options: Any) -> Any:
         if next(calls) == 4:
             raise RuntimeError("linalg.eigh: the algorithm failed to converge")
         return estimate(*args, **options)
 
-    monkeypatch.setattr(module, stage, failing_once)
+    monkeypatch.setattr(steps, stage, failing_once)
     session = make_session(weights, tmp_path)
-    results: list[Result] = []
-    summary = session.run(session.jobs(), Events(on_result=results.append))
+    summary = session.run(session.jobs())
+    results = summary.results
     assert summary.exit_code == 0
     assert [result.status for result in results] == ["done"] * IMAGES
     (odd,) = [result for result in results if result.notes]

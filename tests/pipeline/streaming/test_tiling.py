@@ -10,7 +10,7 @@ from denoise_batch.files.decoded_image import DecodedImage
 from denoise_batch.files.metadata import Metadata
 from denoise_batch.files.pixels import UNIT, StorageFormat
 from denoise_batch.models import ARCHITECTURES, Network, find_weights, load_weights
-from denoise_batch.streaming.denoiser import Denoiser
+from denoise_batch.streaming.denoiser import BatchDenoiser
 from denoise_batch.streaming.tiling import automatic_grid, fixed_grid
 
 names = pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -30,7 +30,7 @@ def network_of(name: str) -> Network:
     return Network(name, 0.4, 0.2, torch.Generator().manual_seed(0)).eval()
 
 
-def denoised(denoiser: Denoiser, picture: DecodedImage) -> Tensor:
+def denoised(denoiser: BatchDenoiser, picture: DecodedImage) -> Tensor:
     (output,) = denoiser.denoise([picture])
     assert not isinstance(output, Exception)
     samples, is_finite, _ = output.wait()
@@ -63,9 +63,11 @@ def test_nothing_beyond_the_halo_reaches_an_aligned_block(name: str) -> None:
 def test_tiled_equals_whole(name: str, height: int, width: int, channels: int, tile: int) -> None:
     network, picture = network_of(name), page(height, width, channels)
     expected = network(picture.pixels[None])[0].permute(1, 2, 0)
-    tiled = Denoiser(network, torch.device("cpu"), memory=1, tile_px=tile)
+    tiled = BatchDenoiser(network, torch.device("cpu"), memory=1, tile_px=tile)
     torch.testing.assert_close(denoised(tiled, picture), expected, atol=1e-5, rtol=0)
-    automatic = Denoiser(network, torch.device("cpu"), memory=2000 * network.spec.bytes_per_pixel)
+    automatic = BatchDenoiser(
+        network, torch.device("cpu"), memory=2000 * network.spec.bytes_per_pixel
+    )
     torch.testing.assert_close(denoised(automatic, picture), expected, atol=1e-5, rtol=0)
 
 
@@ -74,7 +76,7 @@ def test_tiled_equals_whole(name: str, height: int, width: int, channels: int, t
 def test_tiled_equals_whole_for_the_default_weights(height: int, width: int) -> None:
     network, picture = load_weights(find_weights(None)).network, page(height, width)
     expected = network(picture.pixels[None])[0].permute(1, 2, 0)
-    tiled = Denoiser(network, torch.device("cpu"), memory=1, tile_px=100)
+    tiled = BatchDenoiser(network, torch.device("cpu"), memory=1, tile_px=100)
     torch.testing.assert_close(denoised(tiled, picture), expected, atol=1e-5, rtol=0)
 
 
@@ -91,8 +93,8 @@ def test_the_ensemble_is_the_mean_of_eight_and_the_same_in_tiles(name: str) -> N
             versions.append(torch.rot90(output, -turns, (2, 3)))
     expected = torch.stack(versions).mean(0)[0].permute(1, 2, 0)
     for tile_px in (None, 16):
-        denoiser = Denoiser(
-            network, torch.device("cpu"), memory=1 << 30, is_ensemble=True, tile_px=tile_px
+        denoiser = BatchDenoiser(
+            network, torch.device("cpu"), memory=1 << 30, tta=True, tile_px=tile_px
         )
         torch.testing.assert_close(denoised(denoiser, picture), expected, atol=1e-5, rtol=0)
 

@@ -1,0 +1,83 @@
+"""What every command shares: -h, --version, errors as one line on stderr, exit codes."""
+
+import io
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperOption
+
+from ..progress import Interrupted
+
+
+class PlainCommand(TyperCommand):
+    """A command whose help shows no type for flags."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All parameters, flags with an empty metavar."""
+        params = super().get_params(ctx)
+        for param in params:
+            if isinstance(param, TyperOption) and param.is_flag:
+                param.metavar = ""
+        return params
+
+
+def new_app() -> typer.Typer:
+    """An app of one command that understands -h and can install shell completion."""
+    return typer.Typer(
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"denoise-batch {version('denoise-batch')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+]
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn our errors and signals into a line and an exit code; wraps a command's work."""
+    # torch warns on import if numpy is missing, which this tool does not need.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name need not be valid text, nor fit the terminal's encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        print("interrupted", file=sys.stderr)
+        number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
+        raise typer.Exit(128 + number) from None
+    except Exception as error:
+        # Imported here: the errors' package imports torch, which --help does not wait for.
+        from denoise_batch.kernels.errors import DenoiseBatchError
+
+        if not isinstance(error, DenoiseBatchError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str] | None) -> int:
+    """Run a Typer app on the arguments (the process's own by default); return the exit code."""
+    try:
+        app(args=arguments)
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else 0
+    return 0

@@ -1,0 +1,229 @@
+"""What happens to one file before and after the network: decode it, then write it."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from denoise_batch.kernels import ImageError
+
+from ..files.decoded_image import DecodedImage
+from ..files.images import dropped, output_format, read_pages, write_pages
+from ..files.scan import Job
+from ..quality import Noise, Probe, Quality, assess, measure
+from .denoiser import Output
+from .manifest import FileStat, Manifest, sha256_of
+from .references import find_reference, psnr_in_and_out
+from .result import Result
+
+
+@dataclass(eq=False)
+class FileInFlight:
+    """A file between decoding and writing.
+
+    Attributes:
+        job: where it comes from and where it goes.
+        pictures: its pages.
+        source: the input's stat from before it was read.
+        source_sha256: of the input's bytes.
+        held: bytes of the budget that it occupies.
+        noises: of the pages, if the run measures.
+        outputs: of the pages, as they are finished.
+        seconds: time by stage.
+        notes: what the user should know about it.
+        is_retried: a page was computed again in float32.
+    """
+
+    job: Job
+    pictures: tuple[DecodedImage, ...]
+    source: FileStat
+    source_sha256: str
+    held: int = 0
+    noises: tuple[Noise, ...] = ()
+    outputs: dict[int, Output] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    is_retried: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the first page."""
+        height, width = self.pictures[0].layout.size
+        return width, height
+
+    @property
+    def pixels(self) -> int:
+        """Sum over all pages."""
+        sizes = [picture.layout.size for picture in self.pictures]
+        return sum(height * width for height, width in sizes)
+
+    @property
+    def wants_probe(self) -> bool:
+        """Whether the network is probed, because its error may be estimated from that."""
+        return bool(self.noises) and not any(noise.reason for noise in self.noises)
+
+    def assess(self, *, probe: bool) -> None:
+        """Estimate the noise of the pages; `probe`: and whether the error could be estimated."""
+        started = time.perf_counter()
+        try:
+            self.noises = tuple(assess(page, is_probing=probe) for page in self.pictures)
+        except Exception as error:
+            self.note_no_estimate(error)
+        self.seconds["measure"] = time.perf_counter() - started
+
+    def add_seconds(self, passes: Iterable[Mapping[str, float]]) -> None:
+        """Add the time of these passes, stage by stage."""
+        for seconds in passes:
+            for stage, value in seconds.items():
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + value
+
+    def note_no_estimate(self, error: Exception) -> None:
+        """Say why there are no estimates; a missing number never costs the picture."""
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        self.notes.append(f"{self.job.name}: its noise could not be estimated: {line}")
+
+    def failed(self, reason: str) -> Result:
+        """The result of a file that cannot be finished."""
+        return Result(
+            self.job, "failed", reason, self.size, len(self.pictures), seconds=self.seconds
+        )
+
+
+def decode_file(job: Job, reserve: Callable[[int], None]) -> FileInFlight:
+    """Read a job's source: its stat, digest and pages, all from the same bytes.
+
+    Args:
+        job: what to read.
+        reserve: called with the bytes that the decoded samples will take; may wait.
+
+    Raises:
+        ImageError: it cannot be read, or changed while it was being read.
+    """
+    source = job.source
+    try:
+        stat = FileStat.of(source)
+    except OSError as error:
+        raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
+    try:
+        pictures = read_pages(source, reserve)
+        digest = sha256_of(source)
+        is_same = FileStat.of(source) == stat
+    except OSError as error:
+        raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
+    if not is_same:
+        raise ImageError(f"{source}: changed while it was being read; run again when it is whole")
+    return FileInFlight(job, pictures, stat, digest)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes denoised files; called from several threads.
+
+    Attributes:
+        manifests: of every output folder.
+        run: digests of weights and options, for the manifest.
+        quality: of lossy formats, 1 to 100.
+        reference: folder of clean images to compare with.
+        upload: called with every output that was written.
+    """
+
+    manifests: Mapping[Path, Manifest]
+    run: tuple[str, str]
+    quality: int = 95
+    reference: Path | None = None
+    upload: Callable[[Path], None] = lambda output: None
+
+    def write(
+        self, file: FileInFlight, samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
+    ) -> Result:
+        """Write one file, whole or not at all; a failure is its result.
+
+        Args:
+            file: what was read.
+            samples: of its pages, denoised.
+            probes: of its pages, if the run estimates its error.
+        """
+        job = file.job
+        manifest = self.manifests[job.root]
+        started = time.perf_counter()
+        try:
+            write_pages(
+                job.output,
+                file.pictures,
+                samples,
+                quality=self.quality,
+                on_written=lambda unfinished: manifest.record(
+                    job.output,
+                    unfinished,
+                    job.canonical_path,
+                    file.source,
+                    file.source_sha256,
+                    self.run,
+                ),
+            )
+            self.upload(job.output)
+        except ImageError as error:
+            return file.failed(str(error))
+        file.seconds["encode"] = time.perf_counter() - started
+        started = time.perf_counter()
+        notes = _lost(file)
+        psnr = self._compare(file, samples, notes)
+        quality = self._measure(file, samples, probes, psnr)
+        if file.noises or psnr is not None:
+            file.add_seconds([{"measure": time.perf_counter() - started}])
+        return Result(
+            job,
+            "done",
+            "",
+            file.size,
+            len(file.pictures),
+            (*notes, *file.notes),
+            file.seconds,
+            quality,
+            file.is_retried,
+            file.pixels,
+        )
+
+    def _compare(
+        self, file: FileInFlight, samples: Sequence[Tensor], notes: list[str]
+    ) -> tuple[float, float] | None:
+        """PSNR before and after against the reference; a missing one is noted."""
+        if self.reference is None:
+            return None
+        clean = find_reference(self.reference, file.job.name)
+        if clean is None:
+            notes.append(f"{file.job.name}: no reference in {self.reference}")
+            return None
+        try:
+            return psnr_in_and_out(file.pictures, samples, clean)
+        except ImageError as error:
+            notes.append(str(error))
+            return None
+
+    def _measure(
+        self,
+        file: FileInFlight,
+        samples: Sequence[Tensor],
+        probes: Sequence[Probe | None],
+        psnr: tuple[float, float] | None,
+    ) -> Quality | None:
+        """Noise and error before and after; a failure is noted."""
+        if not file.noises and psnr is None:
+            return None
+        try:
+            return measure(file.pictures, samples, file.noises, probes, psnr)
+        except Exception as error:
+            file.note_no_estimate(error)
+            return None if psnr is None else Quality(None, None, *psnr, "reference")
+
+
+def _lost(file: FileInFlight) -> list[str]:
+    """Notes on what the output could not keep, and on a retry in float32."""
+    name, kind = file.job.name, output_format(file.job.output)
+    said = [note for p in file.pictures for note in (p.layout.note, dropped(p, kind))]
+    notes = [f"{name}: {note}" for note in dict.fromkeys(said) if note]
+    if file.is_retried:
+        notes.append(f"{name}: was not finite in low precision, made again in float32")
+    return notes
