@@ -2,18 +2,14 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .command import PlainCommand, Version, exit_codes, new_app, run_app
-
-if TYPE_CHECKING:
-    from ..streaming.storage import Storage
 
 app = new_app()
 
@@ -238,7 +234,7 @@ def denoise(
 
         from ..options import DenoiseOptions
         from ..progress import Stop, stopping
-        from ..streaming.session import Session
+        from ..streaming.session import Session, has_urls, open_storage
         from ..streaming.watch import watch as watch_folders
         from .console import display, write_reports
 
@@ -256,7 +252,7 @@ def denoise(
         if dry_run and report:
             raise OptionError("--report: a dry run has nothing to report; leave one of them out")
         pages = [file for file in report or () if file.suffix.lower() == ".html"]
-        if pages and _are_urls(inputs, output):
+        if pages and has_urls(inputs, output):
             raise OptionError(
                 f"--report {pages[0]}: shows pictures, which object storage does not keep on this "
                 "machine; use .json or .csv"
@@ -265,7 +261,7 @@ def denoise(
         with (
             stopping(stop),
             display(log, quiet=quiet) as shown,
-            _local(inputs, output) as (local_inputs, local_output, storage),
+            open_storage(inputs, output) as (local_inputs, local_output, storage),
         ):
             options = DenoiseOptions(
                 inputs=local_inputs,
@@ -314,26 +310,6 @@ def denoise(
 
 def _try_again(error: Exception) -> None:
     print(f"error: {error}; trying again", file=sys.stderr, flush=True)
-
-
-def _are_urls(inputs: Sequence[str], output: str | None) -> bool:
-    return any("://" in text for text in (*inputs, output or ""))
-
-
-@contextmanager
-def _local(
-    inputs: Sequence[str], output: str | None
-) -> Iterator[tuple[tuple[str, ...], Path | None, "Storage"]]:
-    """Inputs and output as local paths, and their storage; only URLs import `scaling`."""
-    from ..streaming.storage import Storage
-
-    if not _are_urls(inputs, output):
-        yield tuple(inputs), None if output is None else Path(output), Storage()
-        return
-    from ..scaling.remote import storage_of
-
-    with storage_of(inputs, output) as mirrored:
-        yield mirrored
 
 
 def _shard(text: str) -> tuple[int, int]:

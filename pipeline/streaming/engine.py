@@ -70,6 +70,9 @@ class LocalEngine(Engine):
         options: of the run.
         storage: where its files come from and go to.
 
+    Attributes:
+        denoiser: the loaded network with the run's settings.
+
     Raises:
         DeviceError: the device is not there.
         WeightsError: the weights cannot be used.
@@ -85,7 +88,7 @@ class LocalEngine(Engine):
         self.weights_file = find_weights(options.weights)
         weights = load_weights(self.weights_file)
         self.digests = (weights.sha256, options.digest(self.precision))
-        self._denoiser = BatchDenoiser(
+        self.denoiser = BatchDenoiser(
             weights.network.to(self._device),
             self._device,
             memory=compute_bytes(self._device),
@@ -117,7 +120,7 @@ class LocalEngine(Engine):
         try:
             yield from stream(
                 jobs,
-                self._denoiser,
+                self.denoiser,
                 writer,
                 budget=Budget(in_flight_bytes(self._device)),
                 batch_size=options.batch_size,

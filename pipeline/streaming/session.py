@@ -3,8 +3,8 @@
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -181,6 +181,29 @@ def choose_engine(options: DenoiseOptions, storage: Storage, part: str) -> Engin
 
         return ProcessEngine(options, storage, part)
     return LocalEngine(options, storage)
+
+
+@contextmanager
+def open_storage(
+    inputs: Sequence[str], output: str | None
+) -> Iterator[tuple[tuple[str, ...], Path | None, Storage]]:
+    """Inputs and output as paths on this machine, and their storage; only URLs import `scaling`.
+
+    Raises:
+        OptionError: a URL that cannot be used, or one without an output.
+    """
+    if not has_urls(inputs, output):
+        yield tuple(inputs), None if output is None else Path(output), Storage()
+        return
+    from ..scaling.remote import storage_of
+
+    with storage_of(inputs, output) as mirrored:
+        yield mirrored
+
+
+def has_urls(inputs: Sequence[str], output: str | None) -> bool:
+    """Whether an input or the output is a URL."""
+    return any("://" in text for text in (*inputs, output or ""))
 
 
 def of_shard(jobs: Sequence[Job], number: int, shards: int) -> list[Job]:
