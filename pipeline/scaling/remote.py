@@ -19,9 +19,8 @@ from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
 from ..files.atomic import atomic_write
 from ..files.scan import Job
 from ..options import DenoiseOptions
-from ..streaming.manifest import FOLDER, Entry, FileStat, Manifest, sha256_of
+from ..streaming.manifest import FOLDER, Entry, FileStat, Manifest, Storage, sha256_of
 from ..streaming.result import Result
-from ..streaming.storage import Storage
 from .mirror import LOCAL, LocalMirror, local_mirror, local_path
 from .objects import is_url
 

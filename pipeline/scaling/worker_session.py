@@ -16,9 +16,8 @@ from ..files.scan import Job
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from ..streaming.engine import LocalEngine
-from ..streaming.manifest import Manifest
+from ..streaming.manifest import Manifest, Storage
 from ..streaming.result import Result
-from ..streaming.storage import Storage
 from .mirror import LocalMirror
 from .remote import RemoteStorage
 

@@ -1,8 +1,8 @@
-"""The network with what the user asked of it: precision, strength, self-ensemble, tiles, probe.
+"""The network with a run's settings: precision, strength, test-time augmentation, tiles, probe.
 
 Pages go in as their files store them and come out the same way; between the two copies everything
-happens on the device. Out of memory halves the batch, then cuts the page into tiles, then smaller
-ones, and only then fails that page.
+happens on the device. When memory runs out, the batch is halved, then the page is cut into tiles,
+then into smaller ones, and only then does that page fail.
 """
 
 import time
@@ -26,15 +26,15 @@ from .transfer import Download, Mark, Transfer
 
 @dataclass(frozen=True)
 class Output:
-    """A page on its way back from the device.
+    """A denoised page that is being copied back from the device.
 
     Attributes:
         download: the page's samples, then whether the network's output was finite.
-        marks: before the upload, before and behind the network, behind the last conversion, behind
+        marks: before the upload, before and after the network, after the last conversion, after
             the probe.
-        share: of the time between the marks that counts for this page.
-        seconds: instead of marks, by stage, for pages that took several passes.
-        probe: how the network answers to a small change there; on the host after `wait`.
+        share: fraction of the time between the marks that belongs to this page.
+        seconds: time by stage instead of marks, for pages that took several passes.
+        probe: the network's response to a small change; on the host after `wait`.
     """
 
     download: Download
@@ -44,7 +44,7 @@ class Output:
     probe: Probe | None = None
 
     def wait(self) -> tuple[Tensor, bool, dict[str, float]]:
-        """Samples (H, W, C) on the host, whether all values were finite, seconds by stage."""
+        """Return samples (H, W, C) on the host, whether all are finite, and seconds by stage."""
         samples, is_finite = self.download.wait()
         if not self.marks:
             return samples, bool(is_finite), self.seconds
@@ -58,18 +58,18 @@ class Output:
 
 
 def are_finite(values: Tensor) -> Tensor:
-    """For each image of (N, C, H, W) whether all its values are finite."""
+    """Whether all values are finite, for each image of (N, C, H, W)."""
     return torch.isfinite(values.amin((1, 2, 3))) & torch.isfinite(values.amax((1, 2, 3)))
 
 
 class Forward:
-    """padded images (N, C, H, W) in [0, 1] → the same, denoised; on the network's device.
+    """Denoises padded images (N, C, H, W) in [0, 1] on the network's device.
 
     Args:
         network: in inference mode.
-        strength: 0 keeps the input, 1 takes the network's output, between them their mixture.
-        tta: average over the eight turned and mirrored versions of every image.
-        cuda_graphs: on CUDA, replay the launches of shapes that come again.
+        strength: blend; 0 keeps the input, 1 is the network's output.
+        tta: average over the eight rotated and flipped versions of every image.
+        cuda_graphs: on CUDA, record the launches of recurring shapes and replay them.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class Forward:
             self._run = Captured(self._launch, lambda: self.network.compute_dtype)
 
     def __call__(self, padded: Tensor) -> Tensor:
-        """The network's output, averaged over the ensemble, mixed with the input by strength."""
+        """The network's output, averaged and blended as configured."""
         return self._run(padded)
 
     def _launch(self, padded: Tensor) -> Tensor:
-        values = self._ensemble(padded) if self.tta else self.network.forward_padded(padded)
+        values = self._average(padded) if self.tta else self.network.forward_padded(padded)
         return values if self.strength == 1 else padded.lerp(values, self.strength)
 
-    def _ensemble(self, padded: Tensor) -> Tensor:
+    def _average(self, padded: Tensor) -> Tensor:
         total = torch.zeros_like(padded)
         for turns in range(4):
             for is_mirrored in (False, True):
@@ -115,12 +115,12 @@ _IN_FLIGHT = 2  # tiles behind the one that is queued
 
 
 class Tiled:
-    """Denoises pages in tiles, several of them under way where the device computes while we go on.
+    """Denoises pages tile by tile; on CUDA several tiles are in flight.
 
     Args:
-        network: says how pages are padded.
-        forward: makes an output of a padded tile.
-        transfer: to the device and back.
+        network: pads the pages.
+        forward: denoises a padded tile.
+        transfer: copies to the device and back.
     """
 
     def __init__(self, network: Network, forward: Forward, transfer: Transfer) -> None:
@@ -131,12 +131,12 @@ class Tiled:
     def denoise(
         self, picture: DecodedImage, grid: Grid, on_tile: Callable[[int, int], None]
     ) -> Output:
-        """A page's output, on the host.
+        """Denoise a page; its output is on the host.
 
         Args:
             picture: the page.
             grid: of the padded page.
-            on_tile: told of every finished tile.
+            on_tile: called with (tiles done, tiles in all) after each tile.
         """
         result = torch.empty_like(picture.samples)
         is_finite = True
@@ -196,14 +196,14 @@ class Tiled:
         return Output(transfer.download([stored, are_finite(output)[0]]), marks)
 
     def _positions(self, size: int, span: Span) -> tuple[Tensor, int]:
-        """Which positions of an image's extent a tile sees, from the first one of them on."""
+        """Positions of an image's extent that a tile sees, counted from the first one."""
         positions = self.network.padded_indices(size, torch.device("cpu"))
         seen = positions[span.read_start : span.read_stop]
         first = int(seen.min())
         return seen - first, first
 
     def _inside(self, samples: Tensor, row: Span, column: Span) -> Tensor:
-        """The part of an image (H, W, C) that a core covers."""
+        """View of the part of an image (H, W, C) that a core covers."""
         margin, (height, width) = self.network.spec.margin, samples.shape[:2]
         return samples[
             max(0, row.start - margin) : max(0, min(height, row.stop - margin)),
@@ -212,7 +212,7 @@ class Tiled:
 
 
 def _selected(values: Tensor, dim: int, positions: Tensor) -> Tensor:
-    """Rows or columns by position; the tensor itself where that changes nothing."""
+    """Select rows or columns by position; returns the tensor itself if that changes nothing."""
     if len(positions) == values.shape[dim] and bool((positions.diff() == 1).all()):
         return values
     return values.index_select(dim, positions.to(values.device))
@@ -225,12 +225,12 @@ class BatchDenoiser:
         network: in inference mode, on the device.
         device: where it computes.
         memory: bytes that one pass may take.
-        precision: what convolutions compute in; None: float32.
-        strength: 0 keeps the input, 1 takes the network's output, between them their mixture.
-        tta: average over the eight turned and mirrored versions of every image.
-        tile_px: side of the tiles; None: as few tiles as memory allows; 0: never tiles.
-        cuda_graphs: on CUDA, replay the launches of shapes that come again.
-        probe: ask the network a second time what an estimate of its error needs (`sure`).
+        precision: of the convolutions; None: float32.
+        strength: blend; 0 keeps the input, 1 is the network's output.
+        tta: average over the eight rotated and flipped versions of every image.
+        tile_px: side of the tiles; None: as few tiles as memory allows; 0: no tiles.
+        cuda_graphs: on CUDA, record the launches of recurring shapes and replay them.
+        probe: run the network a second time for an estimate of its error (`quality`).
     """
 
     def __init__(
@@ -264,16 +264,16 @@ class BatchDenoiser:
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether outputs are made while the caller goes on."""
+        """Whether the device computes while the caller goes on."""
         return self.device.type == "cuda"
 
     def padded_shape(self, picture: DecodedImage) -> tuple[int, int]:
-        """Height and width that the network sees of a page."""
+        """Height and width of a page as the network sees it, padded."""
         height, width = picture.layout.size
         return self.network.padded_size(height), self.network.padded_size(width)
 
     def is_tiled(self, picture: DecodedImage) -> bool:
-        """Whether a page goes through in tiles, and so without company."""
+        """Whether a page is denoised in tiles, and so alone."""
         height, width = self.padded_shape(picture)
         if self.strength == 0:
             return False
@@ -289,14 +289,13 @@ class BatchDenoiser:
         probe: bool = True,
         on_tile: Callable[[int, int], None] = lambda done, tiles: None,
     ) -> Iterator[Output | ImageError]:
-        """Each page's output, in order, or why there is none.
+        """Yield each page's output, in order, or the reason why there is none.
 
         Args:
-            pictures: pages of one padded shape, one number of channels and one type; a tiled one
-                comes alone.
+            pictures: pages of one padded shape, number of channels and type; a tiled one alone.
             is_float32: compute in float32, whatever the precision.
-            probe: whether these pages are probed, where the run probes.
-            on_tile: told of every finished tile.
+            probe: probe these pages, if the run probes.
+            on_tile: called with (tiles done, tiles in all) after each tile.
         """
         if self.strength == 0:
             for picture in pictures:
@@ -324,7 +323,7 @@ class BatchDenoiser:
             yield self._in_tiles(pictures[0], probe, on_tile)
 
     def _or_none(self, run: Callable[[], T]) -> T | None:
-        """What `run` returns, or None if memory does not suffice."""
+        """Return `run()`, or None if memory ran out."""
         try:
             return run()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -339,7 +338,7 @@ class BatchDenoiser:
         self.most_pixels = max(1, min(self.most_pixels, too_many_pixels // 2))
 
     def _whole(self, pictures: Sequence[DecodedImage], probe: bool) -> list[Output]:
-        """All pages in one pass."""
+        """Denoise all pages in one pass."""
         transfer, margin = self._transfer, self.network.spec.margin
         start = transfer.mark()
         samples = transfer.upload([picture.samples for picture in pictures])
@@ -356,7 +355,7 @@ class BatchDenoiser:
         done = transfer.mark()
         probes: list[Probe] = []
         if probe:
-            # The output is there: memory that does not suffice for a probe costs the estimate only.
+            # The output is finished: running out of memory here costs only the estimate.
             probes = self._or_none(lambda: self._probes(pictures, padded, values)) or []
         marks = (start, ready, made, done, transfer.mark() if probe else done)
         answers = [tensor for probe in probes for tensor in (probe.responses, probe.spreads)]
@@ -385,7 +384,7 @@ class BatchDenoiser:
     def _probes(
         self, pictures: Sequence[DecodedImage], padded: Tensor, values: Tensor
     ) -> list[Probe]:
-        """Of each page, on the device: of large pages by tiles, of small ones none."""
+        """Probe each page on the device: large pages by tiles, small ones not at all."""
         height, width = padded.shape[2:]
         if height * width < LEAST_PIXELS:
             return []
@@ -414,7 +413,7 @@ class BatchDenoiser:
         return probe_tiles(denoise, stack.permute(0, 3, 1, 2), self.strength)
 
     def _probed(self, picture: DecodedImage, output: Output) -> Output:
-        """A page's output with its probe, where the page is large enough for one."""
+        """Add a probe to a tiled page's output, if the page is large enough for one."""
         height, width = picture.layout.size
         if height * width < LEAST_PIXELS:
             return output
@@ -427,7 +426,7 @@ class BatchDenoiser:
         return replace(output, seconds=seconds, probe=probe)
 
     def _padded(self, pictures: Sequence[DecodedImage], samples: Sequence[Tensor]) -> Tensor:
-        """(N, C, H, W) float32 in [0, 1], each page between its own reflections."""
+        """Stack pages as (N, C, H, W) float32 in [0, 1], each padded by its own reflections."""
         scales = {picture.layout.scale for picture in pictures}
         if len(scales) == 1 and len({page.shape for page in samples}) == 1:
             # Channels-last, as the pages are and the kernels like it.
@@ -442,7 +441,7 @@ class BatchDenoiser:
     def _in_tiles(
         self, picture: DecodedImage, probe: bool, on_tile: Callable[[int, int], None]
     ) -> Output | ImageError:
-        """One page tile by tile, with smaller tiles for as long as memory does not suffice."""
+        """Denoise one page tile by tile, with smaller tiles whenever memory runs out."""
         height, width = self.padded_shape(picture)
         spec = self.network.spec
         if self.tile_px:

@@ -14,10 +14,9 @@ from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from .denoiser import BatchDenoiser
-from .manifest import Manifest
+from .manifest import Manifest, Storage
 from .result import Plan, Result
 from .steps import Writer
-from .storage import Storage
 from .stream import Budget, stream
 
 # Maximum pixels of an automatic batch: enough to fill a device. On a processor more would make

@@ -1,15 +1,16 @@
-"""What earlier runs made of which input, so that a run can go on where another ended.
+"""An output folder: its lock, where its files come from, and what earlier runs made of them.
 
-Every output folder has a hidden folder `.denoise-batch` with one JSON line for each output. A line
-is written just before its output gets its name, and says by size and time which file it means: so a
-run may be killed between the two, and a file that somebody changed is told from ours.
+Every output folder has a hidden folder `.denoise-batch` with one JSON line per output, so that a
+run continues where another ended. A line is written just before its output is renamed into place,
+and identifies the file by size and time: a run may be killed between the two, and a file that
+somebody changed is not mistaken for ours.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,22 +22,25 @@ from filelock import FileLock, Timeout
 from denoise_batch.kernels import OptionError
 
 from ..files.atomic import atomic_write
+from ..files.scan import Job
+from ..options import DenoiseOptions
+from .result import Result
 
 FOLDER = ".denoise-batch"
 _BLOCK = 1 << 20
 _LOOK_S = 2.0  # for another shard that is looking at the same lock
-# Lines survive the death of the process as they are; against that of the machine a sync for each
-# would make every file wait for the disk a second time.
+# Lines survive the death of the process without a sync. Surviving the death of the machine would
+# take a sync per line, and make every file wait for the disk twice.
 _SYNC_S = 5.0
 
 
 @dataclass(frozen=True)
 class FileStat:
-    """What tells, without reading it, whether a file is still the one it was.
+    """Size and time of a file: whether it changed, without reading it.
 
     Attributes:
-        size: bytes.
-        mtime_ns: time of the last change.
+        size: in bytes.
+        mtime_ns: time of the last modification.
     """
 
     size: int
@@ -44,10 +48,10 @@ class FileStat:
 
     @classmethod
     def of(cls, path: Path) -> "FileStat":
-        """The stamp of a file that is there.
+        """Stat a file.
 
         Raises:
-            OSError: it is not.
+            OSError: it does not exist.
         """
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns)
@@ -55,17 +59,17 @@ class FileStat:
 
 @dataclass(frozen=True)
 class Entry:
-    """One output and what it was made of.
+    """One output and what it was made of; the names of the fields are those on the disk.
 
     Attributes:
         output: path below the output folder, with forward slashes.
-        output_stamp: of the file.
-        output_sha256: of its bytes, for files that were copied since.
-        source_stamp: of the input.
-        source_sha256: of its bytes.
+        output_stamp: the output's stat.
+        output_sha256: digest of the output's bytes, for files that were copied since.
+        source_stamp: the input's stat.
+        source_sha256: digest of the input's bytes.
         weights: sha256 of the weights file.
         options: digest of all options that change pixels.
-        source: the input's `Job.canonical_path`; "" where that is not known.
+        source: the input's `Job.canonical_path`; "" if unknown.
     """
 
     output: str
@@ -83,8 +87,7 @@ class Manifest:
 
     Args:
         root: the output folder.
-        part: of whom the lines are that this run writes: "" or a shard's name. What all parts
-            wrote is read.
+        part: whose lines this run adds: "" or a shard's name. The lines of all parts are read.
     """
 
     def __init__(self, root: Path, part: str = "") -> None:
@@ -101,7 +104,7 @@ class Manifest:
         self._is_long = lines > 64 + 2 * len(self._entries)
 
     def made_of(self, output: Path) -> Entry | None:
-        """The entry of the file that stands at `output`; None if it is missing or not ours."""
+        """Return the entry of the file at `output`; None if the file is missing or not ours."""
         entries = self._entries.get(self._key(output), [])
         try:
             stamp = FileStat.of(output)
@@ -125,14 +128,14 @@ class Manifest:
         source_sha256: str,
         run: tuple[str, str],
     ) -> None:
-        """Note what `output` is going to be, once `written` gets its name.
+        """Add the line of an output that is about to be renamed into place.
 
         Args:
-            output: the name.
+            output: the final name.
             written: the finished file under its temporary name.
-            source: the input's place.
-            source_stamp: of the input, from before it was read.
-            source_sha256: of the input.
+            source: the input's canonical path.
+            source_stamp: the input's stat from before it was read.
+            source_sha256: digest of the input.
             run: digests of weights and options.
 
         Raises:
@@ -155,12 +158,12 @@ class Manifest:
                     self._synced = time.monotonic()
 
     def compact(self) -> None:
-        """Write only what still holds again, where much is outdated; for a run that is alone."""
+        """Drop outdated lines if there are many; for unsharded runs only."""
         if not self._is_long:
             return
         last = [self.made_of(self.root / key) or self._entries[key][-1] for key in self._entries]
         lines = (json.dumps(asdict(entry)) + "\n" for entry in last)
-        with suppress(OSError):  # a longer manifest is no less true
+        with suppress(OSError):  # a longer manifest is still correct
             whole = self.root / FOLDER / "manifest.jsonl"
             atomic_write(whole, "".join(lines).encode())
             for path in (self.root / FOLDER).glob("manifest*.jsonl"):
@@ -172,7 +175,7 @@ class Manifest:
 
 
 def sha256_of(path: Path) -> str:
-    """The digest of a file's bytes.
+    """Return the SHA-256 of a file's bytes.
 
     Raises:
         OSError: it cannot be read.
@@ -185,7 +188,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _read(path: Path) -> Iterator[Entry]:
-    """The whole lines of a manifest; those that a killed run tore are no entries."""
+    """Yield the complete lines of a manifest; a killed run may leave a torn one."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -199,7 +202,7 @@ def _read(path: Path) -> Iterator[Entry]:
 
 
 def _ends_torn(file: BinaryIO) -> bool:
-    """Whether a file that was opened to append ends in the middle of a line."""
+    """Whether a file opened for appending ends in the middle of a line."""
     if file.seek(0, os.SEEK_END) == 0:
         return False
     file.seek(-1, os.SEEK_END)
@@ -248,3 +251,49 @@ def _lock(path: Path, root: Path, timeout_s: float = 0.0) -> FileLock:
     except (OSError, NotImplementedError):
         pass  # a file system without locks: better unguarded than unusable
     return lock
+
+
+class Storage:
+    """Files that are where their paths say; `scaling.remote` adds object stores."""
+
+    def refresh(self, options: DenoiseOptions) -> None:
+        """Called before inputs and output are scanned."""
+
+    def named(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return the jobs under the names that the user knows."""
+        return list(jobs)
+
+    def manifest(self, root: Path, part: str) -> Manifest:
+        """Return the manifest of an output folder, to read and to add to."""
+        return Manifest(root, part)
+
+    def worker_manifest(self, root: Path, part: str) -> Manifest:
+        """Return a manifest that a worker only adds to."""
+        return Manifest(root, part)
+
+    def is_gone(self, canonical_path: str) -> bool:
+        """Whether a `Job.canonical_path` no longer exists; False where that is unknown."""
+        with suppress(OSError):
+            return not Path(canonical_path).exists()
+        return False
+
+    def fetch(self, path: Path) -> None:
+        """Called before a source is read, in a reader thread.
+
+        Raises:
+            ImageError: it cannot be fetched.
+        """
+
+    def upload(self, path: Path) -> None:
+        """Called after an output was written, in a writer thread.
+
+        Raises:
+            ImageError: it cannot be uploaded.
+        """
+
+    def finish(self, result: Result) -> Result:
+        """Release a finished job's space, and return its result in the user's names."""
+        return result
+
+    def end(self, manifests: Sequence[Manifest]) -> None:
+        """Called at the end of an unsharded run."""

@@ -1,4 +1,4 @@
-"""The clean images that outputs are compared with."""
+"""The clean images of `--reference`, and the PSNR against them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _STRIP_SAMPLES = 1 << 20
 
 
 def find_reference(folder: Path, name: str) -> Path | None:
-    """The file in `folder` that mirrors `name`, whatever image suffix it has."""
+    """Find the file in `folder` that mirrors `name`, with any image suffix."""
     exact = folder / name
     suffixes = sorted(READABLE_SUFFIXES)
     others = (exact.with_suffix(kind(s)) for kind in (str.lower, str.upper) for s in suffixes)
@@ -26,9 +26,9 @@ def find_reference(folder: Path, name: str) -> Path | None:
 def psnr_in_and_out(
     noisy: Sequence[DecodedImage], denoised: Sequence[Tensor], reference: Path
 ) -> tuple[float, float]:
-    """PSNR in dB of a file before and after, over all its pages, against the reference file.
+    """Compute the PSNR in dB of a file before and after, over all its pages.
 
-    The values are clamped and rounded to 8 bit, as most files would hold them. Float images, which
+    Values are clamped and rounded to 8 bits, as most files would hold them. Float images, which
     have no range of their own, are measured in that of the reference.
 
     Args:
@@ -60,12 +60,12 @@ def psnr_in_and_out(
 
 
 def to_8_bit(image: Tensor) -> Tensor:
-    """The nearest values that an 8-bit file can hold, still in [0, 1]."""
+    """Round to the values that an 8-bit file can hold, still in [0, 1]."""
     return torch.round(image.clamp(0, 1) * 255) / 255
 
 
 def _is_file(path: Path) -> bool:
-    """False also for names that are too long and folders that may not be entered."""
+    """Whether `path` is a file; False for names that are too long and locked folders."""
     try:
         return path.is_file()
     except OSError:

@@ -13,9 +13,8 @@ from ..files.scan import Job, scan
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from .engine import Engine, LocalEngine
-from .manifest import Entry, FileStat, Manifest, locked, sha256_of
+from .manifest import Entry, FileStat, Manifest, Storage, locked, sha256_of
 from .result import Plan, Result, Summary
-from .storage import Storage
 
 UNCHANGED = "done before"
 FOREIGN = "exists"

@@ -1,9 +1,8 @@
-"""Cutting an image that is too large for one piece, so that the pieces make the same image.
+"""Cut an image into tiles whose outputs together equal the output of the whole image.
 
 The padded image is cut into cores whose corners are multiples of the network's stride. The network
-sees each core with a halo around it, as far as its receptive field reaches (none beyond the padded
-image's own edge). Then a core's output is what the network makes of the whole image, and cores are
-put together without blending.
+sees each core with a halo as wide as its receptive field (none beyond the padded image's edge). A
+core's output then equals that part of the whole image's output, and cores need no blending.
 """
 
 from collections.abc import Iterator
@@ -18,9 +17,9 @@ class Span:
 
     Attributes:
         start: first position of the core.
-        stop: behind the core's last one.
+        stop: one past the core's last position.
         read_start: first position that the network sees.
-        read_stop: behind the last one.
+        read_stop: one past the last position that it sees.
     """
 
     start: int
@@ -49,26 +48,26 @@ class Grid:
 
     @property
     def most_pixels(self) -> int:
-        """Pixels that the network sees of the largest tile."""
+        """Pixels of the largest tile, halo included."""
         return _most(self.rows) * _most(self.columns)
 
     @property
     def pixels(self) -> int:
-        """Pixels that the network sees of all tiles together."""
+        """Pixels of all tiles together, halos included."""
         return _sum(self.rows) * _sum(self.columns)
 
 
 def automatic_grid(height: int, width: int, most_pixels: int, spec: Architecture) -> Grid | None:
-    """The grid of least work whose tiles the network sees in at most `most_pixels` each.
+    """Find the grid of least work whose tiles have at most `most_pixels` each.
 
     Args:
         height: of the padded image.
         width: of the padded image.
-        most_pixels: with their halos.
-        spec: says what a tile needs.
+        most_pixels: limit for a tile with its halo.
+        spec: the network's stride and halo.
 
     Returns:
-        one tile where the image fits as a whole; None if no grid is fine enough.
+        A grid of one tile if the image fits as a whole; None if no grid is fine enough.
     """
     best: tuple[int, _Cut, _Cut] | None = None
     all_columns = _cuts(width, spec)
@@ -88,14 +87,14 @@ def automatic_grid(height: int, width: int, most_pixels: int, spec: Architecture
 
 
 def fixed_grid(height: int, width: int, tile_px: int, spec: Architecture) -> Grid:
-    """Cores of `tile_px` a side, rounded up to the stride; those at the end are smaller."""
+    """Make a grid of cores of `tile_px` a side, rounded up to the stride; the last are smaller."""
     core = -(-tile_px // spec.multiple) * spec.multiple
     return Grid(_spans(height, core, spec.halo), _spans(width, core, spec.halo))
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """One way to cut an extent: how many pieces, and the most and the sum that they read."""
+    """One way to cut an extent: number of pieces, and the largest and total extent they read."""
 
     pieces: int
     core: int
@@ -104,7 +103,7 @@ class _Cut:
 
 
 def _cuts(size: int, spec: Architecture) -> list[_Cut]:
-    """An extent in one piece, in two, …, each as even as the stride allows, down to the halo."""
+    """Cut an extent into one piece, two, …, as evenly as the stride allows, down to the halo."""
     cuts: list[_Cut] = []
     units, halo = size // spec.multiple, spec.halo
     wanted = 1

@@ -1,8 +1,8 @@
-"""Host ↔ device copies that nobody waits for before the data is needed.
+"""Asynchronous copies between the host and a device.
 
-On CUDA an upload packs all its tensors into one block of pinned memory and crosses over on a stream
-of its own, and so does a download: copies run beside the computation, which waits on the device and
-never on the host. Elsewhere tensors are handed on as they are, or copied at once.
+On CUDA an upload packs its tensors into one block of pinned memory and copies it on a stream of its
+own; downloads have another. Copies overlap the computation, which waits on the device and never on
+the host. On other devices tensors are passed on as they are, or copied at once.
 """
 
 import time
@@ -19,18 +19,18 @@ _ALIGNMENT = 16  # bytes; every tensor of a block starts at a multiple
 
 @dataclass(frozen=True)
 class Download:
-    """Tensors on their way to the host.
+    """Tensors that are being copied to the host.
 
     Attributes:
-        tensors: on the host, not to be read before `wait`.
-        event: recorded behind the copies, on CUDA.
+        tensors: on the host; do not read them before `wait`.
+        event: on CUDA, recorded after the copies.
     """
 
     tensors: tuple[Tensor, ...]
     event: Any = None
 
     def wait(self) -> tuple[Tensor, ...]:
-        """The tensors, arrived; any thread may wait, as often as it likes."""
+        """Wait for the copies and return the tensors; any thread may call this, repeatedly."""
         if self.event is not None:
             self.event.synchronize()
         return self.tensors
@@ -40,20 +40,20 @@ class Transfer:
     """Copies between the host and one device.
 
     Args:
-        device: the other side.
-        is_staged: whether uploads are packed into one block; by default on CUDA only.
+        device: to copy to and from.
+        is_packed: pack uploads into one block; by default on CUDA only.
     """
 
-    def __init__(self, device: torch.device, *, is_staged: bool | None = None) -> None:
+    def __init__(self, device: torch.device, *, is_packed: bool | None = None) -> None:
         self.device = device
         self._is_cuda = device.type == "cuda"
-        self._is_staged = self._is_cuda if is_staged is None else is_staged
+        self._is_packed = self._is_cuda if is_packed is None else is_packed
         self._up = _stream(device)
         self._down = _stream(device)
 
     def upload(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors on the device; what is queued there after this call may read them."""
-        if not self._is_staged:
+        """Copy tensors to the device; work that is queued there after this call may read them."""
+        if not self._is_packed:
             return [tensor.to(self.device) for tensor in tensors]
         block, places = self._packed(tensors)
         with self._on(self._up):
@@ -68,7 +68,7 @@ class Transfer:
         ]
 
     def download(self, tensors: Sequence[Tensor]) -> Download:
-        """Begin to copy to the host what is queued on the device until now."""
+        """Start copying to the host what is queued on the device so far."""
         if self._down is None:
             return Download(tuple(tensor.to("cpu").contiguous() for tensor in tensors))
         self._down.wait_stream(torch.cuda.current_stream(self.device))
@@ -83,7 +83,7 @@ class Transfer:
         return Download(tuple(arrived), event)
 
     def mark(self) -> "Mark":
-        """This moment of the computation, to measure from and to."""
+        """Mark this moment of the computation, to measure time between marks."""
         if not self._is_cuda:
             return Mark(time.perf_counter())
         event = _event(is_timed=True)
@@ -91,7 +91,7 @@ class Transfer:
         return Mark(0.0, event)
 
     def _packed(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """All bytes in one pinned block, and where (start, size) each tensor's are."""
+        """Pack all bytes into one pinned block; return it and each tensor's (start, size)."""
         places, total = [], 0
         for tensor in tensors:
             size = tensor.numel() * tensor.element_size()
@@ -109,13 +109,13 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment of the computation; on CUDA one of the device's, known once it has passed."""
+    """A moment of the computation; on CUDA the device's, known once it has passed."""
 
     host_seconds: float
     event: Any = None
 
     def seconds_until(self, later: "Mark") -> float:
-        """Time between two marks, both passed."""
+        """Seconds between two marks that have both passed."""
         if self.event is None:
             return later.host_seconds - self.host_seconds
         return float(self.event.elapsed_time(later.event)) / 1000

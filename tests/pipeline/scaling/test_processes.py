@@ -21,8 +21,8 @@ from denoise_batch.scaling import engines
 from denoise_batch.scaling.engines import ProcessEngine
 from denoise_batch.scaling.processes import SharedStop
 from denoise_batch.scaling.worker_session import WorkerConfig, WorkerSession
+from denoise_batch.streaming.manifest import Storage
 from denoise_batch.streaming.session import Session
-from denoise_batch.streaming.storage import Storage
 
 
 @pytest.fixture
