@@ -1,9 +1,9 @@
 """Jobs → workers → results, with back-pressure; a lost worker's jobs go to another.
 
-Every worker has a thread here that hands it one chunk at a time and takes its results as they come,
-so nothing piles up. Chunks shrink towards the end, so that all workers end together. What a lost
-worker had not reported is given out again, in smaller chunks each time, so that a file that takes
-its worker down with it is found, and fails alone.
+Each worker has a thread here that sends it one chunk at a time and takes its results as they come,
+so nothing piles up. Chunks shrink towards the end, so that all workers finish together. Jobs that a
+lost worker had not reported are sent out again, in smaller chunks each time, so a file that crashes
+its worker can be isolated and reported.
 """
 
 import queue
@@ -20,69 +20,69 @@ from ..streaming.result import Result
 
 MOST_IN_CHUNK = 256
 TRIES = 3
-_RETRY_CHUNK = {1: 8, 2: 1}  # by how often the job has lost its worker
-_LAST_WORDS_S = 30.0  # for a worker to say that its chunk has ended
-_STARTS = 5  # of a worker in a row, without a single result
-PATIENCE_S = 600.0  # with no worker at all
+_RETRY_CHUNK = {1: 8, 2: 1}  # by the number of times the job has lost its worker
+_LAST_WORDS_S = 30.0  # for a worker to report the end of its chunk
+_STARTS = 5  # of a worker in a row without a result
+PATIENCE_S = 600.0  # without any worker
 
 
 class WorkerLostError(Exception):
-    """A worker is gone, or cannot be reached."""
+    """A worker died, or cannot be reached."""
 
 
 class Worker(ABC):
-    """A process on some device; only one thread calls it, but for `stop` and `close`.
+    """A process on some device; called by one thread, except `stop` and `close`.
 
     Attributes:
-        name: for messages; its own.
+        name: for messages; unique.
     """
 
     name: str
 
     @abstractmethod
     def start(self, is_over: Callable[[], bool]) -> bool:
-        """Begin, unless it is up; False if `is_over` came first.
+        """Start the worker unless it is up; False if `is_over` became true first.
 
         Raises:
-            WorkerLostError: it began and was lost; another try may do.
-            DenoiseBatchError: it can never work: weights, device, storage.
+            WorkerLostError: it started and was lost; another try may succeed.
+            DenoiseBatchError: it can never work: weights, device or storage.
         """
 
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
-        """Results of these jobs as they come; after `stop`, perhaps not of all.
+        """Yield the jobs' results as they come; after `stop`, perhaps not all.
 
         Raises:
-            WorkerLostError: before the last one.
+            WorkerLostError: it was lost before the last result.
             DeviceError: the device failed, which counts as a loss.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """Begin no other file; what is in flight is finished and reported."""
+        """Begin no further file; files in flight are finished and reported."""
 
     @abstractmethod
     def close(self) -> None:
-        """End it, whatever it does; it may be started again."""
+        """Kill the worker; it may be started again."""
 
 
 class Dispatch:
     """One run of jobs on workers.
 
     Args:
-        workers: started when there is something to do, and left up for the next run.
-        patience_s: how long to wait for a worker while there is none.
+        workers: started when there is something to do, and kept for the next run.
+        patience_s: time to wait while there is no worker.
     """
 
     def __init__(self, workers: Sequence[Worker], patience_s: float = PATIENCE_S) -> None:
         self._workers = workers
         self._patience_s = patience_s
         self._jobs: deque[Job] = deque()
-        self._again: deque[Job] = deque()
+        self._retries: deque[Job] = deque()
         self._losses: Counter[Job] = Counter()
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Result | DenoiseBatchError] = queue.SimpleQueue()
-        self._out = 0  # jobs that a worker has
+        self._out = 0  # jobs that workers hold
         self._running = 0  # workers that are up
         self._is_stopping = False
         self._is_over = False
@@ -99,8 +99,8 @@ class Dispatch:
             is_stopped: once true, what is in flight is finished and nothing else is begun.
 
         Raises:
-            DeviceError: there was no worker for `patience_s`, or all were lost again and again.
-            DenoiseBatchError: what a worker could not begin or go on for.
+            DeviceError: there was no worker for `patience_s`, or all were lost repeatedly.
+            DenoiseBatchError: an error that no worker can recover from.
         """
         self._jobs.extend(jobs)
         open_jobs = len(self._jobs)
@@ -129,7 +129,7 @@ class Dispatch:
                 open_jobs -= 1
                 yield message
         except BaseException:
-            self._is_over = True  # before they are closed: nobody shall begin anew
+            self._is_over = True  # before they are closed, so that none is started again
             for worker in self._workers:
                 worker.close()
             raise
@@ -160,7 +160,7 @@ class Dispatch:
             return self._out
 
     def _serve(self, worker: Worker) -> None:
-        """A worker's life, through all its losses."""
+        """Start a worker, feed it, and start it again when it is lost."""
         self._starts[worker.name] = 0
         try:
             while not self._is_over and self._starts[worker.name] < _STARTS:
@@ -195,7 +195,7 @@ class Dispatch:
                     self._starts[worker.name] = 0
                     self._report(result)
             except (WorkerLostError, DeviceError) as error:
-                # A failed device is as good as lost: a fresh process may find it well.
+                # A failed device counts as a loss: a fresh process may find it working.
                 self._give_back(worker, left, str(error))
                 raise WorkerLostError(str(error)) from error
             with self._lock:
@@ -205,9 +205,9 @@ class Dispatch:
         with self._lock:
             if self._is_stopping:
                 return []
-            if self._again:
-                # Of one number of losses: who was lost twice goes alone.
-                losses, waiting = self._losses[self._again[0]], self._again
+            if self._retries:
+                # A chunk holds jobs with the same number of losses: after two a job goes alone.
+                losses, waiting = self._losses[self._retries[0]], self._retries
                 alike = sum(self._losses[job] == losses for job in waiting)
                 size = min(_RETRY_CHUNK[losses], alike)
             else:
@@ -218,7 +218,7 @@ class Dispatch:
             return chunk
 
     def _report(self, result: Result) -> None:
-        # Told before it counts as ended, so that the end of all is never seen too early.
+        # Reported before it counts as ended, so that the run never seems over too early.
         self._inbox.put(result)
         with self._lock:
             self._out -= 1
@@ -228,15 +228,15 @@ class Dispatch:
             with self._lock:
                 self._losses[job] += 1
                 if self._losses[job] < TRIES:
-                    self._again.append(job)
+                    self._retries.append(job)
                     self._out -= 1
                     continue
-            self._starts[worker.name] = 0  # it was the file
+            self._starts[worker.name] = 0  # the file is to blame
             where = f"{worker.name}: {reason}"
             text = f"{job.source}: took its worker down {TRIES} times ({where}); is it too large?"
             self._report(Result(job, "failed", text))
         with self._lock:
-            self._again = deque(sorted(self._again, key=lambda job: self._losses[job]))
+            self._retries = deque(sorted(self._retries, key=lambda job: self._losses[job]))
 
     def _change_running(self, change: int) -> None:
         with self._lock:

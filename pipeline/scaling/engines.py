@@ -26,9 +26,9 @@ from .worker_session import WorkerConfig
 
 
 class WorkersEngine(Engine):
-    """Hands a run's jobs to workers, which it keeps until it is closed.
+    """Sends a run's jobs to workers, which it keeps until it is closed.
 
-    The workers note what they write, each in its own part of the manifest.
+    Each worker records what it writes in its own part of the manifest.
 
     Args:
         options: of the run.
@@ -70,7 +70,7 @@ class WorkersEngine(Engine):
                 yield replace(result, job=absolute[result.job])
 
     def warm_up(self, jobs: Sequence[Job]) -> None:
-        """Start all workers now, for who wants to time what follows."""
+        """Start all workers now, to time what follows without their start."""
         self._workers = self._workers or self.new_workers(jobs)
         for worker in self._workers:
             worker.start(lambda: False)
@@ -83,17 +83,17 @@ class WorkersEngine(Engine):
 
     @abstractmethod
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
-        """Workers, not started yet, for a run whose first jobs these are."""
+        """Make the workers, not started yet, for a run that begins with these jobs."""
 
     def config(self, device: str, number: int) -> WorkerConfig:
-        """What a worker of this run is told."""
+        """Settings for worker `number` of this run."""
         reference = self.options.reference
         options = replace(
             self.options,
             device=device,
             precision=self.precision,
             reference=reference.absolute() if reference else None,
-            reports=(),  # the run writes them, where it runs
+            reports=(),  # written by the run's own process
             engine="local",
             ray_address=None,
         )
@@ -123,12 +123,12 @@ class ProcessEngine(WorkersEngine):
     ) -> None:
         self._devices = list(_cuda_devices() if devices is None else devices)
         self.device = ", ".join(self._devices)
-        # The first one stands for all: cards of one machine are alike.
+        # The first stands for all: a machine's GPUs are usually alike.
         self.precision = precision_on(options.precision, torch.device(self._devices[0]))
         super().__init__(options, storage, part)
 
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
-        """One a device."""
+        """One worker per device."""
         return [
             ProcessWorker(f"worker {number} on {device}", self.config(device, number))
             for number, device in enumerate(self._devices)
@@ -144,8 +144,8 @@ class RayEngine(WorkersEngine):
         part: the run's part of the manifest.
 
     Raises:
-        OptionError: Ray is not installed, or a device that a cluster does not have.
-        DeviceError: there is no such cluster.
+        OptionError: Ray is not installed, or the device is not one for clusters.
+        DeviceError: there is no cluster at the address.
         WeightsError: the weights cannot be used.
     """
 
@@ -175,7 +175,7 @@ class RayEngine(WorkersEngine):
                 yield result
 
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
-        """One a share of the cluster."""
+        """One worker per share of the cluster."""
         weights = self.weights_file.read_bytes()
         first = _absolute(jobs[0])
         must_see = tuple(
@@ -191,7 +191,7 @@ class RayEngine(WorkersEngine):
         return workers
 
     def close(self) -> None:
-        """Leave the cluster, if it was us who joined it, and nothing on it."""
+        """Clean up on the cluster, and leave it if this engine joined it."""
         for worker in self._workers:
             assert isinstance(worker, RayWorker)  # new_workers made it
             worker.clean()
@@ -208,7 +208,7 @@ def _cuda_devices() -> list[str]:
 
 
 def _absolute(job: Job) -> Job:
-    """The same job from anywhere: a worker has another working directory."""
+    """The job with absolute paths: a worker has another working directory."""
     return replace(
         job, source=job.source.absolute(), output=job.output.absolute(), root=job.root.absolute()
     )

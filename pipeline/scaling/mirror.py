@@ -1,11 +1,11 @@
-"""A local folder that stands for object storage, so that all else works on paths.
+"""A local folder that mirrors object storage, so that everything else works on paths.
 
     STAGE/s3/bucket/imgs/a.png   ↔   s3://bucket/imgs/a.png
 
-Listed objects stand there as empty files of their size and time that take no space; so names,
-collisions, what is new and what is done are found by the same rules as for folders. An object comes
-when its file is decoded, an output goes when it is written, and neither stays: the disk holds what
-is in flight and no more.
+Listed objects appear as sparse files of their size and time that take no space, so names,
+collisions, new and finished images follow the same rules as in folders. An object is fetched when
+its file is decoded, an output is uploaded when it is written, and neither is kept: the disk holds
+only what is in flight.
 """
 
 import os
@@ -21,14 +21,14 @@ from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
 
 from .objects import Object, ObjectStore, is_url
 
-LOCAL = "file://"  # what follows is a path as it stands
+LOCAL = "file://"  # the rest is a path
 
 
 class LocalMirror:
-    """The folder and the stores that it stands for; used from several threads.
+    """The folder and the stores that it mirrors; used from several threads.
 
     Args:
-        root: the folder; the same one on every machine of a run.
+        root: the folder; the same path on every machine of a run.
     """
 
     def __init__(self, root: Path) -> None:
@@ -37,10 +37,10 @@ class LocalMirror:
         self._lock = Lock()
 
     def path(self, url: str) -> Path:
-        """The file or folder that stands for a URL.
+        """The file or folder that mirrors a URL.
 
         Raises:
-            OptionError: the protocol is not to be had, or the URL names no bucket.
+            OptionError: the protocol is not available, or the URL names no bucket.
         """
         protocol, _, key = url.partition("://")
         parts = [part for part in key.split("/") if part]
@@ -50,24 +50,24 @@ class LocalMirror:
         return self.root.joinpath(protocol, *parts)
 
     def holds(self, path: Path) -> bool:
-        """Whether a path stands for an object."""
+        """Whether a path mirrors an object."""
         return path.is_relative_to(self.root)
 
     def url(self, path: Path) -> str:
-        """The URL that a path stands for; other paths are themselves."""
+        """The URL that a path mirrors; other paths are returned as they are."""
         if not self.holds(path):
             return str(path)
         protocol, *key = path.relative_to(self.root).parts
         return f"{protocol}://{'/'.join(key)}"
 
     def with_urls(self, text: str) -> str:
-        """A message with URLs for the paths in it."""
+        """Replace mirrored paths in a message by their URLs."""
         for protocol in list(self._stores):
             text = text.replace(f"{self.root}{os.sep}{protocol}{os.sep}", f"{protocol}://")
         return text
 
     def refresh(self, path: Path) -> list[Object]:
-        """Let a path, and all below it, show what the store holds now.
+        """Update a path, and everything below it, from the store's listing.
 
         Raises:
             OptionError: the store cannot be listed.
@@ -83,24 +83,24 @@ class LocalMirror:
         return objects
 
     def is_gone(self, url: str) -> bool:
-        """Whether the URL's store says that there is no such object."""
+        """Whether the URL's store reports that the object does not exist."""
         with suppress(DenoiseBatchError):
             store, key = self._place(self.path(url))
             return store.is_gone(key)
         return False
 
     def fetch(self, path: Path) -> None:
-        """Let a file hold its object's bytes, and have its time.
+        """Download a file's object, with its time.
 
         Raises:
-            ImageError: it is not there, or the store fails.
+            ImageError: the object does not exist, or the store fails.
         """
         if self.holds(path):
             store, key = self._place(path)
             store.fetch(key, path)
 
     def upload(self, path: Path) -> None:
-        """Make a file's bytes its object, whole or not at all.
+        """Upload a file, whole or not at all.
 
         Raises:
             ImageError: the store fails.
@@ -110,7 +110,7 @@ class LocalMirror:
             store.upload(path, key)
 
     def delete(self, path: Path) -> None:
-        """Remove a path's object, if it goes."""
+        """Delete a path's object, if the store lets us."""
         store, key = self._place(path)
         store.delete([key])
 
@@ -124,7 +124,7 @@ class LocalMirror:
         """The store of a protocol, opened once.
 
         Raises:
-            OptionError: it is not to be had.
+            OptionError: it is not available.
         """
         with self._lock:
             if protocol not in self._stores:
@@ -159,7 +159,7 @@ def local_mirror() -> Iterator[LocalMirror]:
 
 
 def local_path(text: str, mirror: LocalMirror) -> str:
-    """What an input or output is called on this machine: `file://` is a path, other URLs stand in.
+    """The path of an input or output on this machine: of a `file://` URL its path, else its mirror.
 
     Raises:
         OptionError: the URL cannot be used.

@@ -1,7 +1,7 @@
-"""Object stores through fsspec: list, fetch, deliver whole or not at all, try again.
+"""Object stores through fsspec: list, fetch, upload whole or not at all, retry.
 
-Which stores there are, and how to sign in, is fsspec's business: `s3://` needs s3fs, `gs://` needs
-gcsfs; credentials and endpoints come from their own files and variables (`AWS_PROFILE`,
+fsspec decides which stores exist and how to sign in: `s3://` needs s3fs, `gs://` needs gcsfs;
+credentials and endpoints come from their own files and variables (`AWS_PROFILE`,
 `AWS_ENDPOINT_URL`, `FSSPEC_S3_…`), never from our options.
 """
 
@@ -18,24 +18,24 @@ from typing import Any, TypeVar
 
 from denoise_batch.kernels.errors import ImageError, OptionError
 
-# Where an upload appears at once and whole, or never; elsewhere a file gets its name by renaming.
+# An upload here is atomic; elsewhere a file is uploaded under a temporary name and renamed.
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"}
 _TRIES = 4
-_PAUSE_S = 0.5  # before the second try; doubled before each further one
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)  # no second try mends these
+_PAUSE_S = 0.5  # before the second try; doubled before each further try
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)  # retrying would not help
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Object:
-    """What a listing says of one object.
+    """One object of a listing.
 
     Attributes:
         key: bucket and path, without the protocol.
         size: bytes.
-        modified_ns: time of the last change in whole seconds (S3 tells fractions in some answers
-            and not in others), 0 where the store does not say.
+        modified_ns: time of the last modification in whole seconds (S3 gives fractions in some
+            answers only); 0 if the store does not say.
     """
 
     key: str
@@ -44,12 +44,12 @@ class Object:
 
 
 def is_url(text: str) -> bool:
-    """Whether an input or output is a URL rather than a path."""
+    """Whether an input or output is a URL and not a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
 
 
 class ObjectStore:
-    """One protocol's file system, as far as this tool needs it; used from several threads.
+    """What this tool needs of one protocol's file system; used from several threads.
 
     Args:
         protocol: "s3", "gs", "memory" …
@@ -75,16 +75,16 @@ class ObjectStore:
             raise OptionError(f"{protocol}://: fsspec knows no such protocol") from error
 
     def listing(self, key: str) -> list[Object]:
-        """The object of this name, or those below it; sorted.
+        """List the object of this name, or those below it, sorted.
 
-        Names that no folder can hold (with empty parts, "." or "..") are passed over.
+        Names that no folder can hold (with empty parts, "." or "..") are left out.
 
         Raises:
             OptionError: the store does not answer, or refuses.
         """
         try:
             self._files.invalidate_cache()
-            found: Mapping[str, Mapping[str, Any]] = self._again(
+            found: Mapping[str, Mapping[str, Any]] = self._retry(
                 lambda: self._files.find(key, detail=True)
             )
         except FileNotFoundError:
@@ -94,7 +94,7 @@ class ObjectStore:
         return sorted(_objects(found), key=lambda object: object.key)
 
     def is_gone(self, key: str) -> bool:
-        """Whether the store says that there is no such object; False where it does not answer."""
+        """Whether the store reports that the object does not exist; False if it does not answer."""
         try:
             self._info(key)
         except FileNotFoundError:
@@ -104,15 +104,15 @@ class ObjectStore:
         return False
 
     def fetch(self, key: str, path: Path) -> Object:
-        """Copy an object to a file, with its time.
+        """Download an object to a file, with its time.
 
         Raises:
-            ImageError: it is not there, changed meanwhile, or the store fails again and again.
+            ImageError: it does not exist, changed meanwhile, or the store keeps failing.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             before = self._info(key)
-            self._again(lambda: self._files.get_file(key, str(path)))
+            self._retry(lambda: self._files.get_file(key, str(path)))
             if path.stat().st_size != before.size:
                 raise OSError(f"{path.stat().st_size} of {before.size} bytes came")
             os.utime(path, ns=(before.modified_ns, before.modified_ns))
@@ -123,24 +123,24 @@ class ObjectStore:
         return before
 
     def upload(self, path: Path, key: str) -> None:
-        """Make a file the object of this name, whole or not at all.
+        """Upload a file as the object of this name, whole or not at all.
 
         Raises:
-            ImageError: the store fails again and again; what stood at `key` still stands there.
+            ImageError: the store keeps failing; the object at `key` is unchanged.
         """
         try:
-            self._again(lambda: self._put(path, key))
+            self._retry(lambda: self._put(path, key))
         except Exception as error:
             raise ImageError(f"{self.url(key)}: cannot be written: {_reason(error)}") from error
 
     def read(self, key: str) -> bytes | None:
-        """The object's bytes; None if it is not there.
+        """Return the object's bytes; None if it does not exist.
 
         Raises:
-            OptionError: the store fails again and again.
+            OptionError: the store keeps failing.
         """
         try:
-            data: bytes = self._again(lambda: self._files.cat_file(key))
+            data: bytes = self._retry(lambda: self._files.cat_file(key))
         except FileNotFoundError:
             return None
         except Exception as error:
@@ -148,13 +148,13 @@ class ObjectStore:
         return data
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects; one that is gone already is no error, nor is one that stays."""
+        """Delete objects; one that is gone already, or cannot be deleted, is no error."""
         for key in keys:
-            with suppress(Exception):  # what stays does no harm
+            with suppress(Exception):  # an object that stays does no harm
                 self._files.rm_file(key)
 
     def url(self, key: str) -> str:
-        """How a user writes this object's name."""
+        """The object's URL."""
         return f"{self.protocol}://{key}"
 
     def _put(self, path: Path, key: str) -> None:
@@ -173,17 +173,17 @@ class ObjectStore:
 
     def _info(self, key: str) -> Object:
         self._files.invalidate_cache()
-        info = self._again(lambda: self._files.info(key))
+        info = self._retry(lambda: self._files.info(key))
         return Object(key, int(info["size"]), _modified_ns(info))
 
-    def _again(self, action: Callable[[], Value]) -> Value:
-        """What `action` returns, after as many tries as it takes, within reason."""
+    def _retry(self, action: Callable[[], Value]) -> Value:
+        """Return `action()`, retrying a few times."""
         for number in range(_TRIES - 1):
             try:
                 return action()
             except _FINAL:
                 raise
-            except Exception:  # every store has errors of its own; the last one is told
+            except Exception:  # every store has its own errors; the last is raised
                 time.sleep(_PAUSE_S * 2**number)
         return action()
 
@@ -198,7 +198,7 @@ def _objects(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Object]:
 
 
 def _modified_ns(info: Mapping[str, Any]) -> int:
-    """Each file system has a name of its own for it, and some give text."""
+    """Every file system has its own name for the time, and some give text."""
     for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
         value = info.get(name)
         if isinstance(value, str):

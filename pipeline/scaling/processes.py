@@ -1,4 +1,4 @@
-"""Workers on this machine: a process for each device, spoken to through a pipe."""
+"""Workers on this machine: one process per device, connected by a pipe."""
 
 import multiprocessing
 import signal
@@ -18,7 +18,7 @@ from .worker_session import WorkerConfig, WorkerSession
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
 
-# A fresh interpreter: a fork would inherit CUDA, locks and threads in the middle of something.
+# A fresh interpreter: a fork would inherit CUDA, locks and threads in an undefined state.
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -38,7 +38,7 @@ class ProcessWorker(Worker):
         self._pipe: Connection[Any, Any] | None = None
 
     def start(self, is_over: Callable[[], bool]) -> bool:
-        """Begin, unless it is up; the network is loaded when this returns."""
+        """Start the process unless it is up; the network is loaded when this returns."""
         if self._process is not None:
             return True
         ours, theirs = _CONTEXT.Pipe()
@@ -66,11 +66,11 @@ class ProcessWorker(Worker):
             yield result
 
     def stop(self) -> None:
-        """Set the flag that the process looks at between files."""
+        """Set the flag that the process checks between files."""
         self._stop.set()
 
     def close(self) -> None:
-        """Kill it: what is in flight is wanted no more, and files are whole or not there."""
+        """Kill the process: files in flight are no longer needed, and files are whole or absent."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -99,7 +99,7 @@ class ProcessWorker(Worker):
 
 
 class SharedStop(Stop):
-    """Set by the run's own process, which alone heeds signals."""
+    """A stop that the run's own process sets; workers ignore signals."""
 
     def __init__(self, event: "Event") -> None:
         super().__init__()
@@ -110,11 +110,11 @@ class SharedStop(Stop):
 
 
 def _serve(pipe: "Connection[Any, Any]", event: "Event", config: WorkerConfig) -> None:
-    """The worker process: None when it is up, then for each chunk its results and None."""
-    # Ctrl-C and a service's SIGTERM reach all processes; only the run's own decides.
+    """Run a worker process: send None when it is up, then each chunk's results and None."""
+    # Ctrl-C and a service's SIGTERM reach all processes; the run's own process decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    with suppress(EOFError, OSError):  # the run's own process is gone: so are we
+    with suppress(EOFError, OSError):  # the run's own process is gone
         try:
             session = WorkerSession(config)
             pipe.send(None)  # it is up

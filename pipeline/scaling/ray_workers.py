@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster: an actor for each GPU, or for every few cores where there is none."""
+"""Workers on a Ray cluster: one actor per GPU, or per few cores if there is no GPU."""
 
 import logging
 import os
@@ -20,16 +20,16 @@ from ..streaming.result import Result
 from .dispatch import PATIENCE_S, Worker, WorkerLostError
 from .worker_session import WorkerConfig, WorkerSession
 
-CORES = 4  # of a worker without a GPU
+CORES = 4  # per worker without a GPU
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker takes of the cluster.
+    """The resources of one worker.
 
     Attributes:
-        gpus: one, or none.
-        cores: that it computes with.
+        gpus: 1 or 0.
+        cores: number of processor cores.
         node: the machine's id, for workers without a GPU.
     """
 
@@ -39,16 +39,16 @@ class Share:
 
 
 def connect(address: str | None) -> tuple[Any, bool]:
-    """Ray, connected to a cluster; without an address to the one of `RAY_ADDRESS`, or a local one.
+    """Connect Ray to a cluster: at the address, at `RAY_ADDRESS`, or a local one.
 
     Returns:
-        The module, and whether it was connected here rather than before.
+        The module, and whether it was connected by this call.
 
     Raises:
         OptionError: Ray is not installed.
         DeviceError: there is no cluster at that address.
     """
-    # Ray's calls would else join some cluster by themselves, after we have left ours.
+    # Otherwise Ray's calls would join some cluster by themselves after we have left ours.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         import ray
@@ -66,7 +66,7 @@ def connect(address: str | None) -> tuple[Any, bool]:
 
 
 def precision_there(ray: Any, name: str, *, has_gpu: bool) -> str:
-    """What a precision comes to on the cluster's GPUs, by the first one that is free.
+    """Resolve a precision on the first of the cluster's GPUs that is free.
 
     Raises:
         DeviceError: none becomes free, or it fails.
@@ -92,7 +92,7 @@ def _precision_here() -> str:
 
 @contextmanager
 def _kept_handlers() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; ours finishes the files in flight."""
+    """Restore our signal handlers, which finish the files in flight: Ray replaces SIGTERM's."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -106,15 +106,15 @@ def _kept_handlers() -> Iterator[None]:
 
 
 def shares(nodes: Sequence[dict[str, Any]], device: str) -> list[Share]:
-    """How the cluster is divided among workers.
+    """Divide the cluster among workers.
 
     Args:
         nodes: as `ray.nodes()` lists them.
         device: "auto" (GPUs if there are any), "cuda" or "cpu".
 
     Raises:
-        OptionError: another device.
-        DeviceError: the cluster has none of it.
+        OptionError: the device is not one of these.
+        DeviceError: the cluster has no such device.
     """
     if device not in ("auto", "cuda", "cpu"):
         raise OptionError(f"--device {device} with --engine ray: choose auto, cuda or cpu")
@@ -139,7 +139,7 @@ def shares(nodes: Sequence[dict[str, Any]], device: str) -> list[Share]:
 
 
 class RayWorker(Worker):
-    """A worker in a Ray actor, wherever the cluster puts it.
+    """A worker in a Ray actor, on whichever machine the cluster chooses.
 
     Args:
         name: for messages.
@@ -156,19 +156,19 @@ class RayWorker(Worker):
         self._actor: Any = None
 
     def start(self, is_over: Callable[[], bool]) -> bool:
-        """Ask the cluster for room; it may take as long as the cluster takes to grow."""
+        """Ask the cluster for resources; this may take as long as the cluster takes to grow."""
         if self._actor is not None:
             return True
         options: dict[str, Any] = {
             "num_gpus": self._share.gpus,
             "num_cpus": self._share.cores,
             "max_concurrency": 2,  # so that `stop` is heard while `run` runs
-            "max_restarts": 0,  # we begin a new one ourselves, and know of it
+            "max_restarts": 0,  # `Dispatch` starts a new one itself
         }
         if self._share.node:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-            # Its node by preference; another one if that is lost and there is room.
+            # Prefer its node; use another if that is lost and there is room.
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
                 self._share.node, soft=True
             )
@@ -186,7 +186,7 @@ class RayWorker(Worker):
         return True
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
-        """Results stream back one by one."""
+        """Yield results as they stream back."""
         try:
             run = self._actor.run.options(num_returns="streaming")
             for reference in run.remote(list(jobs)):
@@ -195,19 +195,19 @@ class RayWorker(Worker):
             raise WorkerLostError(_line(error)) from error
 
     def stop(self) -> None:
-        """Tell the actor; a lost one has stopped anyway."""
+        """Stop the actor; a lost one has stopped anyway."""
         if self._actor is not None:
             with suppress(self._ray.exceptions.RayError):
                 self._actor.stop.remote()
 
     def clean(self) -> None:
-        """Leave nothing on the actor's machine."""
+        """Remove everything from the actor's machine."""
         if self._actor is not None:
             with suppress(self._ray.exceptions.RayError):
                 self._ray.get(self._actor.clean.remote(), timeout=5)
 
     def close(self) -> None:
-        """Kill the actor: what is in flight was wanted no more."""
+        """Kill the actor: files in flight are no longer needed."""
         actor, self._actor = self._actor, None
         if actor is not None:
             with suppress(self._ray.exceptions.RayError, ValueError):
@@ -215,7 +215,7 @@ class RayWorker(Worker):
 
 
 class _Actor:
-    """The worker's side. Our errors are returned, not raised: Ray would wrap them."""
+    """The worker's side. Our errors are returned, not raised, because Ray would wrap them."""
 
     def __init__(self, config: WorkerConfig, cores: int) -> None:
         import torch
@@ -231,11 +231,11 @@ class _Actor:
             self._error = error
 
     def problem(self) -> DenoiseBatchError | None:
-        """Why this worker can never work; None: it is up."""
+        """The reason why this worker can never work; None if it is up."""
         return self._error
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Result | DenoiseBatchError]:
-        """Results as they come; an error, if one ends it, comes last."""
+        """Yield results as they come; an error that ends the work comes last."""
         assert self._session is not None  # `problem` was asked before
         try:
             yield from self._session.run(jobs, self._stop)
@@ -250,7 +250,7 @@ class _Actor:
             shutil.rmtree(self._mirror, ignore_errors=True)
 
     def stop(self) -> None:
-        """Begin no other file."""
+        """Begin no further file."""
         self._stop.set(signal.SIGTERM)
 
 

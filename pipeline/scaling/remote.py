@@ -1,8 +1,8 @@
-"""A run whose inputs or outputs are URLs: files come and go through the mirror.
+"""Runs whose inputs or outputs are URLs: files pass through a local mirror.
 
 The manifest of an output prefix is kept in it, in `.denoise-batch/`. Each output's entry is an
-object of its own, sent before the output, so that a run may be killed anywhere; a run that ends
-collects them in one. An object store has no locks: nothing keeps two runs apart.
+object of its own, uploaded before the output, so a run may be killed at any point; a run that ends
+merges them into one. Object stores have no locks: nothing keeps two runs apart.
 """
 
 import json
@@ -24,16 +24,16 @@ from ..streaming.result import Result
 from .mirror import LOCAL, LocalMirror, local_mirror, local_path
 from .objects import is_url
 
-_CONNECTIONS = 16  # while entries of a killed run are fetched
+_CONNECTIONS = 16  # to fetch the entries of a killed run
 
 
 @dataclass(frozen=True)
 class MirroredJob(Job):
-    """A job whose source or output stands for an object.
+    """A job whose source or output mirrors an object.
 
     Attributes:
-        source_url: what the user calls the source.
-        output_url: and the output.
+        source_url: of the source, or its path.
+        output_url: of the output, or its path.
     """
 
     source_url: str = ""
@@ -53,8 +53,8 @@ class MirroredJob(Job):
 class RemoteManifest(Manifest):
     """The entries of an output prefix.
 
-    An entry's time is 0 until the run ends and the store has been asked for it; such an entry means
-    any object of its size.
+    An entry's time is 0 until the run ends and the store has been asked for it; such an entry
+    matches any object of its size.
 
     Args:
         root: the folder of the mirror that stands for the prefix.
@@ -71,7 +71,7 @@ class RemoteManifest(Manifest):
         super().__init__(root)
 
     def made_of(self, output: Path) -> Entry | None:
-        """The entry of the object at `output`, by size and time."""
+        """Return the entry of the object at `output`, by size and time."""
         try:
             stamp = FileStat.of(output)
         except OSError:
@@ -89,11 +89,11 @@ class RemoteManifest(Manifest):
         source_sha256: str,
         run: tuple[str, str],
     ) -> None:
-        """Send the entry, before `written` becomes the object `output`.
+        """Upload the entry, before `written` becomes the object `output`.
 
         Raises:
             ImageError: the store fails.
-            OSError: there is no space to write it.
+            OSError: the disk is full.
         """
         stamp = FileStat(written.stat().st_size, 0)
         key, digest = self._key(output), sha256_of(written)
@@ -107,11 +107,11 @@ class RemoteManifest(Manifest):
             path.unlink()
 
     def collect(self) -> None:
-        """Make one object of all entries that still hold, with the times that the store gives.
+        """Merge all valid entries into one object, with the times that the store reports.
 
         Raises:
-            OptionError: the store fails.
-            ImageError: likewise.
+            OptionError: the store cannot be listed.
+            ImageError: the store fails.
         """
         self._mirror.refresh(self.root)
         found = RemoteManifest(self.root, self._mirror)
@@ -128,7 +128,7 @@ class RemoteManifest(Manifest):
             self._mirror.delete(path)
 
     def compact(self) -> None:
-        """Nothing: `collect` does it, at the end."""
+        """Do nothing: `collect` does it, at the end."""
 
 
 class RemoteStorage(Storage):
@@ -142,7 +142,7 @@ class RemoteStorage(Storage):
         self.mirror = mirror
 
     def refresh(self, options: DenoiseOptions) -> None:
-        """List inputs and output anew.
+        """List inputs and output again.
 
         Raises:
             OptionError: a store cannot be listed.
@@ -150,12 +150,12 @@ class RemoteStorage(Storage):
         if options.output is not None and self.mirror.holds(options.output):
             self.mirror.refresh(options.output)
         for path in map(_fixed_part, map(Path, options.inputs)):
-            # A store knows no empty folder: what is not there (yet) holds no images.
+            # A store has no empty folders: a prefix that does not exist (yet) holds no images.
             if self.mirror.holds(path) and not self.mirror.refresh(path):
                 path.mkdir(parents=True, exist_ok=True)
 
     def named(self, jobs: Sequence[Job]) -> list[Job]:
-        """The same jobs, with URLs to tell."""
+        """The jobs with their URLs."""
         return [
             MirroredJob(
                 job.source,
@@ -169,41 +169,41 @@ class RemoteStorage(Storage):
         ]
 
     def manifest(self, root: Path, part: str) -> Manifest:
-        """The entries of an output folder or prefix."""
+        """The manifest of an output folder or prefix."""
         return (
             RemoteManifest(root, self.mirror) if self.mirror.holds(root) else Manifest(root, part)
         )
 
     def worker_manifest(self, root: Path, part: str) -> Manifest:
-        """One that is only written."""
+        """A manifest that is only written."""
         if self.mirror.holds(root):
             return RemoteManifest(root, self.mirror, is_read=False)
         return Manifest(root, part)
 
     def is_gone(self, place: str) -> bool:
-        """Whether a place's store, or folder, says that nothing is there."""
+        """Whether a URL's store, or a path's folder, reports that it does not exist."""
         return self.mirror.is_gone(place) if is_url(place) else super().is_gone(place)
 
     def fetch(self, path: Path) -> None:
-        """Let a source be there."""
+        """Download a source."""
         self.mirror.fetch(path)
 
     def upload(self, path: Path) -> None:
-        """Send an output."""
+        """Upload an output."""
         self.mirror.upload(path)
 
     def finish(self, result: Result) -> Result:
-        """Give up the job's space, and say its reason with URLs."""
+        """Release the job's disk space, and put URLs into its messages."""
         self.mirror.release(result.job.source)
         self.mirror.release(result.job.output)
         notes = tuple(self.mirror.with_urls(note) for note in result.notes)
         return replace(result, reason=self.mirror.with_urls(result.reason), notes=notes)
 
     def end(self, manifests: Sequence[Manifest]) -> None:
-        """Collect what was noted, if the store lets us."""
+        """Merge the entries, if the store lets us."""
         for manifest in manifests:
             if isinstance(manifest, RemoteManifest):
-                with suppress(DenoiseBatchError):  # one by one, the entries are no less true
+                with suppress(DenoiseBatchError):  # unmerged entries are still valid
                     manifest.collect()
 
 
@@ -211,9 +211,7 @@ class RemoteStorage(Storage):
 def storage_of(
     inputs: Sequence[str], output: str | None
 ) -> Iterator[tuple[tuple[str, ...], Path | None, Storage]]:
-    """What a run's inputs and output are called on this machine, and how they come and go.
-
-    Inside, errors name URLs.
+    """A run's inputs and output as local paths, and their storage; errors inside name URLs.
 
     Raises:
         OptionError: a URL that cannot be used, or one without an output.

@@ -1,7 +1,7 @@
-"""What runs in a worker: a loaded network, and the way from jobs to results.
+"""What runs in a worker: a loaded network that turns jobs into results.
 
-The run's own process keeps the plan, the locks and the screen; a worker reads, denoises and writes
-files, and notes each in a part of the manifest that is its own.
+The run's own process has the plan, the locks and the display; a worker reads, denoises and writes
+files, and records each in its own part of the manifest.
 """
 
 import tempfile
@@ -24,13 +24,13 @@ from .remote import RemoteStorage
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker is told when it begins.
+    """Settings of a worker.
 
     Attributes:
-        options: of the run, with the worker's own device, and a precision that is not "auto".
-        part: the name of its part of the manifest.
-        weights: bytes of the weights file, where the worker's machine may not have it.
-        mirror: the folder that stands for object storage, if any is used.
+        options: the run's, with the worker's device and a precision other than "auto".
+        part: name of its part of the manifest.
+        weights: bytes of the weights file, if the worker's machine may not have it.
+        mirror: folder that mirrors object storage, if any is used.
         must_see: files that the worker's machine must share with the run's.
     """
 
@@ -46,7 +46,7 @@ class WorkerSession:
 
     Args:
         config: as the run's own process sent it.
-        machine: what to call this worker's machine in errors.
+        machine: name of this worker's machine in errors.
 
     Raises:
         OptionError: the worker's machine does not share the files.

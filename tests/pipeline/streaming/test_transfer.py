@@ -16,7 +16,7 @@ def test_tensors_packed_into_one_block_come_out_as_they_went_in(
     parts: list[tuple[tuple[int, int, int], torch.dtype]],
 ) -> None:
     tensors = [(torch.rand(shape) * 200).to(dtype) for shape, dtype in parts]
-    arrived = Transfer(CPU, is_staged=True).upload(tensors)
+    arrived = Transfer(CPU, is_packed=True).upload(tensors)
     assert len({tensor.untyped_storage().data_ptr() for tensor in arrived}) == 1
     for tensor, there in zip(tensors, arrived, strict=True):
         assert there.dtype == tensor.dtype
@@ -32,7 +32,7 @@ def test_on_the_cpu_nothing_is_copied() -> None:
 
 def test_views_arrive_contiguous() -> None:
     view = torch.rand(6, 8, 3)[1:5, 2:7]
-    (there,) = Transfer(CPU, is_staged=True).upload([view])
+    (there,) = Transfer(CPU, is_packed=True).upload([view])
     assert torch.equal(there, view)
     (back,) = Transfer(CPU).download([view]).wait()
     assert back.is_contiguous()
