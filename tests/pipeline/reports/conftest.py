@@ -11,7 +11,7 @@ from report_runs import AWKWARD, SECONDS, quality_of, summary_of
 from denoise_batch.files.scan import Job
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.quality import Quality
-from denoise_batch.reports.report import Report, report_of
+from denoise_batch.reports.report import Report, make_report
 from denoise_batch.streaming.result import Result
 
 
@@ -39,6 +39,6 @@ def run_of(tmp_path: Path) -> Callable[..., Report]:
         Image.new("L", (8, 8)).save(output / "old.png")
         old = Job(source / "old.png", output / "old.png", "old.png", output)
         results.append(Result(old, "skipped", "up to date"))
-        return report_of(DenoiseOptions((str(source),)), summary_of(results))
+        return make_report(DenoiseOptions((str(source),)), summary_of(results))
 
     return make

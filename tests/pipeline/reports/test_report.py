@@ -14,7 +14,7 @@ from report_runs import AWKWARD
 from denoise_batch.kernels import OptionError
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.quality import Quality
-from denoise_batch.reports.files import write_report
+from denoise_batch.reports import write_report
 from denoise_batch.reports.report import SCHEMA, Report
 from denoise_batch.weights import manifest
 

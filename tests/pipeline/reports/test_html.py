@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from browser import Page, browser_page, find_browser
 from PIL import Image
+from report_runs import AWKWARD
 
 from denoise_batch.files.pixels import ValueRange
 from denoise_batch.quality import Quality
-from denoise_batch.reports import page as page_module
-from denoise_batch.reports import pictures
-from denoise_batch.reports.files import write_report
-from denoise_batch.reports.page import html
+from denoise_batch.reports import html, pictures
+from denoise_batch.reports.html import MOST_STEMS, nice_ticks, render_html
 from denoise_batch.reports.report import Report
 
 VOID = {"meta", "link", "img", "input", "br", "line", "circle"}
@@ -54,7 +54,7 @@ def parsed(text: str) -> _Balance:
 
 
 def test_it_is_one_well_formed_file_that_needs_nothing(run_of: Callable[..., Report]) -> None:
-    text = html(run_of(3))
+    text = render_html(run_of(3))
     balance = parsed(text)
     assert all(r.startswith(("data:", "#")) for r in balance.references)
     assert len(balance.ids) == len(set(balance.ids))
@@ -66,30 +66,24 @@ def test_it_is_one_well_formed_file_that_needs_nothing(run_of: Callable[..., Rep
 
 
 def test_every_image_of_a_small_run_is_shown_in_full(run_of: Callable[..., Report]) -> None:
-    text = html(run_of(3))
+    text = render_html(run_of(3))
     assert text.count("<article") == 3
     assert text.count('class="noisy" src="data:image') == 3
     assert text.count("Removed, ×4") == 3 * 2  # caption and alt text
 
 
 def test_worst_and_best_of_a_long_run_are_shown_and_the_rest_are_thumbnails(
-    run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+    run_of: Callable[..., Report],
 ) -> None:
-    monkeypatch.setattr(page_module, "MOST_IN_FULL", 4)
-    text = html(run_of(9))
+    text = render_html(run_of(9), most_in_full=4)
     assert re.findall(r'<article class="card picture" id="image-(\d)"', text) == list("8710")
     assert "Worst 2" in text
     assert "Best 2" in text
     assert text.count("data-before=") == 9 - 4 + 1  # and the skipped one
 
 
-def test_the_file_stays_small_whatever_the_run(
-    run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(page_module, "MOST_IN_FULL", 2)
-    report = run_of(60)
-    monkeypatch.setattr(page_module, "MOST_BYTES", 150_000)
-    text = html(report)
+def test_the_file_stays_small_whatever_the_run(run_of: Callable[..., Report]) -> None:
+    text = render_html(run_of(60), most_in_full=2, most_bytes=150_000)
     assert len(text) < 250_000
     assert text.count("<tr data-name") == 62
     assert "without a thumbnail" in text
@@ -98,7 +92,7 @@ def test_the_file_stays_small_whatever_the_run(
 def test_pictures_that_are_gone_are_said(run_of: Callable[..., Report]) -> None:
     report = run_of(2)
     report.results[1].job.output.unlink()
-    text = html(report)
+    text = render_html(report)
     assert "Cannot be shown" in text
     parsed(text)
 
@@ -117,12 +111,12 @@ def test_an_input_that_links_to_itself_has_a_title(
     (tmp_path / "loop.png").symlink_to("loop.png")
     report = run_of(1)
     options = replace(report.options, inputs=(str(tmp_path / "loop.png"),))
-    assert "Denoised: loop.png" in html(replace(report, options=options))
+    assert "Denoised: loop.png" in render_html(replace(report, options=options))
 
 
 def test_an_infinite_loss_is_no_number(run_of: Callable[..., Report]) -> None:
     perfect = Quality(None, None, math.inf, 30.0, "reference")
-    assert "-inf" not in html(run_of(2, lambda index: perfect))
+    assert "-inf" not in render_html(run_of(2, lambda index: perfect))
 
 
 def test_whatever_a_picture_raises_costs_that_picture_only(
@@ -133,8 +127,8 @@ def test_whatever_a_picture_raises_costs_that_picture_only(
             raise ValueError("<images> do not match")
         return pictures.load(path, scale)
 
-    monkeypatch.setattr(page_module, "load", load)
-    text = html(run_of(3))
+    monkeypatch.setattr(html, "load", load)
+    text = render_html(run_of(3))
     assert text.count("Cannot be shown: ValueError: &lt;images&gt; do not match") == 1
     assert text.count('class="noisy" src="data:image') == 2
     parsed(text)
@@ -148,7 +142,7 @@ def test_estimates_are_marked_and_missing_ones_explained(run_of: Callable[..., R
             return None
         return Quality(25.0, 1.0, 20.0, 31.0, "estimate")
 
-    text = html(run_of(4, quality))
+    text = render_html(run_of(4, quality))
     parsed(text)
     assert ">est.</span>" in text
     assert "Monte-Carlo SURE" in text
@@ -156,10 +150,60 @@ def test_estimates_are_marked_and_missing_ones_explained(run_of: Callable[..., R
 
 
 def test_a_run_without_quality_has_no_empty_columns(run_of: Callable[..., Report]) -> None:
-    text = html(run_of(2, lambda index: None))
+    text = render_html(run_of(2, lambda index: None))
     parsed(text)
     assert "PSNR in" not in text
     assert "σ̂ in" not in text
+
+
+def charts_of(text: str) -> list[ElementTree.Element]:
+    return [
+        ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    ]
+
+
+def test_a_chart_is_valid_svg_with_one_item_an_image(run_of: Callable[..., Report]) -> None:
+    charts = charts_of(render_html(run_of(5)))
+    assert [chart.get("aria-label") for chart in charts] == [
+        "PSNR of every image before and after",
+        "Noise of every image before and after",
+    ]
+    items = charts[0].findall("g")
+    assert len(items) == 5
+    assert items[-1].findtext("title") == f"{AWKWARD}: 20.00 → 30.00 dB"
+    for circle in charts[0].iter("circle"):
+        assert 0 <= float(circle.get("cx", "nan")) <= 520
+        assert 0 <= float(circle.get("cy", "nan")) <= 230
+
+
+def test_charts_thin_out_thousands_of_images(run_of: Callable[..., Report]) -> None:
+    report = run_of(2)
+    results = tuple(
+        replace(report.results[0], quality=Quality(n, n / 2, n, n + 1, "reference"))
+        for n in range(2500)
+    )
+    many = replace(report, summary=replace(report.summary, results=results))
+    for chart in charts_of(render_html(many, most_in_full=2, most_bytes=0)):
+        assert len(chart.findall("g")) == MOST_STEMS
+        assert "of 2500 images" in "".join(chart.itertext())
+
+
+def test_charts_leave_out_what_is_infinite_or_missing(run_of: Callable[..., Report]) -> None:
+    def quality(index: int) -> Quality | None:
+        return [Quality(None, None, 20.0, math.inf, "reference"), None][index % 2]
+
+    assert charts_of(render_html(run_of(4, quality))) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (18.3, 34.9), (5, 5), (0, 0), (-3, 1e6), (0.1, 0.11)]
+)
+def test_ticks_are_few_and_span_the_values(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 8
+    assert ticks == sorted(set(ticks))
 
 
 def show_slider(page: Page) -> None:
@@ -188,11 +232,11 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 def test_sliders_tables_and_themes_work_in_a_browser(
-    page: Page, run_of: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Page, run_of: Callable[..., Report], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(page_module, "MOST_IN_FULL", 4)
     report = run_of(8)
-    write_report(tmp_path / "report.html", report)
+    text = render_html(report, most_in_full=4)
+    (tmp_path / "report.html").write_text(text, encoding="utf-8")
     page.resize(1280, 900)
     page.open(tmp_path / "report.html")
 
