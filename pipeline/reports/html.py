@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -54,6 +53,11 @@ class Image:
     thumbnails: Thumbnails | None = None
     view: View | None = None
     problem: str = ""
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether the page had no room for it."""
+        return self.result.status != "failed" and self.thumbnails is None and not self.problem
 
     @property
     def view_width_px(self) -> int:
@@ -113,7 +117,7 @@ def render_html(
     in_full = order
     if len(order) > most_in_full:
         in_full = order[: most_in_full // 2] + order[-(most_in_full // 2) :]
-    is_read = _read_pictures(report, images, in_full, most_bytes, on_picture)
+    _read_pictures(report, images, in_full, most_bytes, on_picture)
 
     loader = PackageLoader(__package__, "assets")
     environment = Environment(
@@ -130,7 +134,8 @@ def render_html(
     return environment.get_template("report.html").render(
         report=report,
         no_quality=Quality(None, None),
-        **_columns(report.results),
+        has_sigma=report.totals.sigma_in_255 is not None,
+        has_psnr=report.totals.scored > 0,
         title=_title(report),
         subtitle=_subtitle(report),
         counts=_counts(report),
@@ -138,7 +143,7 @@ def render_html(
         charts=charts(report.results),
         groups=_groups(in_full, report.totals.done),
         images=images,
-        hidden=sum(i.result.status != "failed" and i.number not in is_read for i in images),
+        hidden=sum(image.is_hidden for image in images),
         notes=[note for result in report.results for note in result.notes],
         most_notes=MOST_NOTES,
         style=Markup(loader.get_source(environment, "report.css")[0]),
@@ -160,12 +165,12 @@ def charts(results: Sequence[Result]) -> list[Chart]:
             is_estimate |= quality.basis == "estimate"
     found = []
     if len(psnr) > 1:
-        basis = "estimated by SURE" if is_estimate else "against the references"
+        basis = "estimated (SURE)" if is_estimate else "measured against references"
         title = "PSNR of every image before and after"
-        found.append(_chart("PSNR, dB", basis, title, psnr, "dB", 2))
+        found.append(_chart("PSNR (dB)", basis, title, psnr, "dB", 2))
     if len(sigma) > 1:
         title = "Noise of every image before and after"
-        found.append(_chart("Noise σ̂, of 255", "estimated", title, sigma, "of 255", 1))
+        found.append(_chart("Noise σ̂ (0–255 scale)", "estimated", title, sigma, "(0–255 scale)", 1))
     return found
 
 
@@ -227,14 +232,14 @@ def _read_pictures(
     in_full: Sequence[Image],
     most_bytes: int,
     on_picture: Callable[[int, int], None],
-) -> set[int]:
-    """Fill in views, then thumbnails while there is room; return the numbers that were read."""
+) -> None:
+    """Read views, then thumbnails while there is room."""
     shown = [image for image in images if image.result.status != "failed"]
     side_px = next(side for most, side in _THUMBNAIL_PX if len(shown) <= most)
     full = {image.number for image in in_full}
     order = [*in_full, *(image for image in shown if image.number not in full)]
     room = most_bytes - _ROW_BYTES * len(images)
-    is_read: set[int] = set()
+    done = 0
     with ThreadPoolExecutor(_THREADS) as threads:
         # A few ahead, not all: an image of 100 megapixels is 300 MB.
         for start in range(0, len(order), 2 * _THREADS):
@@ -242,13 +247,12 @@ def _read_pictures(
             sizes = threads.map(
                 lambda image: _read(report, image, side_px, image.number in full), group
             )
-            for image, size in zip(group, sizes, strict=True):
+            for size in sizes:
                 room -= size
-                is_read.add(image.number)
-                on_picture(len(is_read), len(order))
+                done += 1
+                on_picture(done, len(order))
             if room < 0:
                 break
-    return is_read
 
 
 def _read(report: Report, image: Image, side_px: int, is_full: bool) -> int:
@@ -286,21 +290,8 @@ def _groups(in_full: Sequence[Image], done: int) -> list[tuple[str, str, Sequenc
             (f"Worst {half}", f"of {done}", in_full[:half]),
             (f"Best {half}", f"of {done}", in_full[half:]),
         ]
-    note = "in the order of their quality, worst first" if done > 1 else ""
+    note = "worst first" if done > 1 else ""
     return [("Before and after", note, in_full)]
-
-
-def _columns(results: Sequence[Result]) -> dict[str, Any]:
-    """The table's headings, and which numbers it has."""
-    has_sigma = any(
-        result.quality is not None and result.quality.sigma_in_255 is not None for result in results
-    )
-    has_psnr = any(is_scored(result.quality) for result in results)
-    headings = ["Image", "Size"]
-    headings += ["σ̂ in", "σ̂ out"] * has_sigma
-    headings += ["PSNR in", "PSNR out", "Gain"] * has_psnr
-    headings += ["Time", "Status"]
-    return {"headings": headings, "has_sigma": has_sigma, "has_psnr": has_psnr}
 
 
 def _stage_shares(report: Report) -> dict[str, float]:

@@ -78,7 +78,7 @@ def totals_line(summary: Summary) -> str:
     if megapixels and seconds:
         speed = f", {megapixels / seconds:.1f} MP/s, {totals.done / seconds:.1f} images/s"
     interrupted = "interrupted: " if summary.is_interrupted else ""
-    hint = " (--overwrite denoises again)" if totals.skipped else ""
+    hint = " (--overwrite denoises them again)" if totals.skipped else ""
     return (
         f"{interrupted}{', '.join(counts)}{hint}; {megapixels:.1f} MP in {seconds:.1f} s{speed} "
         f"on {summary.device}"
@@ -112,14 +112,14 @@ def _print_notes(summary: Summary, totals: Totals, console: Console) -> None:
     for note in notes[:MOST_NOTES]:
         say(f"note: {note}")
     if len(notes) > MOST_NOTES:
-        say(f"{len(notes) - MOST_NOTES} more notes are not shown")
+        say(f"{len(notes) - MOST_NOTES} more notes not shown")
     qualities = [result.quality for result in summary.results if result.quality]
     # "too little noise (σ̂ 2.0)" and "too little noise (σ̂ 3.0)" are one reason.
     reasons = Counter(quality.reason.partition(" (")[0] for quality in qualities if quality.reason)
     for reason, count in reasons.most_common():
         say(f"no PSNR for {count} image{'s' if count > 1 else ''}: {reason}")
     if totals.basis == "estimate":
-        say("est.: estimated without a reference (SURE), for white Gaussian noise")
+        say("est.: estimated without a reference (SURE), assuming white Gaussian noise")
 
 
 def _table(results: Sequence[Result], totals: Totals, width: int) -> Table | None:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,34 @@ def test_a_reference_is_not_estimated_and_reports_of_all_kinds_are_written(
     (row,) = csv.DictReader(paths[1].read_text().splitlines())
     assert float(row["psnr_out"]) == image["psnr_out"]
     assert paths[2].read_text().startswith("<!doctype html>")
+
+
+def test_only_an_html_report_imports_jinja(folders: Path, weights: Path) -> None:
+    arguments = [str(folders / "noisy"), "-d", "cpu", "-w", str(weights), "--overwrite"]
+    data = [*arguments, "--report", str(folders / "r.json"), "--report", str(folders / "r.csv")]
+    page = [*arguments, "--report", str(folders / "r.html")]
+    code = (
+        "import sys; from denoise_batch.cli.batch import main;"
+        f"assert main({data}) == 0; assert 'jinja2' not in sys.modules;"
+        f"assert main({page}) == 0; assert 'jinja2' in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_log_json_and_a_report_say_the_same_of_an_image(
+    folders: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(folders / "noisy" / "small.png", torch.rand(3, 16, 16))
+    (folders / "noisy" / "broken.png").write_text("no image")
+    report = folders / "report.json"
+    options = ["-d", "cpu", "-w", str(weights), "--log", "json", "--report", str(report)]
+    assert main([str(folders / "noisy"), *options]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    logged = {line.pop("name"): line for line in lines if line["event"] == "image"}
+    assert len(logged) == 3
+    for image in images(report):
+        assert {"event": "image", **image} == {"name": image["name"], **logged[str(image["name"])]}
 
 
 def test_nothing_is_measured_that_was_not_asked_for(

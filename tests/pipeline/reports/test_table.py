@@ -94,7 +94,7 @@ def test_skipped_images_only_count() -> None:
     assert "3.png" not in shown([*RESULTS, *old], 80)
     assert "3 done, 5 skipped" in shown([*RESULTS, *old], 80)
     nothing_new = shown(old, 80)
-    assert nothing_new.startswith("0 done, 5 skipped (--overwrite denoises again)")
+    assert nothing_new.startswith("0 done, 5 skipped (--overwrite denoises them again)")
 
 
 def test_markup_in_names_is_shown_as_it_is() -> None:
