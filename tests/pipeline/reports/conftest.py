@@ -1,4 +1,4 @@
-"""A finished run, made by hand: the reports' tests need no network."""
+"""A hand-made finished run: tests of reports need no network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from denoise_batch.streaming.result import Result
 
 @pytest.fixture
 def run_of(tmp_path: Path) -> Callable[..., Report]:
-    """Makes `done` images of 96×64 with their files, a failed one and a skipped one."""
+    """Return a function that makes a run of `done` 96×64 images, a failed and a skipped one."""
 
     def make(done: int, quality: Callable[[int], Quality | None] = quality_of) -> Report:
         source, output = tmp_path / "in", tmp_path / "out"

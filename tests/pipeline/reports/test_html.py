@@ -24,7 +24,7 @@ VOID = {"meta", "link", "img", "input", "br", "line", "circle"}
 
 
 class _Balance(HTMLParser):
-    """Fails on tags that do not match, and keeps what the page refers to."""
+    """Fails on tags that do not match; collects references and ids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def parsed(text: str) -> _Balance:
     return balance
 
 
-def test_it_is_one_well_formed_file_that_needs_nothing(run_of: Callable[..., Report]) -> None:
+def test_the_page_is_well_formed_and_self_contained(run_of: Callable[..., Report]) -> None:
     text = render_html(run_of(3))
     balance = parsed(text)
     assert all(r.startswith(("data:", "#")) for r in balance.references)
@@ -72,24 +72,24 @@ def test_every_image_of_a_small_run_is_shown_in_full(run_of: Callable[..., Repor
     assert text.count("Removed, ×4") == 3 * 2  # caption and alt text
 
 
-def test_worst_and_best_of_a_long_run_are_shown_and_the_rest_are_thumbnails(
+def test_a_long_run_shows_its_worst_and_best_in_full_and_thumbnails_of_the_rest(
     run_of: Callable[..., Report],
 ) -> None:
     text = render_html(run_of(9), most_in_full=4)
     assert re.findall(r'<article class="card picture" id="image-(\d)"', text) == list("8710")
     assert "Worst 2" in text
     assert "Best 2" in text
-    assert text.count("data-before=") == 9 - 4 + 1  # and the skipped one
+    assert text.count("data-before=") == 9 - 4 + 1  # plus the skipped one
 
 
-def test_the_file_stays_small_whatever_the_run(run_of: Callable[..., Report]) -> None:
+def test_the_file_size_is_limited(run_of: Callable[..., Report]) -> None:
     text = render_html(run_of(60), most_in_full=2, most_bytes=150_000)
     assert len(text) < 250_000
     assert text.count("<tr data-name") == 62
     assert "without a thumbnail" in text
 
 
-def test_pictures_that_are_gone_are_said(run_of: Callable[..., Report]) -> None:
+def test_missing_files_are_named(run_of: Callable[..., Report]) -> None:
     report = run_of(2)
     report.results[1].job.output.unlink()
     text = render_html(report)
@@ -97,7 +97,7 @@ def test_pictures_that_are_gone_are_said(run_of: Callable[..., Report]) -> None:
     parsed(text)
 
 
-def test_float_pictures_are_shown_in_the_scale_of_the_noisy_one(tmp_path: Path) -> None:
+def test_a_float_output_is_shown_in_the_range_of_its_input(tmp_path: Path) -> None:
     for name, values in {"noisy.tif": (0.0, 100.0), "denoised.tif": (25.0, 50.0)}.items():
         Image.frombytes("F", (2, 1), struct.pack("2f", *values)).save(tmp_path / name)
     _, scale = pictures.load(tmp_path / "noisy.tif")
@@ -114,12 +114,12 @@ def test_an_input_that_links_to_itself_has_a_title(
     assert "Denoised: loop.png" in render_html(replace(report, options=options))
 
 
-def test_an_infinite_loss_is_no_number(run_of: Callable[..., Report]) -> None:
+def test_an_infinite_loss_is_not_shown_as_a_number(run_of: Callable[..., Report]) -> None:
     perfect = Quality(None, None, math.inf, 30.0, "reference")
     assert "-inf" not in render_html(run_of(2, lambda index: perfect))
 
 
-def test_whatever_a_picture_raises_costs_that_picture_only(
+def test_an_unexpected_error_costs_one_image_only(
     run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(path: Path, scale: ValueRange | None = None) -> tuple[Image.Image, ValueRange]:
@@ -207,14 +207,14 @@ def test_ticks_are_few_and_span_the_values(low: float, high: float) -> None:
 
 
 def show_slider(page: Page) -> None:
-    """Scroll to the first slider, at once."""
+    """Scroll to the first slider without animation."""
     page.run(
         "document.querySelector('.compare').scrollIntoView({block: 'center', behavior: 'instant'})"
     )
 
 
 def frame_of(page: Page) -> tuple[float, float, float, float]:
-    """Left, top, width and height of the first slider."""
+    """Return left, top, width and height of the first slider."""
     left, top, width, height = page.run(
         "(() => { const r = document.querySelector('.compare').getBoundingClientRect();"
         " return [r.x, r.y, r.width, r.height]; })()"
@@ -251,7 +251,7 @@ def test_sliders_tables_and_themes_work_in_a_browser(
     page.mouse("mouseReleased", left + 0.8 * width, middle, is_down=False)
     assert float(page.run(at).rstrip("%")) == pytest.approx(80, abs=1)
     page.mouse("mouseMoved", left + 0.2 * width, middle, is_down=False)
-    assert float(page.run(at).rstrip("%")) == pytest.approx(80, abs=1)  # let go of
+    assert float(page.run(at).rstrip("%")) == pytest.approx(80, abs=1)  # released
     clip = page.run("getComputedStyle(document.querySelector('.compare .noisy')).clipPath")
     assert "calc(" in clip or "%" in clip
 
@@ -272,9 +272,9 @@ def test_sliders_tables_and_themes_work_in_a_browser(
     page.touch("touchMove", (left + 0.3 * width, middle))
     page.touch("touchEnd")
     page.until(f"Math.abs(parseFloat({at}) - 30) < 2")
-    assert page.run("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")  # no horizontal scrolling
 
-    # The table sorts, nothing goes last, and names are found
+    # The table sorts, unknown values last, and finds names
     page.resize(1280, 900)
     first = "document.querySelector('tbody tr:not([hidden])').dataset.name"
     gain = "[...document.querySelectorAll('th')].findIndex(h => h.innerText.startsWith('PSNR out'))"
@@ -289,12 +289,12 @@ def test_sliders_tables_and_themes_work_in_a_browser(
     assert page.run(first) == "img3.png"
     assert page.run("count.textContent") == "1 of 10"
 
-    # A thumbnail that is not shown in full opens a dialog
+    # A thumbnail of an image that is not shown in full opens a dialog
     page.run("document.querySelector('tbody tr:not([hidden]) .thumb').click()")
     assert page.run("document.querySelector('dialog').open")
     assert page.run("document.querySelector('dialog img.noisy').src").startswith("data:image/webp")
 
-    # Light and dark differ, by the system's wish and by the button
+    # The system and the button switch between light and dark
     colour = "getComputedStyle(document.body).backgroundColor"
     light = page.run(colour)
     page.resize(1280, 900, is_dark=True)
