@@ -3,6 +3,7 @@
 import math
 import re
 import struct
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -63,6 +64,15 @@ def test_the_page_is_well_formed_and_self_contained(run_of: Callable[..., Report
     assert "<b>'" not in text
     assert "is no &lt;picture&gt;" in text
     assert "+10.00" in text
+
+
+def test_the_wheel_contains_the_template_style_and_script() -> None:
+    root = Path(__file__).parents[3]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["denoise_batch"]
+    packed = {path for pattern in patterns for path in (root / "pipeline").glob(pattern)}
+    assets = root / "pipeline" / "reports" / "assets"
+    assert {assets / f"report.{suffix}" for suffix in ("html", "css", "js")} <= packed
 
 
 def test_every_image_of_a_small_run_is_shown_in_full(run_of: Callable[..., Report]) -> None:
