@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its debugging pipe: no driver and no websocket needed."""
+"""Drive a headless Chromium over its debugging pipe; needs no driver and no websocket."""
 
 import base64
 import fcntl
@@ -23,7 +23,7 @@ TIMEOUT_S = 60.0
 
 
 def find_browser() -> str | None:
-    """The first Chromium on the path."""
+    """Return the first Chromium on PATH, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -31,7 +31,7 @@ class Page:
     """One open page.
 
     Attributes:
-        errors: what its script complained about, and what it asked the network for.
+        errors: script errors, and requests to the network.
     """
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
@@ -45,7 +45,7 @@ class Page:
             self.send(f"{domain}.enable")
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call a method of the DevTools protocol and wait for its result."""
+        """Call a DevTools method and return its result."""
         self._last += 1
         message: dict[str, Any] = {"id": self._last, "method": method, "params": params}
         if self._session:
@@ -65,7 +65,7 @@ class Page:
         self.until("document.readyState === 'complete' && document.title !== ''")
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
@@ -82,7 +82,7 @@ class Page:
     def resize(
         self, width: int, height: int, *, is_dark: bool = False, touch: bool = False
     ) -> None:
-        """Set the window, the colour scheme, and whether there is a touch screen."""
+        """Set the window size, the colour scheme and whether the screen is a touch screen."""
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=touch,
@@ -92,14 +92,14 @@ class Page:
         self.send("Emulation.setTouchEmulationEnabled", enabled=touch)
 
     def mouse(self, kind: str, x: float, y: float, *, is_down: bool = True) -> None:
-        """mousePressed, mouseMoved or mouseReleased, with the left button."""
+        """Send mousePressed, mouseMoved or mouseReleased with the left button."""
         self.send(
             "Input.dispatchMouseEvent",
             type=kind, x=x, y=y, button="left", buttons=int(is_down), clickCount=1,
         )  # fmt: skip
 
     def touch(self, kind: str, *points: tuple[float, float]) -> None:
-        """touchStart, touchMove or touchEnd."""
+        """Send touchStart, touchMove or touchEnd."""
         places = [{"x": x, "y": y} for x, y in points]
         self.send("Input.dispatchTouchEvent", type=kind, touchPoints=places)
 
@@ -111,7 +111,7 @@ class Page:
             )
 
     def screenshot(self, path: Path) -> None:
-        """What the window shows, as PNG."""
+        """Save what the window shows as PNG."""
         data = self.send("Page.captureScreenshot", format="png")["data"]
         path.write_bytes(base64.b64decode(data))
 
@@ -121,7 +121,7 @@ class Page:
                 raise TimeoutError("the browser does not answer")
             block = os.read(self._from, 1 << 20)
             if not block:
-                raise RuntimeError("the browser has gone")
+                raise RuntimeError("the browser has exited")
             self._rest += block
         message, _, self._rest = self._rest.partition(b"\0")
         answer: dict[str, Any] = json.loads(message)
@@ -142,9 +142,9 @@ class Page:
 
 @contextmanager
 def browser_page(browser: str, profile: Path) -> Iterator[Page]:
-    """A page in a browser of its own, with a fresh profile."""
+    """Open a page in a new browser with a fresh profile."""
     (read_end, to_browser), (from_browser, write_end) = os.pipe(), os.pipe()
-    # The child's ends must be its descriptors 3 and 4, whatever those are here.
+    # The child's ends must become its descriptors 3 and 4.
     high = [fcntl.fcntl(end, fcntl.F_DUPFD, 64) for end in (read_end, write_end)]
 
     def as_3_and_4() -> None:
@@ -164,7 +164,7 @@ def browser_page(browser: str, profile: Path) -> Iterator[Page]:
     try:
         yield Page(to_browser, from_browser)
     finally:
-        os.close(to_browser)  # which ends the browser
+        os.close(to_browser)  # ends the browser
         os.close(from_browser)
         try:
             process.wait(10)

@@ -1,4 +1,4 @@
-"""Results and summaries made by hand."""
+"""Hand-made results and summaries for tests of reports."""
 
 from denoise_batch.quality import Quality
 from denoise_batch.streaming.result import Result, Summary

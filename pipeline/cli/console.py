@@ -21,8 +21,9 @@ from rich.progress import (
 
 from ..options import DenoiseOptions
 from ..progress import Progress
-from ..reports.report import image as result_to_json
-from ..reports.table import print_summary, totals
+from ..reports import write_report
+from ..reports.report import make_report, result_to_json
+from ..reports.table import print_summary, totals_line
 from ..streaming.result import Plan, Result, Summary
 
 
@@ -154,7 +155,7 @@ class Quiet(Display):
     def show_summary(self, summary: Summary) -> None:
         """Print the totals if anything failed."""
         if summary.exit_code != 0:
-            print(totals(summary), file=self.stream, flush=True)
+            print(totals_line(summary), file=self.stream, flush=True)
 
 
 class JsonLines(Display):
@@ -229,10 +230,7 @@ def write_reports(options: DenoiseOptions, summary: Summary, *, quiet: bool) -> 
     Raises:
         OptionError: one could not be written; the errors of all but the last are printed before.
     """
-    from ..reports.files import write_report
-    from ..reports.report import report_of
-
-    report, console = report_of(options, summary), Console(stderr=True)
+    report, console = make_report(options, summary), Console(stderr=True)
     columns = (TextColumn("report"), BarColumn(), MofNCompleteColumn())
     is_shown = console.is_terminal and not quiet
     failures: list[Exception] = []

@@ -1,4 +1,4 @@
-"""The pictures of an HTML report, as data URIs: thumbnails, before and after, crops, residual."""
+"""Images of an HTML report as data URIs: thumbnails, input and output, crops, residual."""
 
 import base64
 import io
@@ -15,23 +15,23 @@ from ..files.images import read_pages
 from ..files.metadata import turned
 from ..files.pixels import ValueRange, memory_of
 
-VIEW_PX = 1280  # long side of a picture in full
+VIEW_PX = 1280  # long side of an image in full
 RESIDUAL_PX = 600
 CROP_PX = 96
-AMPLIFICATION = 4  # of what was removed
+AMPLIFICATION = 4  # factor of the residual
 _STRIP_ROWS = 512
 
 
 @dataclass(frozen=True)
 class View:
-    """One picture in full; every image is a data URI.
+    """One image in full, as data URIs.
 
     Attributes:
         size: width and height of `noisy` and `denoised`.
-        noisy: the input, at most `VIEW_PX` long.
-        denoised: the output, likewise.
-        crops: (caption, image) at full resolution, where the most was changed.
-        residual: what was removed, amplified around gray.
+        noisy: the input, at most `VIEW_PX` on the long side.
+        denoised: the output, at most `VIEW_PX` on the long side.
+        crops: (caption, data URI) of the region that changed most, at full resolution.
+        residual: input − output, amplified around gray.
     """
 
     size: tuple[int, int]
@@ -43,7 +43,7 @@ class View:
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A small picture before and after, as data URIs.
+    """A small input and output, as data URIs.
 
     Attributes:
         noisy: the input.
@@ -55,14 +55,14 @@ class Thumbnails:
 
 
 def load(path: Path, scale: ValueRange | None = None) -> tuple[Image.Image, ValueRange]:
-    """A file's first page, upright, in 8 bit: what a viewer would show; and its scale.
+    """Return a file's first page as a viewer would show it, upright and in 8 bit, and its range.
 
     Args:
         path: the file.
-        scale: of a float image that this one is shown beside; its own by default.
+        scale: range of values to show a float image in; its own by default.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the file cannot be read.
     """
     page = read_pages(path)[0]
     own = page.layout.scale
@@ -70,21 +70,22 @@ def load(path: Path, scale: ValueRange | None = None) -> tuple[Image.Image, Valu
 
 
 def thumbnails(noisy: Image.Image, denoised: Image.Image, side_px: int) -> Thumbnails:
-    """Both pictures at `side_px` on the long side, at most."""
+    """Return both images at no more than `side_px` on the long side."""
     return Thumbnails(
         _data_uri(_shrunk(noisy, side_px), 62), _data_uri(_shrunk(denoised, side_px), 62)
     )
 
 
 def view(noisy: Image.Image, denoised: Image.Image, clean: Image.Image | None) -> View:
-    """One picture in full.
+    """Return an image in full, with a crop of `clean` if it has the same size.
 
     Raises:
-        ImageError: the sizes differ.
+        ImageError: input and output differ in size.
     """
     if noisy.size != denoised.size:
-        raise ImageError(f"the output is {denoised.size}, the input {noisy.size}")
-    if noisy.mode != denoised.mode:  # a gray picture becomes a WebP file in colour
+        sizes = " and ".join("{}×{}".format(*image.size) for image in (noisy, denoised))
+        raise ImageError(f"input and output differ in size: {sizes}")
+    if noisy.mode != denoised.mode:  # WebP stores gray images in colour
         noisy, denoised = noisy.convert("RGB"), denoised.convert("RGB")
     residual = _residual(noisy, denoised)
     box = _largest_change(noisy, denoised)
@@ -125,22 +126,22 @@ def _shrunk(image: Image.Image, side_px: int) -> Image.Image:
     if longest <= side_px:
         return image
     size = tuple(max(1, round(extent * side_px / longest)) for extent in image.size)
-    # reducing_gap: whole blocks first, which is many times faster and looks the same.
+    # reducing_gap: average whole blocks first, which is many times faster and looks the same.
     return image.resize((size[0], size[1]), Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 def _residual(noisy: Image.Image, denoised: Image.Image) -> Image.Image:
-    """Gray where nothing was changed; ImageChops.subtract computes (a − b) / scale + offset."""
+    """Amplified difference around gray: ImageChops.subtract computes (a − b) / scale + offset."""
     return ImageChops.subtract(noisy, denoised, scale=1 / AMPLIFICATION, offset=128)
 
 
 def _largest_change(noisy: Image.Image, denoised: Image.Image) -> tuple[int, int, int, int]:
-    """The square of `CROP_PX` whose mean absolute change is largest, on a grid of a third of it."""
+    """Box of the `CROP_PX` square with the largest mean change, on a grid of a third of that."""
     width, height = noisy.size
     wide, tall = min(CROP_PX, width), min(CROP_PX, height)
     change = ImageChops.difference(noisy, denoised).convert("L").filter(ImageFilter.BoxBlur(4))
     places = [(x, y) for y in _starts(height, tall) for x in _starts(width, wide)]
-    # Squares in order of a coarse map: the exact mean of thousands would take seconds.
+    # Means of a coarse map: exact means of thousands of squares would take seconds.
     step = max(1, min(wide, tall) // 8)
     coarse = change.reduce(step)
 
@@ -155,7 +156,7 @@ def _largest_change(noisy: Image.Image, denoised: Image.Image) -> tuple[int, int
 
 
 def _starts(extent: int, side: int) -> list[int]:
-    step = max(1, side // 3, (extent - side) // 48)  # at most about 50 × 50 places
+    step = max(1, side // 3, (extent - side) // 48)  # at most about 50 × 50 squares
     return [*range(0, extent - side, step), extent - side]
 
 

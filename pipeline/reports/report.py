@@ -1,14 +1,16 @@
-"""A run as a report: what was done, with what, and what came of every image.
+"""What a run came to, as data: totals, and the JSON and CSV forms of `--report`.
 
-`document` is the JSON form; its fields are documented in docs/reports.md and only ever added to
-within one schema number.
+The JSON form is documented in docs/reports.md. Within one `SCHEMA` fields are only ever added.
 """
 
+import csv
 import hashlib
+import io
+import json
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,24 +24,108 @@ from .. import weights as shipped
 from ..device import describe_device
 from ..models import load_tensors
 from ..options import DenoiseOptions
+from ..quality import Basis, Quality
 from ..streaming.result import Result, Summary
-from .table import Totals, total
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
+class Totals:
+    """Counts and means of a run; a mean is over the images that have the value, or None.
+
+    Attributes:
+        done: images denoised.
+        failed: images that failed.
+        skipped: images that an earlier run had denoised.
+        sigma_in_255: mean estimated σ of the inputs' noise, in units of 1/255.
+        sigma_out_255: mean estimated σ of the outputs' noise, in units of 1/255.
+        scored: images with a finite PSNR before and after; the means below are over these.
+        psnr_in: mean PSNR of the inputs in dB.
+        psnr_out: mean PSNR of the outputs in dB.
+        basis: "estimate" as soon as one PSNR is estimated, else "reference"; None without a PSNR.
+    """
+
+    done: int
+    failed: int
+    skipped: int
+    sigma_in_255: float | None
+    sigma_out_255: float | None
+    scored: int
+    psnr_in: float | None
+    psnr_out: float | None
+    basis: Basis | None
+
+    @property
+    def gain(self) -> float | None:
+        """Mean gain in dB."""
+        if self.psnr_in is None or self.psnr_out is None:
+            return None
+        return self.psnr_out - self.psnr_in
+
+
+def add_up(results: Sequence[Result]) -> Totals:
+    """Return the totals of a run's results."""
+    qualities = [result.quality for result in results if result.quality is not None]
+    scored = [quality for quality in qualities if is_scored(quality)]
+    count = {"done": 0, "failed": 0, "skipped": 0}
+    for result in results:
+        count[result.status] += 1
+    basis: Basis | None = "reference" if scored else None
+    if any(quality.basis == "estimate" for quality in scored):
+        basis = "estimate"
+    return Totals(
+        **count,
+        sigma_in_255=_mean([quality.sigma_in_255 for quality in qualities]),
+        sigma_out_255=_mean([quality.sigma_out_255 for quality in qualities]),
+        scored=len(scored),
+        psnr_in=_mean([quality.psnr_in for quality in scored]),
+        psnr_out=_mean([quality.psnr_out for quality in scored]),
+        basis=basis,
+    )
+
+
+def is_scored(quality: Quality | None) -> bool:
+    """Whether there is a finite PSNR before and after."""
+    return (
+        quality is not None
+        and quality.psnr_in is not None
+        and quality.psnr_out is not None
+        and math.isfinite(quality.psnr_in)
+        and math.isfinite(quality.psnr_out)
+    )
+
+
+def ranked(results: Sequence[Result]) -> list[Result]:
+    """Return the denoised images, worst first.
+
+    Images with a PSNR come first, by the output's; then those with only a σ, by the input's; then
+    the others, in their order.
+    """
+
+    def key(result: Result) -> tuple[int, float]:
+        quality = result.quality
+        if quality is None:
+            return 2, 0.0
+        if is_scored(quality) and quality.psnr_out is not None:
+            return 0, quality.psnr_out
+        return 1, -(quality.sigma_in_255 or 0.0)
+
+    return sorted((result for result in results if result.status == "done"), key=key)
+
+
+@dataclass(frozen=True)
 class Report:
-    """Everything that reports in files say.
+    """Everything that a report file says.
 
     Attributes:
         options: what was asked for.
         summary: what came of it.
-        totals: the images together.
+        totals: counts and means over the images.
         created: UTC, ISO 8601.
         versions: of this tool, Python and torch.
-        device: name and description of where the network ran.
-        weights: name (of shipped ones), file, sha256, architecture.
+        device: name and description of the device that the network ran on.
+        weights: name (None unless shipped), file, sha256 and architecture.
     """
 
     options: DenoiseOptions
@@ -52,16 +138,16 @@ class Report:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """One for every image, in the order of the inputs."""
+        """One result for every image, in the order of the inputs."""
         return self.summary.results
 
 
-def report_of(options: DenoiseOptions, summary: Summary) -> Report:
-    """Gather what a report says, now."""
+def make_report(options: DenoiseOptions, summary: Summary) -> Report:
+    """Gather what a report says; the time of the call is its time."""
     return Report(
         options,
         summary,
-        total(summary.results),
+        add_up(summary.results),
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         {
             "denoise_batch": version("denoise-batch"),
@@ -69,14 +155,14 @@ def report_of(options: DenoiseOptions, summary: Summary) -> Report:
             "torch": torch.__version__,
         },
         {"name": summary.device, "description": describe_device(summary.device)},
-        _weights(Path(summary.weights)),
+        _describe_weights(Path(summary.weights)),
     )
 
 
-def document(report: Report) -> dict[str, Any]:
-    """The report as plain JSON values; an infinite or unknown number is null."""
+def render_json(report: Report) -> str:
+    """Return the JSON form; an infinite or unknown number is null."""
     summary, totals = report.summary, report.totals
-    return {
+    document = {
         "format": "denoise-batch report",
         "schema": SCHEMA,
         "created": report.created,
@@ -96,26 +182,53 @@ def document(report: Report) -> dict[str, Any]:
             "megapixels_per_second": _rate(summary.megapixels, summary.seconds),
             "images_per_second": _rate(totals.done, summary.seconds),
             "stage_seconds": {k: round(v, 4) for k, v in summary.stage_seconds.items()},
-            "sigma_in_255": number(totals.sigma_in_255, 3),
-            "sigma_out_255": number(totals.sigma_out_255, 3),
+            "sigma_in_255": _rounded(totals.sigma_in_255, 3),
+            "sigma_out_255": _rounded(totals.sigma_out_255, 3),
             "scored": totals.scored,
-            "psnr_in": number(totals.psnr_in, 4),
-            "psnr_out": number(totals.psnr_out, 4),
-            "gain": number(totals.gain, 4),
+            "psnr_in": _rounded(totals.psnr_in, 4),
+            "psnr_out": _rounded(totals.psnr_out, 4),
+            "gain": _rounded(totals.gain, 4),
             "psnr_basis": totals.basis,
         },
-        "images": [image(result) for result in summary.results],
+        "images": [result_to_json(result) for result in summary.results],
     }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def image(result: Result) -> dict[str, Any]:
-    """One image as plain JSON values."""
-    quality = result.quality
+def render_csv(report: Report) -> str:
+    """Return the CSV form: `result_to_json` in rows, its stages as `seconds_decode` and so on."""
+    rows = []
+    for result in report.results:
+        row = result_to_json(result)
+        seconds = row.pop("seconds")
+        row["notes"] = "; ".join(row["notes"])
+        stages = report.summary.stage_seconds
+        rows.append({**row, **{f"seconds_{stage}": seconds.get(stage) for stage in stages}})
+    file = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\r\n")  # RFC 4180
+        writer.writeheader()
+        writer.writerows(rows)
+    return file.getvalue()
+
+
+def result_to_json(result: Result) -> dict[str, Any]:
+    """Return one image as plain JSON values: in `images` of a report, and a line of `--log json`.
+
+    Every key is always there:
+
+    - name: path below the input folder; source, output: paths or URLs.
+    - status: "done", "failed" or "skipped"; reason: why it failed or was skipped, else "".
+    - width, height: pixels of the first page, null if it was not read; pages: how many.
+    - sigma_in_255, sigma_out_255: estimated σ of the noise in units of 1/255, 3 decimals, or null.
+    - psnr_in, psnr_out, gain: dB, 4 decimals; null if unknown or infinite.
+    - psnr_basis: "reference", "estimate" or null; psnr_reason: why there is no PSNR, else "".
+    - seconds: by stage, 4 decimals; without the stages that the image did not reach.
+    - retried_in_fp32: whether low precision overflowed and the image was computed again.
+    - notes: list of strings.
+    """
+    quality = result.quality or Quality(None, None)
     width, height = result.size or (None, None)
-
-    def of(value: Callable[[Any], float | None], digits: int) -> float | None:
-        return None if quality is None else number(value(quality), digits)
-
     return {
         "name": result.job.name,
         "source": result.job.source_name,
@@ -125,22 +238,27 @@ def image(result: Result) -> dict[str, Any]:
         "width": width,
         "height": height,
         "pages": result.pages,
-        "sigma_in_255": of(lambda q: q.sigma_in_255, 3),
-        "sigma_out_255": of(lambda q: q.sigma_out_255, 3),
-        "psnr_in": of(lambda q: q.psnr_in, 4),
-        "psnr_out": of(lambda q: q.psnr_out, 4),
-        "gain": of(lambda q: q.gain, 4),
-        "psnr_basis": None if quality is None else quality.basis,
-        "psnr_reason": "" if quality is None else quality.reason,
+        "sigma_in_255": _rounded(quality.sigma_in_255, 3),
+        "sigma_out_255": _rounded(quality.sigma_out_255, 3),
+        "psnr_in": _rounded(quality.psnr_in, 4),
+        "psnr_out": _rounded(quality.psnr_out, 4),
+        "gain": _rounded(quality.gain, 4),
+        "psnr_basis": quality.basis,
+        "psnr_reason": quality.reason,
         "seconds": {stage: round(value, 4) for stage, value in result.seconds.items()},
         "retried_in_fp32": result.is_retried,
         "notes": list(result.notes),
     }
 
 
-def number(value: float | None, digits: int) -> float | None:
-    """Rounded; None for what JSON has no number for."""
+def _rounded(value: float | None, digits: int) -> float | None:
+    """Round a number; return None for one that JSON cannot express."""
     return None if value is None or not math.isfinite(value) else round(value, digits)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _rate(amount: float, seconds: float) -> float | None:
@@ -157,17 +275,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _weights(file: Path) -> dict[str, str | None]:
-    known = {shipped.FOLDER / entry["file"]: name for name, entry in _shipped().items()}
+def _describe_weights(file: Path) -> dict[str, str | None]:
+    names = {
+        shipped.FOLDER / entry["file"]: name
+        for name, entry in shipped.manifest()["weights"].items()
+    }
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         architecture = load_tensors(file)[1]["network"]["architecture"]
-    except (OSError, WeightsError):  # taken away since the run
+    except (OSError, WeightsError):  # deleted or replaced since the run
         digest, architecture = None, None
-    name = known.get(file)
+    name = names.get(file)
     return {"name": name, "file": str(file), "sha256": digest, "architecture": architecture}
-
-
-def _shipped() -> dict[str, Any]:
-    entries: dict[str, Any] = shipped.manifest()["weights"]
-    return entries

@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 
 from denoise_batch.options import DenoiseOptions
-from denoise_batch.reports.files import write_report
-from denoise_batch.reports.report import report_of
+from denoise_batch.reports import write_report
+from denoise_batch.reports.report import make_report
 from denoise_batch.reports.table import print_summary
 from denoise_batch.streaming.session import denoise
 
@@ -50,7 +50,7 @@ def main(noisy: str, clean: str, output: str) -> None:
             print("no Chromium: report.png stays as it is", file=sys.stderr)
             return
         page = Path(folder) / "report.html"
-        write_report(page, report_of(again, summary))
+        write_report(page, make_report(again, summary))
         shot = (Path(output) / "report.png").resolve()
         profile = f"--user-data-dir={folder}/profile"
         command = [browser, *FLAGS, profile, f"--screenshot={shot}", page.as_uri()]

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  // Light, dark, or what the system says.
+  // Colour scheme: the reader's choice, else the system's.
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
   document.getElementById("theme").addEventListener("click", () => {
@@ -8,12 +8,13 @@
     root.dataset.theme = isDark ? "light" : "dark";
   });
 
-  // Before/after: the range input is what keyboards and screen readers use; pointers drag anywhere.
+  // Sliders: keyboards and screen readers use the range input; pointers drag anywhere.
   const attach = (box) => {
     const range = box.querySelector("input");
     const show = () => {
       box.style.setProperty("--at", range.value + "%");
-      range.setAttribute("aria-valuetext", Math.round(range.value) + " % noisy, rest denoised");
+      const noisy = Math.round(range.value);
+      range.setAttribute("aria-valuetext", noisy + " % noisy, " + (100 - noisy) + " % denoised");
     };
     const drag = (event) => {
       const frame = box.getBoundingClientRect();
@@ -30,14 +31,14 @@
     box.addEventListener("pointermove", (event) => {
       if (box.hasPointerCapture(event.pointerId)) drag(event);
     });
-    // Or the click would take the focus, and so the arrow keys, away again.
+    // Keep the focus on the range input, so that the arrow keys work after a click.
     box.addEventListener("mousedown", (event) => event.preventDefault());
     range.addEventListener("input", show);
     show();
   };
   document.querySelectorAll(".compare").forEach(attach);
 
-  // The table: sorting, and finding by name.
+  // Table: sort, and filter by name.
   const body = document.querySelector("tbody");
   const rows = [...body.rows];
   const value = (row, column) => {
@@ -52,7 +53,7 @@
     const direction = descending ? -1 : 1;
     const keyed = rows.map((row) => [value(row, column), row]);
     keyed.sort(([a], [b]) => {
-      if (a === null || b === null) return (a === null) - (b === null); // nothing goes last
+      if (a === null || b === null) return (a === null) - (b === null); // unknown values last
       return direction * (typeof a === "number" ? a - b : names.compare(a, b));
     });
     body.append(...keyed.map(([, row]) => row));
@@ -77,7 +78,7 @@
   if (failed) failed.addEventListener("change", filter);
   filter();
 
-  // A thumbnail opens its picture: the full one above, or the two thumbnails in a dialog.
+  // A thumbnail opens its image: the full view above, or both thumbnails in a dialog.
   const dialog = document.querySelector("dialog");
   body.addEventListener("click", (event) => {
     const button = event.target.closest("button.thumb");
@@ -91,7 +92,7 @@
     const row = button.closest("tr");
     dialog.querySelector("h3").textContent = row.dataset.name;
     const [after, before] = dialog.querySelectorAll("img");
-    after.onload = () => { // as large as fits, whatever its shape
+    after.onload = () => { // as large as fits on the screen
       const width = 0.72 * innerHeight * after.naturalWidth / after.naturalHeight;
       after.parentElement.style.maxWidth = Math.round(width) + "px";
     };

@@ -1,7 +1,9 @@
-"""`denoise-batch` with its numbers: references, estimates, report files."""
+"""Measurements of `denoise-batch`: references, estimates, report files."""
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from denoise_batch.streaming.references import to_8_bit
 from denoise_batch.streaming.result import Summary
 from denoise_batch.streaming.session import Session
 
-SIDE = 384  # more than 2¹⁷ pixels, below which there is no estimate
+SIDE = 384  # more than 2¹⁷ pixels; smaller images get no estimate
 SIGMA = 20
 
 
@@ -29,7 +31,7 @@ def save(path: Path, pixels: torch.Tensor) -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """noisy/ and clean/ with the same picture."""
+    """Return a folder with noisy/ and clean/ versions of one image."""
     clean = 0.25 + 0.5 * made_up_picture(SIDE)
     noisy = clean + SIGMA / 255 * torch.randn(
         clean.shape, generator=torch.Generator().manual_seed(1)
@@ -44,7 +46,7 @@ def images(path: Path) -> list[dict[str, object]]:
     return found
 
 
-def test_without_a_reference_psnr_is_estimated_and_says_so(
+def test_without_a_reference_psnr_is_estimated_and_marked(
     folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = folders / "report.json"
@@ -57,11 +59,11 @@ def test_without_a_reference_psnr_is_estimated_and_says_so(
         data = torch.frombuffer(bytearray(opened.tobytes()), dtype=torch.uint8)
     denoised = data.view(SIDE, SIDE, 3).permute(2, 0, 1) / 255
     truth = psnr(denoised, to_8_bit(0.25 + 0.5 * made_up_picture(SIDE)))
-    assert image["psnr_out"] == pytest.approx(truth, abs=2)  # a drawing, no photograph
+    assert image["psnr_out"] == pytest.approx(truth, abs=2)  # a drawing, not a photograph
     assert image["psnr_in"] == pytest.approx(22.1, abs=0.2)
 
 
-def test_a_reference_is_not_estimated_and_reports_of_all_kinds_are_written(
+def test_with_a_reference_psnr_is_measured_and_reports_of_every_form_are_written(
     folders: Path, capsys: pytest.CaptureFixture[str], weights: Path
 ) -> None:
     paths = [folders / f"report.{kind}" for kind in ("json", "csv", "html")]
@@ -79,7 +81,35 @@ def test_a_reference_is_not_estimated_and_reports_of_all_kinds_are_written(
     assert paths[2].read_text().startswith("<!doctype html>")
 
 
-def test_nothing_is_measured_that_was_not_asked_for(
+def test_only_an_html_report_imports_jinja(folders: Path, weights: Path) -> None:
+    arguments = [str(folders / "noisy"), "-d", "cpu", "-w", str(weights), "--overwrite"]
+    data = [*arguments, "--report", str(folders / "r.json"), "--report", str(folders / "r.csv")]
+    page = [*arguments, "--report", str(folders / "r.html")]
+    code = (
+        "import sys; from denoise_batch.cli.batch import main;"
+        f"assert main({data}) == 0; assert 'jinja2' not in sys.modules;"
+        f"assert main({page}) == 0; assert 'jinja2' in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_log_json_and_a_report_say_the_same_of_an_image(
+    folders: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(folders / "noisy" / "small.png", torch.rand(3, 16, 16))
+    (folders / "noisy" / "broken.png").write_text("no image")
+    report = folders / "report.json"
+    options = ["-d", "cpu", "-w", str(weights), "--log", "json", "--report", str(report)]
+    assert main([str(folders / "noisy"), *options]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    logged = {line.pop("name"): line for line in lines if line["event"] == "image"}
+    assert len(logged) == 3
+    for image in images(report):
+        assert {"event": "image", **image} == {"name": image["name"], **logged[str(image["name"])]}
+
+
+def test_no_measure_measures_nothing(
     folders: Path, capsys: pytest.CaptureFixture[str], weights: Path
 ) -> None:
     report = folders / "report.json"
@@ -108,7 +138,7 @@ def test_nothing_is_measured_that_was_not_asked_for(
     ],
     ids=str,
 )
-def test_reports_that_cannot_be_are_refused_before_the_run(
+def test_unusable_reports_are_refused_before_the_run(
     folders: Path,
     arguments: list[str],
     says: str,
@@ -122,9 +152,7 @@ def test_reports_that_cannot_be_are_refused_before_the_run(
     assert not (folders / "noisy-denoised").exists()
 
 
-def test_a_gray_image_whose_output_is_read_back_in_colour_is_shown(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_a_gray_image_stored_in_colour_is_shown(tmp_path: Path, weights: Path) -> None:
     noisy, report = tmp_path / "noisy", tmp_path / "report.html"
     noisy.mkdir()
     picture(96, 64).convert("L").save(noisy / "a.png")
@@ -137,7 +165,7 @@ def test_a_gray_image_whose_output_is_read_back_in_colour_is_shown(
     assert "Cannot be shown" not in text
 
 
-def test_reports_that_cannot_be_written_after_all_leave_the_others(
+def test_a_report_that_fails_to_write_leaves_the_others(
     tmp_path: Path,
     weights: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -165,7 +193,7 @@ def test_reports_that_cannot_be_written_after_all_leave_the_others(
         assert f"gone/{name}: cannot be written: No such file" in line
 
 
-def test_large_images_are_probed_in_tiles(
+def test_large_images_are_estimated_from_tiles(
     folders: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from denoise_batch.streaming import denoiser
@@ -180,7 +208,7 @@ def test_large_images_are_probed_in_tiles(
     assert first["psnr_out"] == pytest.approx(second["psnr_out"], abs=0.1)
 
 
-def test_no_memory_for_a_probe_costs_the_estimate_and_nothing_else(
+def test_running_out_of_memory_for_the_estimate_costs_only_the_estimate(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from denoise_batch.streaming import denoiser
@@ -195,7 +223,7 @@ def test_no_memory_for_a_probe_costs_the_estimate_and_nothing_else(
     assert (image["status"], image["psnr_basis"]) == ("done", None)
 
 
-def test_small_images_are_not_probed_and_say_why(tmp_path: Path, weights: Path) -> None:
+def test_small_images_get_no_estimate_and_a_reason(tmp_path: Path, weights: Path) -> None:
     save(tmp_path / "noisy" / "a.png", torch.rand(3, 64, 64))
     report = tmp_path / "report.json"
     assert main([str(tmp_path / "noisy"), "-w", str(weights), "--report", str(report)]) == 0

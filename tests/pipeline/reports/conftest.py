@@ -1,4 +1,4 @@
-"""A finished run, made by hand: the reports' tests need no network."""
+"""A hand-made finished run: tests of reports need no network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +11,13 @@ from report_runs import AWKWARD, SECONDS, quality_of, summary_of
 from denoise_batch.files.scan import Job
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.quality import Quality
-from denoise_batch.reports.report import Report, report_of
+from denoise_batch.reports.report import Report, make_report
 from denoise_batch.streaming.result import Result
 
 
 @pytest.fixture
 def run_of(tmp_path: Path) -> Callable[..., Report]:
-    """Makes `done` images of 96×64 with their files, a failed one and a skipped one."""
+    """Return a function that makes a run of `done` 96×64 images, a failed and a skipped one."""
 
     def make(done: int, quality: Callable[[int], Quality | None] = quality_of) -> Report:
         source, output = tmp_path / "in", tmp_path / "out"
@@ -39,6 +39,6 @@ def run_of(tmp_path: Path) -> Callable[..., Report]:
         Image.new("L", (8, 8)).save(output / "old.png")
         old = Job(source / "old.png", output / "old.png", "old.png", output)
         results.append(Result(old, "skipped", "up to date"))
-        return report_of(DenoiseOptions((str(source),)), summary_of(results))
+        return make_report(DenoiseOptions((str(source),)), summary_of(results))
 
     return make

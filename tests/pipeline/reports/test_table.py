@@ -1,4 +1,4 @@
-"""The terminal table: readable at every width, short for every folder, with honest totals."""
+"""The terminal table: readable at every width, short for long folders, with right totals."""
 
 import io
 from pathlib import Path
@@ -70,11 +70,11 @@ def test_a_long_folder_shows_worst_best_and_failures() -> None:
     assert "10 of 12 failed" in text
     table = text[: text.index("failed bad0.png")]
     assert table.count(".png") == 30
-    assert text.count("failed bad") == 12  # every one, with its reason
+    assert text.count("failed bad") == 12  # each with its reason
     assert "1988 done, 12 failed" in text
 
 
-def test_estimates_are_marked_and_what_has_none_is_explained() -> None:
+def test_estimates_are_marked_and_missing_ones_explained() -> None:
     reason = "the noise is not white, which an estimate needs"
     results = [
         result("a.png", Quality(25.0, 1.0, 20.2, 31.0, "estimate")),
@@ -83,21 +83,21 @@ def test_estimates_are_marked_and_what_has_none_is_explained() -> None:
         result("d.png", Quality(3.0, 1.0, reason="too little noise to estimate it (σ̂ 3.0)")),
     ]
     text = shown(results, 100)
-    assert text.count("est.") == 3  # two headings and what it means
+    assert text.count("est.") == 3  # two headings and their explanation
     assert f"no PSNR for 1 image: {reason}" in text
     assert "no PSNR for 2 images: too little noise" in text
     assert "mean of 1" in text
 
 
-def test_skipped_images_only_count() -> None:
+def test_skipped_images_are_counted_but_not_listed() -> None:
     old = [result(f"{n}.png", None, "skipped", "up to date") for n in range(5)]
     assert "3.png" not in shown([*RESULTS, *old], 80)
     assert "3 done, 5 skipped" in shown([*RESULTS, *old], 80)
     nothing_new = shown(old, 80)
-    assert nothing_new.startswith("0 done, 5 skipped (--overwrite denoises again)")
+    assert nothing_new.startswith("0 done, 5 skipped (--overwrite denoises them again)")
 
 
-def test_markup_in_names_is_shown_as_it_is() -> None:
+def test_markup_in_names_is_escaped() -> None:
     text = shown([result("[red]x[/red].png", quality_of(0))], 80)
     assert "[red]x[/red].png" in text
 
@@ -110,7 +110,7 @@ def test_long_names_keep_their_end(name: str, cells: int, expected: str) -> None
     assert shortened(name, cells) == expected
 
 
-def test_worst_comes_first() -> None:
+def test_ranked_puts_the_worst_first() -> None:
     results = [
         result("none.png", None),
         result("good.png", Quality(20.0, 1.0, 20.0, 35.0, "reference")),

@@ -14,7 +14,7 @@ from report_runs import AWKWARD
 from denoise_batch.kernels import OptionError
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.quality import Quality
-from denoise_batch.reports.files import write_report
+from denoise_batch.reports import write_report
 from denoise_batch.reports.report import SCHEMA, Report
 from denoise_batch.weights import manifest
 
@@ -27,7 +27,7 @@ def written(path: Path, report: Report) -> str:
 
 
 def keys(value: object, prefix: str = "") -> set[str]:
-    """Every field's path; free-form objects and lists of them once."""
+    """Return every field's path: those of a list's objects once, those of `options` not at all."""
     if isinstance(value, dict) and prefix not in ("options.",):
         found: set[str] = set()
         for key, item in value.items():
@@ -38,7 +38,7 @@ def keys(value: object, prefix: str = "") -> set[str]:
     return set()
 
 
-def test_json_says_what_was_done_with_what(run_of: Callable[..., Report], tmp_path: Path) -> None:
+def test_json_has_the_run_and_every_image(run_of: Callable[..., Report], tmp_path: Path) -> None:
     document = json.loads(written(tmp_path / "report.json", run_of(3)))
     assert document["format"] == "denoise-batch report"
     assert document["schema"] == SCHEMA == 1
@@ -71,7 +71,9 @@ def test_every_field_of_the_schema_is_documented(
     assert len(fields) == 64
 
 
-def test_what_json_has_no_number_for_is_null(run_of: Callable[..., Report], tmp_path: Path) -> None:
+def test_unknown_and_infinite_numbers_are_null_in_json(
+    run_of: Callable[..., Report], tmp_path: Path
+) -> None:
     report = run_of(1, lambda index: Quality(None, None, 20.0, math.inf, "reference"))
     text = written(tmp_path / "report.json", report)
     image = json.loads(text, parse_constant=pytest.fail)["images"][0]
@@ -80,7 +82,7 @@ def test_what_json_has_no_number_for_is_null(run_of: Callable[..., Report], tmp_
     assert image["sigma_in_255"] is None
 
 
-def test_csv_keeps_names_with_line_ends(run_of: Callable[..., Report], tmp_path: Path) -> None:
+def test_csv_keeps_line_breaks_in_names(run_of: Callable[..., Report], tmp_path: Path) -> None:
     report = run_of(1)
     results = [replace(r, job=replace(r.job, name="b\rc.png")) for r in report.results]
     write_report(
@@ -91,7 +93,7 @@ def test_csv_keeps_names_with_line_ends(run_of: Callable[..., Report], tmp_path:
     assert names == ["b\rc.png"] * len(results)
 
 
-def test_csv_has_a_line_for_each_image(run_of: Callable[..., Report], tmp_path: Path) -> None:
+def test_csv_has_a_row_per_image(run_of: Callable[..., Report], tmp_path: Path) -> None:
     text = written(tmp_path / "report.csv", run_of(3))
     rows = list(csv.DictReader(text.splitlines()))
     assert [row["status"] for row in rows] == ["done"] * 3 + ["failed", "skipped"]
@@ -101,7 +103,7 @@ def test_csv_has_a_line_for_each_image(run_of: Callable[..., Report], tmp_path: 
     assert rows[3]["psnr_out"] == ""
 
 
-def test_a_report_replaces_an_older_one_or_nothing(
+def test_a_report_replaces_an_older_one_whole_or_not_at_all(
     run_of: Callable[..., Report], tmp_path: Path
 ) -> None:
     path = tmp_path / "report.json"
@@ -116,7 +118,7 @@ def test_a_report_replaces_an_older_one_or_nothing(
     ("path", "says"),
     [("report.txt", ".html"), ("none/report.json", "make it"), ("a.json", "folder")],
 )
-def test_a_report_that_cannot_be_written_is_refused_before_the_run(
+def test_an_unwritable_report_is_refused_before_the_run(
     path: str, says: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a.json").mkdir()

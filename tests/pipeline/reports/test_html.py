@@ -3,28 +3,29 @@
 import math
 import re
 import struct
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from browser import Page, browser_page, find_browser
 from PIL import Image
+from report_runs import AWKWARD
 
 from denoise_batch.files.pixels import ValueRange
 from denoise_batch.quality import Quality
-from denoise_batch.reports import page as page_module
-from denoise_batch.reports import pictures
-from denoise_batch.reports.files import write_report
-from denoise_batch.reports.page import html
+from denoise_batch.reports import html, pictures
+from denoise_batch.reports.html import MOST_STEMS, nice_ticks, render_html
 from denoise_batch.reports.report import Report
 
 VOID = {"meta", "link", "img", "input", "br", "line", "circle"}
 
 
 class _Balance(HTMLParser):
-    """Fails on tags that do not match, and keeps what the page refers to."""
+    """Fails on tags that do not match; collects references and ids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,8 +54,8 @@ def parsed(text: str) -> _Balance:
     return balance
 
 
-def test_it_is_one_well_formed_file_that_needs_nothing(run_of: Callable[..., Report]) -> None:
-    text = html(run_of(3))
+def test_the_page_is_well_formed_and_self_contained(run_of: Callable[..., Report]) -> None:
+    text = render_html(run_of(3))
     balance = parsed(text)
     assert all(r.startswith(("data:", "#")) for r in balance.references)
     assert len(balance.ids) == len(set(balance.ids))
@@ -65,45 +66,48 @@ def test_it_is_one_well_formed_file_that_needs_nothing(run_of: Callable[..., Rep
     assert "+10.00" in text
 
 
+def test_the_wheel_contains_the_template_style_and_script() -> None:
+    root = Path(__file__).parents[3]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["denoise_batch"]
+    packed = {path for pattern in patterns for path in (root / "pipeline").glob(pattern)}
+    assets = root / "pipeline" / "reports" / "assets"
+    assert {assets / f"report.{suffix}" for suffix in ("html", "css", "js")} <= packed
+
+
 def test_every_image_of_a_small_run_is_shown_in_full(run_of: Callable[..., Report]) -> None:
-    text = html(run_of(3))
+    text = render_html(run_of(3))
     assert text.count("<article") == 3
     assert text.count('class="noisy" src="data:image') == 3
     assert text.count("Removed, ×4") == 3 * 2  # caption and alt text
 
 
-def test_worst_and_best_of_a_long_run_are_shown_and_the_rest_are_thumbnails(
-    run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+def test_a_long_run_shows_its_worst_and_best_in_full_and_thumbnails_of_the_rest(
+    run_of: Callable[..., Report],
 ) -> None:
-    monkeypatch.setattr(page_module, "MOST_IN_FULL", 4)
-    text = html(run_of(9))
+    text = render_html(run_of(9), most_in_full=4)
     assert re.findall(r'<article class="card picture" id="image-(\d)"', text) == list("8710")
     assert "Worst 2" in text
     assert "Best 2" in text
-    assert text.count("data-before=") == 9 - 4 + 1  # and the skipped one
+    assert text.count("data-before=") == 9 - 4 + 1  # plus the skipped one
 
 
-def test_the_file_stays_small_whatever_the_run(
-    run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(page_module, "MOST_IN_FULL", 2)
-    report = run_of(60)
-    monkeypatch.setattr(page_module, "MOST_BYTES", 150_000)
-    text = html(report)
+def test_the_file_size_is_limited(run_of: Callable[..., Report]) -> None:
+    text = render_html(run_of(60), most_in_full=2, most_bytes=150_000)
     assert len(text) < 250_000
     assert text.count("<tr data-name") == 62
     assert "without a thumbnail" in text
 
 
-def test_pictures_that_are_gone_are_said(run_of: Callable[..., Report]) -> None:
+def test_missing_files_are_named(run_of: Callable[..., Report]) -> None:
     report = run_of(2)
     report.results[1].job.output.unlink()
-    text = html(report)
+    text = render_html(report)
     assert "Cannot be shown" in text
     parsed(text)
 
 
-def test_float_pictures_are_shown_in_the_scale_of_the_noisy_one(tmp_path: Path) -> None:
+def test_a_float_output_is_shown_in_the_range_of_its_input(tmp_path: Path) -> None:
     for name, values in {"noisy.tif": (0.0, 100.0), "denoised.tif": (25.0, 50.0)}.items():
         Image.frombytes("F", (2, 1), struct.pack("2f", *values)).save(tmp_path / name)
     _, scale = pictures.load(tmp_path / "noisy.tif")
@@ -117,15 +121,15 @@ def test_an_input_that_links_to_itself_has_a_title(
     (tmp_path / "loop.png").symlink_to("loop.png")
     report = run_of(1)
     options = replace(report.options, inputs=(str(tmp_path / "loop.png"),))
-    assert "Denoised: loop.png" in html(replace(report, options=options))
+    assert "Denoised: loop.png" in render_html(replace(report, options=options))
 
 
-def test_an_infinite_loss_is_no_number(run_of: Callable[..., Report]) -> None:
+def test_an_infinite_loss_is_not_shown_as_a_number(run_of: Callable[..., Report]) -> None:
     perfect = Quality(None, None, math.inf, 30.0, "reference")
-    assert "-inf" not in html(run_of(2, lambda index: perfect))
+    assert "-inf" not in render_html(run_of(2, lambda index: perfect))
 
 
-def test_whatever_a_picture_raises_costs_that_picture_only(
+def test_an_unexpected_error_costs_one_image_only(
     run_of: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(path: Path, scale: ValueRange | None = None) -> tuple[Image.Image, ValueRange]:
@@ -133,8 +137,8 @@ def test_whatever_a_picture_raises_costs_that_picture_only(
             raise ValueError("<images> do not match")
         return pictures.load(path, scale)
 
-    monkeypatch.setattr(page_module, "load", load)
-    text = html(run_of(3))
+    monkeypatch.setattr(html, "load", load)
+    text = render_html(run_of(3))
     assert text.count("Cannot be shown: ValueError: &lt;images&gt; do not match") == 1
     assert text.count('class="noisy" src="data:image') == 2
     parsed(text)
@@ -148,7 +152,7 @@ def test_estimates_are_marked_and_missing_ones_explained(run_of: Callable[..., R
             return None
         return Quality(25.0, 1.0, 20.0, 31.0, "estimate")
 
-    text = html(run_of(4, quality))
+    text = render_html(run_of(4, quality))
     parsed(text)
     assert ">est.</span>" in text
     assert "Monte-Carlo SURE" in text
@@ -156,21 +160,71 @@ def test_estimates_are_marked_and_missing_ones_explained(run_of: Callable[..., R
 
 
 def test_a_run_without_quality_has_no_empty_columns(run_of: Callable[..., Report]) -> None:
-    text = html(run_of(2, lambda index: None))
+    text = render_html(run_of(2, lambda index: None))
     parsed(text)
     assert "PSNR in" not in text
     assert "σ̂ in" not in text
 
 
+def charts_of(text: str) -> list[ElementTree.Element]:
+    return [
+        ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    ]
+
+
+def test_a_chart_is_valid_svg_with_one_item_an_image(run_of: Callable[..., Report]) -> None:
+    charts = charts_of(render_html(run_of(5)))
+    assert [chart.get("aria-label") for chart in charts] == [
+        "PSNR of every image before and after",
+        "Noise of every image before and after",
+    ]
+    items = charts[0].findall("g")
+    assert len(items) == 5
+    assert items[-1].findtext("title") == f"{AWKWARD}: 20.00 → 30.00 dB"
+    for circle in charts[0].iter("circle"):
+        assert 0 <= float(circle.get("cx", "nan")) <= 520
+        assert 0 <= float(circle.get("cy", "nan")) <= 230
+
+
+def test_charts_thin_out_thousands_of_images(run_of: Callable[..., Report]) -> None:
+    report = run_of(2)
+    results = tuple(
+        replace(report.results[0], quality=Quality(n, n / 2, n, n + 1, "reference"))
+        for n in range(2500)
+    )
+    many = replace(report, summary=replace(report.summary, results=results))
+    for chart in charts_of(render_html(many, most_in_full=2, most_bytes=0)):
+        assert len(chart.findall("g")) == MOST_STEMS
+        assert "of 2500 images" in "".join(chart.itertext())
+
+
+def test_charts_leave_out_what_is_infinite_or_missing(run_of: Callable[..., Report]) -> None:
+    def quality(index: int) -> Quality | None:
+        return [Quality(None, None, 20.0, math.inf, "reference"), None][index % 2]
+
+    assert charts_of(render_html(run_of(4, quality))) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (18.3, 34.9), (5, 5), (0, 0), (-3, 1e6), (0.1, 0.11)]
+)
+def test_ticks_are_few_and_span_the_values(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 8
+    assert ticks == sorted(set(ticks))
+
+
 def show_slider(page: Page) -> None:
-    """Scroll to the first slider, at once."""
+    """Scroll to the first slider without animation."""
     page.run(
         "document.querySelector('.compare').scrollIntoView({block: 'center', behavior: 'instant'})"
     )
 
 
 def frame_of(page: Page) -> tuple[float, float, float, float]:
-    """Left, top, width and height of the first slider."""
+    """Return left, top, width and height of the first slider."""
     left, top, width, height = page.run(
         "(() => { const r = document.querySelector('.compare').getBoundingClientRect();"
         " return [r.x, r.y, r.width, r.height]; })()"
@@ -188,11 +242,11 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 def test_sliders_tables_and_themes_work_in_a_browser(
-    page: Page, run_of: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Page, run_of: Callable[..., Report], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(page_module, "MOST_IN_FULL", 4)
     report = run_of(8)
-    write_report(tmp_path / "report.html", report)
+    text = render_html(report, most_in_full=4)
+    (tmp_path / "report.html").write_text(text, encoding="utf-8")
     page.resize(1280, 900)
     page.open(tmp_path / "report.html")
 
@@ -207,7 +261,7 @@ def test_sliders_tables_and_themes_work_in_a_browser(
     page.mouse("mouseReleased", left + 0.8 * width, middle, is_down=False)
     assert float(page.run(at).rstrip("%")) == pytest.approx(80, abs=1)
     page.mouse("mouseMoved", left + 0.2 * width, middle, is_down=False)
-    assert float(page.run(at).rstrip("%")) == pytest.approx(80, abs=1)  # let go of
+    assert float(page.run(at).rstrip("%")) == pytest.approx(80, abs=1)  # released
     clip = page.run("getComputedStyle(document.querySelector('.compare .noisy')).clipPath")
     assert "calc(" in clip or "%" in clip
 
@@ -228,9 +282,9 @@ def test_sliders_tables_and_themes_work_in_a_browser(
     page.touch("touchMove", (left + 0.3 * width, middle))
     page.touch("touchEnd")
     page.until(f"Math.abs(parseFloat({at}) - 30) < 2")
-    assert page.run("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")  # no horizontal scrolling
 
-    # The table sorts, nothing goes last, and names are found
+    # The table sorts, unknown values last, and finds names
     page.resize(1280, 900)
     first = "document.querySelector('tbody tr:not([hidden])').dataset.name"
     gain = "[...document.querySelectorAll('th')].findIndex(h => h.innerText.startsWith('PSNR out'))"
@@ -245,12 +299,12 @@ def test_sliders_tables_and_themes_work_in_a_browser(
     assert page.run(first) == "img3.png"
     assert page.run("count.textContent") == "1 of 10"
 
-    # A thumbnail that is not shown in full opens a dialog
+    # A thumbnail of an image that is not shown in full opens a dialog
     page.run("document.querySelector('tbody tr:not([hidden]) .thumb').click()")
     assert page.run("document.querySelector('dialog').open")
     assert page.run("document.querySelector('dialog img.noisy').src").startswith("data:image/webp")
 
-    # Light and dark differ, by the system's wish and by the button
+    # The system and the button switch between light and dark
     colour = "getComputedStyle(document.body).backgroundColor"
     light = page.run(colour)
     page.resize(1280, 900, is_dark=True)
