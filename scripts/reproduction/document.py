@@ -23,7 +23,6 @@ def write_document(lab: Lab) -> None:
         "gradients": tables.gradients,
         "layers": tables.layers,
         "ablation": tables.ablation,
-        "remedies": tables.remedies,
         "slow": tables.slow,
         "noise2noise": comparisons.noise2noise,
         "parity": comparisons.parity,

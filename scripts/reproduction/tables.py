@@ -7,6 +7,10 @@ from lab import Lab
 from scale import SCALES
 
 NAMES = {"tconv": "Architecture 1", "upsample": "Architecture 2"}
+# The results keep the names that the stages had when they ran.
+RECIPES = {
+    "report": "course paper", "repaired": "repaired", "the report's": "the course paper's",
+}  # fmt: skip
 MISSING = "*Not run yet.*"
 
 
@@ -15,8 +19,8 @@ def scale(lab: Lab) -> str:
     whole = SCALES["whole"]
     if lab.scale.tiles != whole.tiles:
         return (
-            f"**Only a look**, on {lab.scale.tiles} tiles: it works, and its numbers mean nothing. "
-            "What the text says of them it says of the whole."
+            f"**Smoke test** on {lab.scale.tiles} tiles; the numbers are not meaningful, and the "
+            "text describes the full run."
         )
     wanted = {
         ("tconv", "report"): whole.report_epochs[0],
@@ -29,11 +33,11 @@ def scale(lab: Lab) -> str:
         run = lab.result(stage).get("runs", {}).get(name)
         done = epochs_of(run, run["steps"], whole.tiles) if run else 0
         if done < epochs:
-            parts.append(f"{NAMES[name]}, {stage}: {done:g} of {epochs} epochs")
+            parts.append(f"{NAMES[name]}, {RECIPES[stage]}: {done:g} of {epochs} epochs")
     if not parts:
-        return "All runs are whole."
+        return "All runs are complete."
     return (
-        f"**Not whole yet**: {'; '.join(parts)}. The tables of the short runs say how many steps "
+        f"**Not complete yet**: {'; '.join(parts)}. The tables of the short runs say how many steps "
         "they had."
     )
 
@@ -77,9 +81,9 @@ def results(lab: Lab) -> str:
             epochs = f"{epochs_of(run, run['steps'], lab.scale.tiles):g}"
             last = run["rows"][-1]["psnr"]
             cells = _db_cells({"psnr": last, "psnr_mean": run["psnr_mean"]})
-            rows.append((NAMES[name], stage, epochs, *cells))
+            rows.append((NAMES[name], RECIPES[stage], epochs, *cells))
     labels = {
-        "report authors": ("Architecture 1", "the report authors' published weights", "15"),
+        "report authors": ("Architecture 1", "the course paper's published weights", "15"),
         "tconv": ("Architecture 1", "shipped `tconv`, turned tiles, reflected margin", "30"),
         "upsample": ("Architecture 2", "shipped `upsample`, turned tiles", "12"),
     }
@@ -122,7 +126,14 @@ def gradients(lab: Lab) -> str:
         architecture, label = name.split(", ", 1)
         norms = list(run["rows"][-1]["gradients"].values())
         share = f"{norms[0] / norms[-1]:.2f}"
-        rows.append((NAMES[architecture], label, *(f"{norm:.1e}" for norm in norms), share))
+        rows.append(
+            (
+                NAMES[architecture],
+                RECIPES.get(label, label),
+                *(f"{norm:.1e}" for norm in norms),
+                share,
+            )
+        )
     layers = [f"‖dW{number}‖" for number in range(1, 5)]
     return table(("network", "recipe", *layers, "first/last"), rows) if rows else MISSING
 
@@ -140,7 +151,7 @@ def layers(lab: Lab) -> str:
                 dead = [f"{share:.0%}" for share in row["dead"]]
                 slope = "–" if row["slope"] is None else f"{row['slope']:.3f}"
                 cells = (" ".join(norms), slope, " ".join(dead), f"{row['psnr']:.2f}")
-                rows.append((NAMES[name], stage, str(row["step"]), *cells))
+                rows.append((NAMES[name], RECIPES[stage], str(row["step"]), *cells))
     head = ("network", "recipe", "step", "‖dW‖ of convolutions 1–4", "mean σ′", "dead", "dB")
     return table(head, rows) if rows else MISSING
 
@@ -158,7 +169,7 @@ def ablation(lab: Lab) -> str:
             run = runs.get(f"{name}, {label}")
             cells += _run_cells(run) if run else ["–", "–"]
         rows.append(tuple(cells))
-    head = ["recipe (the report's, with)"]
+    head = ["recipe (the course paper's, with)"]
     for title in NAMES.values():
         head += [f"{title}: dB", "dead channels"]
     batches = "of batch 4 (Architecture 2 repaired: 8)"
@@ -176,22 +187,6 @@ def _run_cells(run: Mapping[str, Any]) -> list[str]:
     if row["psnr"] is None:
         return ["diverged", "–"]
     return [f"{row['psnr']:.2f}", " ".join(f"{share:.0%}" for share in row["dead"])]
-
-
-def remedies(lab: Lab) -> str:
-    """Section V: learning rate and standardisation, apart and together."""
-    runs = lab.result("ablation").get("runs", {})
-    rows = []
-    for name, title in NAMES.items():
-        for text in ("", ", standardised"):
-            cells = []
-            for lr in (0.05, 0.5, 2.0):
-                run = runs.get(f"{name}, lr {lr:g}{text}")
-                cells.append(_run_cells(run)[0] if run else "–")
-            rows.append((title, "yes" if text else "no", *cells))
-    if not runs:
-        return MISSING
-    return table(("network", "standardised", "lr 0.05", "lr 0.5", "lr 2"), rows)
 
 
 def slow(lab: Lab) -> str:
@@ -215,5 +210,5 @@ def _db_cells(score: Mapping[str, float]) -> tuple[str, str]:
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     head = list(head)
-    lines = [head, ["--"] * len(head), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [f"| {' | '.join(line)} |" for line in (head, *rows)]
+    return "\n".join([lines[0], "|--" * len(head) + "|", *lines[1:]])
