@@ -37,8 +37,8 @@ def scale(lab: Lab) -> str:
     if not parts:
         return "All runs are complete."
     return (
-        f"**Not complete yet**: {'; '.join(parts)}. The tables of the short runs say how many steps "
-        "they had."
+        f"**Not complete yet**: {'; '.join(parts)}. The tables of the short runs say how many "
+        "steps they had."
     )
 
 
