@@ -21,7 +21,6 @@ def write_document(lab: Lab) -> None:
         "sources": tables.sources,
         "targets": tables.targets,
         "gradients": tables.gradients,
-        "layers": tables.layers,
         "ablation": tables.ablation,
         "slow": tables.slow,
         "noise2noise": comparisons.noise2noise,

@@ -138,24 +138,6 @@ def gradients(lab: Lab) -> str:
     return table(("network", "recipe", *layers, "first/last"), rows) if rows else MISSING
 
 
-def layers(lab: Lab) -> str:
-    """What was recorded at the ends of the first and the last quarter of a run."""
-    rows = []
-    for stage in ("report", "repaired"):
-        for name, run in lab.result(stage).get("runs", {}).items():
-            recorded = [row for row in run["rows"][1:] if any(row["gradients"].values())]
-            for row in recorded[:1] + recorded[1:][-1:]:
-                if row["psnr"] is None:
-                    continue
-                norms = [f"{norm:.1e}" for norm in row["gradients"].values()]
-                dead = [f"{share:.0%}" for share in row["dead"]]
-                slope = "–" if row["slope"] is None else f"{row['slope']:.3f}"
-                cells = (" ".join(norms), slope, " ".join(dead), f"{row['psnr']:.2f}")
-                rows.append((NAMES[name], RECIPES[stage], str(row["step"]), *cells))
-    head = ("network", "recipe", "step", "‖dW‖ of convolutions 1–4", "mean σ′", "dead", "dB")
-    return table(head, rows) if rows else MISSING
-
-
 def ablation(lab: Lab) -> str:
     """One thing changed at a time, both architectures."""
     runs = lab.result("ablation").get("runs", {})
