@@ -19,7 +19,6 @@ def write_document(lab: Lab) -> None:
         "data": tables.data,
         "results": tables.results,
         "sources": tables.sources,
-        "targets": tables.targets,
         "gradients": tables.gradients,
         "ablation": tables.ablation,
         "slow": tables.slow,

@@ -92,33 +92,6 @@ def results(lab: Lab) -> str:
     return table(head, rows) if rows else MISSING
 
 
-def targets(lab: Lab) -> str:
-    """What the reproduction set out to reach."""
-    scores = lab.result("protocol").get("scores", {})
-    runs = lab.result("repaired").get("runs", {})
-    if not NAMES.keys() <= runs.keys() or "report authors" not in scores:
-        return MISSING
-    one, two = (runs[name]["rows"][-1]["psnr"] for name in NAMES)
-    authors = scores["report authors"]["psnr"]
-    rows = [
-        ("Architecture 1, repaired", "the authors' weights + 0.5 dB", *_held(one, authors + 0.5)),
-        ("Architecture 2, repaired", "Architecture 1, repaired", *_held(two, one)),
-    ]
-    if "tconv" in scores:
-        label = "Architecture 1, shipped `tconv` (30 epochs, margin)"
-        aim = "the authors' weights + 0.5 dB"
-        rows.append((label, aim, *_held(scores["tconv"]["psnr"], authors + 0.5)))
-    if "upsample" in scores:
-        label = "Architecture 2, shipped `upsample` (12 epochs, turned tiles)"
-        rows.append((label, "Architecture 1, repaired", *_held(scores["upsample"]["psnr"], one)))
-    return table(("", "at least", "wanted", "reached", ""), rows)
-
-
-def _held(reached: float, wanted: float) -> tuple[str, str, str]:
-    verdict = "met" if reached >= wanted else f"missed by {wanted - reached:.2f} dB"
-    return f"{wanted:.2f}", f"{reached:.2f}", verdict
-
-
 def gradients(lab: Lab) -> str:
     """Norms in the first steps, layer by layer."""
     rows = []
