@@ -23,6 +23,7 @@ PAGES = [
 SOURCES = [
     file for folder in ("kernels", "pipeline", "scripts", "tests", "weights")
     for file in sorted((ROOT / folder).rglob("*.py"))
+    if file != Path(__file__)
 ]  # fmt: skip
 TOOLS = {
     "denoise-batch": "batch", "denoise-train": "train",
