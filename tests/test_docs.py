@@ -170,6 +170,25 @@ def test_the_code_names_documents_that_exist() -> None:
     assert missing == set()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=of_root)
+def test_the_pages_name_files_that_exist(page: Path) -> None:
+    named = re.findall(r"`((?:kernels|pipeline|scripts|tests|weights)/[\w./-]+)`", prose(page))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_contributing_names_every_folder() -> None:
+    named = set(re.findall(r"`([\w/]+)/`", (ROOT / "CONTRIBUTING.md").read_text()))
+    parents = (ROOT, ROOT / "pipeline", ROOT / "scripts")
+    assert [name for name in named if not any((parent / name).is_dir() for parent in parents)] == []
+    folders = {
+        path.name
+        for parent in parents[1:]
+        for path in parent.iterdir()
+        if any(path.glob("*.py")) and path.name != "__pycache__"
+    }
+    assert folders - named == set()
+
+
 def test_the_pages_hold_commands() -> None:
     """The parser below finds what a reader finds."""
     found = {name: len(list(commands(ROOT / name))) for name in RUN}
