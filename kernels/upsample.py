@@ -54,7 +54,7 @@ class UpsampleConv2d(Sequential):
     are Conv2d's; the convolution's parameters are named "1.weight" and "1.bias".
 
     Where the convolution has neither stride nor dilation, the two are computed as one transposed
-    convolution, without the upsampled image and with fewer multiplications (docs/adr/0024).
+    convolution, without the upsampled image and with fewer multiplications (docs/design/adr/0024).
 
     Attributes:
         upsample: the first block.

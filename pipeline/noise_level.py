@@ -1,6 +1,6 @@
 """How noisy an image is, from the image alone: σ of its noise in units of 1/255.
 
-Two estimators, because they fail differently (docs/adr/0013):
+Two estimators, because they fail differently (docs/design/adr/0013):
 
 * wavelet: the median of the finest diagonal wavelet coefficients (Donoho and Johnstone, "Ideal
   spatial adaptation by wavelet shrinkage", 1994), taken in the flat parts of the image. It reads

@@ -22,7 +22,7 @@ TILE_BORDER_PX = 16  # that knows too little of its surroundings to count
 BLOCK_PX = 8
 STRATA = 8
 
-# Relative standard errors, chosen on Kodak (docs/adr/0013): of the variance by the patches'
+# Relative standard errors, chosen on Kodak (docs/design/adr/0013): of the variance by the patches'
 # covariance, by number of channels and for so many pixels; and of "mean squared error = σ²·div".
 PATCH_ERROR = {3: 0.006, 1: 0.05}
 PATCH_ERROR_PIXELS = 768 * 512
@@ -213,7 +213,7 @@ def _blocks(images: Tensor) -> Tensor:
 
 Basis = Literal["reference", "estimate"]
 
-# Beyond these the estimate would be off by decibels (docs/adr/0013, docs/reports.md).
+# Beyond these the estimate would be off by decibels (docs/design/adr/0013, docs/reports.md).
 LEAST_SIGMA_255 = 7.5  # less noise cannot be told from texture exactly enough
 MOST_CLIPPED = 0.03  # share of samples at black or white, whose noise is biased
 TOO_SMALL = "too small to estimate"

@@ -3,5 +3,5 @@
 `conv` holds the ops, with the names and signatures of `reference.conv`; `grid` the layout that
 makes a kernel's whole neighbourhood one contiguous run; `products` the three GEMM loops over it;
 `winograd` does 3×3 kernels with fewer multiplications, `small` training on little with one im2col.
-Equations stand in `grid`, measurements in docs/performance.md.
+Equations stand in `grid`, measurements in docs/notes/performance.md.
 """

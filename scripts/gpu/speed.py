@@ -14,8 +14,8 @@ from report import Section
 
 BENCH = Path(__file__).parents[1] / "benchmarks"
 # Operations (multiplications and additions) and bytes of inference in bfloat16, for a pixel of the
-# image: the layers' own arithmetic, and every launch's input and output once. docs/cuda.md derives
-# both.
+# image: the layers' own arithmetic, and every launch's input and output once
+# (docs/notes/kernels.md).
 WORK = {"tconv": (2 * 1872, 24.0), "unet": (2 * 37_376, 450.0)}
 
 

@@ -137,7 +137,7 @@ def test_copies_and_reads_would_be_seen() -> None:
 
 
 def test_the_camera_s_jpeg_is_known_to_wait(uploads: list[Tensor]) -> None:
-    """It is made on the host; docs/cuda.md says so."""
+    """It is made on the host; docs/gpu.md says so."""
     source = crops("camera")
     random = StepRandom(torch.device("cpu"))
     with pytest.raises(Exception, match="meta"):
