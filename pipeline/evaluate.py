@@ -84,7 +84,7 @@ def evaluate(
     forward = Forward(network, tta=options.tta)
     scores = []
     for job in scan([str(options.data)], Path("unused-output")):
-        clean = read_image(job.source).pixels
+        clean = read_image(job.source).to_unit()
         if options.is_gray and len(clean) == 3:
             clean = _luminance(clean)
         for noise in options.noises:

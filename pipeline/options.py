@@ -8,7 +8,7 @@ from pathlib import Path
 
 from denoise_batch.kernels import OptionError
 
-from .files.scan import Naming
+from .files.scan import OutputNaming
 from .training.noise import NoiseModel, parse_noise
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -116,9 +116,9 @@ class DenoiseOptions:
         return {"auto": None, "off": 0}[self.tile] if not self.tile.isdecimal() else int(self.tile)
 
     @property
-    def naming(self) -> Naming:
+    def naming(self) -> OutputNaming:
         """What outputs are called."""
-        return Naming(self.suffix, FORMATS[self.format])
+        return OutputNaming(self.suffix, FORMATS[self.format])
 
     def digest(self, precision: str) -> str:
         """Of everything that makes an output another one, but weights and input.

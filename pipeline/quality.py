@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .files.decoded_image import DecodedImage
+from .files.pixels import DecodedImage
 from .metrics import psnr_of_mse
 from .noise_level import MOST_PIXELS, NoiseLevel, noise_level, wavelet_sigma, window_places
 
@@ -321,7 +321,7 @@ def measure(
 
 def _why_not(page: DecodedImage, level: NoiseLevel) -> str:
     """Why a page's error cannot be estimated from this noise, or nothing."""
-    height, width = page.layout.size
+    height, width = page.size
     if level.white_255 is None or height * width < LEAST_PIXELS:
         return TOO_SMALL
     if level.sigma_255 < LEAST_SIGMA_255:
@@ -330,7 +330,7 @@ def _why_not(page: DecodedImage, level: NoiseLevel) -> str:
         return "the noise is not white, which an estimate needs"
     clipped = 0
     for top in range(0, height, _STRIP_ROWS):
-        noisy = page.layout.scale.to_unit(page.samples[top : top + _STRIP_ROWS])
+        noisy = page.value_range.to_unit(page.samples[top : top + _STRIP_ROWS])
         clipped += int(((noisy <= 0) | (noisy >= 1)).sum())
     share = clipped / page.samples.numel()
     if share > MOST_CLIPPED:
@@ -344,8 +344,8 @@ def _estimate(page: DecodedImage, after: Tensor, probe: Probe, level: NoiseLevel
     residual, spreads = 0.0, []
     for top in range(0, height, _STRIP_ROWS):
         rows = slice(top, top + _STRIP_ROWS)
-        noisy = page.layout.scale.to_unit(page.samples[rows])
-        denoised = page.layout.scale.to_unit(after[rows])
+        noisy = page.value_range.to_unit(page.samples[rows])
+        denoised = page.value_range.to_unit(after[rows])
         residual += float((denoised - noisy).square_().sum(dtype=torch.float64))
         if not probe.is_whole:
             spreads.append(block_spreads(denoised.permute(2, 0, 1)[None])[0])
@@ -362,7 +362,7 @@ def _estimate(page: DecodedImage, after: Tensor, probe: Probe, level: NoiseLevel
 def _windows(page: DecodedImage, samples: Tensor) -> list[Tensor]:
     """Parts of a page's samples as (C, H, W) in [0, 1]."""
     return [
-        page.layout.scale.to_unit(samples[rows, columns]).permute(2, 0, 1).contiguous()
+        page.value_range.to_unit(samples[rows, columns]).permute(2, 0, 1).contiguous()
         for rows, columns in window_places(*samples.shape[:2])
     ]
 

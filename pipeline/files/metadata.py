@@ -5,7 +5,6 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from .pixels import StorageFormat
 from .sniff import jp2_profile, png_chunks
 
 # Tags that describe how a TIFF file stores its samples; the writer sets its own.
@@ -15,14 +14,32 @@ _TIFF_STRUCTURE = {
 }  # fmt: skip
 _TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "packbits", "tiff_adobe_deflate"}
 ORIENTATION = 274
-_NESTED_TAGS = {0x8769, 0x8825}  # EXIF, GPS
-_PAGE_NUMBER = 297
+_XMP, _EXIF_FOLDER, _GPS_FOLDER, _PAGE_NUMBER = 700, 0x8769, 0x8825, 297  # tags
 _RAW_EXIF = "Raw profile type exif"
 _PNG_CHUNKS = {b"gAMA", b"cHRM", b"sRGB", b"cICP", b"tEXt", b"zTXt", b"iTXt"}
-_XMP_KEY = b"XML:com.adobe.xmp"
-_XMP_TAG = 700
-_WITH_METADATA = {"PNG", "JPEG", "TIFF", "WEBP", "AVIF"}  # EXIF, and with it orientation, and ICC
-_EXIF_AS_IT_IS = {"PNG", "JPEG", "WEBP"}  # a block that cannot be read does no harm there
+_XMP_KEYWORD = b"XML:com.adobe.xmp"
+_WITH_METADATA = {"PNG", "JPEG", "TIFF", "WEBP", "AVIF"}  # EXIF with its orientation, and ICC
+_EXIF_VERBATIM = {"PNG", "JPEG", "WEBP"}  # formats that can carry a damaged EXIF block
+
+
+@dataclass(frozen=True)
+class StorageFormat:
+    """How a file stored its samples: enough to store others in the same way.
+
+    Attributes:
+        format: Pillow's name of the format, such as "PNG".
+        mode: Pillow's mode for the output: 1, L, LA, RGB, RGBA, I;16 or F; or RGB;16 or RGBA;16,
+            which Pillow does not have.
+        compression: the compression in Pillow's spelling (TIFF, TGA), or None.
+        is_lossless: the file is lossless WebP.
+        is_progressive: the file is a progressive JPEG.
+    """
+
+    format: str
+    mode: str
+    compression: str | None = None
+    is_lossless: bool = False
+    is_progressive: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,14 +47,14 @@ class Metadata:
     """What a file says beside its pixels.
 
     Attributes:
-        exif: the EXIF block as it is, led by b"Exif\\0\\0"; of a TIFF file, its descriptive tags.
+        exif: the EXIF block, unchanged, led by b"Exif\\0\\0"; for TIFF, the descriptive tags.
         icc_profile: the colour profile.
         dpi: horizontal and vertical resolution in pixels per inch.
         xmp: the XMP packet.
         comment: the JPEG comment.
         segments: XMP and Photoshop/IPTC segments of a JPEG file, verbatim.
         chunks: text and colour chunks of a PNG file, verbatim.
-        is_exif_in_text: the EXIF block is from one of these text chunks.
+        is_exif_in_text: the EXIF block comes from one of these text chunks.
     """
 
     exif: bytes | None = None
@@ -54,19 +71,19 @@ class Metadata:
         return replace(self, exif=exif_block(data), is_exif_in_text=False)
 
     def exif_tags(self) -> Image.Exif | None:
-        """What the EXIF block says: nothing where there is none, None where it is damaged."""
+        """The tags of the EXIF block: empty without a block, None if the block is damaged."""
         tags, tried = Image.Exif(), Image.Exif()
         try:
             if self.exif:
                 tags.load(self.exif)
                 tried.load(self.exif)
-                tried.tobytes()  # values are read when they are asked for
-        except Exception:  # Pillow raises almost anything; the picture needs no EXIF
+                tried.tobytes()  # values are only parsed on access
+        except Exception:  # Pillow raises almost anything; the image does not need its EXIF
             return None
         return tags
 
     def orientation(self) -> int:
-        """How the picture is to be turned, 1 to 8; 1 also where the EXIF block cannot be read."""
+        """EXIF orientation, 1 to 8; 1 if the EXIF block cannot be read."""
         tags = Image.Exif()
         try:
             tags.load(self.exif or b"")
@@ -76,19 +93,19 @@ class Metadata:
 
 
 def read_metadata(image: Image.Image, file: BinaryIO) -> Metadata:
-    """Taken before the pixels are decoded: loading a TIFF file strips its orientation."""
+    """Read the metadata of an opened image; before loading it, which strips TIFF's orientation."""
     info = image.info
     exif = info.get("exif")
     is_exif_in_text = image.format == "PNG" and exif is None and _RAW_EXIF in info
     if is_exif_in_text:
-        exif = _exif_in_text(info[_RAW_EXIF])
+        exif = _exif_from_text(info[_RAW_EXIF])
     if image.format == "TIFF":
         tags = image.getexif()
         for tag in _TIFF_STRUCTURE & set(tags):
             if tag != ORIENTATION:
                 del tags[tag]
         tags.bigtiff = False  # an EXIF block is laid out as a classic TIFF file
-        exif = _text_kept(tags).tobytes() if tags else None
+        exif = _keep_text(tags).tobytes() if tags else None
     dpi = info.get("dpi")
     try:
         dpi = (float(dpi[0]), float(dpi[1])) if dpi else None
@@ -112,70 +129,65 @@ def read_metadata(image: Image.Image, file: BinaryIO) -> Metadata:
 
 
 def exif_block(data: bytes | None) -> bytes | None:
-    """The block with the lead that Pillow wants."""
+    """The block with the lead that Pillow expects."""
     return data if not data or data.startswith(b"Exif\0\0") else b"Exif\0\0" + data
 
 
 def save_options(
-    name: str, metadata: Metadata, layout: StorageFormat, quality: int, mode: str
+    format_name: str, metadata: Metadata, storage: StorageFormat, quality: int, mode: str
 ) -> dict[str, Any]:
-    """What Pillow's `save` needs, for the format of this name, to write the metadata back.
+    """Arguments of Pillow's `save` that store an image as its source did, with its metadata.
 
     Args:
-        name: Pillow's name of the format.
-        metadata: what the source said beside its pixels.
-        layout: how the source stored its samples.
-        quality: 1 to 100, of lossy formats.
-        mode: the mode that is written.
+        format_name: Pillow's name of the format to write.
+        metadata: the source's metadata.
+        storage: how the source stored its samples.
+        quality: 1 to 100, for lossy formats.
+        mode: the mode to write.
     """
     tags = metadata.exif_tags()
-    exif = metadata.exif if tags is not None or name in _EXIF_AS_IT_IS else None
-    icc_profile = None if _is_profile_of_gray_only(metadata, mode) else metadata.icc_profile
+    exif = metadata.exif if tags is not None or format_name in _EXIF_VERBATIM else None
+    icc_profile = None if _is_gray_profile_of_colour(metadata, mode) else metadata.icc_profile
     common = {"exif": exif, "icc_profile": icc_profile}
     subsampling = "4:4:4" if quality >= 90 else "4:2:0"
     dpi, xmp = metadata.dpi, metadata.xmp
     options: dict[str, Any] = {}
-    if name == "PNG":
+    if format_name == "PNG":
         options = {**common, "dpi": dpi, "pnginfo": _png_info(metadata)}
-        if metadata.is_exif_in_text:  # where it stays
+        if metadata.is_exif_in_text:  # it stays in the text
             del options["exif"]
-    elif name == "JPEG":
+    elif format_name == "JPEG":
         options = {**common, "dpi": dpi, "quality": quality, "subsampling": subsampling}
-        options |= {"comment": metadata.comment, "progressive": layout.is_progressive}
+        options |= {"comment": metadata.comment, "progressive": storage.is_progressive}
         options |= {"extra": metadata.segments} if metadata.segments else {"xmp": xmp}
-    elif name == "TIFF":
-        keep = layout.compression in _TIFF_COMPRESSIONS
-        options = {**common, "dpi": None if layout.format == "TIFF" else dpi}
-        options["compression"] = layout.compression if keep else "tiff_adobe_deflate"
+    elif format_name == "TIFF":
+        keep = storage.compression in _TIFF_COMPRESSIONS
+        options = {**common, "dpi": None if storage.format == "TIFF" else dpi}
+        options["compression"] = storage.compression if keep else "tiff_adobe_deflate"
         tags = Image.Exif() if tags is None else tags
-        if xmp and _XMP_TAG not in tags:
-            tags[_XMP_TAG] = xmp
+        if xmp and _XMP not in tags:
+            tags[_XMP] = xmp
         if tags:
-            options["exif"] = _text_kept(tags)
-            if _NESTED_TAGS & set(tags):  # lost by Pillow in compressed files
+            options["exif"] = _keep_text(tags)
+            if {_EXIF_FOLDER, _GPS_FOLDER} & set(tags):  # Pillow loses them in compressed files
                 options["compression"] = "raw"
-            if options["compression"] != "raw":  # Pillow would write what lies in memory
+            if options["compression"] != "raw":  # Pillow would write arbitrary memory for it
                 tags.pop(_PAGE_NUMBER, None)
-    elif name == "WEBP":
-        options = {**common, "xmp": xmp, "lossless": layout.is_lossless, "exact": True}
-        options["quality"] = 75 if layout.is_lossless else quality  # of lossless: the effort
-    elif name == "AVIF":
+    elif format_name == "WEBP":
+        options = {**common, "xmp": xmp, "lossless": storage.is_lossless, "exact": True}
+        options["quality"] = 75 if storage.is_lossless else quality  # effort, if lossless
+    elif format_name == "AVIF":
         options = {**common, "xmp": xmp, "quality": quality}
-        options["subsampling"] = "4:0:0" if layout.mode in {"1", "L"} else subsampling
-    elif name == "BMP":
+        options["subsampling"] = "4:0:0" if storage.mode in {"1", "L"} else subsampling
+    elif format_name == "BMP":
         options = {"dpi": dpi}
-    elif name == "TGA":
-        options = {"rle": layout.compression == "tga_rle"}
+    elif format_name == "TGA":
+        options = {"rle": storage.compression == "tga_rle"}
     return {key: value for key, value in options.items() if value is not None}
 
 
-def upright(image: Image.Image, metadata: Metadata, name: str) -> Image.Image:
-    """The image as it is to be looked at, where the format of this name has no orientation."""
-    return image if name in _WITH_METADATA else turned(image, metadata)
-
-
-def turned(image: Image.Image, metadata: Metadata) -> Image.Image:
-    """The image as it is to be looked at."""
+def upright(image: Image.Image, metadata: Metadata) -> Image.Image:
+    """The image turned the way it is meant to be viewed."""
     orientation = metadata.orientation()
     if orientation == 1:
         return image
@@ -183,30 +195,35 @@ def turned(image: Image.Image, metadata: Metadata) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def dropped(metadata: Metadata, name: str, mode: str) -> str:
-    """What a user must know that the format of this name does not keep, or nothing.
+def holds_orientation(format_name: str) -> bool:
+    """Whether files of a format say how they are to be turned; others need upright pixels."""
+    return format_name in _WITH_METADATA
+
+
+def lost_metadata(metadata: Metadata, format_name: str, mode: str) -> str:
+    """What of the metadata a written file lacks and a user should know of; "" if nothing.
 
     Args:
-        metadata: what the source said beside its pixels.
-        name: Pillow's name of the format.
-        mode: the mode that is written.
+        metadata: the source's metadata.
+        format_name: Pillow's name of the written format.
+        mode: the written mode.
     """
     notes = []
-    if metadata.icc_profile is not None and name not in _WITH_METADATA:
-        notes.append(f"its colour profile is dropped, which {name} does not hold")
-    elif _is_profile_of_gray_only(metadata, mode):
-        notes.append("its colour profile is dropped, which is of gray, and RGB is written")
-    if name not in _EXIF_AS_IT_IS and metadata.exif_tags() is None:
-        notes.append("its damaged EXIF block is dropped")
+    if metadata.icc_profile is not None and format_name not in _WITH_METADATA:
+        notes.append(f"colour profile dropped: {format_name} cannot hold one")
+    elif _is_gray_profile_of_colour(metadata, mode):
+        notes.append("colour profile dropped: it is for gray, and the output is RGB")
+    if format_name not in _EXIF_VERBATIM and metadata.exif_tags() is None:
+        notes.append(f"damaged EXIF block dropped: {format_name} cannot hold it")
     return "; ".join(notes)
 
 
-def _is_profile_of_gray_only(metadata: Metadata, mode: str) -> bool:
-    """Whether a colour profile says nothing of the pixels that are written."""
+def _is_gray_profile_of_colour(metadata: Metadata, mode: str) -> bool:
+    """Whether the colour profile is for gray, though RGB is written."""
     return mode.startswith("RGB") and (metadata.icc_profile or b"")[16:20] == b"GRAY"
 
 
-def _exif_in_text(text: str) -> bytes | None:
+def _exif_from_text(text: str) -> bytes | None:
     """The EXIF block as ImageMagick keeps it in PNG: a name, a length, hexadecimal digits."""
     try:
         return bytes.fromhex("".join(text.split("\n")[3:])) or None
@@ -214,8 +231,8 @@ def _exif_in_text(text: str) -> bytes | None:
         return None
 
 
-def _text_kept(exif: Image.Exif) -> Image.Exif:
-    """Texts that are not ASCII as bytes; Pillow reads them as Latin-1 and would write `?`."""
+def _keep_text(exif: Image.Exif) -> Image.Exif:
+    """Turn non-ASCII text into bytes: Pillow reads it as Latin-1 and would write `?`."""
     for tag, value in exif.items():
         if isinstance(value, str) and not value.isascii():
             exif[tag] = value.encode("latin-1", "replace")
@@ -226,7 +243,7 @@ def _png_info(metadata: Metadata) -> PngImagePlugin.PngInfo:
     info = PngImagePlugin.PngInfo()
     for name, data in metadata.chunks:
         info.add(name, data)
-    if metadata.xmp and not any(data.startswith(_XMP_KEY) for _, data in metadata.chunks):
+    if metadata.xmp and not any(data.startswith(_XMP_KEYWORD) for _, data in metadata.chunks):
         # Keyword, no compression, no language, no translated keyword, text.
-        info.add(b"iTXt", _XMP_KEY + b"\0" * 5 + metadata.xmp)
+        info.add(b"iTXt", _XMP_KEYWORD + b"\0" * 5 + metadata.xmp)
     return info

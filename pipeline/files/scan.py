@@ -1,21 +1,22 @@
 """Inputs on the command line → jobs: which file is read, where its result goes.
 
 Rules:
-    * An input is a folder (with its sub-folders), a file, or a glob pattern that names no file.
-    * Without an output, results stand beside the input: folder `imgs` → `imgs-denoised/…`, file or
-      glob match `a.png` → `a-denoised.png`.
-    * With an output, it is a folder: a folder's tree is mirrored in it, glob matches are mirrored
-      from the pattern's fixed part, single files go in by name. One single file with an output
-      that has an image suffix and is no folder is written to exactly that path.
+    * An input is a folder (with its sub-folders), a file, or else a glob pattern.
+    * Without an output folder, results go beside the input: folder `imgs` → `imgs-denoised/…`, file
+      or glob match `a.png` → `a-denoised.png`.
+    * With an output folder, a folder's tree is mirrored in it, glob matches are mirrored from the
+      pattern's fixed part, and single files go in by name. If the output has an image suffix, is
+      not a folder, and there is one single file, that file is written to exactly this path.
     * The suffix is kept; formats that cannot be written become `.png`.
-    * Two sources that want one output are told apart: first, those whose suffix changes keep the
-      old one too (`a.gif` → `a.gif.png` beside `a.png`); then, those of different inputs go into
-      a folder with their input's name (`out/monday/a.png`, `out/tuesday/a.png`); then a number.
-    * In folders and globs these are passed over: hidden files and folders, the output folder, and
-      what an earlier run wrote (`x-denoised` beside `x`; `x` with the given suffix, where this
-      run's outputs stand beside their inputs). Linked files are read, linked folders
-      are not entered. An input that is another input's default output is passed over as well.
-    * Each file is taken once, for the first input that holds it; within an input, in natural
+    * Sources that would share an output are told apart. First, those whose suffix changes keep the
+      old one too (`a.gif` → `a.gif.png` beside `a.png`). Then those of different inputs go into a
+      folder named after their input (`out/monday/a.png`, `out/tuesday/a.png`). Then they are
+      numbered.
+    * Folders and globs skip hidden files and folders, the output folder, and what an earlier run
+      wrote (`x-denoised` beside `x`; `x` with the given suffix, if this run's outputs go beside
+      their inputs). Linked files are read, linked folders are not entered. An input that is
+      another input's default output is skipped too.
+    * Each file is processed once, for the first input that holds it; within an input, in natural
       order (`a2` before `a10`).
 """
 
@@ -30,86 +31,18 @@ from denoise_batch.kernels.errors import NoImagesError, OptionError
 
 from .images import READABLE_SUFFIXES, WRITABLE_SUFFIXES, output_format, output_suffix
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A source and where its output would go, before collisions are looked for."""
-
-    source: Path
-    root: Path
-    relative: Path
-    name: str
-    input_name: str
-
-
-def distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
-    """Each source's output, after telling apart those that want the same."""
-
-    def with_old_suffix(item: Candidate) -> Path:
-        if item.source.suffix.lower() == item.relative.suffix.lower():
-            return item.relative
-        ending = item.relative.name.removeprefix(item.source.stem)
-        return item.relative.with_name(item.source.name + ending)
-
-    def under_input(item: Candidate) -> Path:
-        return item.input_name / with_old_suffix(item)
-
-    outputs = [item.root / item.relative for item in found]
-    for rename in (with_old_suffix, under_input):
-        places = places_of(outputs)
-        wanted = Counter(places[path] for path in outputs)
-        if len(wanted) == len(outputs):
-            return outputs
-        outputs = [
-            item.root / rename(item) if wanted[places[path]] > 1 else path
-            for item, path in zip(found, outputs, strict=True)
-        ]
-    places = places_of(outputs)
-    taken: set[str] = set()
-    distinct = []
-    for path in outputs:
-        candidate, place, number = path, places[path], 1
-        while place in taken or (number > 1 and place in places.values()):
-            number += 1
-            candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-            place = places_of([candidate])[candidate]
-        taken.add(place)
-        distinct.append(candidate)
-    return distinct
-
-
-def refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """OptionError where an output stands in the place of something that is read."""
-    read = set(places_of(sources).values())
-    read |= {os.path.normcase(real_path(path)) for path in sources if path.is_symlink()}
-    for path, place in places_of(outputs).items():
-        if place in read:
-            raise OptionError(f"{path}: the output would overwrite the input; name another")
-
-
-def places_of(paths: Iterable[Path]) -> dict[Path, str]:
-    """Where paths really stand, spelled so that equal places compare equal; links stay links."""
-    unique = set(paths)
-    parents = {parent: str(real_path(parent)) for parent in {path.parent for path in unique}}
-    return {path: os.path.normcase(f"{parents[path.parent]}{os.sep}{path.name}") for path in unique}
-
-
-def real_path(path: Path) -> Path:
-    """Absolute and without links, as far as that goes; `Path.resolve` raises where they loop."""
-    return Path(os.path.realpath(path))
-
-
 OUTPUT_MARK = "-denoised"
 _MARKS = frozenset({OUTPUT_MARK})
 
 
 @dataclass(frozen=True)
-class Naming:
-    """What outputs are called.
+class OutputNaming:
+    """How outputs are named.
 
     Attributes:
-        suffix: added to every output's stem; "" is `OUTPUT_MARK` beside an input, else nothing.
-        extension: of every output, with its dot; None keeps the source's where it can be written.
+        suffix: added to every output's stem; "" adds `OUTPUT_MARK` beside an input, else nothing.
+        extension: every output's extension, with its dot; None keeps the source's if it can be
+            written.
     """
 
     suffix: str = ""
@@ -117,27 +50,27 @@ class Naming:
 
     @property
     def mark(self) -> str:
-        """How the name of an output beside its source ends."""
+        """How the stem of an output beside its source ends."""
         return self.suffix or OUTPUT_MARK
 
     def output_name(self, source: Path, ending: str) -> str:
-        """The name of a source's output, whose stem gets this ending."""
+        """The name of a source's output, with this ending added to its stem."""
         return f"{source.stem}{ending}{self.extension or output_suffix(source)}"
 
 
-AS_THEY_ARE = Naming()
+DEFAULT_NAMING = OutputNaming()
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to do.
+    """One file to process.
 
     Attributes:
         source: the file to read.
         output: the file to write; distinct for every job, never a source.
-        name: the source relative to its input, with forward slashes; not always unique when
-            there are several inputs.
-        root: the output folder that `output` stands in, at some depth.
+        name: the source relative to its input, with forward slashes; not always unique if there
+            are several inputs.
+        root: the output folder that contains `output`, at any depth.
     """
 
     source: Path
@@ -147,20 +80,37 @@ class Job:
 
     @property
     def canonical_path(self) -> str:
-        """Where the source stands, however it was spelled; links stay links."""
-        if "://" in self.source_name:
-            return self.source_name
-        return os.path.normcase(real_path(self.source.parent) / self.source.name)
+        """The source's path or URL, the same however it was spelled."""
+        return self.source_name if "://" in self.source_name else canonical_path(self.source)
 
     @property
     def source_name(self) -> str:
-        """What to call the source; its path."""
+        """What to call the source: its path."""
         return str(self.source)
 
     @property
     def output_name(self) -> str:
-        """What to call the output; its path."""
+        """What to call the output: its path."""
         return str(self.output)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A source and where its output would go, before collisions are resolved.
+
+    Attributes:
+        source: the file to read.
+        root: the output folder.
+        relative: the output's path in `root`.
+        name: the source relative to its input, with forward slashes.
+        input_name: the name of the input's folder.
+    """
+
+    source: Path
+    root: Path
+    relative: Path
+    name: str
+    input_name: str
 
 
 def scan(
@@ -168,32 +118,34 @@ def scan(
     output: Path | None,
     *,
     recursive: bool = True,
-    naming: Naming = AS_THEY_ARE,
+    naming: OutputNaming = DEFAULT_NAMING,
 ) -> list[Job]:
     """List the jobs of a run, in the order of the inputs, by the rules above.
 
     Args:
         inputs: folders, files and glob patterns.
         output: where the outputs go; None puts them beside the input.
-        recursive: whether folders are searched to the bottom.
-        naming: what outputs are called.
+        recursive: whether sub-folders are searched.
+        naming: how outputs are named.
 
     Raises:
         OptionError: an input is missing or unreadable, or the output would overwrite an input.
         NoImagesError: there is nothing to do.
     """
-    found = [item for text in inputs for item in _expand(text, output, recursive, naming)]
+    found = [item for text in inputs for item in _candidates(text, output, recursive, naming)]
     if output is not None and _is_exact(inputs, output, naming):
         found = [replace(found[0], root=output.parent, relative=Path(output.name))]
     # A folder is one root, however it is spelled.
     roots = {real_path(item.root): item.root for item in reversed(found)}
     found = [replace(item, root=roots[real_path(item.root)]) for item in found]
-    places = places_of(path for item in found for path in (item.source, item.root / item.relative))
-    first = {places[item.source]: item for item in reversed(found)}
-    found = [item for item in found if first[places[item.source]] is item]
+    canonical = canonical_paths(
+        path for item in found for path in (item.source, item.root / item.relative)
+    )
+    first = {canonical[item.source]: item for item in reversed(found)}
+    found = [item for item in found if first[canonical[item.source]] is item]
     if output is None:
-        own = {places[item.root / item.relative] for item in found}
-        found = [item for item in found if places[item.source] not in own]
+        own = {canonical[item.root / item.relative] for item in found}
+        found = [item for item in found if canonical[item.source] not in own]
     if not found:
         given = ", ".join(str(text) for text in inputs) or "no input"
         suffixes = " ".join(sorted(READABLE_SUFFIXES))
@@ -206,8 +158,8 @@ def scan(
     ]
 
 
-def _is_exact(inputs: Sequence[Path | str], output: Path, naming: Naming) -> bool:
-    """Whether the output names the one file to write; refused where it cannot."""
+def _is_exact(inputs: Sequence[Path | str], output: Path, naming: OutputNaming) -> bool:
+    """Whether the output names the one file to write; refused if it names a file and cannot."""
     try:
         if output.is_dir():
             return False
@@ -219,61 +171,85 @@ def _is_exact(inputs: Sequence[Path | str], output: Path, naming: Naming) -> boo
             raise OptionError(f"--output {output}: {suffix} cannot be written; use .png or .tif")
         named = naming.extension or suffix
         if naming.suffix or output_format(Path("x" + named)) != output_format(output):
-            raise OptionError(f"--output {output}: names the file; leave --format and --suffix out")
+            raise OptionError(
+                f"--output {output}: already names the file; leave out --format and --suffix"
+            )
         return True
     if output.exists() or suffix in READABLE_SUFFIXES:
         raise OptionError(f"--output {output}: is a file; name a folder for these inputs")
     return False
 
 
-def _expand(
-    text: Path | str, output: Path | None, recursive: bool, naming: Naming
+def _candidates(
+    text: Path | str, output: Path | None, recursive: bool, naming: OutputNaming
 ) -> list[Candidate]:
+    """The candidates of one input: a folder, a file or a glob pattern."""
+    path = Path(text)
     try:
-        return _found(text, output, recursive, naming)
+        if path.is_dir():
+            return _of_folder(path, output, recursive, naming)
+        if path.exists() or path.is_symlink():
+            return [_of_file(path, Path(path.name), output, naming)]
+        return _of_pattern(text, output, recursive, naming)
     except OSError as error:
         reason = f"{error.strerror}; check the path and its permissions, or leave it out"
         raise OptionError(f"{error.filename or text}: {reason}") from error
 
 
-def _found(
-    text: Path | str, output: Path | None, recursive: bool, naming: Naming
+def _of_folder(
+    folder: Path, output: Path | None, recursive: bool, naming: OutputNaming
 ) -> list[Candidate]:
-    path = Path(text)
-    if path.is_dir():
-        if output is not None and real_path(output) == real_path(path):
-            raise OptionError(f"--output {output}: would overwrite the input; name another")
-        inside = _strictly_inside(output, path)
-        return _in_folder(path, path, output or _beside(path), inside, recursive, naming)
-    if path.exists() or path.is_symlink():
-        return [_file(path, Path(path.name), output, naming)]
-    magic = next((i for i, part in enumerate(path.parts) if re.search(r"[*?[]", part)), None)
-    base = Path(*path.parts[:magic])
-    if magic is None or not base.is_dir():
+    if output is not None and real_path(output) == real_path(folder):
+        raise OptionError(f"--output {output}: would overwrite the input; name another folder")
+    inside = _strictly_inside(output, folder)
+    return _in_folder(folder, folder, output or _beside(folder), inside, recursive, naming)
+
+
+def _of_pattern(
+    text: Path | str, output: Path | None, recursive: bool, naming: OutputNaming
+) -> list[Candidate]:
+    base, pattern = split_pattern(Path(text))
+    if not pattern or not base.is_dir():
         raise OptionError(f"{text}: no such file or folder; check the path")
     try:
-        matches = sorted(base.glob(str(Path(*path.parts[magic:]))), key=_natural)
+        matches = sorted(base.glob(pattern), key=_natural)
     except ValueError as error:
-        raise OptionError(f"{text}: {error}; mend the pattern") from error
+        raise OptionError(f"{text}: {error}; correct the pattern") from error
     inside = _strictly_inside(output, base)
     is_beside = output is None or real_path(output) == real_path(base)
     marks = _MARKS | {naming.mark} if is_beside else _MARKS
     found = []
     for match in matches:
         relative = match.relative_to(base)
-        if _is_passed_over(match, relative, inside, naming, marks):
+        if _is_skipped(match, relative, inside, naming, marks):
             continue
         if match.is_dir():
             root = output or _beside(match)
             top = base if output else match
             found += _in_folder(match, top, root, inside, recursive, naming)
         elif match.suffix.lower() in READABLE_SUFFIXES:
-            found.append(_file(match, relative, output, naming))
+            found.append(_of_file(match, relative, output, naming))
     return found
 
 
+def split_pattern(path: Path) -> tuple[Path, str]:
+    """A glob pattern's fixed part, and the rest from its first wildcard; "" without one."""
+    parts = path.parts
+    first = next((i for i, part in enumerate(parts) if re.search(r"[*?[]", part)), len(parts))
+    return Path(*parts[:first]), str(Path(*parts[first:])) if first < len(parts) else ""
+
+
+def _of_file(path: Path, relative: Path, output: Path | None, naming: OutputNaming) -> Candidate:
+    name, input_name = relative.as_posix(), path.parent.resolve().name
+    if output is not None:
+        renamed = relative.with_name(naming.output_name(relative, naming.suffix))
+        return Candidate(path, output, renamed, name, input_name)
+    marked = Path(naming.output_name(path, naming.mark))
+    return Candidate(path, path.parent, marked, name, input_name)
+
+
 def _in_folder(
-    folder: Path, base: Path, root: Path, inside: Path | None, recursive: bool, naming: Naming
+    folder: Path, base: Path, root: Path, inside: Path | None, recursive: bool, naming: OutputNaming
 ) -> list[Candidate]:
     """The images of a folder, named and mirrored relative to `base`."""
     input_name = base.resolve().name
@@ -285,13 +261,15 @@ def _in_folder(
     ]
 
 
-def _walk(folder: Path, inside: Path | None, recursive: bool, naming: Naming) -> Iterator[Path]:
+def _walk(
+    folder: Path, inside: Path | None, recursive: bool, naming: OutputNaming
+) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         if isinstance(error, FileNotFoundError) and error.filename != str(folder):
-            return  # it was there a moment ago
+            return  # a sub-folder was removed while we looked
         raise OptionError(
             f"{error.filename or folder}: cannot be listed: {error.strerror}; "
-            "mend its permissions or leave it out"
+            "correct its permissions or leave it out"
         ) from error
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
@@ -300,22 +278,26 @@ def _walk(folder: Path, inside: Path | None, recursive: bool, naming: Naming) ->
         folders[:] = [
             name
             for name in folders
-            if recursive and not _is_passed_over(here / name, relative / name, inside, naming)
+            if recursive and not _is_skipped(here / name, relative / name, inside, naming)
         ]
         for name in files:
             path = here / name
-            if path.suffix.lower() in READABLE_SUFFIXES and not _is_passed_over(
+            if path.suffix.lower() in READABLE_SUFFIXES and not _is_skipped(
                 path, Path(name), None, naming
             ):
                 yield path
 
 
-def _is_passed_over(
-    path: Path, relative: Path, inside: Path | None, naming: Naming, marks: Set[str] = _MARKS
+def _is_skipped(
+    path: Path,
+    relative: Path,
+    inside: Path | None,
+    naming: OutputNaming,
+    marks: Set[str] = _MARKS,
 ) -> bool:
-    """Hidden below its input, in the output folder inside it, or written by an earlier run.
+    """Whether a path is hidden below its input, in the output folder, or an earlier run's output.
 
-    Outputs of earlier runs are told by `marks`, with which their names end.
+    The names of earlier outputs end with one of `marks`.
     """
     if any(part.startswith(".") for part in relative.parts):
         return True
@@ -342,32 +324,90 @@ def _is_passed_over(
 
 
 def _strictly_inside(output: Path | None, folder: Path) -> Path | None:
-    """The output, resolved, where it stands inside a folder that is read."""
+    """The output, resolved, if it is a folder inside a folder that is read."""
     if output is None or real_path(folder) not in real_path(output).parents:
         return None
     return real_path(output)
 
 
-def _file(path: Path, relative: Path, output: Path | None, naming: Naming) -> Candidate:
-    name, input_name = relative.as_posix(), path.parent.resolve().name
-    if output is not None:
-        renamed = relative.with_name(naming.output_name(relative, naming.suffix))
-        return Candidate(path, output, renamed, name, input_name)
-    marked = Path(naming.output_name(path, naming.mark))
-    return Candidate(path, path.parent, marked, name, input_name)
-
-
 def _beside(folder: Path) -> Path:
     named = folder if folder.name not in {"", ".."} else folder.resolve()
     if not named.name:
-        raise OptionError(f"{folder}: has no place beside it; give --output")
+        raise OptionError(f"{folder}: outputs cannot go beside the root folder; give --output")
     return named.with_name(named.name + OUTPUT_MARK)
 
 
 def _natural(path: Path) -> tuple[list[list[int | str]], str]:
-    """A sort key in which a2 comes before a10, folder by folder."""
+    """A sort key that puts a2 before a10, folder by folder."""
     parts = [
         [int(run) if run.isdecimal() else run.casefold() for run in re.split(r"(\d+)", part)]
         for part in path.parts
     ]
     return parts, str(path)
+
+
+def distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
+    """Each source's output, after renaming those that would share one."""
+
+    def with_old_suffix(item: Candidate) -> Path:
+        if item.source.suffix.lower() == item.relative.suffix.lower():
+            return item.relative
+        ending = item.relative.name.removeprefix(item.source.stem)
+        return item.relative.with_name(item.source.name + ending)
+
+    def under_input(item: Candidate) -> Path:
+        return item.input_name / with_old_suffix(item)
+
+    outputs = [item.root / item.relative for item in found]
+    for rename in (with_old_suffix, under_input):
+        canonical = canonical_paths(outputs)
+        wanted = Counter(canonical[path] for path in outputs)
+        if len(wanted) == len(outputs):
+            return outputs
+        outputs = [
+            item.root / rename(item) if wanted[canonical[path]] > 1 else path
+            for item, path in zip(found, outputs, strict=True)
+        ]
+    canonical = canonical_paths(outputs)
+    others = set(canonical.values())
+    taken: set[str] = set()
+    distinct = []
+    for path in outputs:
+        candidate, key, number = path, canonical[path], 1
+        while key in taken or (number > 1 and key in others):
+            number += 1
+            candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+            key = canonical_path(candidate)
+        taken.add(key)
+        distinct.append(candidate)
+    return distinct
+
+
+def refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Refuse outputs that would replace a file that is read.
+
+    Raises:
+        OptionError: there is one.
+    """
+    read = set(canonical_paths(sources).values())
+    read |= {os.path.normcase(real_path(path)) for path in sources if path.is_symlink()}
+    for path, canonical in canonical_paths(outputs).items():
+        if canonical in read:
+            raise OptionError(f"{path}: the output would overwrite the input; name another folder")
+
+
+def canonical_path(path: Path) -> str:
+    """The absolute path, spelled so that equal paths compare equal; a link as last part stays."""
+    return os.path.normcase(real_path(path.parent) / path.name)
+
+
+def canonical_paths(paths: Iterable[Path]) -> dict[Path, str]:
+    """`canonical_path` of each; every folder is resolved once."""
+    unique = set(paths)
+    parents = {parent: real_path(parent) for parent in {path.parent for path in unique}}
+    return {path: os.path.normcase(parents[path.parent] / path.name) for path in unique}
+
+
+def real_path(path: Path) -> Path:
+    """Absolute and without links as far as possible; `Path.resolve` raises where they loop."""
+    return Path(os.path.realpath(path))

@@ -10,10 +10,9 @@ from PIL import Image, ImageChops, ImageFilter, ImageStat
 
 from denoise_batch.kernels import ImageError
 
-from ..files.decoded_image import DecodedImage
 from ..files.images import read_pages
-from ..files.metadata import turned
-from ..files.pixels import ValueRange, memory_of
+from ..files.metadata import upright
+from ..files.pixels import DecodedImage, ValueRange, to_pil
 
 VIEW_PX = 1280  # long side of an image in full
 RESIDUAL_PX = 600
@@ -65,7 +64,7 @@ def load(path: Path, scale: ValueRange | None = None) -> tuple[Image.Image, Valu
         ImageError: the file cannot be read.
     """
     page = read_pages(path)[0]
-    own = page.layout.scale
+    own = page.value_range
     return _shown(page, scale if scale and page.samples.is_floating_point() else own), own
 
 
@@ -115,10 +114,7 @@ def _shown(page: DecodedImage, scale: ValueRange) -> Image.Image:
             for top in range(0, len(samples), _STRIP_ROWS)  # a whole page in float32 is large
         )
         samples = torch.cat([strip.to(torch.uint8) for strip in strips])
-    height, width, channels = samples.shape
-    mode = "L" if channels == 1 else "RGB"
-    image = Image.frombytes(mode, (width, height), memory_of(samples.contiguous()))
-    return turned(image, page.metadata)
+    return upright(to_pil(samples), page.metadata)
 
 
 def _shrunk(image: Image.Image, side_px: int) -> Image.Image:

@@ -6,7 +6,6 @@ merges them into one. Object stores have no locks: nothing keeps two runs apart.
 """
 
 import json
-import re
 import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from pathlib import Path
 from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
 
 from ..files.atomic import atomic_write
-from ..files.scan import Job
+from ..files.scan import Job, split_pattern
 from ..options import DenoiseOptions
 from ..streaming.manifest import FOLDER, Entry, FileStat, Manifest, Storage, sha256_of
 from ..streaming.result import Result
@@ -149,7 +148,7 @@ class RemoteStorage(Storage):
         """
         if options.output is not None and self.mirror.holds(options.output):
             self.mirror.refresh(options.output)
-        for path in map(_fixed_part, map(Path, options.inputs)):
+        for path, _ in map(split_pattern, map(Path, options.inputs)):
             # A store has no empty folders: a prefix that does not exist (yet) holds no images.
             if self.mirror.holds(path) and not self.mirror.refresh(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -228,8 +227,3 @@ def storage_of(
             )
         except DenoiseBatchError as error:
             raise type(error)(mirror.with_urls(str(error))) from error
-
-
-def _fixed_part(path: Path) -> Path:
-    magic = next((i for i, part in enumerate(path.parts) if re.search(r"[*?[]", part)), None)
-    return Path(*path.parts[:magic])

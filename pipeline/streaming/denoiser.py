@@ -17,7 +17,7 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError
 from denoise_batch.kernels.capture import Captured
 
-from ..files.decoded_image import DecodedImage
+from ..files.pixels import DecodedImage
 from ..models import Network
 from ..quality import LEAST_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_places
 from .tiling import Grid, Span, automatic_grid, fixed_grid
@@ -168,9 +168,9 @@ class Tiled:
         return Output(Download((result, torch.tensor(is_finite))), seconds=seconds)
 
     def _tile(self, picture: DecodedImage, row: Span, column: Span) -> Output:
-        transfer, scale = self.transfer, picture.layout.scale
+        transfer, scale = self.transfer, picture.value_range
         start = transfer.mark()
-        height, width = picture.layout.size
+        height, width = picture.size
         rows, top = self._positions(height, row)
         columns, left = self._positions(width, column)
         bottom, right = top + int(rows.max()) + 1, left + int(columns.max()) + 1
@@ -269,7 +269,7 @@ class BatchDenoiser:
 
     def padded_shape(self, picture: DecodedImage) -> tuple[int, int]:
         """Height and width of a page as the network sees it, padded."""
-        height, width = picture.layout.size
+        height, width = picture.size
         return self.network.padded_size(height), self.network.padded_size(width)
 
     def is_tiled(self, picture: DecodedImage) -> bool:
@@ -349,9 +349,9 @@ class BatchDenoiser:
         is_finite = are_finite(values)
         stored = []
         for index, (picture, before) in enumerate(zip(pictures, samples, strict=True)):
-            height, width = picture.layout.size
+            height, width = picture.size
             inside = values[index, :, margin : margin + height, margin : margin + width]
-            stored.append(picture.layout.scale.from_unit(inside.permute(1, 2, 0), before))
+            stored.append(picture.value_range.from_unit(inside.permute(1, 2, 0), before))
         done = transfer.mark()
         probes: list[Probe] = []
         if probe:
@@ -392,7 +392,7 @@ class BatchDenoiser:
             return [self._probe_tiles(picture) for picture in pictures]
         margin = self.network.spec.margin
         insides = [
-            tuple(slice(margin, margin + extent) for extent in picture.layout.size)
+            tuple(slice(margin, margin + extent) for extent in picture.size)
             for picture in pictures
         ]
         return probe_images(self._forward, padded, values, insides, self.strength)
@@ -400,8 +400,8 @@ class BatchDenoiser:
     def _probe_tiles(self, picture: DecodedImage) -> Probe:
         margin = self.network.spec.margin
         tiles = [
-            picture.layout.scale.to_unit(picture.samples[rows, columns])
-            for rows, columns in tile_places(*picture.layout.size)
+            picture.value_range.to_unit(picture.samples[rows, columns])
+            for rows, columns in tile_places(*picture.size)
         ]
         (stack,) = self._transfer.upload([torch.stack(tiles)])
         height, width = stack.shape[1:3]
@@ -414,7 +414,7 @@ class BatchDenoiser:
 
     def _probed(self, picture: DecodedImage, output: Output) -> Output:
         """Add a probe to a tiled page's output, if the page is large enough for one."""
-        height, width = picture.layout.size
+        height, width = picture.size
         if height * width < LEAST_PIXELS:
             return output
         started = time.perf_counter()
@@ -427,13 +427,13 @@ class BatchDenoiser:
 
     def _padded(self, pictures: Sequence[DecodedImage], samples: Sequence[Tensor]) -> Tensor:
         """Stack pages as (N, C, H, W) float32 in [0, 1], each padded by its own reflections."""
-        scales = {picture.layout.scale for picture in pictures}
+        scales = {picture.value_range for picture in pictures}
         if len(scales) == 1 and len({page.shape for page in samples}) == 1:
             # Channels-last, as the pages are and the kernels like it.
             values = scales.pop().to_unit(torch.stack(list(samples)))
             return self.network.pad(values.permute(0, 3, 1, 2))
         pages = [
-            self.network.pad(picture.layout.scale.to_unit(page).permute(2, 0, 1)[None])
+            self.network.pad(picture.value_range.to_unit(page).permute(2, 0, 1)[None])
             for picture, page in zip(pictures, samples, strict=True)
         ]
         return torch.cat(pages)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
-from ..files.decoded_image import DecodedImage
 from ..files.images import READABLE_SUFFIXES, read_pages
+from ..files.pixels import DecodedImage
 from ..metrics import psnr_of_mse
 
 _STRIP_SAMPLES = 1 << 20
@@ -48,9 +48,9 @@ def psnr_in_and_out(
         rows = max(1, _STRIP_SAMPLES // (samples.shape[1] * samples.shape[2]))
         for top in range(0, samples.shape[0], rows):  # a whole page in float32 is large
             strip = slice(top, top + rows)
-            wanted = to_8_bit(target.layout.scale.to_unit(target.samples[strip]))
+            wanted = to_8_bit(target.value_range.to_unit(target.samples[strip]))
             are_float = page.samples.is_floating_point() and target.samples.is_floating_point()
-            scale = target.layout.scale if are_float else page.layout.scale
+            scale = target.value_range if are_float else page.value_range
             for index, values in enumerate((page.samples[strip], samples[strip])):
                 error = to_8_bit(scale.to_unit(values)).sub_(wanted)
                 total = float(error.square_().sum(dtype=torch.float64))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
-from ..files.decoded_image import DecodedImage
-from ..files.images import dropped, output_format, read_pages, write_pages
+from ..files.images import read_pages, write_pages
+from ..files.pixels import DecodedImage
 from ..files.scan import Job
 from ..quality import Noise, Probe, Quality, assess, measure
 from .denoiser import Output
@@ -50,13 +50,13 @@ class FileInFlight:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the first page."""
-        height, width = self.pictures[0].layout.size
+        height, width = self.pictures[0].size
         return width, height
 
     @property
     def pixels(self) -> int:
         """Sum over all pages."""
-        sizes = [picture.layout.size for picture in self.pictures]
+        sizes = [picture.size for picture in self.pictures]
         return sum(height * width for height, width in sizes)
 
     @property
@@ -149,7 +149,7 @@ class Writer:
         manifest = self.manifests[job.root]
         started = time.perf_counter()
         try:
-            write_pages(
+            losses = write_pages(
                 job.output,
                 file.pictures,
                 samples,
@@ -168,7 +168,7 @@ class Writer:
             return file.failed(str(error))
         file.seconds["encode"] = time.perf_counter() - started
         started = time.perf_counter()
-        notes = _lost(file)
+        notes = _loss_notes(file, losses)
         psnr = self._compare(file, samples, notes)
         quality = self._measure(file, samples, probes, psnr)
         if file.noises or psnr is not None:
@@ -219,10 +219,10 @@ class Writer:
             return None if psnr is None else Quality(None, None, *psnr, "reference")
 
 
-def _lost(file: FileInFlight) -> list[str]:
+def _loss_notes(file: FileInFlight, losses: Sequence[str]) -> list[str]:
     """Notes on what the output could not keep, and on a retry in float32."""
-    name, kind = file.job.name, output_format(file.job.output)
-    said = [note for p in file.pictures for note in (p.layout.note, dropped(p, kind))]
+    name, pairs = file.job.name, zip(file.pictures, losses, strict=True)
+    said = [note for page, loss in pairs for note in (page.note, loss)]
     notes = [f"{name}: {note}" for note in dict.fromkeys(said) if note]
     if file.is_retried:
         notes.append(f"{name}: was not finite in low precision, made again in float32")

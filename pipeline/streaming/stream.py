@@ -25,7 +25,7 @@ import torch
 from denoise_batch.kernels import ImageError
 
 from ..device import cores
-from ..files.decoded_image import DecodedImage
+from ..files.pixels import DecodedImage
 from ..files.scan import Job
 from ..progress import Progress, Stop
 from .denoiser import BatchDenoiser
@@ -237,9 +237,9 @@ class _Stream:
             return
         most = min(self.batch_pixels, denoiser.most_pixels)
         size = self.batch_size or max(1, min(MOST_IMAGES, most // (height * width)))
-        layout, samples = picture.layout, picture.samples
+        samples = picture.samples
         kind = (
-            height, width, layout.channels, samples.dtype, page.is_float32, page.file.wants_probe
+            height, width, samples.shape[2], samples.dtype, page.is_float32, page.file.wants_probe
         )  # fmt: skip
         self._batches.add(kind, page, size)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import OptionError
 
-from ..files.pixels import memory_of
+from ..files.pixels import from_pil, to_pil
 
 
 class NoiseModel(ABC):
@@ -271,11 +271,9 @@ def _log_uniform(low: float, high: float, like: Tensor, generator: torch.Generat
 
 def _through_jpeg(tile: Tensor, quality: int) -> Tensor:
     """What JPEG makes of one tile (C, H, W), C = 1 or 3."""
-    channels, height, width = tile.shape
-    mode = "L" if channels == 1 else "RGB"
-    pixels = (tile * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous()
+    before = to_pil((tile * 255).round().to("cpu", torch.uint8).permute(1, 2, 0))
     file = io.BytesIO()
-    Image.frombytes(mode, (width, height), memory_of(pixels)).save(file, "JPEG", quality=quality)
+    before.save(file, "JPEG", quality=quality)
     with Image.open(file) as image:
-        data = torch.frombuffer(bytearray(image.convert(mode).tobytes()), dtype=torch.uint8)
-    return data.view(height, width, channels).permute(2, 0, 1).to(tile.device, tile.dtype) / 255
+        after = from_pil(image.convert(before.mode))
+    return after.permute(2, 0, 1).to(tile.device, tile.dtype) / 255

@@ -17,7 +17,7 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError, OptionError, TrainingError
 
 from ..files.images import as_image_error, read_image
-from ..files.pixels import memory_of
+from ..files.pixels import from_pil, to_pil
 from ..files.sniff import WIDE_GRAY
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
@@ -129,9 +129,7 @@ def load_photograph(path: Path) -> Tensor:
     Raises:
         TrainingError: it cannot be read.
     """
-    image = _open_rgb(path)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+    return from_pil(_open_rgb(path)).permute(2, 0, 1).contiguous()
 
 
 def _cut_squares(path: Path, seeds: list[str], size_px: int, is_zoomed: bool) -> Tensor:
@@ -145,8 +143,8 @@ def _cut_squares(path: Path, seeds: list[str], size_px: int, is_zoomed: bool) ->
         left, top = rng.randint(0, width - side), rng.randint(0, height - side)
         box = (left, top, left + side, top + side)
         tile = image.resize((size_px, size_px), Image.Resampling.BOX, box)
-        tiles.append(torch.frombuffer(bytearray(tile.tobytes()), dtype=torch.uint8))
-    return torch.stack(tiles).view(-1, size_px, size_px, 3).permute(0, 3, 1, 2)
+        tiles.append(from_pil(tile))
+    return torch.stack(tiles).permute(0, 3, 1, 2)
 
 
 def _open_rgb(path: Path) -> Image.Image:
@@ -155,12 +153,11 @@ def _open_rgb(path: Path) -> Image.Image:
         if file.mode not in WIDE_GRAY:
             return file.convert("RGB")
     try:
-        pixels = read_image(path).pixels[0]
+        pixels = read_image(path).to_unit()
     except ImageError as error:
         raise TrainingError(str(error)) from error
     levels = (pixels * 255).round().to(torch.uint8)
-    height, width = levels.shape
-    return Image.frombytes("L", (width, height), memory_of(levels)).convert("RGB")
+    return to_pil(levels.permute(1, 2, 0)).convert("RGB")
 
 
 @contextmanager

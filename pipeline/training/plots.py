@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files.atomic import atomic_file
-from ..files.pixels import memory_of
+from ..files.pixels import to_pil
 
 SAMPLES = 6
 GAP_PX = 4
@@ -108,5 +108,4 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float
 
 def _to_image(pixels: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] as a Pillow image."""
-    data = (pixels.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous()
-    return Image.frombytes("RGB", (data.shape[1], data.shape[0]), memory_of(data))
+    return to_pil((pixels.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0))

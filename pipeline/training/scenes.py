@@ -14,9 +14,8 @@ from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
 
-from ..files.decoded_image import DecodedImage
 from ..files.images import READABLE_SUFFIXES, read_image
-from ..files.pixels import UNIT, ValueRange, float_range
+from ..files.pixels import UNIT, DecodedImage, ValueRange
 from ..streaming.references import find_reference
 from .pairs import Denoise, Pairs, StepRandom, Validation, to_float
 
@@ -184,7 +183,7 @@ def _stack(shots: Sequence[Path]) -> Tensor:
     images = []
     for path, picture in zip(shots, pictures, strict=True):
         samples = picture.samples
-        scale = shared if samples.is_floating_point() else picture.layout.scale
+        scale = shared if samples.is_floating_point() else picture.value_range
         levels = (scale.to_unit(samples) * 255).round().clamp(0, 255).to(torch.uint8)
         images.append(levels.permute(2, 0, 1).expand(3, -1, -1))
         if images[-1].shape != images[0].shape:
@@ -196,7 +195,7 @@ def _scale_of_floats(shots: Sequence[DecodedImage]) -> ValueRange:
     """Floats have no range of their own, and the shots of a scene shall differ in noise alone."""
     floats = [shot.samples for shot in shots if shot.samples.is_floating_point()]
     ends = [end for samples in floats for end in samples.aminmax()]
-    return float_range(torch.stack(ends)) if ends else UNIT
+    return ValueRange.of(torch.stack(ends)) if ends else UNIT
 
 
 def _split(named: Mapping[str, Tensor], smallest_px: int, share: float, folder: Path) -> Scenes:

@@ -63,10 +63,10 @@ def main() -> None:
 def _images(folder: Path, every: int, mosaic: bool) -> Iterator[tuple[int, Tensor]]:
     paths = sorted(folder.glob("*.png"))[::every]
     if not mosaic:
-        yield from ((index, read_pages(path)[0].pixels) for index, path in enumerate(paths))
+        yield from ((index, read_pages(path)[0].to_unit()) for index, path in enumerate(paths))
         return
     for index in range(0, len(paths) - 3, 4):
-        pixels = [read_pages(path)[0].pixels for path in paths[index : index + 4]]
+        pixels = [read_pages(path)[0].to_unit() for path in paths[index : index + 4]]
         height, width = (min(p.shape[axis] for p in pixels) for axis in (1, 2))
         cut = [p[:, :height, :width] for p in pixels]
         yield index, torch.cat([torch.cat(cut[:2], 2), torch.cat(cut[2:], 2)], 1)

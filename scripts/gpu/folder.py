@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 
 import torch
-from PIL import Image
 from report import Section
 
-from denoise_batch.files.pixels import memory_of
+from denoise_batch.files.pixels import to_pil
 
 PROGRAM = [sys.executable, "-m", "denoise_batch"]
 
@@ -64,6 +63,5 @@ def _images(folder: Path, extents: list[tuple[int, int]], suffix: str) -> Path:
         ramp = torch.linspace(40, 200, width).expand(height, width)
         noise = torch.randn(height, width, 3, generator=generator) * 20
         pixels = (ramp[:, :, None] + noise).clamp(0, 255).to(torch.uint8)
-        image = Image.frombytes("RGB", (width, height), memory_of(pixels.contiguous()))
-        image.save(folder / f"{index:03}.{suffix}")
+        to_pil(pixels).save(folder / f"{index:03}.{suffix}")
     return folder

@@ -70,7 +70,7 @@ def measure_cost(lab: Lab, recipes: Mapping[str, Recipe]) -> None:
         return
     files = sorted(lab.kodak.glob("*.png"))[: lab.scale.kodak]
     for number, file in enumerate(files):
-        clean = read_image(file).pixels
+        clean = read_image(file).to_unit()
         noisy = _noisy(clean, file.name)
         result["mse"].setdefault("noisy", {})[file.name] = mse(noisy, clean)
         for name, denoise in contestants.items():

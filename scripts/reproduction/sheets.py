@@ -17,7 +17,7 @@ from trained import layers_of
 from training import Data
 
 from denoise_batch import weights as shipped
-from denoise_batch.files.pixels import memory_of
+from denoise_batch.files.pixels import to_pil
 from denoise_batch.metrics import psnr
 from denoise_batch.training.data import VALIDATION_SEED
 from denoise_batch.training.photographs import split_photographs
@@ -124,10 +124,8 @@ def _draw(path: Path, rows: Sequence[Tensor]) -> None:
     sheet = Image.new("RGB", size, "white")
     for row, tiles in enumerate(rows):
         for column, tile in enumerate(tiles):
-            pixels = (tile.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-            height, width = pixels.shape[:2]
-            image = Image.frombytes("RGB", (width, height), memory_of(pixels))
-            image = image.resize((side, side), Image.Resampling.NEAREST)
+            levels = (tile.clamp(0, 1) * 255).round().to(torch.uint8)
+            image = to_pil(levels.permute(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(image, (column * (side + GAP_PX), row * (side + GAP_PX)))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)

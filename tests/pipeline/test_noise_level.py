@@ -15,7 +15,7 @@ CLEAN = Path(__file__).parents[2] / "docs" / "samples" / "clean"
 
 
 def noisy(name: str, sigma_255: float, *, is_gray: bool = False) -> Tensor:
-    image = read_pages(CLEAN / f"{name}.png")[0].pixels
+    image = read_pages(CLEAN / f"{name}.png")[0].to_unit()
     image = image[:1] if is_gray else image
     generator = torch.Generator().manual_seed(1)
     return image + sigma_255 / 255 * torch.randn(image.shape, generator=generator)

@@ -106,7 +106,7 @@ def test_the_shipped_network_is_estimated_within_a_decibel(name: str, sigma: int
     These pictures are smaller than any that denoise-batch gives an estimate for: the rocket's is
     off by more than 2 dB at this size.
     """
-    clean = read_pages(CLEAN / f"{name}.png")[0].pixels
+    clean = read_pages(CLEAN / f"{name}.png")[0].to_unit()
     generator = torch.Generator().manual_seed(3)
     noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=generator)
     network = load_weights(find_weights(None)).network

@@ -55,8 +55,8 @@ def test_the_tree_is_mirrored_and_the_pixels_are_the_networks(
     assert before == {path: (folder / path).read_bytes() for path in files_below(folder)}
     network = load_weights(weights).network
     for name in ("a.png", "deep/er/c.png"):
-        expected = network(read_image(folder / name).pixels[None])[0]
-        written = read_image(tmp_path / "out" / name).pixels
+        expected = network(read_image(folder / name).to_unit()[None])[0]
+        written = read_image(tmp_path / "out" / name).to_unit()
         torch.testing.assert_close(written, expected, atol=0.51 / 255, rtol=0)
     with Image.open(tmp_path / "out" / "deep/er/c.png") as image:
         assert image.mode == "L"
@@ -84,8 +84,8 @@ def test_the_batch_size_does_not_change_the_result(
     assert run(tmp_path / "imgs", "-b", batch_size, weights=weights) == 0
     network = load_weights(weights).network
     for index in range(5):
-        expected = network(read_image(tmp_path / "imgs" / f"{index}.png").pixels[None])[0]
-        written = read_image(tmp_path / "imgs-denoised" / f"{index}.png").pixels
+        expected = network(read_image(tmp_path / "imgs" / f"{index}.png").to_unit()[None])[0]
+        written = read_image(tmp_path / "imgs-denoised" / f"{index}.png").to_unit()
         torch.testing.assert_close(written, expected, atol=0.51 / 255, rtol=0)
 
 
@@ -290,8 +290,8 @@ def test_out_of_memory_halves_the_batch_then_tiles_then_fails_the_image(
     network = load_weights(weights).network
     monkeypatch.undo()
     for path in (tmp_path / "imgs").iterdir():
-        expected = network(read_image(path).pixels[None])[0]
-        written = read_image(tmp_path / "imgs-denoised" / path.name).pixels
+        expected = network(read_image(path).to_unit()[None])[0]
+        written = read_image(tmp_path / "imgs-denoised" / path.name).to_unit()
         torch.testing.assert_close(written, expected, atol=0.51 / 255, rtol=0)
 
     monkeypatch.setattr(Network, "forward_padded", little_memory)

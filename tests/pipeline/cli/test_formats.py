@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageCms, PngImagePlugin
+from pictures import ICC, XMP, write_unit
+from PIL import Image, PngImagePlugin
 
 from denoise_batch.cli.batch import main
-from denoise_batch.files import sixteen_bit as deep
-from denoise_batch.files.images import read_image, write_image
+from denoise_batch.files import sixteen_bit
+from denoise_batch.files.images import read_image
 from denoise_batch.files.metadata import Metadata, exif_block
 
 DOCS = Path(__file__).parents[3] / "docs" / "formats.md"
-ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><!-- kept --></x:xmpmeta>"
 SIZE = (23, 14)
 SUFFIXES = {
     "PNG": ".png", "JPEG": ".jpg", "WebP, lossy": ".webp", "WebP, lossless": ".webp",
@@ -195,7 +194,7 @@ def test_16_bit_colour_without_the_extra_is_an_error_for_that_file(
     folder.mkdir()
     save(folder / f"deep{suffix}", "PNG" if suffix == ".png" else "TIFF", "RGB;16")
     smooth("RGB", 0).save(folder / "plain.png")
-    monkeypatch.setattr(deep, "find_spec", lambda name: None)
+    monkeypatch.setattr(sixteen_bit, "find_spec", lambda name: None)
     assert main([str(folder), "-w", "tconv", "-d", "cpu"]) == 1
     out = capsys.readouterr().out
     assert "denoise-batch[scientific]" in out
@@ -213,10 +212,10 @@ def test_metadata_of_16_bit_colour_survive(
     for mode, suffix in [("RGB", ".png"), ("RGBA", ".png"), ("RGB", ".tif"), ("RGBA", ".tif")]:
         path = folder / f"{mode}{suffix}"
         save(path, "PNG" if suffix == ".png" else "TIFF", f"{mode};16")
-        picture = read_image(path)
+        page = read_image(path)
         # Written by ourselves, since Pillow cannot; the next lines hold that to account.
         metadata = Metadata(exif_block(exif.tobytes()), ICC, (300.0, 72.0))
-        write_image(path, replace(picture, metadata=metadata), picture.pixels)
+        write_unit(path, replace(page, metadata=metadata), page.to_unit())
         with Image.open(path) as image:
             assert image.getexif()[274] == 6
             assert image.info["icc_profile"] == ICC

@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from pictures import picture
-from PIL import Image, ImageCms, PngImagePlugin
+from pictures import DAMAGED_EXIF, GRAY_ICC, ICC, picture
+from PIL import Image, PngImagePlugin
 
 from denoise_batch.cli.batch import main
 from denoise_batch.files.images import read_pages
 
-ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-GRAY_ICC = ICC[:16] + b"GRAY" + ICC[20:]
-DAMAGED = b"Exif\0\0" + b"\0" * 40
 PAGE_NUMBER, DOT_RANGE = 297, 336
 
 
@@ -66,7 +63,7 @@ def test_an_unspecified_sample_of_tiff_is_no_alpha(
     tifffile.imwrite(folder / "a.tif", samples, photometric="rgb", extrasamples=["unspecified"])
     output = denoised(folder) / "a.tif"
     assert np.array_equal(tifffile.imread(output), samples[:, :, :3])
-    assert "extra samples that are not alpha are dropped" in capsys.readouterr().out
+    assert "extra samples dropped: they are not alpha" in capsys.readouterr().out
 
 
 def test_premultiplied_alpha_is_written_as_straight_alpha(folder: Path) -> None:
@@ -83,17 +80,17 @@ def test_premultiplied_alpha_is_written_as_straight_alpha(folder: Path) -> None:
 def test_a_damaged_exif_block_costs_no_picture(
     suffix: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture(40, 30).save(folder / "a.jpg", exif=DAMAGED)
+    picture(40, 30).save(folder / "a.jpg", exif=DAMAGED_EXIF)
     (output,) = denoised(folder, "--format", suffix).glob("a.*")
     is_kept = suffix in {"png", "jpeg"}  # as it is
     with Image.open(output) as image:
         assert image.size == (40, 30)
         assert ("exif" in image.info) == is_kept
-    assert ("its damaged EXIF block is dropped" in capsys.readouterr().out) != is_kept
+    assert ("damaged EXIF block dropped" in capsys.readouterr().out) != is_kept
 
 
 def test_a_picture_with_a_damaged_exif_block_is_shown(folder: Path) -> None:
-    picture(40, 30).save(folder / "a.jpg", exif=DAMAGED)
+    picture(40, 30).save(folder / "a.jpg", exif=DAMAGED_EXIF)
     report = folder.parent / "report.html"
     denoised(folder, "--report", str(report))
     page = report.read_text()
@@ -135,7 +132,7 @@ def test_the_colour_profile_of_jpeg_2000_goes_along(
     with Image.open(denoised(folder, "--format", "png") / "a.png") as image:
         assert image.info["icc_profile"] == ICC
     denoised(folder, "--format", "jp2")
-    assert "its colour profile is dropped, which JPEG2000" in capsys.readouterr().out
+    assert "colour profile dropped: JPEG2000 cannot hold one" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("L", "webp"), ("LA", "avif"), ("L", "png")])
@@ -149,7 +146,7 @@ def test_a_gray_profile_stays_with_gray_pixels(
         is_gray = image.mode in {"L", "LA"}
         assert is_gray == (suffix == "png")
         assert image.info.get("icc_profile") == (GRAY_ICC if is_gray else None)
-    note = "its colour profile is dropped, which is of gray"
+    note = "colour profile dropped: it is for gray"
     assert (note in capsys.readouterr().out) != is_gray
 
 

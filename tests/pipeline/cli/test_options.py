@@ -52,10 +52,10 @@ def names(folder: Path) -> list[str]:
 
 def test_strength_mixes_input_and_output(folder: Path, weights: Path, tmp_path: Path) -> None:
     assert run(folder, "-s", "0.25", "-o", tmp_path / "out", weights=weights) == 0
-    before = read_image(folder / "a.png").pixels
+    before = read_image(folder / "a.png").to_unit()
     network = load_weights(weights).network
     expected = before.lerp(network(before[None])[0], 0.25)
-    after = read_image(tmp_path / "out" / "a.png").pixels
+    after = read_image(tmp_path / "out" / "a.png").to_unit()
     torch.testing.assert_close(after, expected, atol=0.51 / 255, rtol=0)
 
 
@@ -80,8 +80,8 @@ def test_low_precision_comes_close(
 ) -> None:
     for name in ("fp32", precision):
         assert run(folder, "-p", name, "-o", tmp_path / name, weights=weights) == 0
-    whole = read_image(tmp_path / "fp32" / "a.png").pixels
-    narrow = read_image(tmp_path / precision / "a.png").pixels
+    whole = read_image(tmp_path / "fp32" / "a.png").to_unit()
+    narrow = read_image(tmp_path / precision / "a.png").to_unit()
     torch.testing.assert_close(narrow, whole, atol=3 / 255, rtol=0)
 
 
@@ -103,8 +103,8 @@ def test_what_is_not_finite_in_low_precision_is_made_again_in_float32(
     assert notes["a.png"] == []
     assert "made again in float32" in notes["sub/b.png"][0]
     monkeypatch.undo()
-    expected = load_weights(weights).network(read_image(folder / "sub/b.png").pixels[None])[0]
-    after = read_image(folder.with_name("imgs-denoised") / "sub/b.png").pixels
+    expected = load_weights(weights).network(read_image(folder / "sub/b.png").to_unit()[None])[0]
+    after = read_image(folder.with_name("imgs-denoised") / "sub/b.png").to_unit()
     torch.testing.assert_close(after, expected, atol=0.51 / 255, rtol=0)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from denials import deny
 
-from denoise_batch.files.scan import Job, Naming, scan
+from denoise_batch.files.scan import Job, OutputNaming, scan
 from denoise_batch.kernels.errors import NoImagesError, OptionError
 
 
@@ -302,7 +302,7 @@ def test_names_that_are_nothing_but_the_mark_are_taken(text: str) -> None:
 
 def test_a_suffix_is_looked_for_only_where_outputs_stand_beside_their_inputs() -> None:
     make("w/a.png", "w/a2.png", "w/b.png", "w/b-denoised.png")
-    naming, both, all_three = Naming("2"), ["a.png", "b.png"], ["a.png", "a2.png", "b.png"]
+    naming, both, all_three = OutputNaming("2"), ["a.png", "b.png"], ["a.png", "a2.png", "b.png"]
 
     def names(text: str, output: str | None) -> list[str]:
         jobs = scan([text], None if output is None else Path(output), naming=naming)
@@ -441,12 +441,12 @@ def test_one_place_spelled_two_ways_is_one_root(here: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("naming", [Naming(extension=".png"), Naming(suffix="_clean")])
-def test_an_exact_output_and_a_rule_for_names_contradict(naming: Naming) -> None:
+@pytest.mark.parametrize("naming", [OutputNaming(extension=".png"), OutputNaming(suffix="_clean")])
+def test_an_exact_output_and_a_rule_for_names_contradict(naming: OutputNaming) -> None:
     make("a.png")
-    with pytest.raises(OptionError, match=r"--output y\.jpg: names the file"):
+    with pytest.raises(OptionError, match=r"--output y\.jpg: already names the file"):
         scan(["a.png"], Path("y.jpg"), naming=naming)
-    assert scan(["a.png"], Path("y.jpg"), naming=Naming(extension=".jpg"))
+    assert scan(["a.png"], Path("y.jpg"), naming=OutputNaming(extension=".jpg"))
 
 
 def test_a_folder_that_cannot_be_listed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise_batch.files.decoded_image import DecodedImage
-from denoise_batch.files.metadata import Metadata
-from denoise_batch.files.pixels import StorageFormat
+from denoise_batch.files.metadata import Metadata, StorageFormat
+from denoise_batch.files.pixels import BITS_8, DecodedImage
 from denoise_batch.models import ARCHITECTURES, Network
 from denoise_batch.streaming.denoiser import BatchDenoiser
 from denoise_batch.streaming.stream import Batches
@@ -50,7 +49,9 @@ def test_images_of_several_sizes_in_one_batch_come_out_as_alone() -> None:
         for shrink in range(3):
             size = (3 * multiple - shrink, 4 * multiple - (2 - shrink))
             samples = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
-            pages.append(DecodedImage(samples, None, StorageFormat("PNG", "RGB", size), Metadata()))
+            pages.append(
+                DecodedImage(samples, None, BITS_8, StorageFormat("PNG", "RGB"), Metadata())
+            )
         assert len({denoiser.padded_shape(page) for page in pages}) == 1
         together = list(denoiser.denoise(pages))
         for page, output in zip(pages, together, strict=True):

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from denoise_batch.files.decoded_image import DecodedImage
-from denoise_batch.files.metadata import Metadata
-from denoise_batch.files.pixels import UNIT, StorageFormat
+from denoise_batch.files.metadata import Metadata, StorageFormat
+from denoise_batch.files.pixels import UNIT, DecodedImage
 from denoise_batch.models import ARCHITECTURES, Network, find_weights, load_weights
 from denoise_batch.streaming.denoiser import BatchDenoiser
 from denoise_batch.streaming.tiling import automatic_grid, fixed_grid
@@ -21,9 +20,7 @@ def page(height: int, width: int, channels: int = 3) -> DecodedImage:
     """Float samples, so that nothing is rounded."""
     mode = "RGB" if channels == 3 else "F"
     samples = torch.rand(height, width, channels)
-    return DecodedImage(
-        samples, None, StorageFormat("TIFF", mode, (height, width), UNIT), Metadata()
-    )
+    return DecodedImage(samples, None, UNIT, StorageFormat("TIFF", mode), Metadata())
 
 
 def network_of(name: str) -> Network:
@@ -62,7 +59,7 @@ def test_nothing_beyond_the_halo_reaches_an_aligned_block(name: str) -> None:
 @settings(max_examples=15)
 def test_tiled_equals_whole(name: str, height: int, width: int, channels: int, tile: int) -> None:
     network, picture = network_of(name), page(height, width, channels)
-    expected = network(picture.pixels[None])[0].permute(1, 2, 0)
+    expected = network(picture.to_unit()[None])[0].permute(1, 2, 0)
     tiled = BatchDenoiser(network, torch.device("cpu"), memory=1, tile_px=tile)
     torch.testing.assert_close(denoised(tiled, picture), expected, atol=1e-5, rtol=0)
     automatic = BatchDenoiser(
@@ -75,7 +72,7 @@ def test_tiled_equals_whole(name: str, height: int, width: int, channels: int, t
 @settings(max_examples=2)
 def test_tiled_equals_whole_for_the_default_weights(height: int, width: int) -> None:
     network, picture = load_weights(find_weights(None)).network, page(height, width)
-    expected = network(picture.pixels[None])[0].permute(1, 2, 0)
+    expected = network(picture.to_unit()[None])[0].permute(1, 2, 0)
     tiled = BatchDenoiser(network, torch.device("cpu"), memory=1, tile_px=100)
     torch.testing.assert_close(denoised(tiled, picture), expected, atol=1e-5, rtol=0)
 
@@ -83,7 +80,7 @@ def test_tiled_equals_whole_for_the_default_weights(height: int, width: int) -> 
 @names
 def test_the_ensemble_is_the_mean_of_eight_and_the_same_in_tiles(name: str) -> None:
     network, picture = network_of(name), page(32, 48)
-    image = picture.pixels[None]
+    image = picture.to_unit()[None]
     versions = []
     for turns in range(4):
         for is_mirrored in (False, True):

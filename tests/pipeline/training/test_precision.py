@@ -18,8 +18,8 @@ SAMPLES = Path(__file__).parents[3] / "docs" / "samples"
 def test_half_precision_keeps_the_psnr(name: str, dtype: torch.dtype) -> None:
     network = load_weights(weights.path(name)).network
     for path in sorted((SAMPLES / "noisy").iterdir()):
-        noisy = read_image(path).pixels[None]
-        clean = read_image(SAMPLES / "clean" / path.name).pixels[None]
+        noisy = read_image(path).to_unit()[None]
+        clean = read_image(SAMPLES / "clean" / path.name).to_unit()[None]
         exact = psnr(network.set_compute_dtype(None)(noisy), clean)
         output = network.set_compute_dtype(dtype)(noisy)
         assert output.dtype == torch.float32

@@ -8,7 +8,7 @@ from pictures import picture
 from PIL import Image
 
 from denoise_batch.cli.train import main
-from denoise_batch.files.pixels import memory_of
+from denoise_batch.files.pixels import to_pil
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.models import load_weights
 from denoise_batch.training.options import TrainOptions
@@ -63,8 +63,7 @@ def test_paired_shots_find_each_other_whatever_their_suffix(shots: Path) -> None
 
 def _save_float(path: Path, values: torch.Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = values.shape
-    Image.frombytes("F", (width, height), memory_of(values.contiguous())).save(path)
+    to_pil(values[:, :, None]).save(path)
 
 
 def test_float_shots_of_a_scene_are_brought_to_one_scale(tmp_path: Path) -> None:
