@@ -1,15 +1,16 @@
-"""How noisy an image is, from the image alone: σ of its noise in units of 1/255.
+"""Estimate how noisy an image is from the image alone: σ of its noise in units of 1/255.
 
 Two estimators, because they fail differently (docs/design/adr/0013):
 
 * wavelet: the median of the finest diagonal wavelet coefficients (Donoho and Johnstone, "Ideal
-  spatial adaptation by wavelet shrinkage", 1994), taken in the flat parts of the image. It reads
-  any noise that reaches the highest frequencies, that of a JPEG file included, and some texture.
+  spatial adaptation by wavelet shrinkage", 1994), taken in the flat parts of the image. It sees
+  any noise that reaches the highest frequencies, including that of a JPEG file, and some texture.
 * white: the floor of the covariance of small patches (Chen, Zhu and Heng, "An efficient
-  statistical method for image noise level estimation", ICCV 2015). Within 3 % for white Gaussian
-  noise in colour, as an estimate of the mean squared error needs it; far too low for other noise.
+  statistical method for image noise level estimation", ICCV 2015). It is within 3 % for white
+  Gaussian noise in colour, which estimating the mean squared error needs; far too low for other
+  noise.
 
-White noise makes them agree; where they do not, the noise is not white, or there is none.
+On white noise the two agree. If they do not, the noise is not white, or there is none.
 """
 
 import math
@@ -19,15 +20,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MOST_PIXELS = 2**19  # that are looked at; of a larger image, windows spread over it
+MAX_PIXELS = 2**19  # used for an estimate; larger images are sampled in windows
 WINDOW_PX = 128
-BLOCK = 16  # side in wavelet coefficients of the blocks among which the flat ones are chosen
-FLAT_SHARE = 0.25
-MOST_CLIPPED = 0.02  # share of samples at black or white in a block that still counts
+BLOCK = 16  # side, in wavelet coefficients, of the blocks that the flat ones are chosen from
+FLAT_SHARE = 0.25  # of the blocks, which are taken as flat
+MAX_CLIPPED = 0.02  # share of black or white samples up to which a block is used
 PATCH_PX = {3: 5, 1: 9}  # channels → side of a patch: 75 and 81 samples
 NORMAL_MAD = 0.6744897501960817  # median of |n|, n standard normal
-_BAND_ROWS = 30  # a multiple of every stride that is used
-LEAST_PATCHES = 1000  # fewer say nothing about a covariance of 75 dimensions
+MIN_PATCHES = 1000  # fewer say nothing about a covariance of 75 dimensions
+_BAND_ROWS = 30  # a multiple of every stride in use
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class NoiseLevel:
     """σ of an image's noise by both estimators, in units of 1/255.
 
     Attributes:
-        wavelet_255: of whatever reaches the finest scale in flat parts; 0 below 2×2 pixels.
-        white_255: of white noise; None where the image is too small to tell.
+        wavelet_255: the wavelet estimate; 0 below 2×2 pixels.
+        white_255: the estimate for white noise; None if the image is too small.
     """
 
     wavelet_255: float
@@ -46,7 +47,7 @@ class NoiseLevel:
     def is_white(self) -> bool:
         """Whether the estimators agree as they do for white noise of σ ≥ 5 on photographs.
 
-        There the ratio white/wavelet is 0.57 to 1.6 on Kodak; noise that went through JPEG: 0.1.
+        The ratio white/wavelet is then 0.57 to 1.6 on Kodak; for noise that went through JPEG, 0.1.
         """
         if self.white_255 is None or self.wavelet_255 == 0:
             return False
@@ -54,9 +55,9 @@ class NoiseLevel:
 
     @property
     def sigma_255(self) -> float:
-        """The one number: white noise's where it is that, else the wavelet's.
+        """The best single estimate: the smaller of two that agree, else the wavelet's.
 
-        Texture adds to both and noise takes from neither: of two that agree, the smaller.
+        Texture can only raise an estimate, so the smaller one is closer.
         """
         if self.is_white and self.white_255 is not None:
             return min(self.white_255, self.wavelet_255)
@@ -64,26 +65,26 @@ class NoiseLevel:
 
 
 def noise_level(windows: Sequence[Tensor], stride: int = 1) -> NoiseLevel:
-    """Both estimates.
+    """Make both estimates.
 
     Args:
-        windows: an image, or parts of it at `window_places`: (C, H, W), C = 1 or 3, contiguous
-            float32 on the host, values in [0, 1] (not clamped).
+        windows: an image, or its parts at `window_slices`: (C, H, W), C = 1 or 3, contiguous
+            float32 on the CPU, values in [0, 1] (not clamped).
         stride: between the patches of the white estimate; 1 is the most exact and the slowest.
     """
     white = white_sigma(windows, stride)
     return NoiseLevel(wavelet_sigma(windows) * 255, None if white is None else white * 255)
 
 
-def window_places(height: int, width: int) -> list[tuple[slice, slice]]:
-    """Rows and columns of the parts of an image to look at: evenly spread, `MOST_PIXELS` in all.
+def window_slices(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of windows spread evenly over an image, at most `MAX_PIXELS` in all.
 
-    A small image is one part.
+    A small image is one window.
     """
-    if height * width <= MOST_PIXELS:
+    if height * width <= MAX_PIXELS:
         return [(slice(0, height), slice(0, width))]
     tall, wide = min(WINDOW_PX, height), min(WINDOW_PX, width)
-    count = MOST_PIXELS // (tall * wide)
+    count = MAX_PIXELS // (tall * wide)
     rows = max(1, min(height // tall, count, round(math.sqrt(count * height / width))))
     columns = max(1, min(width // wide, count // rows))
     return [
@@ -96,9 +97,9 @@ def window_places(height: int, width: int) -> list[tuple[slice, slice]]:
 def wavelet_sigma(windows: Sequence[Tensor]) -> float:
     """Median |HH| / 0.6745 over the blocks whose low-pass band varies least.
 
-    Of white noise, a block's low-pass band says nothing about its HH band: choosing by the one
-    does not bias the other. Without the choice, texture counts as noise (σ = 10: up to 42 % on
-    Kodak). Blocks with clipped samples hide noise and are left out while there are others.
+    For white noise, a block's low-pass band says nothing about its HH band, so choosing by the one
+    does not bias the other. Without the choice, texture counts as noise (at σ = 10 up to 42 % on
+    Kodak). Blocks with clipped samples hide noise and are used only if there are no others.
     """
     flatness, coefficients = [], []
     for window in windows:
@@ -109,7 +110,7 @@ def wavelet_sigma(windows: Sequence[Tensor]) -> float:
         # [blocks, C · side²]
         low, high, clipped = (_blocks(band, side) for band in (low, high, clipped))
         spread = _blocks_spread(low, window.shape[0])
-        flatness.append(spread + 1e3 * (clipped.mean(1) > MOST_CLIPPED))
+        flatness.append(spread + 1e3 * (clipped.mean(1) > MAX_CLIPPED))
         coefficients.append(high)
     if not coefficients:
         return 0.0
@@ -120,7 +121,7 @@ def wavelet_sigma(windows: Sequence[Tensor]) -> float:
 
 
 def _haar(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Low-pass and diagonal band of one orthonormal Haar step, and where samples are clipped."""
+    """Low-pass and diagonal band of one orthonormal Haar step, and a mask of clipped samples."""
     height, width = (extent // 2 * 2 for extent in image.shape[1:])
     image = image[:, :height, :width]
     a, b = image[:, ::2, ::2], image[:, ::2, 1::2]
@@ -131,7 +132,7 @@ def _haar(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _blocks(band: Tensor, side: int) -> Tensor:
-    """(C, h, w) → [blocks, C · side²]; what does not fill a block is left out."""
+    """(C, h, w) → [blocks, C · side²]; incomplete blocks at the edges are left out."""
     channels, height, width = band.shape
     rows, columns = height // side, width // side
     cut = band[:, : rows * side, : columns * side]
@@ -146,10 +147,10 @@ def _blocks_spread(blocks: Tensor, channels: int) -> Tensor:
 
 
 def white_sigma(windows: Sequence[Tensor], stride: int = 1) -> float | None:
-    """√ of the mean of the smallest eigenvalues, as many as leave mean and median equal.
+    """√ of the mean of the patch covariance's smallest eigenvalues; None for too few patches.
 
-    Noise alone gives equal eigenvalues; the image adds to the largest ones and skews the rest. The
-    largest set whose mean does not exceed its median is taken for noise (Chen et al., Algorithm 1).
+    Noise alone gives equal eigenvalues; the image raises the largest ones and skews the mean. The
+    largest set whose mean does not exceed its median is taken as noise (Chen et al., Algorithm 1).
     """
     channels = windows[0].shape[0]
     side = PATCH_PX[channels]
@@ -164,11 +165,11 @@ def white_sigma(windows: Sequence[Tensor], stride: int = 1) -> float | None:
                 continue
             patches = band.unfold(1, side, stride).unfold(2, side, stride)
             patches = patches.permute(1, 2, 0, 3, 4)
-            rows = patches.reshape(-1, size) - 0.5  # near zero, where float32 sums are exact
+            rows = patches.reshape(-1, size) - 0.5  # near zero, where float32 sums are most exact
             count += len(rows)
             total += rows.sum(0, dtype=torch.float64)
             products += (rows.T @ rows).double()
-    if count < LEAST_PATCHES:
+    if count < MIN_PATCHES:
         return None
     mean = total / count
     covariance = products / count - torch.outer(mean, mean)
@@ -182,6 +183,6 @@ def white_sigma(windows: Sequence[Tensor], stride: int = 1) -> float | None:
 
 
 def _starts(extent: int, side: int, count: int) -> list[int]:
-    """Where `count` windows of `side` begin, in the middle of equal shares of the extent."""
+    """The starts of `count` windows of `side`, each centred in an equal share of the extent."""
     share = extent / count
     return [min(extent - side, max(0, round((i + 0.5) * share - side / 2))) for i in range(count)]

@@ -1,4 +1,4 @@
-"""How good an image is, before and after: against a reference, or estimated by SURE."""
+"""Measure image quality before and after: against a reference, or estimated by SURE."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,36 +10,36 @@ from torch import Tensor
 
 from .files.pixels import DecodedImage
 from .metrics import psnr_of_mse
-from .noise_level import MOST_PIXELS, NoiseLevel, noise_level, wavelet_sigma, window_places
+from .noise_level import MAX_PIXELS, NoiseLevel, noise_level, wavelet_sigma, window_slices
 
-# Of values in [0, 1], far below any noise worth removing: 0.01 reads too small a divergence.
+# Step of the probe, in values of [0, 1]: far below any noise worth removing. At 0.01 the divergence
+# comes out too small.
 EPSILON = 0.002
-LEAST_PIXELS = 2**17  # the noise of smaller images is not known exactly enough
-WHOLE_PIXELS = 2**20  # an image up to this size is probed as a whole
-TILE_PX = 256  # of a larger one `TILES` squares are
+MIN_PIXELS = 2**17  # smaller images do not show their noise exactly enough
+WHOLE_PIXELS = 2**20  # images up to this size are probed whole, larger ones in tiles
+TILE_PX = 256
 TILES = 8
-TILE_BORDER_PX = 16  # that knows too little of its surroundings to count
+TILE_BORDER_PX = 16  # ignored: its surroundings are missing
 BLOCK_PX = 8
 STRATA = 8
 
-# Relative standard errors, chosen on Kodak (docs/design/adr/0013): of the variance by the patches'
-# covariance, by number of channels and for so many pixels; and of "mean squared error = σ²·div".
-PATCH_ERROR = {3: 0.006, 1: 0.05}
-PATCH_ERROR_PIXELS = 768 * 512
-OPTIMALITY_ERROR = 0.2
+# Relative standard errors, chosen on Kodak (docs/design/adr/0013).
+PATCH_ERROR = {3: 0.006, 1: 0.05}  # of σ² from the patches' covariance, by channels …
+PATCH_ERROR_PIXELS = 768 * 512  # … for this many pixels
+OPTIMALITY_ERROR = 0.2  # of "mean squared error = σ²·div"
 
 Denoise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How a denoiser answered to a small change, block by block; on the denoiser's device.
+    """How a denoiser responds to a small change, block by block; on the denoiser's device.
 
     Attributes:
         responses: [blocks] mean ∂output/∂input.
-        spreads: [blocks] variance of the denoised samples, as 8 bit hold them.
+        spreads: [blocks] variance of the denoised samples, rounded to 8 bits.
         is_whole: the blocks cover the image; otherwise they are a sample of it.
-        strength: of the network in the output, the rest of which is input.
+        strength: share of the network in the output; the rest is the input.
     """
 
     responses: Tensor
@@ -50,10 +50,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What SURE says of one image; squared values of the range [0, 1].
+    """SURE of one image, for values in [0, 1].
 
     Attributes:
-        mse_in: mean squared noise of the input: σ².
+        mse_in: mean squared error of the input: σ².
         mse_out: mean squared error of the output.
     """
 
@@ -68,15 +68,15 @@ def probe_images(
     insides: Sequence[tuple[slice, ...]] | None = None,
     strength: float = 1.0,
 ) -> list[Probe]:
-    """Probe whole images: one more pass.
+    """Probe whole images, in one more pass.
 
     Args:
         denoise: (N, C, H, W) → the same shape; what made `denoised`, with everything that the run
             adds to the network (blending, self-ensemble).
         noisy: (N, C, H, W), its input.
         denoised: (N, C, H, W), its output, neither rounded nor clamped.
-        insides: rows and columns of each image that are no padding; None: all.
-        strength: of the network in what `denoise` makes.
+        insides: rows and columns of each image without its padding; None for no padding.
+        strength: share of the network in the output of `denoise`.
     """
     responses = _responses(denoise, noisy, denoised)
     probes = []
@@ -89,7 +89,7 @@ def probe_images(
 
 
 def probe_tiles(denoise: Denoise, tiles: Tensor, strength: float = 1.0) -> Probe:
-    """Probe tiles (N, C, H, W) of one large image, each as an image of its own: two passes."""
+    """Probe tiles (N, C, H, W) of one large image, each as its own image, in two passes."""
     denoised = denoise(tiles)
     responses = _responses(denoise, tiles, denoised)
     inner = [
@@ -101,8 +101,8 @@ def probe_tiles(denoise: Denoise, tiles: Tensor, strength: float = 1.0) -> Probe
     return Probe(block_means(responses).flatten(), spreads, False, strength)
 
 
-def tile_places(height: int, width: int) -> list[tuple[slice, slice]]:
-    """Where the tiles of a large image lie: rows and columns of each, evenly spread."""
+def tile_slices(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the tiles to probe, spread evenly over a large image."""
     tall, wide = min(TILE_PX, height), min(TILE_PX, width)
     rows = max(1, min(TILES, height // tall, round(math.sqrt(TILES * height / width))))
     columns = max(1, min(TILES // rows, width // wide))
@@ -112,15 +112,18 @@ def tile_places(height: int, width: int) -> list[tuple[slice, slice]]:
 
 
 def divergence(probe: Probe, spreads: Tensor) -> float | None:
-    """Mean ∂output/∂input over an image: 0 for a constant output, 1 for one that is its input.
+    """Mean ∂output/∂input over an image: 0 for a constant output, 1 for the identity.
 
-    Denoisers pass more of textured parts. So the sample's blocks are sorted into strata by the
-    spread of the denoised samples, and the strata weighted by their share of the whole image:
+    Denoisers pass more of textured parts. So a sample's blocks are sorted into strata by the
+    variance of the denoised samples, and the strata weighted by their share of the whole image:
     a third of the plain mean's error (Kodak, four tiles of 128 px each).
 
     Args:
-        probe: of the image.
+        probe: the image's probe.
         spreads: `block_spreads` of the whole denoised image; not used if the probe is whole.
+
+    Returns:
+        None without blocks to go by.
     """
     if len(probe.responses) == 0:
         return None
@@ -149,24 +152,24 @@ def estimate_mse(
     pixels: int,
     strength: float = 1.0,
 ) -> Estimate | None:
-    """SURE, with σ² from two witnesses weighted by the inverse of their squared errors.
+    """SURE, with σ² from two estimates weighted by the inverse of their squared errors.
 
-    The first is `white_sigma`, from the noisy image alone. The second is the denoiser: where f is
-    the posterior mean, Tweedie's formula makes the mean squared error σ²·div f/N, hence
+    The first is `white_sigma`, from the noisy image alone. The second comes from the denoiser: if f
+    is the posterior mean, Tweedie's formula makes the mean squared error σ²·div f/N, hence
     E ‖f(y) − y‖²/N = σ² (1 − div f/N). The more a denoiser removes (small divergence), the more
-    exact the second is, and the more exactly SURE needs σ. Of a mixture (1−s)·y + s·f(y) the second
-    holds for f alone, whose residual and divergence follow from the mixture's.
+    exact the second is, and the more exactly SURE needs σ. For a mixture (1−s)·y + s·f(y) the
+    second holds for f alone, whose residual and divergence follow from the mixture's.
 
     Args:
         residual_mse: mean (output − input)².
         divergence: mean ∂output/∂input.
-        white_sigma: of the noise, in the unit of the image (1 = white).
+        white_sigma: σ of the noise, for values in [0, 1].
         channels: 1 or 3.
-        pixels: that `white_sigma` was estimated from.
+        pixels: how many `white_sigma` was estimated from.
         strength: s, above 0.
 
     Returns:
-        None where the numbers cannot be those of a denoiser in white noise.
+        None if a denoiser in white noise cannot give these numbers.
     """
     own = 1 - (1 - divergence) / strength
     own_residual = residual_mse / strength**2
@@ -184,18 +187,18 @@ def estimate_mse(
 
 
 def block_means(images: Tensor) -> Tensor:
-    """(N, C, H, W) → [N, blocks]: the mean of every whole block of `BLOCK_PX`, all channels."""
+    """(N, C, H, W) → [N, blocks]: the mean of each block of `BLOCK_PX`, over all channels."""
     return _blocks(images).mean((1, 3, 5)).flatten(1)
 
 
 def block_spreads(images: Tensor) -> Tensor:
-    """(N, C, H, W) in [0, 1] → [N, blocks]: variance inside each block, after 8-bit rounding."""
+    """(N, C, H, W) in [0, 1] → [N, blocks]: variance in each block, after rounding to 8 bits."""
     blocks = _blocks(torch.round(images.float().clamp(0, 1) * 255))
     return blocks.var((3, 5), correction=0).mean(1).flatten(1)
 
 
 def _responses(denoise: Denoise, input: Tensor, output: Tensor) -> Tensor:
-    """b ⊙ (f(y + εb) − f(y)) / ε for a batch; the same b for all its images."""
+    """b ⊙ (f(y + εb) − f(y)) / ε for a batch, with the same b for all its images."""
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, input.shape[1:], generator=generator, dtype=torch.int8)
     signs = (2 * signs - 1).to(input.device, torch.float32)
@@ -204,7 +207,7 @@ def _responses(denoise: Denoise, input: Tensor, output: Tensor) -> Tensor:
 
 
 def _blocks(images: Tensor) -> Tensor:
-    """(N, C, rows, BLOCK_PX, columns, BLOCK_PX); what does not fill a block is left out."""
+    """(N, C, rows, BLOCK_PX, columns, BLOCK_PX); incomplete blocks at the edges are left out."""
     n, channels, height, width = images.shape
     rows, columns = height // BLOCK_PX, width // BLOCK_PX
     cut = images[:, :, : rows * BLOCK_PX, : columns * BLOCK_PX]
@@ -214,25 +217,25 @@ def _blocks(images: Tensor) -> Tensor:
 Basis = Literal["reference", "estimate"]
 
 # Beyond these the estimate would be off by decibels (docs/design/adr/0013, docs/reports.md).
-LEAST_SIGMA_255 = 7.5  # less noise cannot be told from texture exactly enough
-MOST_CLIPPED = 0.03  # share of samples at black or white, whose noise is biased
+MIN_SIGMA_255 = 7.5  # weaker noise cannot be told from texture exactly enough
+MAX_CLIPPED = 0.03  # share of black or white samples, whose noise is biased
 TOO_SMALL = "too small to estimate"
-SHOWN_STRIDE = 3  # where σ is only shown, a ninth of the patches will do
+SHOWN_STRIDE = 3  # if σ is only shown, a ninth of the patches is enough
 _STRIP_ROWS = 256  # a multiple of the probe's blocks; a whole page in float32 is large
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What is known of one image's noise and error.
+    """Noise and error of one image, before and after.
 
     Attributes:
         sigma_in_255: σ of the input's noise, estimated from the input, in units of 1/255; None
-            where it was not estimated.
-        sigma_out_255: of the output, likewise; there fine texture counts a little.
+            if it was not estimated.
+        sigma_out_255: the same for the output, where fine texture adds a little.
         psnr_in: dB of the input, by `basis`.
         psnr_out: dB of the output, by `basis`.
-        basis: "reference": compared with a clean image. "estimate": by SURE, which assumes white
-            Gaussian noise. None: there is no PSNR.
+        basis: "reference" if compared with a clean image, "estimate" if by SURE, which assumes
+            white Gaussian noise; None without a PSNR.
         reason: why there is no PSNR.
     """
 
@@ -245,7 +248,7 @@ class Quality:
 
     @property
     def gain(self) -> float | None:
-        """dB that the output is better than the input; None without a PSNR or if both are ∞."""
+        """dB gained from input to output; None without a PSNR or if both are ∞."""
         if self.psnr_in is None or self.psnr_out is None:
             return None
         gain = self.psnr_out - self.psnr_in
@@ -254,11 +257,11 @@ class Quality:
 
 @dataclass(frozen=True)
 class Noise:
-    """What an input alone tells of its noise.
+    """The noise of an input, judged before the network runs.
 
     Attributes:
         level: how strong it is.
-        reason: why no error can be estimated, whatever the network answers; empty where it can.
+        reason: why the error cannot be estimated, whatever the network gives; "" if it can.
     """
 
     level: NoiseLevel
@@ -266,40 +269,40 @@ class Noise:
 
 
 def assess(page: DecodedImage, *, is_probing: bool) -> Noise:
-    """Look at a page before the network does.
+    """Assess the noise of a page before the network runs.
 
     Args:
-        page: as it was decoded.
-        is_probing: whether its error shall be estimated.
+        page: as decoded.
+        is_probing: whether its error is to be estimated.
     """
     level = noise_level(_windows(page, page.samples), SHOWN_STRIDE)
     if not is_probing:
         return Noise(level)
-    reason = _why_not(page, level)
+    reason = _obstacle(page, level)
     return Noise(level, reason) if reason else Noise(noise_level(_windows(page, page.samples)))
 
 
 def measure(
-    pictures: Sequence[DecodedImage],
+    pages: Sequence[DecodedImage],
     samples: Sequence[Tensor],
     noises: Sequence[Noise],
     probes: Sequence[Probe | None],
     psnr: tuple[float, float] | None,
 ) -> Quality:
-    """Estimate a file's noise and, where there is no reference, its error.
+    """Estimate a file's noise and, without a reference, its error.
 
     Args:
-        pictures: its pages.
-        samples: of the pages, denoised: (H, W, C) as the file stores them, on the host.
-        noises: of the pages, by `assess`; empty where nothing shall be estimated.
-        probes: of the pages; None or missing where there is none.
+        pages: its pages.
+        samples: their denoised samples: (H, W, C) as the file stores them, on the CPU.
+        noises: their noise, by `assess`; empty if nothing is to be estimated.
+        probes: their probes, if there are any.
         psnr: against a reference, before and after.
     """
     sigmas: tuple[float | None, float | None] = None, None
     if noises:
         left = [
             wavelet_sigma(_windows(page, after)) * 255
-            for page, after in zip(pictures, samples, strict=True)
+            for page, after in zip(pages, samples, strict=True)
         ]
         sigmas = _mean([noise.level.sigma_255 for noise in noises]), _mean(left)
     if psnr is not None:
@@ -309,7 +312,7 @@ def measure(
     if not noises or not probes or any(probe is None for probe in probes):
         return Quality(*sigmas)
     estimates: list[Estimate] = []
-    for page, after, probe, noise in zip(pictures, samples, probes, noises, strict=True):
+    for page, after, probe, noise in zip(pages, samples, probes, noises, strict=True):
         assert probe is not None  # checked above, for all
         estimate = _estimate(page, after, probe, noise.level)
         if isinstance(estimate, str):
@@ -319,12 +322,12 @@ def measure(
     return Quality(*sigmas, psnr_of_mse(before), psnr_of_mse(after_), "estimate")
 
 
-def _why_not(page: DecodedImage, level: NoiseLevel) -> str:
-    """Why a page's error cannot be estimated from this noise, or nothing."""
+def _obstacle(page: DecodedImage, level: NoiseLevel) -> str:
+    """Why a page's error cannot be estimated from this noise; "" if it can."""
     height, width = page.size
-    if level.white_255 is None or height * width < LEAST_PIXELS:
+    if level.white_255 is None or height * width < MIN_PIXELS:
         return TOO_SMALL
-    if level.sigma_255 < LEAST_SIGMA_255:
+    if level.sigma_255 < MIN_SIGMA_255:
         return f"too little noise to estimate it (σ̂ {level.sigma_255:.1f})"
     if not level.is_white:
         return "the noise is not white, which an estimate needs"
@@ -333,13 +336,13 @@ def _why_not(page: DecodedImage, level: NoiseLevel) -> str:
         noisy = page.value_range.to_unit(page.samples[top : top + _STRIP_ROWS])
         clipped += int(((noisy <= 0) | (noisy >= 1)).sum())
     share = clipped / page.samples.numel()
-    if share > MOST_CLIPPED:
+    if share > MAX_CLIPPED:
         return f"too much of the noise is clipped at black or white ({share:.0%})"
     return ""
 
 
 def _estimate(page: DecodedImage, after: Tensor, probe: Probe, level: NoiseLevel) -> Estimate | str:
-    """SURE of one page that `_why_not` let pass, or why there is none."""
+    """SURE of one page without an `_obstacle`, or why there is none."""
     height, width, channels = after.shape
     residual, spreads = 0.0, []
     for top in range(0, height, _STRIP_ROWS):
@@ -352,7 +355,7 @@ def _estimate(page: DecodedImage, after: Tensor, probe: Probe, level: NoiseLevel
     response = divergence(probe, torch.cat(spreads) if spreads else probe.spreads)
     if response is None or level.white_255 is None:
         return TOO_SMALL
-    seen = min(height * width, MOST_PIXELS)
+    seen = min(height * width, MAX_PIXELS)
     sigma = level.white_255 / 255
     mean = residual / after.numel()
     estimate = estimate_mse(mean, response, sigma, channels, seen, probe.strength)
@@ -360,10 +363,10 @@ def _estimate(page: DecodedImage, after: Tensor, probe: Probe, level: NoiseLevel
 
 
 def _windows(page: DecodedImage, samples: Tensor) -> list[Tensor]:
-    """Parts of a page's samples as (C, H, W) in [0, 1]."""
+    """A page's samples in windows spread over it, (C, H, W) in [0, 1]."""
     return [
         page.value_range.to_unit(samples[rows, columns]).permute(2, 0, 1).contiguous()
-        for rows, columns in window_places(*samples.shape[:2])
+        for rows, columns in window_slices(*samples.shape[:2])
     ]
 
 

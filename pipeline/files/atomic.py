@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Write files completely or not at all."""
 
 import hashlib
 import os
@@ -13,14 +13,13 @@ from typing import BinaryIO
 def atomic_file(
     path: Path, on_written: Callable[[Path], None] = lambda unfinished: None
 ) -> Iterator[BinaryIO]:
-    """A file to write; on leaving it is flushed to disk and becomes `path`.
+    """A file to write under a `temporary_name`; on exit it is flushed to disk and becomes `path`.
 
-    Meanwhile it has a `temporary_name`. When the block raises, that file goes and what stood at
-    `path` stays.
+    If the block raises, the temporary file is deleted and any file at `path` stays.
 
     Args:
-        path: the file's name in the end.
-        on_written: called with the flushed file's temporary name, just before it becomes `path`.
+        path: the file's final name.
+        on_written: called with the flushed file's temporary name, just before it is renamed.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
@@ -40,17 +39,17 @@ def atomic_file(
 
 
 def temporary_name(path: Path) -> Path:
-    """`.NAME.HASH.RANDOM.tmp` beside `path`: NAME cut short, HASH of all of it."""
+    """`.NAME.HASH.RANDOM.tmp` beside `path`: NAME is cut short, HASH is of the whole name."""
     return path.with_name(f"{temporary_lead(path.name)}{secrets.token_hex(4)}.tmp")
 
 
 def temporary_lead(name: str) -> str:
-    """What the temporary names of a file of this name begin with, and of no other."""
-    # 40 characters are at most 160 bytes: with the rest, below every file system's 255.
+    """The prefix of the temporary names of a file with this name, and of no other."""
+    # 40 characters take at most 160 bytes: with the rest, below the usual limit of 255.
     return f".{name[:40]}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}."
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, wholly or not at all."""
+    """Write `data` to `path`, completely or not at all."""
     with atomic_file(path) as file:
         file.write(data)

@@ -150,8 +150,8 @@ def scan(
         given = ", ".join(str(text) for text in inputs) or "no input"
         suffixes = " ".join(sorted(READABLE_SUFFIXES))
         raise NoImagesError(f"{given}: no images found; looked for files with suffix {suffixes}")
-    outputs = distinct_outputs(found)
-    refuse_overwriting([item.source for item in found], outputs)
+    outputs = _distinct_outputs(found)
+    _refuse_overwriting([item.source for item in found], outputs)
     return [
         Job(item.source, path, item.name, item.root)
         for item, path in zip(found, outputs, strict=True)
@@ -346,7 +346,7 @@ def _natural(path: Path) -> tuple[list[list[int | str]], str]:
     return parts, str(path)
 
 
-def distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
+def _distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
     """Each source's output, after renaming those that would share one."""
 
     def with_old_suffix(item: Candidate) -> Path:
@@ -383,7 +383,7 @@ def distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
     return distinct
 
 
-def refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
+def _refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
     """Refuse outputs that would replace a file that is read.
 
     Raises:

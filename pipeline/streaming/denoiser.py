@@ -19,7 +19,7 @@ from denoise_batch.kernels.capture import Captured
 
 from ..files.pixels import DecodedImage
 from ..models import Network
-from ..quality import LEAST_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_places
+from ..quality import MIN_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_slices
 from .tiling import Grid, Span, automatic_grid, fixed_grid
 from .transfer import Download, Mark, Transfer
 
@@ -386,7 +386,7 @@ class BatchDenoiser:
     ) -> list[Probe]:
         """Probe each page on the device: large pages by tiles, small ones not at all."""
         height, width = padded.shape[2:]
-        if height * width < LEAST_PIXELS:
+        if height * width < MIN_PIXELS:
             return []
         if height * width > WHOLE_PIXELS:
             return [self._probe_tiles(picture) for picture in pictures]
@@ -401,7 +401,7 @@ class BatchDenoiser:
         margin = self.network.spec.margin
         tiles = [
             picture.value_range.to_unit(picture.samples[rows, columns])
-            for rows, columns in tile_places(*picture.size)
+            for rows, columns in tile_slices(*picture.size)
         ]
         (stack,) = self._transfer.upload([torch.stack(tiles)])
         height, width = stack.shape[1:3]
@@ -415,7 +415,7 @@ class BatchDenoiser:
     def _probed(self, picture: DecodedImage, output: Output) -> Output:
         """Add a probe to a tiled page's output, if the page is large enough for one."""
         height, width = picture.size
-        if height * width < LEAST_PIXELS:
+        if height * width < MIN_PIXELS:
             return output
         started = time.perf_counter()
         there = self._or_none(lambda: self._probe_tiles(picture))

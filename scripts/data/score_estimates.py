@@ -20,7 +20,7 @@ from torch import Tensor
 from denoise_batch.files.images import read_pages
 from denoise_batch.metrics import mse, psnr_of_mse
 from denoise_batch.models import Network, find_weights, load_weights
-from denoise_batch.noise_level import MOST_PIXELS, NoiseLevel, noise_level, window_places
+from denoise_batch.noise_level import MAX_PIXELS, NoiseLevel, noise_level, window_slices
 from denoise_batch.quality import (
     WHOLE_PIXELS,
     Estimate,
@@ -29,7 +29,7 @@ from denoise_batch.quality import (
     estimate_mse,
     probe_images,
     probe_tiles,
-    tile_places,
+    tile_slices,
 )
 
 SIGMAS = (5, 10, 15, 25, 35, 50)
@@ -84,7 +84,7 @@ def _row(
         if kind == "8-bit":
             noisy = torch.round(noisy.clamp(0, 1) * 255) / 255
         level = noise_level(
-            [noisy[:, y, x].contiguous() for y, x in window_places(*noisy.shape[1:])]
+            [noisy[:, y, x].contiguous() for y, x in window_slices(*noisy.shape[1:])]
         )
         sigma_errors.append(level.sigma_255 / sigma - 1)
         denoised = network(noisy[None]).clone()
@@ -110,14 +110,14 @@ def _estimate(
     if noisy.shape[1] * noisy.shape[2] <= WHOLE_PIXELS:
         probe = probe_images(network, noisy[None], denoised)[0]
     else:
-        places = tile_places(noisy.shape[1], noisy.shape[2])
+        places = tile_slices(noisy.shape[1], noisy.shape[2])
         tiles = torch.stack([noisy[:, rows, columns] for rows, columns in places])
         probe = probe_tiles(lambda stack: network(stack).clone(), tiles)
     mean_response = divergence(probe, block_spreads(denoised)[0])
     if mean_response is None:
         return None
     residual = mse(denoised[0], noisy)
-    seen = min(noisy.shape[1] * noisy.shape[2], MOST_PIXELS)
+    seen = min(noisy.shape[1] * noisy.shape[2], MAX_PIXELS)
     return estimate_mse(residual, mean_response, level.white_255 / 255, len(noisy), seen)
 
 

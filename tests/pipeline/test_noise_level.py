@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from denoise_batch.files.images import read_pages
-from denoise_batch.noise_level import MOST_PIXELS, noise_level, window_places
+from denoise_batch.files.pixels import from_pil, to_pil
+from denoise_batch.noise_level import MAX_PIXELS, noise_level, window_slices
 
 CLEAN = Path(__file__).parents[2] / "docs" / "samples" / "clean"
 
@@ -48,13 +49,10 @@ def test_scaling_an_image_scales_both_estimates() -> None:
 
 def test_noise_that_went_through_jpeg_is_not_white_but_is_seen() -> None:
     samples = (noisy("chelsea", 25).clamp(0, 1) * 255).round().to(torch.uint8)
-    height, width = samples.shape[1:]
-    image = Image.frombytes("RGB", (width, height), samples.permute(1, 2, 0).numpy().tobytes())
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
+    to_pil(samples.permute(1, 2, 0)).save(file, "JPEG", quality=85)
     with Image.open(file) as opened:
-        data = torch.frombuffer(bytearray(opened.tobytes()), dtype=torch.uint8)
-    pixels = data.view(height, width, 3).permute(2, 0, 1).float() / 255
+        pixels = from_pil(opened).permute(2, 0, 1).float() / 255
     level = noise_level([pixels])
     assert not level.is_white
     assert 10 < level.sigma_255 < 30
@@ -77,8 +75,8 @@ def test_a_flat_image_has_no_noise() -> None:
 )
 def test_windows_lie_in_the_image_and_are_bounded(size: tuple[int, int]) -> None:
     height, width = size
-    places = window_places(height, width)
-    assert 0 < sum((y.stop - y.start) * (x.stop - x.start) for y, x in places) <= MOST_PIXELS
+    places = window_slices(height, width)
+    assert 0 < sum((y.stop - y.start) * (x.stop - x.start) for y, x in places) <= MAX_PIXELS
     for rows, columns in places:
         assert 0 <= rows.start < rows.stop <= height
         assert 0 <= columns.start < columns.stop <= width

@@ -20,7 +20,7 @@ from denoise_batch.quality import (
     estimate_mse,
     probe_images,
     probe_tiles,
-    tile_places,
+    tile_slices,
 )
 
 CLEAN = Path(__file__).parents[2] / "docs" / "samples" / "clean"
@@ -125,7 +125,7 @@ def test_the_shipped_network_is_estimated_within_a_decibel(name: str, sigma: int
 @pytest.mark.parametrize("size", [(1025, 1025), (3000, 4000), (40, 60_000), (60_000, 40)])
 def test_tiles_lie_in_the_image(size: tuple[int, int]) -> None:
     height, width = size
-    places = tile_places(height, width)
+    places = tile_slices(height, width)
     assert 1 <= len(places) <= 8
     for rows, columns in places:
         assert 0 <= rows.start < rows.stop <= height
