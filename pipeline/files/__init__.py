@@ -1,1 +1,1 @@
-"""One file ↔ one tensor, folders → jobs, and files that are whole or not there."""
+"""Image files ↔ tensors, inputs → jobs, and files written completely or not at all."""
