@@ -10,10 +10,18 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError, ShapeError
 
-from .files.decoded_image import DecodedImage
 from .files.images import read_image
-from .files.metadata import Metadata
-from .files.pixels import BITS_8, BITS_16, UNIT, StorageFormat, ValueRange, decode, encode
+from .files.metadata import Metadata, StorageFormat
+from .files.pixels import (
+    BITS_8,
+    BITS_16,
+    UNIT,
+    DecodedImage,
+    ValueRange,
+    decode,
+    encode,
+    target_mode,
+)
 from .models import Network, find_weights, load_weights
 from .options import DenoiseOptions
 from .progress import Progress, Stop
@@ -119,25 +127,23 @@ class Denoiser:
 
     def _pillow(self, image: Image.Image) -> Image.Image:
         image.load()
-        decoded = decode(image)
-        size = (image.height, image.width)
-        layout = StorageFormat(image.format or "PNG", decoded.mode, size, decoded.scale)
+        samples, alpha, mode = decode(image)
+        storage = StorageFormat(image.format or "PNG", mode)
+        page = DecodedImage(samples, alpha, ValueRange.of(samples), storage, Metadata())
         info = {k: v for k, v in image.info.items() if k != "transparency"}
         if image.mode == "CMYK":  # whose profile does not describe the RGB image
             info.pop("icc_profile", None)
-        result = self._page_to_pillow(
-            DecodedImage(decoded.samples, decoded.alpha, layout, Metadata())
-        )
+        result = self._page_to_pillow(page)
         result.info = info
         return result
 
     def _page_to_pillow(self, page: DecodedImage) -> Image.Image:
         (samples,) = self._denoise([page])
-        if page.layout.mode.endswith(";16") and page.layout.mode != "I;16":
+        if page.storage.mode in {"RGB;16", "RGBA;16"}:
             raise ImageError(
                 "16-bit colour: Pillow has no such mode; pass a NumPy array, or use denoise_folder"
             )
-        result = encode(samples, page.alpha, page.layout, "Pillow", _PILLOW_MODES)
+        result = encode(page, samples, target_mode(page.storage.mode, "Pillow", _PILLOW_MODES))
         known = {"exif": page.metadata.exif, "icc_profile": page.metadata.icc_profile}
         result.info |= {key: value for key, value in known.items() if value}
         return result
@@ -309,5 +315,4 @@ def _page(samples: Tensor) -> DecodedImage:
     mode = {torch.uint8: "RGB", torch.uint16: "RGB;16", torch.float32: "RGB"}[samples.dtype]
     if samples.shape[2] == 1:
         mode = {torch.uint8: "L", torch.uint16: "I;16", torch.float32: "F"}[samples.dtype]
-    size = (samples.shape[0], samples.shape[1])
-    return DecodedImage(samples, None, StorageFormat("array", mode, size, value_range), Metadata())
+    return DecodedImage(samples, None, value_range, StorageFormat("array", mode), Metadata())
