@@ -392,8 +392,7 @@ class BatchDenoiser:
             return [self._probe_tiles(picture) for picture in pictures]
         margin = self.network.spec.margin
         insides = [
-            tuple(slice(margin, margin + extent) for extent in picture.size)
-            for picture in pictures
+            tuple(slice(margin, margin + extent) for extent in picture.size) for picture in pictures
         ]
         return probe_images(self._forward, padded, values, insides, self.strength)
 
