@@ -138,11 +138,11 @@ class Denoiser:
         return result
 
     def _page_to_pillow(self, page: DecodedImage) -> Image.Image:
-        (samples,) = self._denoise([page])
         if page.storage.mode in {"RGB;16", "RGBA;16"}:
             raise ImageError(
                 "16-bit colour: Pillow has no such mode; pass a NumPy array, or use denoise_folder"
             )
+        (samples,) = self._denoise([page])
         result = encode(page, samples, target_mode(page.storage.mode, "Pillow", _PILLOW_MODES))
         known = {"exif": page.metadata.exif, "icc_profile": page.metadata.icc_profile}
         result.info |= {key: value for key, value in known.items() if value}

@@ -268,15 +268,15 @@ class Noise:
     reason: str = ""
 
 
-def assess(page: DecodedImage, *, is_probing: bool) -> Noise:
+def assess(page: DecodedImage, *, probe: bool) -> Noise:
     """Assess the noise of a page before the network runs.
 
     Args:
         page: as decoded.
-        is_probing: whether its error is to be estimated.
+        probe: whether its error is to be estimated.
     """
     level = noise_level(_windows(page, page.samples), SHOWN_STRIDE)
-    if not is_probing:
+    if not probe:
         return Noise(level)
     reason = _obstacle(page, level)
     return Noise(level, reason) if reason else Noise(noise_level(_windows(page, page.samples)))

@@ -129,16 +129,16 @@ class Tiled:
         self.transfer = transfer
 
     def denoise(
-        self, picture: DecodedImage, grid: Grid, on_tile: Callable[[int, int], None]
+        self, image: DecodedImage, grid: Grid, on_tile: Callable[[int, int], None]
     ) -> Output:
         """Denoise a page; its output is on the host.
 
         Args:
-            picture: the page.
+            image: the page.
             grid: of the padded page.
             on_tile: called with (tiles done, tiles in all) after each tile.
         """
-        result = torch.empty_like(picture.samples)
+        result = torch.empty_like(image.samples)
         is_finite = True
         seconds = {"transfer": 0.0, "compute": 0.0}
         waiting: deque[tuple[Output, Span, Span]] = deque()
@@ -161,20 +161,20 @@ class Tiled:
             if self._inside(result, row, column).numel() == 0:
                 done += 1
                 continue
-            waiting.append((self._tile(picture, row, column), row, column))
+            waiting.append((self._tile(image, row, column), row, column))
             # A copy to the host is behind the tiles that are queued after it.
             finish(_IN_FLIGHT if is_asynchronous else 0)
         finish(0)
         return Output(Download((result, torch.tensor(is_finite))), seconds=seconds)
 
-    def _tile(self, picture: DecodedImage, row: Span, column: Span) -> Output:
-        transfer, scale = self.transfer, picture.value_range
+    def _tile(self, image: DecodedImage, row: Span, column: Span) -> Output:
+        transfer, scale = self.transfer, image.value_range
         start = transfer.mark()
-        height, width = picture.size
+        height, width = image.size
         rows, top = self._positions(height, row)
         columns, left = self._positions(width, column)
         bottom, right = top + int(rows.max()) + 1, left + int(columns.max()) + 1
-        (seen,) = transfer.upload([picture.samples[top:bottom, left:right].contiguous()])
+        (seen,) = transfer.upload([image.samples[top:bottom, left:right].contiguous()])
         values = _selected(_selected(scale.to_unit(seen), 0, rows), 1, columns)
         padded = values.permute(2, 0, 1)[None]
         ready = transfer.mark()
@@ -183,7 +183,7 @@ class Tiled:
         inner_rows = slice(row.start - row.read_start, row.stop - row.read_start)
         inner_columns = slice(column.start - column.read_start, column.stop - column.read_start)
         core = output[0].permute(1, 2, 0)[inner_rows, inner_columns]
-        before = self._inside(picture.samples, row, column)
+        before = self._inside(image.samples, row, column)
         # A core may reach into the reflections, which nobody keeps.
         margin = self.network.spec.margin
         skip_y, skip_x = max(0, margin - row.start), max(0, margin - column.start)
@@ -267,14 +267,14 @@ class BatchDenoiser:
         """Whether the device computes while the caller goes on."""
         return self.device.type == "cuda"
 
-    def padded_shape(self, picture: DecodedImage) -> tuple[int, int]:
+    def padded_shape(self, image: DecodedImage) -> tuple[int, int]:
         """Height and width of a page as the network sees it, padded."""
-        height, width = picture.size
+        height, width = image.size
         return self.network.padded_size(height), self.network.padded_size(width)
 
-    def is_tiled(self, picture: DecodedImage) -> bool:
+    def is_tiled(self, image: DecodedImage) -> bool:
         """Whether a page is denoised in tiles, and so alone."""
-        height, width = self.padded_shape(picture)
+        height, width = self.padded_shape(image)
         if self.strength == 0:
             return False
         if self.tile_px is None:
@@ -283,7 +283,7 @@ class BatchDenoiser:
 
     def denoise(
         self,
-        pictures: Sequence[DecodedImage],
+        images: Sequence[DecodedImage],
         *,
         is_float32: bool = False,
         probe: bool = True,
@@ -292,35 +292,35 @@ class BatchDenoiser:
         """Yield each page's output, in order, or the reason why there is none.
 
         Args:
-            pictures: pages of one padded shape, number of channels and type; a tiled one alone.
+            images: pages of one padded shape, number of channels and type; a tiled one alone.
             is_float32: compute in float32, whatever the precision.
             probe: probe these pages, if the run probes.
             on_tile: called with (tiles done, tiles in all) after each tile.
         """
         if self.strength == 0:
-            for picture in pictures:
-                yield Output(Download((picture.samples, torch.tensor(True))))
+            for image in images:
+                yield Output(Download((image.samples, torch.tensor(True))))
             return
         probe = probe and self.probe
         self.network.set_compute_dtype(None if is_float32 else self.precision)
-        if len(pictures) == 1 and self.is_tiled(pictures[0]):
-            yield self._in_tiles(pictures[0], probe, on_tile)
+        if len(images) == 1 and self.is_tiled(images[0]):
+            yield self._in_tiles(images[0], probe, on_tile)
             return
-        outputs = self._or_none(lambda: self._whole(pictures, probe))
+        outputs = self._or_none(lambda: self._whole(images, probe))
         if outputs is not None:
             yield from outputs
             return
-        height, width = self.padded_shape(pictures[0])
+        height, width = self.padded_shape(images[0])
         # The next batch need not fail first.
-        self._learn(height * width * len(pictures))
-        if len(pictures) > 1:
-            middle = len(pictures) // 2
-            for half in (pictures[:middle], pictures[middle:]):
+        self._learn(height * width * len(images))
+        if len(images) > 1:
+            middle = len(images) // 2
+            for half in (images[:middle], images[middle:]):
                 yield from self.denoise(half, is_float32=is_float32, probe=probe, on_tile=on_tile)
         elif self.tile_px == 0:
             yield ImageError(f"too large for the memory of {self.device}; allow tiles")
         else:
-            yield self._in_tiles(pictures[0], probe, on_tile)
+            yield self._in_tiles(images[0], probe, on_tile)
 
     def _or_none(self, run: Callable[[], T]) -> T | None:
         """Return `run()`, or None if memory ran out."""
@@ -337,26 +337,26 @@ class BatchDenoiser:
     def _learn(self, too_many_pixels: int) -> None:
         self.most_pixels = max(1, min(self.most_pixels, too_many_pixels // 2))
 
-    def _whole(self, pictures: Sequence[DecodedImage], probe: bool) -> list[Output]:
+    def _whole(self, images: Sequence[DecodedImage], probe: bool) -> list[Output]:
         """Denoise all pages in one pass."""
         transfer, margin = self._transfer, self.network.spec.margin
         start = transfer.mark()
-        samples = transfer.upload([picture.samples for picture in pictures])
-        padded = self._padded(pictures, samples)
+        samples = transfer.upload([image.samples for image in images])
+        padded = self._padded(images, samples)
         ready = transfer.mark()
         values = self._forward(padded)
         made = transfer.mark()
         is_finite = are_finite(values)
         stored = []
-        for index, (picture, before) in enumerate(zip(pictures, samples, strict=True)):
-            height, width = picture.size
+        for index, (image, before) in enumerate(zip(images, samples, strict=True)):
+            height, width = image.size
             inside = values[index, :, margin : margin + height, margin : margin + width]
-            stored.append(picture.value_range.from_unit(inside.permute(1, 2, 0), before))
+            stored.append(image.value_range.from_unit(inside.permute(1, 2, 0), before))
         done = transfer.mark()
         probes: list[Probe] = []
         if probe:
             # The output is finished: running out of memory here costs only the estimate.
-            probes = self._or_none(lambda: self._probes(pictures, padded, values)) or []
+            probes = self._or_none(lambda: self._probes(images, padded, values)) or []
         marks = (start, ready, made, done, transfer.mark() if probe else done)
         answers = [tensor for probe in probes for tensor in (probe.responses, probe.spreads)]
         download = transfer.download([*stored, is_finite, *answers])
@@ -382,25 +382,25 @@ class BatchDenoiser:
         ]
 
     def _probes(
-        self, pictures: Sequence[DecodedImage], padded: Tensor, values: Tensor
+        self, images: Sequence[DecodedImage], padded: Tensor, values: Tensor
     ) -> list[Probe]:
         """Probe each page on the device: large pages by tiles, small ones not at all."""
         height, width = padded.shape[2:]
         if height * width < MIN_PIXELS:
             return []
         if height * width > WHOLE_PIXELS:
-            return [self._probe_tiles(picture) for picture in pictures]
+            return [self._probe_tiles(image) for image in images]
         margin = self.network.spec.margin
         insides = [
-            tuple(slice(margin, margin + extent) for extent in picture.size) for picture in pictures
+            tuple(slice(margin, margin + extent) for extent in image.size) for image in images
         ]
         return probe_images(self._forward, padded, values, insides, self.strength)
 
-    def _probe_tiles(self, picture: DecodedImage) -> Probe:
+    def _probe_tiles(self, image: DecodedImage) -> Probe:
         margin = self.network.spec.margin
         tiles = [
-            picture.value_range.to_unit(picture.samples[rows, columns])
-            for rows, columns in tile_slices(*picture.size)
+            image.value_range.to_unit(image.samples[rows, columns])
+            for rows, columns in tile_slices(*image.size)
         ]
         (stack,) = self._transfer.upload([torch.stack(tiles)])
         height, width = stack.shape[1:3]
@@ -411,37 +411,37 @@ class BatchDenoiser:
 
         return probe_tiles(denoise, stack.permute(0, 3, 1, 2), self.strength)
 
-    def _probed(self, picture: DecodedImage, output: Output) -> Output:
+    def _probed(self, image: DecodedImage, output: Output) -> Output:
         """Add a probe to a tiled page's output, if the page is large enough for one."""
-        height, width = picture.size
+        height, width = image.size
         if height * width < MIN_PIXELS:
             return output
         started = time.perf_counter()
-        there = self._or_none(lambda: self._probe_tiles(picture))
+        there = self._or_none(lambda: self._probe_tiles(image))
         probe = there and replace(
             there, responses=there.responses.cpu(), spreads=there.spreads.cpu()
         )
         seconds = {**output.seconds, "measure": time.perf_counter() - started}
         return replace(output, seconds=seconds, probe=probe)
 
-    def _padded(self, pictures: Sequence[DecodedImage], samples: Sequence[Tensor]) -> Tensor:
+    def _padded(self, images: Sequence[DecodedImage], samples: Sequence[Tensor]) -> Tensor:
         """Stack pages as (N, C, H, W) float32 in [0, 1], each padded by its own reflections."""
-        scales = {picture.value_range for picture in pictures}
+        scales = {image.value_range for image in images}
         if len(scales) == 1 and len({page.shape for page in samples}) == 1:
             # Channels-last, as the pages are and the kernels like it.
             values = scales.pop().to_unit(torch.stack(list(samples)))
             return self.network.pad(values.permute(0, 3, 1, 2))
         pages = [
-            self.network.pad(picture.value_range.to_unit(page).permute(2, 0, 1)[None])
-            for picture, page in zip(pictures, samples, strict=True)
+            self.network.pad(image.value_range.to_unit(page).permute(2, 0, 1)[None])
+            for image, page in zip(images, samples, strict=True)
         ]
         return torch.cat(pages)
 
     def _in_tiles(
-        self, picture: DecodedImage, probe: bool, on_tile: Callable[[int, int], None]
+        self, image: DecodedImage, probe: bool, on_tile: Callable[[int, int], None]
     ) -> Output | ImageError:
         """Denoise one page tile by tile, with smaller tiles whenever memory runs out."""
-        height, width = self.padded_shape(picture)
+        height, width = self.padded_shape(image)
         spec = self.network.spec
         if self.tile_px:
             grid: Grid | None = fixed_grid(height, width, self.tile_px, spec)
@@ -450,9 +450,9 @@ class BatchDenoiser:
             grid = grid or fixed_grid(height, width, spec.halo, spec)
         while grid is not None:
             tiles = grid
-            output = self._or_none(lambda: self._tiled.denoise(picture, tiles, on_tile))  # noqa: B023
+            output = self._or_none(lambda: self._tiled.denoise(image, tiles, on_tile))  # noqa: B023
             if output is not None:
-                return self._probed(picture, output) if probe else output
+                return self._probed(image, output) if probe else output
             self._learn(grid.most_pixels)
             grid = automatic_grid(height, width, grid.most_pixels // 2, spec)
         return ImageError(f"too large for the memory of {self.device}, even in tiles")

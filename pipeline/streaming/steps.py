@@ -25,7 +25,7 @@ class FileInFlight:
 
     Attributes:
         job: where it comes from and where it goes.
-        pictures: its pages.
+        images: its pages.
         source: the input's stat from before it was read.
         source_sha256: of the input's bytes.
         held: bytes of the budget that it occupies.
@@ -37,7 +37,7 @@ class FileInFlight:
     """
 
     job: Job
-    pictures: tuple[DecodedImage, ...]
+    images: tuple[DecodedImage, ...]
     source: FileStat
     source_sha256: str
     held: int = 0
@@ -50,13 +50,13 @@ class FileInFlight:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the first page."""
-        height, width = self.pictures[0].size
+        height, width = self.images[0].size
         return width, height
 
     @property
     def pixels(self) -> int:
         """Sum over all pages."""
-        sizes = [picture.size for picture in self.pictures]
+        sizes = [image.size for image in self.images]
         return sum(height * width for height, width in sizes)
 
     @property
@@ -68,7 +68,7 @@ class FileInFlight:
         """Estimate the noise of the pages; `probe`: and whether the error could be estimated."""
         started = time.perf_counter()
         try:
-            self.noises = tuple(assess(page, is_probing=probe) for page in self.pictures)
+            self.noises = tuple(assess(page, probe=probe) for page in self.images)
         except Exception as error:
             self.note_no_estimate(error)
         self.seconds["measure"] = time.perf_counter() - started
@@ -80,15 +80,13 @@ class FileInFlight:
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + value
 
     def note_no_estimate(self, error: Exception) -> None:
-        """Say why there are no estimates; a missing number never costs the picture."""
+        """Say why there are no estimates; a missing number never costs the image."""
         line = (str(error) or type(error).__name__).splitlines()[0]
         self.notes.append(f"{self.job.name}: its noise could not be estimated: {line}")
 
     def failed(self, reason: str) -> Result:
         """The result of a file that cannot be finished."""
-        return Result(
-            self.job, "failed", reason, self.size, len(self.pictures), seconds=self.seconds
-        )
+        return Result(self.job, "failed", reason, self.size, len(self.images), seconds=self.seconds)
 
 
 def decode_file(job: Job, reserve: Callable[[int], None]) -> FileInFlight:
@@ -107,14 +105,14 @@ def decode_file(job: Job, reserve: Callable[[int], None]) -> FileInFlight:
     except OSError as error:
         raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
     try:
-        pictures = read_pages(source, reserve)
+        images = read_pages(source, reserve)
         digest = sha256_of(source)
         is_same = FileStat.of(source) == stat
     except OSError as error:
         raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
     if not is_same:
         raise ImageError(f"{source}: changed while it was being read; run again when it is whole")
-    return FileInFlight(job, pictures, stat, digest)
+    return FileInFlight(job, images, stat, digest)
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ class Writer:
         try:
             losses = write_pages(
                 job.output,
-                file.pictures,
+                file.images,
                 samples,
                 quality=self.quality,
                 on_written=lambda unfinished: manifest.record(
@@ -178,7 +176,7 @@ class Writer:
             "done",
             "",
             file.size,
-            len(file.pictures),
+            len(file.images),
             (*notes, *file.notes),
             file.seconds,
             quality,
@@ -197,7 +195,7 @@ class Writer:
             notes.append(f"{file.job.name}: no reference in {self.reference}")
             return None
         try:
-            return psnr_in_and_out(file.pictures, samples, clean)
+            return psnr_in_and_out(file.images, samples, clean)
         except ImageError as error:
             notes.append(str(error))
             return None
@@ -213,7 +211,7 @@ class Writer:
         if not file.noises and psnr is None:
             return None
         try:
-            return measure(file.pictures, samples, file.noises, probes, psnr)
+            return measure(file.images, samples, file.noises, probes, psnr)
         except Exception as error:
             file.note_no_estimate(error)
             return None if psnr is None else Quality(None, None, *psnr, "reference")
@@ -221,7 +219,7 @@ class Writer:
 
 def _loss_notes(file: FileInFlight, losses: Sequence[str]) -> list[str]:
     """Notes on what the output could not keep, and on a retry in float32."""
-    name, pairs = file.job.name, zip(file.pictures, losses, strict=True)
+    name, pairs = file.job.name, zip(file.images, losses, strict=True)
     said = [note for page, loss in pairs for note in (page.note, loss)]
     notes = [f"{name}: {note}" for note in dict.fromkeys(said) if note]
     if file.is_retried:

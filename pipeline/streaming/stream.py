@@ -92,8 +92,8 @@ class _Page:
     is_float32: bool = False
 
     @property
-    def picture(self) -> DecodedImage:
-        return self.file.pictures[self.number]
+    def image(self) -> DecodedImage:
+        return self.file.images[self.number]
 
 
 # What readers and writers report; any exception is reported as itself.
@@ -209,7 +209,7 @@ class _Stream:
                 if self._is_stopping:
                     self._finish(file, None)
                 else:
-                    for number in range(len(file.pictures)):
+                    for number in range(len(file.images)):
                         self._add(_Page(file, number))
             case _Unreadable(job, reason, held, seconds):
                 self.budget.release(held)
@@ -230,14 +230,14 @@ class _Stream:
 
     def _add(self, page: _Page) -> None:
         """Let a page wait for others of its kind; a tiled one goes alone."""
-        picture, denoiser = page.picture, self.denoiser
-        height, width = denoiser.padded_shape(picture)
-        if denoiser.is_tiled(picture):
+        image, denoiser = page.image, self.denoiser
+        height, width = denoiser.padded_shape(image)
+        if denoiser.is_tiled(image):
             self._batches.add(page, page, 1)
             return
         most = min(self.batch_pixels, denoiser.most_pixels)
         size = self.batch_size or max(1, min(MOST_IMAGES, most // (height * width)))
-        samples = picture.samples
+        samples = image.samples
         kind = (
             height, width, samples.shape[2], samples.dtype, page.is_float32, page.file.wants_probe
         )  # fmt: skip
@@ -246,7 +246,7 @@ class _Stream:
     def _compute(self, batch: list[_Page]) -> None:
         name = batch[0].file.job.name
         outputs = self.denoiser.denoise(
-            [page.picture for page in batch],
+            [page.image for page in batch],
             is_float32=batch[0].is_float32,
             probe=batch[0].file.wants_probe,
             on_tile=lambda done, tiles: self.progress.on_step(name, done, tiles),
@@ -260,7 +260,7 @@ class _Stream:
                 self._finish(file, file.failed(f"{file.job.source}: {output}"))
                 continue
             file.outputs[page.number] = output
-            if len(file.outputs) == len(file.pictures):
+            if len(file.outputs) == len(file.images):
                 self._finished.append(file)
             last = output.download
         if last is not None and self.denoiser.is_asynchronous:
@@ -343,7 +343,7 @@ class _Stream:
 
     def _write(self, file: FileInFlight) -> None:
         try:
-            outputs = [file.outputs[number] for number in range(len(file.pictures))]
+            outputs = [file.outputs[number] for number in range(len(file.images))]
             samples, are_finite, spent = zip(*(output.wait() for output in outputs), strict=True)
             not_finite = [number for number, is_finite in enumerate(are_finite) if not is_finite]
             if not_finite and not file.is_retried and self.denoiser.precision is not None:
