@@ -19,10 +19,18 @@ from .errors import (
     TrainingError,
     WeightsError,
 )
-from .layers import Normalize, PixelShuffle, PixelUnshuffle, ReflectPadded, ReLU, Sigmoid
+from .layers import (
+    NearestUpsample2d,
+    Normalize,
+    PixelShuffle,
+    PixelUnshuffle,
+    ReflectPadded,
+    ReLU,
+    Sigmoid,
+)
 from .loss import MSELoss
 from .optim import SGD, Adam, AdamW, ExponentialMovingAverage, Muon, clip_grad_norm_
-from .upsample import NearestUpsample2d, UpsampleConv2d
+from .upsample import UpsampleConv2d
 
 __all__ = [
     "SGD",

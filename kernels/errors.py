@@ -66,3 +66,15 @@ class ShapeError(DenoiseBatchError, ValueError, RuntimeError):
 
 class StateError(DenoiseBatchError, RuntimeError):
     """A call that needs another call before it, such as backward without forward."""
+
+
+class UnavailableError(Exception):
+    """There are no kernels for this device; the message is the reason."""
+
+
+class NotCoveredError(Exception):
+    """A kernel declines a call (a precision, a size) that `gemm/` can do."""
+
+
+class UncheckableError(Exception):
+    """A call cannot be checked: it is wrong itself, or there is no small problem like it."""

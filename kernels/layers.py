@@ -1,4 +1,4 @@
-"""Blocks without neighbours: ReLU, Sigmoid, pixel shuffles, normalisation, reflection padding."""
+"""Blocks without neighbours: ReLU, Sigmoid, pixel shuffles, upsampling, Normalize, ReflectPadded."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -10,7 +10,7 @@ from . import ops
 from .block import Block
 from .buffer_pool import empty, release, shares_memory
 from .errors import ShapeError
-from .geometry import Shape, check_nchw
+from .geometry import Int2, Shape, check_nchw, pair
 
 
 class ReLU(Block):
@@ -123,6 +123,40 @@ class PixelShuffle(Block):
         """Every pixel has moved, so the gradient moves back."""
         self._pop_saved(grad_output)
         return ops.pixel_unshuffle(grad_output, self.upscale_factor)
+
+
+class NearestUpsample2d(Block):
+    """Repeat every pixel `scale_factor` times down and across.
+
+    Raises:
+        ShapeError: a factor that is not a whole number of at least 1.
+    """
+
+    def __init__(self, scale_factor: Int2) -> None:
+        super().__init__()
+        self.scale_factor = pair(scale_factor, "scale_factor", minimum=1)
+
+    def output_shape(self, shape: Sequence[int]) -> Shape:
+        """(N, C, H·sh, W·sw) for an input of (N, C, H, W).
+
+        Raises:
+            ShapeError: not four dimensions, or an empty image.
+        """
+        check_nchw(shape, None, "NearestUpsample2d input")
+        down, across = self.scale_factor
+        return shape[0], shape[1], shape[2] * down, shape[3] * across
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, H·sh, W·sw)."""
+        self.output_shape(input.shape)
+        output = ops.upsample_nearest2d_forward(input, scale_factor=self.scale_factor)
+        self._save((), output)
+        return output
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        """The sum of the gradients of each pixel's copies."""
+        self._pop_saved(grad_output)
+        return ops.upsample_nearest2d_backward(grad_output, scale_factor=self.scale_factor)
 
 
 class Normalize(Block):

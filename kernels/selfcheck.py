@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .errors import NotCoveredError, UnavailableError, UncheckableError
 from .probes import SHRINK, WEIGHTS, Arguments, example_inputs
 
 Op = Callable[..., Any]
@@ -22,14 +23,6 @@ Status = Literal["ok", "failed", "unavailable"]
 # Largest difference relative to the largest expected element. Each result rounds once (2⁻⁹ for
 # bfloat16, 2⁻¹² for float16), its sum is float32.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-
-
-class NotCoveredError(Exception):
-    """A kernel's launcher declines a call (a precision, a size) that `gemm/` can do."""
-
-
-class UncheckableError(Exception):
-    """No result to hold a kernel against: the call itself is wrong, or has no small problem."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,6 @@ def _check_triton(device: torch.device) -> list[KernelCheck]:
     from . import reference as loss
     from . import reference as optim
     from .gemm import conv, fused
-    from .switch import UnavailableError
 
     portable = _functions(conv, fused, loss, optim)
     reason = ""

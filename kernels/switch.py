@@ -16,8 +16,14 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .errors import DenoiseBatchError, DeviceError
-from .selfcheck import NotCoveredError, UncheckableError, check_call, signature
+from .errors import (
+    DenoiseBatchError,
+    DeviceError,
+    NotCoveredError,
+    UnavailableError,
+    UncheckableError,
+)
+from .selfcheck import check_call, signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,10 +31,6 @@ Op = Callable[..., Any]
 Choice = Literal["auto", "triton"]
 
 logger = logging.getLogger("denoise_batch.kernels")
-
-
-class UnavailableError(Exception):
-    """There are no kernels for this device; the message is the reason."""
 
 
 class KernelDispatcher:

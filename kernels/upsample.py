@@ -1,4 +1,4 @@
-"""Nearest-neighbour upsampling, alone and followed by a convolution (report, II-C)."""
+"""Nearest-neighbour upsampling followed by a convolution, in one (course paper, II-C)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,41 +10,8 @@ from . import ops
 from .block import Block
 from .container import Sequential
 from .conv import Conv2d, Convolution
-from .geometry import Activation, Int2, IntPair, Shape, check_nchw, pair
-
-
-class NearestUpsample2d(Block):
-    """Repeat every pixel `scale_factor` times down and across.
-
-    Raises:
-        ShapeError: a factor that is not a whole number of at least 1.
-    """
-
-    def __init__(self, scale_factor: Int2) -> None:
-        super().__init__()
-        self.scale_factor = pair(scale_factor, "scale_factor", minimum=1)
-
-    def output_shape(self, shape: Sequence[int]) -> Shape:
-        """(N, C, H·sh, W·sw) for an input of (N, C, H, W).
-
-        Raises:
-            ShapeError: not four dimensions, or an empty image.
-        """
-        check_nchw(shape, None, "NearestUpsample2d input")
-        down, across = self.scale_factor
-        return shape[0], shape[1], shape[2] * down, shape[3] * across
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, H·sh, W·sw)."""
-        self.output_shape(input.shape)
-        output = ops.upsample_nearest2d_forward(input, scale_factor=self.scale_factor)
-        self._save((), output)
-        return output
-
-    def backward(self, grad_output: Tensor) -> Tensor:
-        """The sum of the gradients of each pixel's copies."""
-        self._pop_saved(grad_output)
-        return ops.upsample_nearest2d_backward(grad_output, scale_factor=self.scale_factor)
+from .geometry import Activation, Int2, IntPair
+from .layers import NearestUpsample2d
 
 
 class UpsampleConv2d(Sequential):

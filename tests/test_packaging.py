@@ -1,11 +1,12 @@
 """The house rules that no linter knows: declared rooms, one-way imports, no borrowed network."""
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,44 @@ def test_imports_flow_one_way(room: str) -> None:
                 target = room_of(rest)
                 assert target in allowed, f"{path}:{line}: {room} may not import {module}"
                 assert target != room, f"{path}:{line}: inside a room imports are relative"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the product by its import name."""
+    return {
+        package_of(path) if path.name == "__init__.py" else f"{package_of(path)}.{path.stem}": path
+        for path in PRODUCT
+    }
+
+
+def imported_by(name: str, path: Path, known: Collection[str]) -> set[str]:
+    """The product's modules that `name` imports anywhere: on top, in a function, for types.
+
+    A package's `__init__` is not counted where only a module inside the package is imported.
+    """
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join(above if node.level else [])
+            base = ".".join(filter(None, (base, node.module)))
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                found.add(inner if inner in known else base)
+    return found & set(known) - {name}
+
+
+def test_there_is_no_import_circle() -> None:
+    """Lazy imports count: what needs one to get around a circle has no clear place."""
+    known = modules()
+    graph = {name: imported_by(name, path, known) for name, path in known.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" → ".join(reversed(error.args[1])))
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))

@@ -13,8 +13,8 @@ kernels are declined: `gemm/` does those.
 import torch
 from torch import Tensor
 
+from ..errors import NotCoveredError
 from ..geometry import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
-from ..selfcheck import NotCoveredError
 from .conv_forward import correlate
 from .conv_transpose import stamp
 from .packed_weights import packed

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..errors import NotCoveredError
 from ..geometry import IntPair
-from ..selfcheck import NotCoveredError
 from .epilogue import ACTIVATIONS, activate, as_position
 from .tiles import conv_tile
 

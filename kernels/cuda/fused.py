@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from ..errors import NotCoveredError
 from ..gemm.fused import FusedActivation
 from ..geometry import IntPair, conv2d_output_size, conv_transpose2d_output_size
-from ..selfcheck import NotCoveredError
 from .conv import check_covered, conv_transpose_weight, kernel_of, new_image, nhwc
 from .conv_forward import correlate
 from .packed_weights import packed

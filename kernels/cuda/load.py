@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..switch import UnavailableError
+from ..errors import UnavailableError
 
 # Ampere: bfloat16 on tensor cores, asynchronous copies, 99 KiB of shared memory and more.
 MINIMUM_CAPABILITY = (8, 0)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..selfcheck import NotCoveredError
+from ..errors import NotCoveredError
 from .conv import DTYPES
 from .tiles import POINTWISE_BLOCK
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..selfcheck import NotCoveredError
+from ..errors import NotCoveredError
 from .packed_weights import forget
 from .tiles import POINTWISE_BLOCK
 

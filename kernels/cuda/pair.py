@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..selfcheck import NotCoveredError
+from ..errors import NotCoveredError
 from .conv import check_covered, new_image, nhwc
 from .conv_forward import check_extents
 from .epilogue import activate, as_position

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import DeviceError, OptionError, ShapeError, ops
+from denoise_batch.kernels.errors import NotCoveredError, UnavailableError
 from denoise_batch.kernels.gemm.conv import (
     conv2d_backward,
     conv2d_forward,
@@ -21,8 +22,7 @@ from denoise_batch.kernels.gemm.conv import (
 )
 from denoise_batch.kernels.gemm.fused import conv2d_fused
 from denoise_batch.kernels.reference import mse_loss, sgd_step
-from denoise_batch.kernels.selfcheck import NotCoveredError
-from denoise_batch.kernels.switch import KernelDispatcher, Op, UnavailableError
+from denoise_batch.kernels.switch import KernelDispatcher, Op
 
 OPTIONS: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
 

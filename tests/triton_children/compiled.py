@@ -22,7 +22,7 @@ from triton_children.dry_run import dry_run
 
 from denoise_batch.kernels import SGD, AdamW, MSELoss, ops
 from denoise_batch.kernels.cuda.load import launchers
-from denoise_batch.kernels.selfcheck import NotCoveredError
+from denoise_batch.kernels.errors import NotCoveredError
 from denoise_batch.models import Network
 
 META = torch.device("meta")

@@ -11,7 +11,7 @@ from denoise_batch.kernels.cuda import load
 from denoise_batch.kernels.cuda import packed_weights as weights
 from denoise_batch.kernels.cuda import tiles as config
 from denoise_batch.kernels.cuda.tiles import Tile
-from denoise_batch.kernels.switch import UnavailableError
+from denoise_batch.kernels.errors import UnavailableError
 
 SMALLEST_SHARED = 101376  # bytes, of sm_86 and sm_89
 DTYPES = (torch.float32, torch.bfloat16)
