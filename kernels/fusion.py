@@ -1,8 +1,7 @@
 """Inference on a device with fused kernels: a row of blocks as the fewest launches.
 
 A convolution takes along the upsampling or pixel unshuffle before it, the ReLU or sigmoid and the
-pixel shuffle behind it, and what is added to its result; Architecture 1 of the report is two
-launches in half precision. The numbers are those of the blocks' own forwards, up to rounding, and
+pixel shuffle behind it, and what is added to its result. The numbers are those of the blocks' own forwards, up to rounding, and
 so are the errors: shapes are checked here, since a launch reads and writes wherever they say.
 """
 
@@ -38,14 +37,6 @@ class Stage:
     shuffle: int = 1
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two convolutions of Architecture 1 in one launch."""
-
-    first: Convolution
-    second: Convolution
-
-
 def forward(blocks: Sequence[Block], input: Tensor, residual: Tensor | None = None) -> Tensor:
     """The blocks one after the other, in inference; then `residual` is added."""
     plan = list(stages(blocks))
@@ -55,8 +46,6 @@ def forward(blocks: Sequence[Block], input: Tensor, residual: Tensor | None = No
             input, is_added = _convolve(stage, input, residual if is_last else None)
             if is_added:
                 return input
-        elif isinstance(stage, Pair):
-            input = _pair(stage, input)
         elif isinstance(stage, Residual):
             input = forward([stage.body], input, residual=input)
         elif isinstance(stage, UNetLevel):
@@ -68,7 +57,7 @@ def forward(blocks: Sequence[Block], input: Tensor, residual: Tensor | None = No
     return input if residual is None else input + residual
 
 
-def stages(blocks: Sequence[Block]) -> Iterator[Stage | Pair | Block]:
+def stages(blocks: Sequence[Block]) -> Iterator[Stage | Block]:
     """What runs: nested rows in one row, and every convolution with its neighbours."""
     row = list(_flattened(blocks))
     position = 0
@@ -86,11 +75,8 @@ def _flattened(blocks: Sequence[Block]) -> Iterator[Block]:
             yield block
 
 
-def _stage(row: Sequence[Block]) -> tuple[int, Stage | Pair | Block]:
+def _stage(row: Sequence[Block]) -> tuple[int, Stage | Block]:
     """(blocks taken, what they are together)."""
-    pair = _as_pair(row[:4])
-    if pair is not None:
-        return 4, pair
     before = row[0] if isinstance(row[0], (NearestUpsample2d, PixelUnshuffle)) else None
     rest = list(row[1:] if before is not None else row)
     if not rest or not isinstance(rest[0], Conv2d if before is not None else Convolution):
@@ -107,35 +93,6 @@ def _stage(row: Sequence[Block]) -> tuple[int, Stage | Pair | Block]:
             shuffle = factor
             rest.pop(0)
     return len(row) - len(rest), Stage(conv, before, activation, shuffle)
-
-
-def _as_pair(row: Sequence[Block]) -> Pair | None:
-    """The encoder or the decoder of Architecture 1, if that is what the four blocks are."""
-    if len(row) < 4 or not isinstance(row[1], ReLU):
-        return None
-    first, second = row[0], row[2]
-    if isinstance(first, Conv2d) and isinstance(second, Conv2d) and isinstance(row[3], ReLU):
-        kernels = ((4, 4), (3, 3))
-        outer = first.in_channels
-    elif (
-        isinstance(first, ConvTranspose2d)
-        and isinstance(second, ConvTranspose2d)
-        and isinstance(row[3], Sigmoid)
-    ):
-        kernels = ((3, 3), (4, 4))
-        outer = second.out_channels
-        if (first.output_padding, second.output_padding) != ((0, 0), (0, 0)):
-            return None
-    else:
-        return None
-    fits = outer == 3 and all(
-        (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-        == (kernel, (2, 2), (0, 0), (1, 1))
-        and conv.bias is not None
-        and _dtype(conv) != torch.float32  # whose extra arithmetic costs more than it saves
-        for conv, kernel in zip((first, second), kernels, strict=True)
-    )
-    return Pair(first, second) if fits else None
 
 
 def _convolve(stage: Stage, input: Tensor, residual: Tensor | None) -> tuple[Tensor, bool]:
@@ -177,20 +134,6 @@ def _convolve(stage: Stage, input: Tensor, residual: Tensor | None) -> tuple[Ten
         residual=fused,
     )
     return output, fused is not None
-
-
-def _pair(pair: Pair, input: Tensor) -> Tensor:
-    """The output.
-
-    Raises:
-        ShapeError: what the blocks raise for this input.
-    """
-    first, second = pair.first, pair.second
-    second.output_shape(first.output_shape(input.shape))
-    assert first.bias is not None  # so _as_pair chose them
-    assert second.bias is not None
-    op = ops.tconv_encoder if isinstance(first, Conv2d) else ops.tconv_decoder
-    return op(input.to(_dtype(first)), first.weight, first.bias, second.weight, second.bias)
 
 
 def _dtype(conv: Convolution) -> torch.dtype:

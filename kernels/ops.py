@@ -17,15 +17,13 @@ import os
 import torch
 
 from .errors import OptionError
-from .gemm.fused import conv2d_fused, conv_transpose2d_fused, tconv_decoder, tconv_encoder
+from .gemm.fused import conv2d_fused, conv_transpose2d_fused
 from .reference import (
-    adam_step,
     mse_loss,
     pixel_shuffle,
     pixel_unshuffle,
     relu_backward,
     relu_forward,
-    sgd_step,
 )
 
 KERNELS = os.environ.get("DENOISE_BATCH_KERNELS", "auto")
@@ -69,12 +67,8 @@ if KERNELS not in ("reference", "gemm"):
     conv_transpose2d_forward = SWITCH.op(conv_transpose2d_forward)
     conv_transpose2d_backward = SWITCH.op(conv_transpose2d_backward)
     mse_loss = SWITCH.op(mse_loss)
-    sgd_step = SWITCH.op(sgd_step)
-    adam_step = SWITCH.op(adam_step)
     conv2d_fused = SWITCH.op(conv2d_fused)
     conv_transpose2d_fused = SWITCH.op(conv_transpose2d_fused)
-    tconv_encoder = SWITCH.op(tconv_encoder)
-    tconv_decoder = SWITCH.op(tconv_decoder)
 
 
 def has_fused_kernels(device: torch.device) -> bool:
@@ -86,7 +80,6 @@ def has_fused_kernels(device: torch.device) -> bool:
 
 __all__ = [
     "KERNELS",
-    "adam_step",
     "conv2d_backward",
     "conv2d_forward",
     "conv2d_fused",
@@ -99,12 +92,9 @@ __all__ = [
     "pixel_unshuffle",
     "relu_backward",
     "relu_forward",
-    "sgd_step",
     "sigmoid_backward",
     "sigmoid_forward",
     "sigmoid_forward_",
-    "tconv_decoder",
-    "tconv_encoder",
     "upsample_nearest2d_backward",
     "upsample_nearest2d_forward",
 ]

@@ -1,5 +1,9 @@
-"""Optimisers with the arguments and arithmetic of torch (report, II-F), clipping, averaging."""
+"""Optimisers with the arguments and arithmetic of torch (course paper, II-F); clipping, averaging.
 
+A step moves all parameters together with torch's foreach operations: a few launches on a GPU.
+"""
+
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +12,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from . import ops
 from .errors import OptionError, ShapeError
 
 
@@ -105,15 +108,18 @@ class SGD(Optimizer):
         self.nesterov = nesterov
 
     def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
-        ops.sgd_step(
-            parameters,
-            grads,
-            self._states("velocity", indices) if self.momentum else [],
-            lr=self.lr,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-        )
+        steps = grads
+        if self.weight_decay:
+            steps = torch._foreach_add(grads, parameters, alpha=self.weight_decay)
+        if self.momentum:
+            velocities = self._states("velocity", indices)
+            torch._foreach_mul_(velocities, self.momentum)
+            torch._foreach_add_(velocities, steps)
+            if self.nesterov:
+                steps = torch._foreach_add(steps, velocities, alpha=self.momentum)
+            else:
+                steps = velocities
+        torch._foreach_sub_(parameters, steps, alpha=self.lr)
 
 
 class Adam(Optimizer):
@@ -154,18 +160,21 @@ class Adam(Optimizer):
         for index in indices:
             if f"steps.{index}" not in self._state:
                 self._state[f"steps.{index}"] = torch.zeros((), dtype=torch.int64)  # on the host
-        ops.adam_step(
-            parameters,
-            grads,
-            self._states("mean", indices),
-            self._states("square", indices),
-            steps=[int(self._state[f"steps.{index}"].add_(1)) for index in indices],
-            lr=self.lr,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            is_decoupled=self._is_decoupled,
-        )
+        means, squares = self._states("mean", indices), self._states("square", indices)
+        steps = [int(self._state[f"steps.{index}"].add_(1)) for index in indices]
+        beta1, beta2 = self.betas
+        if self._is_decoupled:
+            torch._foreach_mul_(parameters, 1 - self.lr * self.weight_decay)
+        elif self.weight_decay:
+            grads = list(torch._foreach_add(grads, parameters, alpha=self.weight_decay))
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, [math.sqrt(1 - beta2**step) for step in steps])
+        torch._foreach_add_(roots, self.eps)
+        rates = [-self.lr / (1 - beta1**step) for step in steps]
+        torch._foreach_addcdiv_(parameters, means, roots, rates)
 
 
 class AdamW(Adam):

@@ -51,20 +51,13 @@ def example_inputs(device: torch.device) -> Iterator[tuple[str, torch.dtype, lis
         calls["sigmoid_forward"].append(((image,), {}))
         calls["sigmoid_backward"].append(((image, image), {}))
         calls["mse_loss"].append(((image, image), {}))
-        if dtype == torch.float32:  # what parameters are kept in
-            lists = ([image], [image], [image])
-            sgd = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
-            calls["sgd_step"].append((lists, sgd))
-            adam = {"steps": [3], "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8}
-            adam |= {"weight_decay": 0.01, "is_decoupled": True}
-            calls["adam_step"].append(((*lists, [image]), adam))
         for name, chosen in calls.items():
             if chosen:
                 yield name, dtype, chosen
 
 
 def _add_fused(calls: dict[str, list[Arguments]], like: Tensor) -> None:
-    """The fused launches of the shipped networks: unet's stem, head and levels, tconv's pairs."""
+    """The fused launches of the shipped networks: unet's stem, head and levels."""
     new = like.new_empty
     plain = _options(1, 1) | {"activation": None, "upsample": (1, 1), "unshuffle": 1, "shuffle": 1}
     plain |= {"residual": None}
@@ -84,9 +77,6 @@ def _add_fused(calls: dict[str, list[Arguments]], like: Tensor) -> None:
         ((new(1, 64, 1, 1), new(64, 32, 2, 2), new(32)), options),
         ((new(1, 48, 1, 1), new(48, 32, 3, 3), new(32)), options),
     ]
-    outer, inner = new(24, 3, 4, 4), new(48, 24, 3, 3)
-    calls["tconv_encoder"] = [((image, outer, new(24), inner, new(48)), {})]
-    calls["tconv_decoder"] = [((new(1, 48, 1, 1), inner, new(24), outer, new(3)), {})]
 
 
 def _options(stride: int, padding: int) -> dict[str, Any]:
@@ -185,20 +175,6 @@ def _fused(
     return (image, drawn, small_bias), small
 
 
-def _tconv(input: Tensor, *parameters: Tensor) -> Arguments:
-    """Either pair: an image large enough for the encoder, of 11 × 9 positions for the decoder."""
-    generator = _generator()
-    size = (4 * EXTENTS[0] + 6, 4 * EXTENTS[1] + 7) if input.shape[1] == 3 else EXTENTS
-    image = _normal((BATCH, input.shape[1], *size), input, generator)
-    drawn = [
-        (_weight(p, generator) if p.ndim == 4 else _normal(p.shape, p, generator))
-        .to(image.dtype)
-        .to(p.dtype)
-        for p in parameters
-    ]
-    return (image, *drawn), {}
-
-
 def _transposed_size(weight: Tensor, options: Mapping[str, Any]) -> IntPair:
     return conv_transpose2d_output_size(
         EXTENTS,
@@ -255,20 +231,6 @@ def _elementwise(*images: Tensor) -> Arguments:
     return tuple(_normal(shape, image, generator) for image in images), {}
 
 
-def _optimizer(*lists: Sequence[Tensor], **options: Any) -> Arguments:
-    """Three parameters: more than a block, a convolution's, a short one. Squares are positive."""
-    generator = _generator()
-    like = lists[0][0]
-    shapes = [(5000,), (24, 3, 4, 4), (3,)]
-    drawn = tuple(
-        [_normal(shape, like, generator).contiguous().abs_() for shape in shapes] if values else []
-        for values in lists
-    )
-    if "steps" in options:
-        options["steps"] = [3] * len(shapes)
-    return drawn, options
-
-
 SHRINK: Mapping[str, Callable[..., Arguments]] = {
     "conv2d_forward": _conv2d_forward,
     "conv2d_backward": _conv2d_backward,
@@ -276,15 +238,11 @@ SHRINK: Mapping[str, Callable[..., Arguments]] = {
     "conv_transpose2d_backward": _conv_transpose2d_backward,
     "conv2d_fused": _conv2d_fused,
     "conv_transpose2d_fused": _conv_transpose2d_fused,
-    "tconv_encoder": _tconv,
-    "tconv_decoder": _tconv,
     "upsample_nearest2d_forward": _upsample_forward,
     "upsample_nearest2d_backward": _upsample_backward,
     "sigmoid_forward": _elementwise,
     "sigmoid_backward": _elementwise,
     "mse_loss": _elementwise,
-    "sgd_step": _optimizer,
-    "adam_step": _optimizer,
 }
 
 # Where a convolution's weights stand among its arguments.
@@ -295,6 +253,4 @@ WEIGHTS: Mapping[str, tuple[int, ...]] = {
     "conv_transpose2d_backward": (2,),
     "conv2d_fused": (1,),
     "conv_transpose2d_fused": (1,),
-    "tconv_encoder": (1, 3),
-    "tconv_decoder": (1, 3),
 }

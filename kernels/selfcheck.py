@@ -130,10 +130,9 @@ def _trait(value: Any) -> Hashable:
 
 def _check_triton(device: torch.device) -> list[KernelCheck]:
     from . import reference as loss
-    from . import reference as optim
     from .gemm import conv, fused
 
-    portable = _functions(conv, fused, loss, optim)
+    portable = _functions(conv, fused, loss)
     reason = ""
     kernels: Mapping[str, Op] = {}
     try:

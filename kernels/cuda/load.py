@@ -41,7 +41,7 @@ def load(device: torch.device) -> Mapping[str, Callable[..., Any]]:
 
 def launchers() -> Mapping[str, Callable[..., Any]]:
     """All of them, whatever the device can do."""
-    from . import conv, fused, loss, optim, pair
+    from . import conv, fused, loss
 
     every = (
         conv.conv2d_forward,
@@ -50,10 +50,6 @@ def launchers() -> Mapping[str, Callable[..., Any]]:
         conv.conv_transpose2d_backward,
         fused.conv2d_fused,
         fused.conv_transpose2d_fused,
-        pair.tconv_encoder,
-        pair.tconv_decoder,
         loss.mse_loss,
-        optim.sgd_step,
-        optim.adam_step,
     )
     return {launcher.__name__: launcher for launcher in every}

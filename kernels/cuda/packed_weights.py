@@ -5,7 +5,7 @@ for every column L: the same memory with its two inner strides exchanged. Packin
 launch, so what was packed is kept as long as its weight lives and does not change.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -47,9 +47,3 @@ def kept(weight: Tensor, kind: Hashable, make: Callable[[], Tensor]) -> Tensor:
     if made is None:
         made = entry[2][kind] = make()
     return made
-
-
-def forget(weights: Iterable[Tensor]) -> None:
-    """They were changed by a kernel of ours, which torch's version counter does not see."""
-    for weight in weights:
-        _entries.pop(weight, None)

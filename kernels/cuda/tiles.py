@@ -52,7 +52,6 @@ _WEIGHT_GRAD = {
     (False, 64): Tile(64, 64, 32, 8, 2),
     (False, 128): Tile(64, 64, 32, 8, 2),
 }
-PAIR = {True: Tile(64, 64, 64, 4, 2), False: Tile(32, 64, 64, 8, 1)}
 
 
 def conv_tile(

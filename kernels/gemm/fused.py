@@ -1,7 +1,6 @@
 """What a GPU does in one launch in inference, here one op after the other: the twin of `cuda/`.
 
-`conv2d_fused` and `conv_transpose2d_fused` take along what stands around a convolution;
-`tconv_encoder` and `tconv_decoder` are two layers each of the report's Architecture 1.
+`conv2d_fused` and `conv_transpose2d_fused` take along what stands around a convolution.
 """
 
 from typing import Literal
@@ -94,62 +93,3 @@ def conv_transpose2d_fused(
     if activation == "sigmoid":
         output = sigmoid_forward_(output)
     return output if residual is None else output + residual
-
-
-def tconv_encoder(
-    input: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
-) -> Tensor:
-    """relu(conv₂(relu(conv₁(input)))): kernels 4 and 3, strides 2, no padding.
-
-    Args:
-        input: (N, 3, H, W), at least 10 a side.
-        weight1: (C₁, 3, 4, 4).
-        bias1: (C₁,).
-        weight2: (C₂, C₁, 3, 3).
-        bias2: (C₂,).
-
-    Returns:
-        (N, C₂, h, w), with 4 rows and columns of input for each of its own.
-    """
-    for weight, bias in ((weight1, bias1), (weight2, bias2)):
-        input = conv2d_fused(
-            input,
-            weight,
-            bias,
-            stride=(2, 2),
-            padding=(0, 0),
-            dilation=(1, 1),
-            activation="relu",
-        )
-    return input
-
-
-def tconv_decoder(
-    input: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
-) -> Tensor:
-    """sigmoid(convᵀ₂(relu(convᵀ₁(input)))): kernels 3 and 4, strides 2, no padding.
-
-    Args:
-        input: (N, C₂, h, w).
-        weight1: (C₂, C₁, 3, 3).
-        bias1: (C₁,).
-        weight2: (C₁, 3, 4, 4).
-        bias2: (3,).
-
-    Returns:
-        (N, 3, 4·h + 4, 4·w + 4).
-    """
-    layers: tuple[tuple[Tensor, Tensor, FusedActivation], ...]
-    layers = ((weight1, bias1, "relu"), (weight2, bias2, "sigmoid"))
-    for weight, bias, activation in layers:
-        input = conv_transpose2d_fused(
-            input,
-            weight,
-            bias,
-            stride=(2, 2),
-            padding=(0, 0),
-            output_padding=(0, 0),
-            dilation=(1, 1),
-            activation=activation,
-        )
-    return input

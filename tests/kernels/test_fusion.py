@@ -29,7 +29,7 @@ from denoise_batch.kernels import (
     fusion,
     ops,
 )
-from denoise_batch.kernels.fusion import Pair, Stage
+from denoise_batch.kernels.fusion import Stage
 from denoise_batch.models import ARCHITECTURES, Network
 
 
@@ -60,16 +60,15 @@ def test_unet_is_one_launch_a_convolution() -> None:
     stem, level, head = fusion.stages(layers("unet").blocks)
     assert isinstance(stem, Stage)
     assert isinstance(stem.before, PixelUnshuffle)
-    assert not isinstance(level, (Stage, Pair))  # a Skip, which is walked into
+    assert not isinstance(level, Stage)  # a U-Net level, which is walked into
     assert isinstance(head, Stage)
     assert head.shuffle == 2
 
 
-def test_tconv_is_two_launches_in_half_precision_and_four_in_float32() -> None:
-    row = layers("tconv")
-    assert [type(stage) for stage in fusion.stages(row.blocks)] == [Stage] * 4
-    row.set_compute_dtype(torch.bfloat16)
-    assert [type(stage) for stage in fusion.stages(row.blocks)] == [Pair] * 2
+def test_tconv_is_four_launches() -> None:
+    stages = list(fusion.stages(layers("tconv").blocks))
+    assert [type(stage) for stage in stages] == [Stage] * 4
+    assert [getattr(s, "activation", None) for s in stages] == ["relu"] * 3 + ["sigmoid"]
 
 
 def test_upsample_takes_the_upsampling_and_the_sigmoid_along() -> None:
@@ -148,7 +147,7 @@ def test_what_a_block_refuses_no_launch_is_given(
     image = torch.ones(shape)
     with pytest.raises(ShapeError) as expected:
         row(image)
-    for op in ("conv2d_fused", "conv_transpose2d_fused", "tconv_encoder", "tconv_decoder"):
+    for op in ("conv2d_fused", "conv_transpose2d_fused"):
         monkeypatch.setattr(ops, op, _sound(getattr(ops, op)))
     with pytest.raises(ShapeError) as caught:
         fusion.forward(row.blocks, image)

@@ -116,25 +116,4 @@ MUTANTS = (
         "output < 0.0",
         ("k4-s2-3-to-24-backward-float32",),
     ),
-    Mutant(
-        "optimiser: a tensor's last block is not masked",
-        "optim.py",
-        "if start + BLOCK <= size:",
-        "if start <= size:",
-        ("sgd-momentum-decay",),
-    ),
-    Mutant(
-        "decoder: rows that do not exist have a bias",
-        "pair.py",
-        "hidden = tl.where(exists[:, None], hidden, 0.0).to(",
-        "hidden = tl.where(exists[:, None] | True, hidden, 0.0).to(",
-        ("tconv-decoder-float32",),
-    ),
-    Mutant(
-        "encoder: half precision sums",
-        "pair.py",
-        'acc = tl.dot(hidden.to(w2_ptr.dtype.element_ty), w2, acc, input_precision="ieee")',
-        "acc = tl.dot(hidden.to(tl.float16), w2.to(tl.float16), acc).to(tl.float16).to(tl.float32)",
-        ("tconv-encoder-float32",),
-    ),
 )

@@ -201,31 +201,6 @@ def _fused_cases() -> list[Case]:
     ]
 
 
-def _tconv(is_encoder: bool, channels: Pair, size: Pair) -> Callable[[torch.dtype], Arguments]:
-    def make(dtype: torch.dtype) -> Arguments:
-        outer, inner = channels
-        wide = torch.randn(outer, 3, 4, 4).div(7).to(dtype).float()
-        deep = torch.randn(inner, outer, 3, 3).div(15).to(dtype).float()
-        image = torch.randn(1, 3 if is_encoder else inner, *size).to(dtype)
-        if is_encoder:
-            return (image, wide, torch.randn(outer), deep, torch.randn(inner)), {}
-        return (image, deep, torch.randn(outer), wide, torch.randn(3)), {}
-
-    return make
-
-
-def _tconv_cases() -> list[Case]:
-    return [
-        Case("tconv-encoder-float32", "tconv_encoder", "float32", _tconv(True, (24, 48), (22, 27))),
-        Case(
-            "tconv-encoder-bfloat16", "tconv_encoder", "bfloat16", _tconv(True, (9, 20), (40, 36))
-        ),
-        Case("tconv-decoder-float32", "tconv_decoder", "float32", _tconv(False, (24, 48), (5, 4))),
-        Case("tconv-decoder-float16", "tconv_decoder", "float16", _tconv(False, (24, 48), (9, 6))),
-        Case("tconv-decoder-one-pixel", "tconv_decoder", "float32", _tconv(False, (7, 5), (1, 1))),
-    ]
-
-
 def _loss(*shape: int) -> Callable[[torch.dtype], Arguments]:
     def make(dtype: torch.dtype) -> Arguments:
         image, target = torch.randn(2, *shape).to(dtype)
@@ -236,55 +211,14 @@ def _loss(*shape: int) -> Callable[[torch.dtype], Arguments]:
     return make
 
 
-def _sgd(momentum: float, nesterov: bool, decay: float) -> Callable[[torch.dtype], Arguments]:
-    def make(dtype: torch.dtype) -> Arguments:
-        lists = _parameters(3 if momentum else 2)
-        options = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov, "weight_decay": decay}
-        return (*lists[:2], lists[2] if momentum else []), options
-
-    return make
-
-
-def _adam(is_decoupled: bool) -> Callable[[torch.dtype], Arguments]:
-    def make(dtype: torch.dtype) -> Arguments:
-        lists = _parameters(4)
-        options = {"steps": [7] * len(lists[0]), "lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8}
-        return tuple(lists), options | {"weight_decay": 0.05, "is_decoupled": is_decoupled}
-
-    return make
-
-
-def _parameters(count: int) -> list[list[Tensor]]:
-    """`count` lists of tensors; more than a block, exactly one, one element, a strided gradient."""
-    lists = []
-    for index in range(count):
-        tensors = [torch.randn(shape) for shape in ((5001,), (2048,), (1,))]
-        matrix = torch.randn(30, 40)
-        tensors.append(matrix.T.contiguous().T if index == 1 else matrix)
-        lists.append([t.abs() if index == 3 else t for t in tensors])
-    return lists
-
-
 def _pointwise_cases() -> list[Case]:
     losses = {"1": (1,), "2048": (2048,), "5003": (5003,), "mixed-strides": (2, 3, 11, 13)}
-    cases = [
+    return [
         Case(f"mse-{name}-{dtype}", "mse_loss", dtype, _loss(*shape))
         for name, shape in losses.items()
         for dtype in (TOLERANCES if name == "mixed-strides" else ("float32",))
     ]
-    for name, make in {
-        "plain": _sgd(0.0, False, 0.0),
-        "momentum-decay": _sgd(0.9, False, 0.01),
-        "nesterov": _sgd(0.9, True, 0.0),
-    }.items():
-        cases.append(Case(f"sgd-{name}", "sgd_step", "float32", make))
-    for name, is_decoupled in (("adam", False), ("adamw", True)):
-        cases.append(Case(name, "adam_step", "float32", _adam(is_decoupled)))
-    return cases
 
 
-CASES = {
-    case.name: case
-    for case in [*_layer_cases(), *_fused_cases(), *_tconv_cases(), *_pointwise_cases()]
-}
+CASES = {case.name: case for case in [*_layer_cases(), *_fused_cases(), *_pointwise_cases()]}
 NETWORKS = ("tconv-bfloat16", "upsample-float32", "unet-bfloat16")

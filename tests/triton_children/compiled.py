@@ -94,15 +94,8 @@ def every_kernel() -> None:
     ops.conv2d_forward(new(4, 3, 516, 516), new(24, 3, 4, 4), new(24), **strided)
     up = {**strided, "output_padding": (0, 0)}
     ops.conv_transpose2d_forward(new(4, 48, 128, 128), new(48, 24, 3, 3), new(24), **up)
-    weights = new(24, 3, 4, 4), new(24), new(48, 24, 3, 3), new(48)
-    ops.tconv_encoder(new(4, 3, 516, 516), *weights)
-    ops.tconv_decoder(new(4, 48, 128, 128), weights[2], new(24), weights[0], new(3))
     pixels = new(4, 3, 512, 512, dtype=torch.float32)
     ops.mse_loss(pixels, pixels)
-    parameters = [new(192, 192, 3, 3, dtype=torch.float32)]
-    parameters[0].grad = torch.empty_like(parameters[0])
-    SGD(parameters, 0.1, momentum=0.9).step()
-    AdamW(parameters).step()
 
 
 def limits() -> dict[str, Any]:

@@ -84,17 +84,16 @@ class Memory:
 
 
 class Guard:
-    """What is installed; `known` are tensors that a kernel reaches through a table of addresses."""
+    """What is installed, and the memory of the running launch."""
 
     def __init__(self) -> None:
-        self.known: list[Tensor] = []
         self.memory = Memory([])
         self.launches = 0
 
     def begin(self, args: Sequence[Any]) -> None:
         """A launch with these host arguments."""
         self.launches += 1
-        self.memory = Memory([*(a for a in args if isinstance(a, Tensor)), *self.known])
+        self.memory = Memory([a for a in args if isinstance(a, Tensor)])
 
 
 GUARD = Guard()
