@@ -7,7 +7,6 @@ Knows tensors (N, C, H, W); nothing of images, files or screens.
 
 from .block import Block
 from .container import Residual, Sequential, UNetLevel
-from .conv import Conv2d, ConvTranspose2d
 from .errors import (
     DenoiseBatchError,
     DeviceError,
@@ -20,6 +19,8 @@ from .errors import (
     WeightsError,
 )
 from .layers import (
+    Conv2d,
+    ConvTranspose2d,
     NearestUpsample2d,
     Normalize,
     PixelShuffle,

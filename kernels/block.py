@@ -1,24 +1,29 @@
-"""What a block is: parameters, a forward, and a backward written by hand."""
+"""Block, the base of every layer and network: parameters, a forward, a backward written by hand."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from textwrap import indent
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from .dispatch import ops_for
 from .errors import ShapeError, StateError
+
+# The gradient of a block's input, a tensor; None where it was not asked for.
+InputGrad = Any
 
 
 class Block(ABC):
     """A differentiable function of one tensor, with its own gradient.
 
-    `forward(input)` computes the output and, in training mode, keeps what `backward` needs;
+    `forward(input)` computes the output and, in training mode, saves what `backward` needs.
     `backward(grad_output)` returns the gradient of the input, adds the parameters' gradients to
-    their `.grad`, and forgets what was kept. Calling a block is calling `forward`.
+    their `.grad`, and clears what was saved. Calling a block is calling `forward`.
 
-    Parameters are plain tensors (`conv.weight`, `conv.bias`) whose gradients stand in their
-    `.grad`, as in torch, though no autograd graph ever exists: `requires_grad` is False.
+    Parameters are plain tensors (`conv.weight`, `conv.bias`) with their gradients in `.grad`, as in
+    torch, but there is no autograd graph: `requires_grad` is False.
     """
 
     parameter_names: ClassVar[tuple[str, ...]] = ()
@@ -31,23 +36,53 @@ class Block(ABC):
 
     @abstractmethod
     def forward(self, input: Tensor) -> Tensor:
-        """The block's output for `input`, (N, C, H, W)."""
+        """Return the output for `input`, (N, C, H, W)."""
 
     @abstractmethod
-    def backward(self, grad_output: Tensor) -> Tensor:
-        """The gradient of `input`, given that of the output; adds to the parameters' `.grad`.
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
+        """Add to the parameters' `.grad` and return the gradient of `input`.
+
+        Args:
+            grad_output: the gradient of the output.
+            needs_input_grad: False saves the work where nobody reads the input's gradient, as at
+                a network's first layer; the result is None then.
 
         Raises:
-            StateError: no forward in training mode came before.
-            ShapeError: grad_output is not shaped as the output was.
+            StateError: there was no forward in training mode before.
+            ShapeError: grad_output has another shape than the output.
         """
 
     def __call__(self, input: Tensor) -> Tensor:
-        """`forward(input)`."""
+        """Return `forward(input)`.
+
+        Raises:
+            ShapeError: the input is not a tensor.
+            StateError: the input requires a gradient of autograd, which blocks cannot give.
+        """
+        name = type(self).__name__
+        if not isinstance(input, Tensor):
+            raise ShapeError(
+                f"{name} takes a torch tensor (N, C, H, W), not {type(input).__name__}: convert an "
+                "array (H, W, C) with torch.from_numpy(array).permute(2, 0, 1)[None]"
+            )
+        if input.requires_grad and torch.is_grad_enabled():
+            raise StateError(
+                f"{name}: the input requires grad, but blocks take no part in autograd: pass "
+                "input.detach(), and call backward(grad_output) for the input's gradient"
+            )
         return self.forward(input)
 
+    def __repr__(self) -> str:
+        children = [f"({name}): {child!r}\n" for name, child in self.named_children()]
+        inside = "\n" + indent("".join(children), "  ") if children else self.extra_repr()
+        return f"{type(self).__name__}({inside})"
+
+    def extra_repr(self) -> str:
+        """Return the arguments that `repr` shows, as in torch."""
+        return ""
+
     def forward_in_place(self, input: Tensor) -> Tensor:
-        """`forward` for inference that may destroy its input, which nobody needs any more."""
+        """Return `forward(input)` in inference, where the input may be overwritten."""
         return self.forward(input)
 
     @property
@@ -55,16 +90,12 @@ class Block(ABC):
         """Whether backward reads what forward returned, so that nobody may write to it."""
         return True
 
-    def backward_parameters(self, grad_output: Tensor) -> None:
-        """`backward` where nobody wants the input's gradient, as at a network's first layer."""
-        self.backward(grad_output)
-
     def named_children(self) -> Iterator[tuple[str, "Block"]]:
-        """Blocks inside this one, with the names under which their parameters appear."""
+        """Yield (name, block) of the blocks inside, as the parameters are named."""
         yield from ()
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of every parameter, its own first, then the children's."""
+        """Yield (name, tensor) of every parameter, this block's own first, then the children's."""
         for name in self.parameter_names:
             value = getattr(self, name)
             if value is not None:
@@ -73,27 +104,31 @@ class Block(ABC):
             yield from child.named_parameters(f"{prefix}{name}.")
 
     def parameters(self) -> list[Tensor]:
-        """All parameters, in a fixed order."""
+        """Return all parameters, in a fixed order."""
         return [value for _, value in self.named_parameters()]
 
     def zero_grad(self) -> None:
-        """Forget all gradients (`.grad` becomes None)."""
+        """Set every parameter's `.grad` to None."""
         for value in self.parameters():
             value.grad = None
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode (keep what backward needs) or inference mode (keep nothing)."""
+        """Switch to training mode (save what backward needs) or inference mode (save nothing)."""
         self.training = mode
-        self.forget()
+        self.clear_saved()
         for _, child in self.named_children():
             child.train(mode)
         return self
 
-    def forget(self) -> None:
-        """Drop what forward kept, here and inside."""
+    def eval(self) -> Self:
+        """Switch to inference mode: `train(False)`."""
+        return self.train(False)
+
+    def clear_saved(self) -> None:
+        """Drop what forward saved for backward, in this block and inside."""
         self._saved = None
         for _, child in self.named_children():
-            child.forget()
+            child.clear_saved()
 
     def set_compute_dtype(self, dtype: torch.dtype | None) -> Self:
         """Let convolutions compute in `dtype` (None: in the parameters' own).
@@ -109,31 +144,34 @@ class Block(ABC):
     def register_grad_ready_hook(self, on_grad: Callable[[Tensor], None] | None) -> Self:
         """Have backward call `on_grad(parameter)` as soon as that `.grad` is complete.
 
-        A parameter that several blocks share is announced by each of them. None: announce nothing.
+        A parameter that several blocks share is announced by each of them. None removes the hook.
         """
         self._on_grad = on_grad
         for _, child in self.named_children():
             child.register_grad_ready_hook(on_grad)
         return self
 
-    def eval(self) -> Self:
-        """Inference mode: `train(False)`."""
-        return self.train(False)
-
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """Move the parameters in place, so that an optimiser keeps pointing at them."""
+        """Move the parameters in place, so that an optimiser keeps pointing at them.
+
+        Raises:
+            OptionError: DENOISE_BATCH_KERNELS is not valid.
+            DeviceError: it asks for kernels that the device does not have.
+        """
         for value in self.parameters():
             grad = value.grad
             value.grad = None
             value.data = value.data.to(device=device, dtype=dtype)
             if grad is not None:
                 value.grad = grad.to(device=device, dtype=dtype)
+        for where in {value.device for value in self.parameters()}:
+            ops_for(where)  # so that a device without kernels fails here, not at the first image
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The parameters by name; the tensors themselves, not copies."""
+        """Return the parameters by name; the tensors themselves, not copies."""
         return dict(self.named_parameters())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -157,11 +195,11 @@ class Block(ABC):
             value.copy_(state[name])
 
     def _save(self, value: Any, output: Tensor) -> None:
-        """Keep `value` for the backward of `output`, in training mode only."""
+        """Save `value` for the backward of `output`, in training mode only."""
         self._saved = (value, output.shape) if self.training else None
 
     def _pop_saved(self, grad_output: Tensor) -> Any:
-        """What forward kept; the block forgets it, so its memory can go."""
+        """Return what forward saved, and clear it so that its memory can go."""
         if self._saved is None:
             raise StateError(
                 f"{type(self).__name__}.backward: call forward in training mode first "
@@ -177,7 +215,7 @@ class Block(ABC):
         return saved
 
     def _notify_grad_ready(self) -> None:
-        """At the end of a backward that filled this block's own parameters' gradients."""
+        """Call the hook, at the end of a backward that filled this block's own gradients."""
         if self._on_grad is not None:
             for name in self.parameter_names:
                 if (parameter := getattr(self, name)) is not None:

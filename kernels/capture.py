@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .selfcheck import TOLERANCES
+from .kernel_check import TOLERANCES
 
 logger = logging.getLogger("denoise_batch.kernels")
 

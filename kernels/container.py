@@ -1,22 +1,22 @@
 """Blocks made of blocks: one after the other, around a shortcut, or as a level of a U-Net."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from . import ops
-from .block import Block
-from .buffer_pool import release, shares_memory
-from .conv import Convolution
+from . import fusion
+from .block import Block, InputGrad
+from .buffer_pool import POOL, shares_memory
+from .dispatch import ops_for
 from .geometry import Activation
-from .layers import ReLU
+from .layers import Convolution, ReLU
 
 
 class Sequential(Block):
     """Blocks one after the other; backward runs them in reverse (the chain rule).
 
-    A convolution and the ReLU behind it run as one op, which saves a pass over memory. In inference
-    an intermediate's memory goes back to the workspace as soon as the next block has read it.
+    A convolution and the ReLU after it run as one op, which saves a pass over memory. In inference
+    an intermediate's memory goes back to the pool as soon as the next block has read it.
     """
 
     def __init__(self, *blocks: Block) -> None:
@@ -25,58 +25,57 @@ class Sequential(Block):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply every block in order."""
-        if not self.training and ops.has_fused_kernels(input.device):
-            from . import fusion  # which knows the containers
-
-            return fusion.forward(self.blocks, input)
+        if not self.training and ops_for(input.device).has_fused_kernels:
+            return forward_fused(self.blocks, input)
         output = input
-        for block, activation in self._stages():
+        for block, activation in self._steps():
             before = output
             is_ours = not self.training and not shares_memory(before, input)
-            output = _forward(block, before, activation, may_destroy=is_ours)
+            if isinstance(block, Convolution):
+                output = block.forward(before, activation)
+            else:
+                output = block.forward_in_place(before) if is_ours else block.forward(before)
             if is_ours and not shares_memory(before, output):
-                release(before)
+                POOL.free(before)
         return output
+
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
+        """Apply every block's backward in reverse order, down to the first that learns."""
+        blocks = [block for block, _ in self._steps()]
+        first = 0
+        if not needs_input_grad:
+            learning = (index for index, block in enumerate(blocks) if block.parameters())
+            first = next(learning, len(blocks))
+        for block in reversed(blocks[first + 1 :]):
+            grad_output = block.backward(grad_output)
+        if first < len(blocks):
+            grad_output = blocks[first].backward(grad_output, needs_input_grad)
+        for block in blocks[:first]:
+            block.clear_saved()
+        return grad_output if needs_input_grad else None
 
     @property
     def saves_output(self) -> bool:
-        """As its last block, or the activation that this took along."""
-        stages = self._stages()
-        return not stages or stages[-1][1] is not None or stages[-1][0].saves_output
-
-    def backward(self, grad_output: Tensor) -> Tensor:
-        """Apply every block's backward in reverse order."""
-        for block, _ in reversed(self._stages()):
-            grad_output = block.backward(grad_output)
-        return grad_output
-
-    def backward_parameters(self, grad_output: Tensor) -> None:
-        """Stop at the first block that has parameters; nothing before it learns."""
-        stages = [block for block, _ in self._stages()]
-        first = next((i for i, block in enumerate(stages) if block.parameters()), len(stages))
-        for block in reversed(stages[first + 1 :]):
-            grad_output = block.backward(grad_output)
-        if first < len(stages):
-            stages[first].backward_parameters(grad_output)
-        for block in stages[:first]:
-            block.forget()
+        """Whether its last block, or the activation fused with it, does."""
+        steps = self._steps()
+        return not steps or steps[-1][1] is not None or steps[-1][0].saves_output
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
-        """Blocks named by their position: "0", "1", …"""
+        """Yield the blocks, named by their position: "0", "1", …"""
         for index, block in enumerate(self.blocks):
             yield str(index), block
 
-    def _stages(self) -> list[tuple[Block, Activation]]:
-        """What runs: nested blocks in one row, without the ReLUs that convolutions take along."""
-        stages: list[tuple[Block, Activation]] = []
+    def _steps(self) -> list[tuple[Block, Activation]]:
+        """What runs: nested blocks in one row, without the ReLUs that convolutions include."""
+        steps: list[tuple[Block, Activation]] = []
         for block in self.blocks:
             if isinstance(block, Sequential):
-                stages += block._stages()
-            elif isinstance(block, ReLU) and stages and isinstance(stages[-1][0], Convolution):
-                stages[-1] = (stages[-1][0], "relu")
+                steps += block._steps()
+            elif isinstance(block, ReLU) and steps and isinstance(steps[-1][0], Convolution):
+                steps[-1] = (steps[-1][0], "relu")
             else:
-                stages.append((block, None))
-        return stages
+                steps.append((block, None))
+        return steps
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -97,27 +96,24 @@ class Residual(Block):
         self.body = body
 
     def forward(self, input: Tensor) -> Tensor:
-        """The input plus what the body makes of it."""
+        """Return the input plus the body's output."""
         output = self.body.forward(input)
         if self.training and self.body.saves_output:
             return output + input
         return _add(output, input)
 
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
+        """d(x + f(x))/dx = 1 + f'(x)."""
+        grad_input = self.body.backward(grad_output, needs_input_grad)
+        return _add(grad_input, grad_output) if needs_input_grad else None
+
     @property
     def saves_output(self) -> bool:
-        """A sum needs neither its terms nor its value."""
+        """A sum's gradient needs neither its terms nor its value."""
         return False
 
-    def backward(self, grad_output: Tensor) -> Tensor:
-        """d(x + f(x))/dx = 1 + f'(x)."""
-        return _add(self.body.backward(grad_output), grad_output)
-
-    def backward_parameters(self, grad_output: Tensor) -> None:
-        """The shortcut has no parameters."""
-        self.body.backward_parameters(grad_output)
-
     def named_children(self) -> Iterator[tuple[str, Block]]:
-        """The body, under the name "body"."""
+        """Yield the body, named "body"."""
         yield "body", self.body
 
 
@@ -125,7 +121,7 @@ class UNetLevel(Block):
     """A level of a U-Net: decoder(e + up(inner(down(e)))) with e = encoder(x).
 
     Ronneberger et al. (2015), with the skip connection added rather than concatenated, which costs
-    no channels. `inner` may be a Skip again.
+    no channels. `inner` may be another UNetLevel.
 
     Args:
         encoder: keeps the size.
@@ -149,41 +145,33 @@ class UNetLevel(Block):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W), H and W multiples of what `down` divides by; the same shape."""
+        encoded = self.encoder.forward(input)
         if self.training:
-            encoded = self.encoder.forward(input)
             coarse = self.up.forward(self.inner.forward(self.down.forward(encoded)))
             merged = coarse + encoded if self.up.saves_output else _add(coarse, encoded)
             return self.decoder.forward(merged)
-        encoded = self.encoder.forward(input)
-        merged = self._below.forward(encoded)
-        merged = _add(merged, encoded)
+        merged = _add(self._below.forward(encoded), encoded)
         if not shares_memory(encoded, input) and not shares_memory(encoded, merged):
-            release(encoded)
+            POOL.free(encoded)
         output = self.decoder.forward(merged)
         if not any(shares_memory(merged, kept) for kept in (input, output)):
-            release(merged)
+            POOL.free(merged)
         return output
 
-    def backward(self, grad_output: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """The encoder's gradient comes along the skip and up from the inner level."""
-        return self.encoder.backward(self._backward_to_encoder(grad_output))
-
-    def backward_parameters(self, grad_output: Tensor) -> None:
-        """As backward, without the input's gradient."""
-        self.encoder.backward_parameters(self._backward_to_encoder(grad_output))
-
-    def _backward_to_encoder(self, grad_output: Tensor) -> Tensor:
         grad_merged = self.decoder.backward(grad_output)
         grad_coarse = self.inner.backward(self.up.backward(grad_merged))
-        return _add(self.down.backward(grad_coarse), grad_merged)
+        grad_encoded = _add(self.down.backward(grad_coarse), grad_merged)
+        return self.encoder.backward(grad_encoded, needs_input_grad)
 
     @property
     def saves_output(self) -> bool:
-        """As the decoder."""
+        """Whether the decoder does."""
         return self.decoder.saves_output
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
-        """The five parts by their names."""
+        """Yield the five parts by their names."""
         yield "encoder", self.encoder
         yield "down", self.down
         yield "inner", self.inner
@@ -191,14 +179,37 @@ class UNetLevel(Block):
         yield "decoder", self.decoder
 
 
+def forward_fused(blocks: Sequence[Block], input: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Apply the blocks in order as the fewest launches, in inference; then add `residual`."""
+    steps = fusion.plan(_flat(blocks))
+    for index, step in enumerate(steps):
+        if isinstance(step, fusion.Launch):
+            is_last = index == len(steps) - 1
+            input, is_added = fusion.launch(step, input, residual if is_last else None)
+            if is_added:
+                return input
+        elif isinstance(step, Residual):
+            input = forward_fused([step.body], input, residual=input)
+        elif isinstance(step, UNetLevel):
+            encoded = forward_fused([step.encoder], input)
+            below = [step.down, step.inner, step.up]
+            merged = forward_fused(below, encoded, residual=encoded)
+            input = forward_fused([step.decoder], merged)
+        else:
+            input = step.forward(input)
+    return input if residual is None else input + residual
+
+
+def _flat(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks in one row, those of a Sequential in its place."""
+    row: list[Block] = []
+    for block in blocks:
+        row += _flat(block.blocks) if isinstance(block, Sequential) else [block]
+    return row
+
+
 def _add(fresh: Tensor, other: Tensor) -> Tensor:
-    """Their sum, in the place of `fresh` (which nobody else reads) unless it views `other`."""
+    """The sum, in the place of `fresh` (which nobody else reads) unless it views `other`."""
     if fresh.dtype != other.dtype or shares_memory(fresh, other):
         return fresh + other
     return fresh.add_(other)
-
-
-def _forward(block: Block, input: Tensor, activation: Activation, *, may_destroy: bool) -> Tensor:
-    if isinstance(block, Convolution):
-        return block.forward(input, activation)
-    return block.forward_in_place(input) if may_destroy else block.forward(input)

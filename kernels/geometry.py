@@ -1,6 +1,7 @@
 """Geometry of convolutions: types, output sizes and argument checks, on plain integers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from .errors import ShapeError
@@ -9,6 +10,72 @@ IntPair = tuple[int, int]
 Shape = tuple[int, int, int, int]
 Int2 = int | Sequence[int]
 Activation = Literal["relu"] | None
+FusedActivation = Literal["relu", "sigmoid"] | None
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a kernel moves over an image; every pair is (vertical, horizontal).
+
+    Attributes:
+        stride: distance between two positions of the kernel, in pixels of the larger image.
+        padding: zeros added on each side of the input; a transposed convolution instead cuts so
+            many rows and columns off its output.
+        dilation: distance between kernel taps.
+        output_padding: rows and columns that a transposed convolution adds at the bottom and right.
+    """
+
+    stride: IntPair = (1, 1)
+    padding: IntPair = (0, 0)
+    dilation: IntPair = (1, 1)
+    output_padding: IntPair = (0, 0)
+
+    def conv2d_output_size(self, size: Sequence[int], kernel_size: Sequence[int]) -> IntPair:
+        """Extent (oh, ow) of a convolution of an image of (H, W) = `size`.
+
+        ⌊(size + 2·padding − dilation·(kernel − 1) − 1)/stride⌋ + 1; Dumoulin and Visin, "A guide
+        to convolution arithmetic for deep learning" (2016), relationship 15.
+
+        Raises:
+            ShapeError: the kernel is larger than the padded input.
+        """
+        axes = zip(size, kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+        if min(height, width) < 1:
+            raise ShapeError(
+                f"input of {size[0]}x{size[1]} with padding {self.padding} is smaller than "
+                f"kernel_size {tuple(kernel_size)} at dilation {self.dilation}: pad the input or "
+                "use a larger one"
+            )
+        return height, width
+
+    def conv_transpose2d_output_size(
+        self, size: Sequence[int], kernel_size: Sequence[int]
+    ) -> IntPair:
+        """Extent (oh, ow) of a transposed convolution of an image of (H, W) = `size`.
+
+        (size − 1)·stride − 2·padding + dilation·(kernel − 1) + output_padding + 1; Dumoulin and
+        Visin (2016), relationship 14.
+
+        Raises:
+            ShapeError: output_padding is smaller than neither stride nor dilation (the output size
+                would be ambiguous), or the output would be empty.
+        """
+        extra = self.output_padding
+        limits = zip(extra, self.stride, self.dilation, strict=True)
+        if any(o >= max(s, d) for o, s, d in limits):
+            raise ShapeError(
+                f"output_padding {extra} must be smaller than stride {self.stride} "
+                f"or dilation {self.dilation}"
+            )
+        axes = zip(size, kernel_size, self.stride, self.padding, self.dilation, extra, strict=True)
+        height, width = ((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in axes)
+        if min(height, width) < 1:
+            raise ShapeError(
+                f"input of {size[0]}x{size[1]} with padding {self.padding} leaves an empty output "
+                f"({height}x{width}): use less padding"
+            )
+        return height, width
 
 
 def pair(value: Int2, name: str, *, minimum: int) -> IntPair:
@@ -26,66 +93,6 @@ def pair(value: Int2, name: str, *, minimum: int) -> IntPair:
     return values[0], values[1]
 
 
-def conv2d_output_size(
-    size: Sequence[int], kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair
-) -> IntPair:
-    """Extent (oh, ow) of a convolution.
-
-    ⌊(size + 2·padding − dilation·(kernel − 1) − 1)/stride⌋ + 1; Dumoulin and Visin, "A
-    guide to convolution arithmetic for deep learning" (2016), relationship 15.
-
-    Raises:
-        ShapeError: the kernel is larger than the padded input.
-    """
-    extents = [
-        (s + 2 * p - d * (k - 1) - 1) // st + 1
-        for s, k, st, p, d in zip(size, kernel_size, stride, padding, dilation, strict=True)
-    ]
-    if min(extents) < 1:
-        raise ShapeError(
-            f"input of {size[0]}x{size[1]} with padding {padding} is smaller than "
-            f"kernel_size {kernel_size} at dilation {dilation}: pad the input or use a larger one"
-        )
-    return extents[0], extents[1]
-
-
-def conv_transpose2d_output_size(
-    size: Sequence[int],
-    kernel_size: IntPair,
-    stride: IntPair,
-    padding: IntPair,
-    output_padding: IntPair,
-    dilation: IntPair,
-) -> IntPair:
-    """Extent of a transposed convolution's output.
-
-    (size − 1)·stride − 2·padding + dilation·(kernel − 1) + output_padding + 1; Dumoulin and Visin
-    (2016), relationship 14.
-
-    Raises:
-        ShapeError: output_padding is smaller than neither stride nor dilation (the output size
-            would be ambiguous), or the output would be empty.
-    """
-    for op, st, d in zip(output_padding, stride, dilation, strict=True):
-        if op >= max(st, d):
-            raise ShapeError(
-                f"output_padding {output_padding} must be smaller than stride {stride} "
-                f"or dilation {dilation}"
-            )
-    extents = [
-        (s - 1) * st - 2 * p + d * (k - 1) + op + 1
-        for s, k, st, p, op, d in zip(
-            size, kernel_size, stride, padding, output_padding, dilation, strict=True
-        )
-    ]
-    if min(extents) < 1:
-        raise ShapeError(
-            f"input of {size[0]}x{size[1]} with padding {padding} leaves an empty output "
-            f"({extents[0]}x{extents[1]}): use less padding"
-        )
-    return extents[0], extents[1]
-
-
 def check_nchw(shape: Sequence[int], channels: int | None, what: str) -> None:
     """Raise unless `shape` is (N, C, H, W) with C = `channels` and a non-empty image.
 
@@ -93,7 +100,10 @@ def check_nchw(shape: Sequence[int], channels: int | None, what: str) -> None:
         ShapeError: another number of dimensions or channels, or an empty image.
     """
     if len(shape) != 4:
-        raise ShapeError(f"{what} has shape {tuple(shape)}: expected 4 dimensions (N, C, H, W)")
+        hint = "; add a batch dimension with image[None]" if len(shape) == 3 else ""
+        raise ShapeError(
+            f"{what} has shape {tuple(shape)}: expected 4 dimensions (N, C, H, W){hint}"
+        )
     if channels is not None and shape[1] != channels:
         raise ShapeError(
             f"{what} has {shape[1]} channels (shape {tuple(shape)}), expected {channels}"

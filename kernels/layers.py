@@ -1,24 +1,302 @@
-"""Blocks without neighbours: ReLU, Sigmoid, pixel shuffles, upsampling, Normalize, ReflectPadded."""
+"""Layers: convolutions, ReLU, Sigmoid, pixel shuffles, upsampling, Normalize, ReflectPadded.
 
+Names, arguments, weight shapes, initialisation and errors are torch's.
+"""
+
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from . import ops
-from .block import Block
-from .buffer_pool import empty, release, shares_memory
+from .block import Block, InputGrad, accumulate_grad
+from .buffer_pool import POOL, shares_memory
+from .dispatch import Gradients, ops_for
 from .errors import ShapeError
-from .geometry import Int2, Shape, check_nchw, pair
+from .geometry import Activation, ConvGeometry, Int2, IntPair, Shape, check_nchw, pair
+from .init import bias_uniform_, kaiming_uniform_
+from .reference import pixel_shuffle, pixel_unshuffle, relu_backward, relu_forward
+
+
+class Convolution(Block):
+    """What both convolutions share: arguments, parameters, precision, the fused activation."""
+
+    parameter_names = ("weight", "bias")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        weight_channels: tuple[int, int],
+        kernel_size: Int2,
+        stride: Int2,
+        padding: Int2,
+        dilation: Int2,
+        output_padding: Int2,
+        bias: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = pair(in_channels, "in_channels", minimum=1)[0]
+        self.out_channels = pair(out_channels, "out_channels", minimum=1)[0]
+        self.kernel_size = pair(kernel_size, "kernel_size", minimum=1)
+        self.geometry = ConvGeometry(
+            pair(stride, "stride", minimum=1),
+            pair(padding, "padding", minimum=0),
+            pair(dilation, "dilation", minimum=1),
+            pair(output_padding, "output_padding", minimum=0),
+        )
+        self.weight = kaiming_uniform_(torch.empty(*weight_channels, *self.kernel_size), generator)
+        self.bias = (
+            bias_uniform_(torch.empty(out_channels), self.weight, generator) if bias else None
+        )
+
+    @property
+    def stride(self) -> IntPair:
+        """Distance between two positions of the kernel."""
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> IntPair:
+        """Zeros added on each side (transposed: rows and columns cut off)."""
+        return self.geometry.padding
+
+    @property
+    def dilation(self) -> IntPair:
+        """Distance between kernel taps."""
+        return self.geometry.dilation
+
+    @property
+    def saves_output(self) -> bool:
+        """Only with an activation, and `Sequential` asks convolutions without one."""
+        return False
+
+    @abstractmethod
+    def output_size(self, size: Sequence[int]) -> IntPair:
+        """Return (oh, ow) for an input of (H, W).
+
+        Raises:
+            ShapeError: the output would be empty.
+        """
+
+    @abstractmethod
+    def _convolve(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+    ) -> Tensor:
+        """The op of forward."""
+
+    @abstractmethod
+    def _gradients(
+        self,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        output: Tensor | None,
+        needs_input_grad: bool,
+    ) -> Gradients:
+        """The op of backward."""
+
+    def output_shape(self, shape: Sequence[int]) -> Shape:
+        """Return (N, out_channels, oh, ow) for an input of (N, in_channels, H, W).
+
+        Raises:
+            ShapeError: wrong number of channels, or an input too small for any output.
+        """
+        check_nchw(shape, self.in_channels, f"{type(self).__name__} input")
+        return (shape[0], self.out_channels, *self.output_size(shape[2:]))
+
+    def forward(self, input: Tensor, activation: Activation = None) -> Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation.
+
+        Raises:
+            ShapeError: wrong number of channels, or an input too small for any output.
+        """
+        self.output_shape(input.shape)
+        dtype = self.compute_dtype or self.weight.dtype
+        input, weight = input.to(dtype), self.weight.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        output = self._convolve(input, weight, bias, activation)
+        self._save((input, output if activation else None, weight), output)
+        return output
+
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
+        """Add to weight.grad and bias.grad, and return the gradient of the input."""
+        input, output, weight = self._pop_saved(grad_output)
+        grad_output = grad_output.to(weight.dtype)
+        grad_input, grad_weight, grad_bias = self._gradients(
+            grad_output, input, weight, output, needs_input_grad
+        )
+        accumulate_grad(self.weight, grad_weight)
+        if self.bias is not None:
+            accumulate_grad(self.bias, grad_bias)
+        self._notify_grad_ready()
+        return grad_input
+
+    def extra_repr(self) -> str:
+        """As torch's."""
+        plain = ConvGeometry()
+        shown = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        shown += f", stride={self.stride}"
+        for name in ("padding", "dilation", "output_padding"):
+            value = getattr(self.geometry, name)
+            if value != getattr(plain, name):
+                shown += f", {name}={value}"
+        return shown if self.bias is not None else f"{shown}, bias=False"
+
+
+class Conv2d(Convolution):
+    """2-D convolution (cross-correlation, as in torch) over (N, in_channels, H, W).
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: extent of the kernel, one integer or (kh, kw).
+        stride: step between output positions.
+        padding: zeros added on each side.
+        dilation: distance between kernel taps.
+        bias: whether a bias is added.
+        generator: randomness of the initial weights; torch's global generator by default.
+
+    Attributes:
+        weight: (out_channels, in_channels, kh, kw).
+        bias: (out_channels,) or None.
+
+    Raises:
+        ShapeError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Int2,
+        stride: Int2 = 1,
+        padding: Int2 = 0,
+        dilation: Int2 = 1,
+        bias: bool = True,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            (out_channels, in_channels),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            0,
+            bias,
+            generator,
+        )
+
+    def output_size(self, size: Sequence[int]) -> IntPair:
+        """As `ConvGeometry.conv2d_output_size`."""
+        return self.geometry.conv2d_output_size(size, self.kernel_size)
+
+    def _convolve(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+    ) -> Tensor:
+        op = ops_for(input.device).conv2d_forward
+        return op(input, weight, bias, self.geometry, activation)
+
+    def _gradients(
+        self,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        output: Tensor | None,
+        needs_input_grad: bool,
+    ) -> Gradients:
+        op = ops_for(input.device).conv2d_backward
+        return op(grad_output, input, weight, self.geometry, output, needs_input_grad)
+
+
+class ConvTranspose2d(Convolution):
+    """Transposed 2-D convolution, the adjoint of Conv2d, over (N, in_channels, H, W).
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: extent of the kernel, one integer or (kh, kw).
+        stride: distance in the output between the kernels of two neighbouring input pixels.
+        padding: rows and columns cut off each side of the output.
+        output_padding: rows and columns added at the bottom and right; less than stride
+            (or dilation).
+        bias: whether a bias is added.
+        dilation: distance between kernel taps.
+        generator: randomness of the initial weights; torch's global generator by default.
+
+    Attributes:
+        weight: (in_channels, out_channels, kh, kw).
+        bias: (out_channels,) or None.
+
+    Raises:
+        ShapeError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Int2,
+        stride: Int2 = 1,
+        padding: Int2 = 0,
+        output_padding: Int2 = 0,
+        bias: bool = True,
+        dilation: Int2 = 1,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            (in_channels, out_channels),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            output_padding,
+            bias,
+            generator,
+        )
+        # An input that is large enough for any padding: only the arguments can be wrong here.
+        self.output_size((1 + 2 * self.padding[0], 1 + 2 * self.padding[1]))
+
+    @property
+    def output_padding(self) -> IntPair:
+        """Rows and columns added at the bottom and right."""
+        return self.geometry.output_padding
+
+    def output_size(self, size: Sequence[int]) -> IntPair:
+        """As `ConvGeometry.conv_transpose2d_output_size`."""
+        return self.geometry.conv_transpose2d_output_size(size, self.kernel_size)
+
+    def _convolve(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+    ) -> Tensor:
+        op = ops_for(input.device).conv_transpose2d_forward
+        return op(input, weight, bias, self.geometry, activation)
+
+    def _gradients(
+        self,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        output: Tensor | None,
+        needs_input_grad: bool,
+    ) -> Gradients:
+        op = ops_for(input.device).conv_transpose2d_backward
+        return op(grad_output, input, weight, self.geometry, output, needs_input_grad)
 
 
 class ReLU(Block):
-    """max(x, 0), elementwise (report, II-D)."""
+    """max(x, 0), elementwise (course paper, II-D)."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape; the same shape."""
-        output = ops.relu_forward(input)
+        output = relu_forward(input)
         self._save(output, output)
         return output
 
@@ -26,27 +304,31 @@ class ReLU(Block):
         """max(x, 0) in the place of x."""
         return input.clamp_min_(0)
 
-    def backward(self, grad_output: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """grad_output where the output was positive, 0 elsewhere."""
-        return ops.relu_backward(grad_output, self._pop_saved(grad_output))
+        output = self._pop_saved(grad_output)
+        return relu_backward(grad_output, output) if needs_input_grad else None
 
 
 class Sigmoid(Block):
-    """1/(1 + e^−x), elementwise and without overflow (report, II-D)."""
+    """1/(1 + e^−x), elementwise and without overflow (course paper, II-D)."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape; the same shape, values in [0, 1]."""
-        output = ops.sigmoid_forward(input)
+        output = ops_for(input.device).sigmoid_forward(input)
         self._save(output, output)
         return output
 
     def forward_in_place(self, input: Tensor) -> Tensor:
         """1/(1 + e^−x) in the place of x."""
-        return ops.sigmoid_forward_(input)
+        return ops_for(input.device).sigmoid_forward_(input)
 
-    def backward(self, grad_output: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """grad_output · σ · (1 − σ)."""
-        return ops.sigmoid_backward(grad_output, self._pop_saved(grad_output))
+        output = self._pop_saved(grad_output)
+        if not needs_input_grad:
+            return None
+        return ops_for(output.device).sigmoid_backward(grad_output, output)
 
 
 class PixelUnshuffle(Block):
@@ -63,16 +345,16 @@ class PixelUnshuffle(Block):
         self.downscale_factor = downscale_factor
 
     def output_shape(self, shape: Sequence[int]) -> Shape:
-        """(N, C·r², H, W) for an input of (N, C, H·r, W·r).
+        """Return (N, C·r², H, W) for an input of (N, C, H·r, W·r).
 
         Raises:
-            ShapeError: height or width is no multiple of the factor.
+            ShapeError: height or width is not a multiple of the factor.
         """
         check_nchw(shape, None, "PixelUnshuffle input")
         batch, channels, height, width = shape
         factor = self.downscale_factor
         if height % factor or width % factor:
-            raise ShapeError(f"PixelUnshuffle: {height}x{width} is no multiple of {factor}")
+            raise ShapeError(f"PixelUnshuffle: {height}x{width} is not a multiple of {factor}")
         return batch, channels * factor**2, height // factor, width // factor
 
     def forward(self, input: Tensor) -> Tensor:
@@ -82,14 +364,18 @@ class PixelUnshuffle(Block):
             ShapeError: they are not.
         """
         self.output_shape(input.shape)
-        output = ops.pixel_unshuffle(input, self.downscale_factor)
+        output = pixel_unshuffle(input, self.downscale_factor)
         self._save((), output)
         return output
 
-    def backward(self, grad_output: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Every pixel has moved, so the gradient moves back."""
         self._pop_saved(grad_output)
-        return ops.pixel_shuffle(grad_output, self.downscale_factor)
+        return pixel_shuffle(grad_output, self.downscale_factor) if needs_input_grad else None
+
+    def extra_repr(self) -> str:
+        """As torch's."""
+        return f"downscale_factor={self.downscale_factor}"
 
 
 class PixelShuffle(Block):
@@ -112,21 +398,27 @@ class PixelShuffle(Block):
             ShapeError: it is not.
         """
         check_nchw(input.shape, None, "PixelShuffle input")
-        if input.shape[1] % self.upscale_factor**2:
-            square = self.upscale_factor**2
-            raise ShapeError(f"PixelShuffle: {input.shape[1]} channels, no multiple of {square}")
-        output = ops.pixel_shuffle(input, self.upscale_factor)
+        square = self.upscale_factor**2
+        if input.shape[1] % square:
+            raise ShapeError(
+                f"PixelShuffle: {input.shape[1]} channels are not a multiple of {square}"
+            )
+        output = pixel_shuffle(input, self.upscale_factor)
         self._save((), output)
         return output
 
-    def backward(self, grad_output: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Every pixel has moved, so the gradient moves back."""
         self._pop_saved(grad_output)
-        return ops.pixel_unshuffle(grad_output, self.upscale_factor)
+        return pixel_unshuffle(grad_output, self.upscale_factor) if needs_input_grad else None
+
+    def extra_repr(self) -> str:
+        """As torch's."""
+        return f"upscale_factor={self.upscale_factor}"
 
 
 class NearestUpsample2d(Block):
-    """Repeat every pixel `scale_factor` times down and across.
+    """Repeat every pixel `scale_factor` times down and across (course paper, II-C).
 
     Raises:
         ShapeError: a factor that is not a whole number of at least 1.
@@ -137,7 +429,7 @@ class NearestUpsample2d(Block):
         self.scale_factor = pair(scale_factor, "scale_factor", minimum=1)
 
     def output_shape(self, shape: Sequence[int]) -> Shape:
-        """(N, C, H·sh, W·sw) for an input of (N, C, H, W).
+        """Return (N, C, H·sh, W·sw) for an input of (N, C, H, W).
 
         Raises:
             ShapeError: not four dimensions, or an empty image.
@@ -149,22 +441,29 @@ class NearestUpsample2d(Block):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H·sh, W·sw)."""
         self.output_shape(input.shape)
-        output = ops.upsample_nearest2d_forward(input, scale_factor=self.scale_factor)
+        output = ops_for(input.device).upsample_nearest2d_forward(input, self.scale_factor)
         self._save((), output)
         return output
 
-    def backward(self, grad_output: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """The sum of the gradients of each pixel's copies."""
         self._pop_saved(grad_output)
-        return ops.upsample_nearest2d_backward(grad_output, scale_factor=self.scale_factor)
+        if not needs_input_grad:
+            return None
+        op = ops_for(grad_output.device).upsample_nearest2d_backward
+        return op(grad_output, self.scale_factor)
+
+    def extra_repr(self) -> str:
+        """As torch's."""
+        return f"scale_factor={self.scale_factor}"
 
 
 class Normalize(Block):
     """(x − mean)/std per channel: network inputs of mean 0 and deviation 1.
 
     Args:
-        mean: one value, or one a channel, in the input's unit.
-        std: likewise, above 0.
+        mean: one value, or one per channel, in the input's unit.
+        std: one value, or one per channel, above 0.
 
     Raises:
         ShapeError: lengths that contradict each other, or a std that is not above 0.
@@ -177,27 +476,33 @@ class Normalize(Block):
         lengths = {len(self.mean), len(self.std)} - {1}
         if len(lengths) > 1 or 0 in lengths or not all(s > 0 for s in self.std):
             raise ShapeError(
-                f"Standardize: mean={mean}, std={std}: one value or one a channel, std above 0"
+                f"Normalize: mean={mean}, std={std}: give one value or one per channel, std above 0"
             )
         self._channels = lengths.pop() if lengths else None
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W); the same shape."""
-        check_nchw(input.shape, self._channels, "Standardize input")
+        check_nchw(input.shape, self._channels, "Normalize input")
         self._save((), input)
         n, c, height, width = input.shape
-        output = empty((n, height, width * c), input)
+        output = POOL.alloc((n, height, width * c), input)
         # Rows of values and of means as long: a channel at a time the inner loops would be 3 long.
         rows = input.permute(0, 2, 3, 1).reshape(n, height, width * c)
         torch.sub(rows, _per_channel(self.mean, c, input).repeat(width), out=output)
         output.div_(_per_channel(self.std, c, input).repeat(width))
         return output.view(n, height, width, c).permute(0, 3, 1, 2)
 
-    def backward(self, grad_output: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """grad_output / std."""
         self._pop_saved(grad_output)
+        if not needs_input_grad:
+            return None
         std = _per_channel(self.std, grad_output.shape[1], grad_output)
         return grad_output / std.view(-1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"mean={self.mean}, std={self.std}"
 
 
 def _as_tuple(value: float | Sequence[float]) -> tuple[float, ...]:
@@ -216,10 +521,10 @@ def _uploaded(values: tuple[float, ...], device: torch.device, dtype: torch.dtyp
 
 
 class ReflectPadded(Block):
-    """Pad by reflection to sizes that `body` likes, run it, cut the padding off again.
+    """Pad by reflection to sizes that `body` accepts, run it, and cut the padding off again.
 
     `body` must return images of its input's size. Reflection does not repeat the edge pixel and
-    goes to and fro as often as needed, so that even a 1×1 image can be padded (torch's stops at
+    goes back and forth as often as needed, so that even a 1×1 image can be padded (torch stops at
     size − 1).
 
     Args:
@@ -235,30 +540,32 @@ class ReflectPadded(Block):
     def __init__(self, body: Block, multiple: int, minimum: int = 1, margin: int = 0) -> None:
         super().__init__()
         if multiple < 1 or minimum < 1 or margin < 0:
-            raise ShapeError(f"Padded: multiple={multiple}, minimum={minimum}, margin={margin}")
+            raise ShapeError(
+                f"ReflectPadded: multiple={multiple}, minimum={minimum}, margin={margin}"
+            )
         self.body = body
         self.multiple = multiple
         self.minimum = minimum
         self.margin = margin
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
-        """The body, under the name "body"."""
+        """Yield the body, named "body"."""
         yield "body", self.body
 
     def padded_size(self, size: int) -> int:
-        """Extent that `body` sees for an image of extent `size`."""
+        """Return the extent that `body` sees for an image of extent `size`."""
         wanted = max(size + 2 * self.margin, self.minimum)
         return -(-wanted // self.multiple) * self.multiple
 
     def indices(self, size: int, device: torch.device) -> Tensor:
-        """For every padded position of an extent, the image position that it mirrors."""
+        """Return the image position that each position of a padded extent mirrors."""
         positions = torch.arange(-self.margin, self.padded_size(size) - self.margin, device=device)
         period = max(2 * (size - 1), 1)
         positions = positions.remainder(period)
         return torch.minimum(positions, period - positions) if size > 1 else positions * 0
 
     def pad(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) of any size, between its reflections as the body sees it."""
+        """Return (N, C, H, W) of any size between its reflections, as the body sees it."""
         height, width = input.shape[2:]
         rows, columns = self.indices(height, input.device), self.indices(width, input.device)
         return self._pad(input, rows, columns)
@@ -269,34 +576,32 @@ class ReflectPadded(Block):
         Raises:
             ShapeError: an empty image, or the body does not keep the size.
         """
-        check_nchw(input.shape, None, "Padded input")
+        check_nchw(input.shape, None, "ReflectPadded input")
         height, width = input.shape[2:]
         rows, columns = self.indices(height, input.device), self.indices(width, input.device)
         inside = self._run(self._pad(input, rows, columns), input)
         if inside.shape[2:] != (len(rows), len(columns)):
             raise ShapeError(
-                f"Padded: the body turned an image of size {len(rows)}x{len(columns)} into one of "
-                f"size {inside.shape[2]}x{inside.shape[3]}; it must keep the size"
+                f"ReflectPadded: the body turned an image of size {len(rows)}x{len(columns)} into "
+                f"one of size {inside.shape[2]}x{inside.shape[3]}; it must keep the size"
             )
         bottom, right = self.margin + height, self.margin + width
         output = inside[:, :, self.margin : bottom, self.margin : right]
         self._save((height, width, rows, columns), output)
         return output
 
-    def backward(self, grad_output: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Zero where the output was cut off; each pixel sums the gradients of its reflections."""
         height, width, rows, columns = self._pop_saved(grad_output)
-        grad = self.body.backward(self._framed(grad_output, len(rows), len(columns)))
+        framed = self._framed(grad_output, len(rows), len(columns))
+        grad = self.body.backward(framed, needs_input_grad)
+        if not needs_input_grad:
+            return None
         if len(rows) != height:
             grad = grad.new_zeros(*grad.shape[:2], height, len(columns)).index_add_(2, rows, grad)
         if len(columns) != width:
             grad = grad.new_zeros(*grad.shape[:3], width).index_add_(3, columns, grad)
         return grad
-
-    def backward_parameters(self, grad_output: Tensor) -> None:
-        """As backward, without the input's gradient."""
-        _, _, rows, columns = self._pop_saved(grad_output)
-        self.body.backward_parameters(self._framed(grad_output, len(rows), len(columns)))
 
     def _framed(self, grad_output: Tensor, padded_height: int, padded_width: int) -> Tensor:
         """The output's gradient with zeros where the output was cut off."""
@@ -313,7 +618,7 @@ class ReflectPadded(Block):
         n, c, height, width = input.shape
         if (height, width) == (len(rows), len(columns)):
             return input
-        padded = empty((n, len(rows), len(columns), c), input)
+        padded = POOL.alloc((n, len(rows), len(columns), c), input)
         bottom, right = self.margin + height, self.margin + width
         band = padded[:, self.margin : bottom]
         band[:, :, self.margin : right] = input.permute(0, 2, 3, 1)
@@ -326,5 +631,5 @@ class ReflectPadded(Block):
     def _run(self, padded: Tensor, input: Tensor) -> Tensor:
         inside = self.body.forward(padded)
         if not self.training and not any(shares_memory(padded, kept) for kept in (input, inside)):
-            release(padded)
+            POOL.free(padded)
         return inside

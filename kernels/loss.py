@@ -1,22 +1,22 @@
-"""The mean squared error, the loss of Noise2Noise for zero-mean noise (report, II-E)."""
+"""The mean squared error, the loss of Noise2Noise for zero-mean noise (course paper, II-E)."""
 
 from torch import Tensor
 
-from . import ops
+from .dispatch import ops_for
 from .errors import ShapeError, StateError
 
 
 class MSELoss:
     """Σ (x − y)²/n over all n = N·C·H·W elements; not a Block, since it takes two tensors.
 
-    The gradient is made together with the loss, from one pass over both images.
+    The gradient is computed together with the loss, in one pass over both images.
     """
 
     def __init__(self) -> None:
         self._saved: Tensor | None = None
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss as a 0-d tensor.
+        """Return the loss as a 0-d tensor.
 
         Raises:
             ShapeError: input and target differ in shape (torch would broadcast and only warn).
@@ -25,14 +25,14 @@ class MSELoss:
             raise ShapeError(
                 f"MSELoss: input {tuple(input.shape)} and target {tuple(target.shape)} differ"
             )
-        loss, self._saved = ops.mse_loss(input, target)
+        loss, self._saved = ops_for(input.device).mse_loss(input, target)
         return loss
 
     def backward(self) -> Tensor:
-        """The gradient of `input`: 2·(x − y)/n.
+        """Return the gradient of `input`: 2·(x − y)/n.
 
         Raises:
-            StateError: no forward came before.
+            StateError: there was no forward before.
         """
         if self._saved is None:
             raise StateError("MSELoss.backward: call forward first (each serves one backward)")
@@ -40,5 +40,5 @@ class MSELoss:
         return grad_input
 
     def __call__(self, input: Tensor, target: Tensor) -> Tensor:
-        """`forward(input, target)`."""
+        """Return `forward(input, target)`."""
         return self.forward(input, target)

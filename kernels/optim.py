@@ -108,7 +108,7 @@ class SGD(Optimizer):
         self.nesterov = nesterov
 
     def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
-        steps = grads
+        steps: tuple[Tensor, ...] | list[Tensor] = grads
         if self.weight_decay:
             steps = torch._foreach_add(grads, parameters, alpha=self.weight_decay)
         if self.momentum:

@@ -1,20 +1,21 @@
-"""The specification of every op in plain tensor arithmetic: slow, obvious, on any device."""
+"""The specification of every op in plain tensor arithmetic: slow, obvious, on any device.
+
+What an op computes is documented here and nowhere else; the implementations in `gemm/` and `cuda/`
+have the same names and signatures.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import fold, unfold
 
-from .geometry import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
+from .geometry import Activation, ConvGeometry, IntPair
 
 
 def conv2d_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     activation: Activation = None,
 ) -> Tensor:
     """Y = W · unfold(X) + b, then the activation.
@@ -23,17 +24,15 @@ def conv2d_forward(
         input: (N, in_channels, H, W).
         weight: (out_channels, in_channels, kh, kw).
         bias: (out_channels,) or None.
-        stride: step between output positions, in pixels.
-        padding: zeros added on each side.
-        dilation: distance between kernel taps.
+        geometry: stride, padding and dilation.
         activation: None, or "relu" applied to the output.
 
     Returns:
         (N, out_channels, oh, ow).
     """
-    kernel_size = (weight.shape[2], weight.shape[3])
-    oh, ow = conv2d_output_size(input.shape[2:], kernel_size, stride, padding, dilation)
-    columns = unfold(input, kernel_size, dilation, padding, stride)  # (N, C·kh·kw, oh·ow)
+    kernel_size = _kernel_size(weight)
+    oh, ow = geometry.conv2d_output_size(input.shape[2:], kernel_size)
+    columns = _unfold(input, kernel_size, geometry)  # (N, C·kh·kw, oh·ow)
     output = weight.flatten(1) @ columns
     if bias is not None:
         output += bias.view(1, -1, 1)
@@ -44,10 +43,7 @@ def conv2d_backward(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -55,28 +51,26 @@ def conv2d_backward(
 
     Args:
         grad_output: shaped as the output.
-        input: what forward was given.
-        weight: likewise.
-        stride: likewise.
-        padding: likewise.
-        dilation: likewise.
-        output: what forward returned, if its activation was "relu"; otherwise None.
-        needs_input_grad: False saves the work for a layer that nothing learns before.
+        input: forward's.
+        weight: forward's.
+        geometry: forward's.
+        output: what forward returned if its activation was "relu"; otherwise None.
+        needs_input_grad: False saves the work where nothing before this layer learns.
 
     Returns:
         grad_input (None if not needed), grad_weight and grad_bias, shaped as input, weight, bias.
     """
     if output is not None:
         grad_output = relu_backward(grad_output, output)
-    kernel_size = (weight.shape[2], weight.shape[3])
-    size = (input.shape[2], input.shape[3])
+    kernel_size = _kernel_size(weight)
     grad = grad_output.flatten(2)  # (N, out_channels, oh·ow)
-    columns = unfold(input, kernel_size, dilation, padding, stride)
+    columns = _unfold(input, kernel_size, geometry)
     grad_weight = torch.einsum("nol,nkl->ok", grad, columns).view_as(weight)
     grad_input = None
     if needs_input_grad:
+        size = (input.shape[2], input.shape[3])
         grad_columns = weight.flatten(1).T @ grad
-        grad_input = fold(grad_columns, size, kernel_size, dilation, padding, stride)
+        grad_input = _fold(grad_columns, size, kernel_size, geometry)
     return grad_input, grad_weight, grad.sum((0, 2))
 
 
@@ -84,36 +78,28 @@ def conv_transpose2d_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    output_padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     activation: Activation = None,
 ) -> Tensor:
-    """Y = crop(fold(Wᵀ · X)) + b: every input pixel stamps its weighted kernel on the output.
+    """Y = crop(fold(Wᵀ · X)) + b: every input pixel adds its weighted kernel to the output.
 
     Args:
         input: (N, in_channels, H, W).
         weight: (in_channels, out_channels, kh, kw).
         bias: (out_channels,) or None.
-        stride: distance between stamps, in pixels.
-        padding: rows and columns cut off each side.
-        output_padding: rows and columns added at the bottom and right.
-        dilation: distance between kernel taps.
+        geometry: stride, padding, dilation and output_padding.
         activation: None, or "relu" applied to the output.
 
     Returns:
         (N, out_channels, oh, ow).
     """
-    kernel_size = (weight.shape[2], weight.shape[3])
-    output_size = conv_transpose2d_output_size(
-        input.shape[2:], kernel_size, stride, padding, output_padding, dilation
-    )
-    canvas_size = _canvas_size(input, kernel_size, stride, dilation)
+    kernel_size = _kernel_size(weight)
+    output_size = geometry.conv_transpose2d_output_size(input.shape[2:], kernel_size)
+    uncropped = ConvGeometry(geometry.stride, dilation=geometry.dilation)
+    canvas_size = uncropped.conv_transpose2d_output_size(input.shape[2:], kernel_size)
     columns = weight.flatten(1).T @ input.flatten(2)  # (N, out_channels·kh·kw, H·W)
-    canvas = fold(columns, canvas_size, kernel_size, dilation, 0, stride)
-    output = _window(canvas, padding, output_size)
+    canvas = _fold(columns, canvas_size, kernel_size, uncropped)
+    output = _window(canvas, geometry.padding, output_size)
     if bias is not None:
         output += bias.view(1, -1, 1, 1)
     return _activate(output, activation)
@@ -123,40 +109,41 @@ def conv_transpose2d_backward(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    output_padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """With C = unfold(uncrop(dY)): dX = W · C, dW = Σ_n X_n · C_nᵀ, db = Σ_{n,y,x} dY.
 
-    Args and Returns as of `conv2d_backward`.
+    Arguments and results are those of `conv2d_backward`.
     """
     if output is not None:
         grad_output = relu_backward(grad_output, output)
-    kernel_size = (weight.shape[2], weight.shape[3])
-    canvas_size = _canvas_size(input, kernel_size, stride, dilation)
-    canvas = _window(grad_output, (-padding[0], -padding[1]), canvas_size)
-    columns = unfold(canvas, kernel_size, dilation, 0, stride)
+    kernel_size = _kernel_size(weight)
+    uncropped = ConvGeometry(geometry.stride, dilation=geometry.dilation)
+    canvas_size = uncropped.conv_transpose2d_output_size(input.shape[2:], kernel_size)
+    start = (-geometry.padding[0], -geometry.padding[1])
+    canvas = _window(grad_output, start, canvas_size)
+    columns = _unfold(canvas, kernel_size, uncropped)
     grad_input = (weight.flatten(1) @ columns).view_as(input) if needs_input_grad else None
     grad_weight = torch.einsum("ncl,nkl->ck", input.flatten(2), columns).view_as(weight)
     return grad_input, grad_weight, grad_output.sum((0, 2, 3))
+
+
+def _kernel_size(weight: Tensor) -> IntPair:
+    return weight.shape[2], weight.shape[3]
 
 
 def _activate(output: Tensor, activation: Activation) -> Tensor:
     return relu_forward(output) if activation == "relu" else output
 
 
-def _canvas_size(
-    input: Tensor, kernel_size: IntPair, stride: IntPair, dilation: IntPair
-) -> IntPair:
-    """What the stamps cover before padding is cut off."""
-    return conv_transpose2d_output_size(
-        input.shape[2:], kernel_size, stride, (0, 0), (0, 0), dilation
-    )
+def _unfold(image: Tensor, kernel_size: IntPair, geometry: ConvGeometry) -> Tensor:
+    return unfold(image, kernel_size, geometry.dilation, geometry.padding, geometry.stride)
+
+
+def _fold(columns: Tensor, size: IntPair, kernel_size: IntPair, geometry: ConvGeometry) -> Tensor:
+    return fold(columns, size, kernel_size, geometry.dilation, geometry.padding, geometry.stride)
 
 
 def _window(image: Tensor, start: IntPair, size: IntPair) -> Tensor:
@@ -197,13 +184,13 @@ def sigmoid_backward(grad_output: Tensor, output: Tensor) -> Tensor:
     return grad_output * output * (1 - output)
 
 
-def upsample_nearest2d_forward(input: Tensor, *, scale_factor: IntPair) -> Tensor:
+def upsample_nearest2d_forward(input: Tensor, scale_factor: IntPair) -> Tensor:
     """Repeat every pixel sh times down and sw times across: (N, C, H, W) → (N, C, H·sh, W·sw)."""
     sh, sw = scale_factor
     return input.repeat_interleave(sh, dim=2).repeat_interleave(sw, dim=3)
 
 
-def upsample_nearest2d_backward(grad_output: Tensor, *, scale_factor: IntPair) -> Tensor:
+def upsample_nearest2d_backward(grad_output: Tensor, scale_factor: IntPair) -> Tensor:
     """Each input pixel gets the sum of the gradients of its copies."""
     sh, sw = scale_factor
     n, c, oh, ow = grad_output.shape

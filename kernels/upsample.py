@@ -1,4 +1,4 @@
-"""Nearest-neighbour upsampling followed by a convolution, in one (course paper, II-C)."""
+"""Upsampling followed by a convolution, computed as one (course paper, II-C)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,16 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
 from .block import Block
 from .container import Sequential
-from .conv import Conv2d, Convolution
-from .geometry import Activation, Int2, IntPair
-from .layers import NearestUpsample2d
+from .dispatch import Gradients, ops_for
+from .geometry import Activation, ConvGeometry, Int2, IntPair
+from .layers import Conv2d, Convolution, NearestUpsample2d
 
 
 class UpsampleConv2d(Sequential):
-    """NearestUpsample2d, then Conv2d: the report's stand-in for a transposed convolution.
+    """NearestUpsample2d, then Conv2d: the course paper's alternative to a transposed convolution.
 
     Odena et al., "Deconvolution and checkerboard artifacts" (2016). Arguments after `scale_factor`
     are Conv2d's; the convolution's parameters are named "1.weight" and "1.bias".
@@ -25,7 +24,7 @@ class UpsampleConv2d(Sequential):
 
     Attributes:
         upsample: the first block.
-        conv: the second.
+        conv: the second block.
         merged: what runs instead of both, or None.
     """
 
@@ -58,18 +57,18 @@ class UpsampleConv2d(Sequential):
         if MergedUpsampleConv2d.serves(self.conv):
             self.merged = MergedUpsampleConv2d(self.upsample, self.conv)
 
-    def forget(self) -> None:
-        """Drop what forward kept."""
-        super().forget()
+    def clear_saved(self) -> None:
+        """Drop what forward saved."""
+        super().clear_saved()
         if self.merged is not None:
-            self.merged.forget()
+            self.merged.clear_saved()
 
-    def _stages(self) -> list[tuple[Block, Activation]]:
-        return super()._stages() if self.merged is None else [(self.merged, None)]
+    def _steps(self) -> list[tuple[Block, Activation]]:
+        return super()._steps() if self.merged is None else [(self.merged, None)]
 
 
 class MergedUpsampleConv2d(Convolution):
-    """A convolution behind an upsampling, as the transposed convolution that the two are.
+    """A convolution after an upsampling, as the transposed convolution that the two are.
 
     Upsampled by s, every pixel of the small image meets the k taps of the kernel in its s copies,
     each one pixel further: along each axis a transposed convolution of stride s, whose k + s − 1
@@ -78,20 +77,13 @@ class MergedUpsampleConv2d(Convolution):
     """
 
     def __init__(self, upsample: NearestUpsample2d, conv: Conv2d) -> None:
-        # Not Convolution's: whatever is not set here is the convolution's (`__getattr__`).
+        # Convolution's own is not called: what is not set here is `conv`'s (`__getattr__`).
         self._conv = conv
         self._saved = None
         self._scale = upsample.scale_factor
         boxes = (_box(k, s) for k, s in zip(conv.kernel_size, self._scale, strict=True))
         self._boxes = tuple(boxes)
-        self._geometry: dict[str, Any] = {
-            "stride": self._scale,
-            "padding": _around(conv),
-            "output_padding": (0, 0),
-            "dilation": (1, 1),
-        }
-        self._forward_op = self._forward_merged
-        self._backward_op = self._backward_merged
+        self._transposed = ConvGeometry(self._scale, _cut(conv))
 
     def __getattr__(self, name: str) -> Any:
         if name == "_conv":  # while a copy is being made
@@ -100,26 +92,31 @@ class MergedUpsampleConv2d(Convolution):
 
     @staticmethod
     def serves(conv: Conv2d) -> bool:
-        """Whether there is a transposed convolution for this one."""
-        return conv.stride == conv.dilation == (1, 1) and min(_around(conv)) >= 0
+        """Whether there is a transposed convolution for this convolution."""
+        return conv.stride == conv.dilation == (1, 1) and min(_cut(conv)) >= 0
 
     def output_size(self, size: Sequence[int]) -> IntPair:
-        """The convolution's, of the upsampled image."""
+        """Return the convolution's output size for the upsampled image."""
         height, width = (extent * s for extent, s in zip(size, self._scale, strict=True))
         return self._conv.output_size((height, width))
 
-    def _forward_merged(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, *, activation: Activation
+    def _convolve(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
     ) -> Tensor:
-        return ops.conv_transpose2d_forward(
-            input, self._boxed(weight), bias, activation=activation, **self._geometry
-        )
+        op = ops_for(input.device).conv_transpose2d_forward
+        return op(input, self._boxed(weight), bias, self._transposed, activation)
 
-    def _backward_merged(
-        self, grad_output: Tensor, input: Tensor, weight: Tensor, **options: Any
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        grad_input, grad_boxed, grad_bias = ops.conv_transpose2d_backward(
-            grad_output, input, self._boxed(weight), **options, **self._geometry
+    def _gradients(
+        self,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        output: Tensor | None,
+        needs_input_grad: bool,
+    ) -> Gradients:
+        op = ops_for(input.device).conv_transpose2d_backward
+        grad_input, grad_boxed, grad_bias = op(
+            grad_output, input, self._boxed(weight), self._transposed, output, needs_input_grad
         )
         down, across = (box.to(weight.device, _wide(weight)) for box in self._boxes)
         grad_weight = torch.einsum("coab,ai,bj->ocij", grad_boxed.to(down.dtype), down, across)
@@ -132,14 +129,14 @@ class MergedUpsampleConv2d(Convolution):
         return boxed.to(weight.dtype)
 
 
-def _around(conv: Conv2d) -> IntPair:
+def _cut(conv: Conv2d) -> IntPair:
     """Rows and columns that the transposed convolution cuts off each side."""
     (kh, kw), (ph, pw) = conv.kernel_size, conv.padding
     return kh - 1 - ph, kw - 1 - pw
 
 
 def _box(taps: int, scale: int) -> Tensor:
-    """(taps + scale − 1, taps): 1 where a merged tap takes up one of the kernel's."""
+    """(taps + scale − 1, taps): 1 where a merged tap includes one of the kernel's."""
     box = torch.zeros(taps + scale - 1, taps)
     for copy in range(scale):
         for tap in range(taps):
@@ -148,5 +145,5 @@ def _box(taps: int, scale: int) -> Tensor:
 
 
 def _wide(weight: Tensor) -> torch.dtype:
-    """Sums of taps are made in float32 at least."""
+    """Taps are summed in float32 at least."""
     return torch.promote_types(weight.dtype, torch.float32)

@@ -14,7 +14,8 @@ import torch
 from PIL import features
 
 from denoise_batch.kernels import DenoiseBatchError
-from denoise_batch.kernels.selfcheck import KernelCheck, self_check
+from denoise_batch.kernels.kernel_check import KernelCheck
+from denoise_batch.kernels.selfcheck import self_check
 
 from . import weights as shipped
 from .device import describe_device

@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from denoise_batch.kernels import ShapeError, ops
+from denoise_batch.kernels import ShapeError
+from denoise_batch.kernels.dispatch import ops_for
+from denoise_batch.kernels.geometry import ConvGeometry
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -75,7 +77,5 @@ def _blur(image: Tensor) -> Tensor:
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     window /= window.sum()
     for weight in (window.view(1, 1, -1, 1), window.view(1, 1, 1, -1)):
-        image = ops.conv2d_forward(
-            image, weight, None, stride=(1, 1), padding=(0, 0), dilation=(1, 1)
-        )
+        image = ops_for(image.device).conv2d_forward(image, weight, None, ConvGeometry())
     return image

@@ -37,7 +37,8 @@ from denoise_batch.kernels import (
     UpsampleConv2d,
     WeightsError,
 )
-from denoise_batch.kernels import buffer_pool as workspace
+from denoise_batch.kernels.block import InputGrad
+from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.geometry import check_nchw
 from denoise_batch.kernels.init import kaiming_normal_
 
@@ -146,7 +147,7 @@ class Network(Block):
                 `spec.minimum`.
         """
         is_gray = padded.shape[1] == 1
-        with workspace.active():
+        with POOL.enabled():
             output = self._bare.forward(padded.expand(-1, 3, -1, -1) if is_gray else padded)
         return (output.mean(1, keepdim=True) if is_gray else output).to(padded.dtype)
 
@@ -162,24 +163,18 @@ class Network(Block):
         if self.training:
             output = self._body.forward(image)
         else:
-            with workspace.active():
+            with POOL.enabled():
                 output = self._body.forward(image)
         output = (output.mean(1, keepdim=True) if is_gray else output).to(input.dtype)
         self._save((is_gray,), output)
         return output
 
-    def backward(self, grad_output: Tensor) -> Tensor:
-        """The gradient of the input; adds to the layers' parameters."""
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
+        """Add to the layers' `.grad` and return the gradient of the input."""
         (is_gray,) = self._pop_saved(grad_output)
-        if not is_gray:
-            return self._body.backward(grad_output)
-        return self._body.backward(grad_output.expand(-1, 3, -1, -1) / 3).sum(1, keepdim=True)
-
-    def backward_parameters(self, grad_output: Tensor) -> None:
-        """Adds to the layers' parameters."""
-        (is_gray,) = self._pop_saved(grad_output)
-        grad = grad_output.expand(-1, 3, -1, -1) / 3 if is_gray else grad_output
-        self._body.backward_parameters(grad)
+        grad_output = grad_output.expand(-1, 3, -1, -1) / 3 if is_gray else grad_output
+        grad = self._body.backward(grad_output, needs_input_grad)
+        return grad.sum(1, keepdim=True) if is_gray and needs_input_grad else grad
 
 
 def _tconv(generator: torch.Generator | None) -> Sequence[Block]:

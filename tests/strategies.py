@@ -7,6 +7,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from denoise_batch.kernels.geometry import ConvGeometry
+
 Pair = tuple[int, int]
 
 EXTENTS = (1, 2, 3, 5, 7, 8, 11, 13)
@@ -28,8 +30,14 @@ class Geometry:
     bias: bool
 
     @property
+    def geometry(self) -> ConvGeometry:
+        """What our ops take."""
+        output_padding = self.output_padding or (0, 0)
+        return ConvGeometry(self.stride, self.padding, self.dilation, output_padding)
+
+    @property
     def options(self) -> dict[str, Any]:
-        """The keywords of an op, and of torch.nn.functional."""
+        """The keywords of torch.nn.functional."""
         options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
         if self.output_padding is not None:
             options["output_padding"] = self.output_padding

@@ -1,9 +1,9 @@
-"""Convolution and transposed convolution: the twins of `gemm.conv`, made of three kernels.
+"""Convolution and transposed convolution, made of three kernels.
 
-As there, an op joins a larger image L and a smaller image S by a kernel W (S, L, kh, kw):
+As in `gemm.conv`, both join a larger image L and a smaller image S by a kernel W (S, L, kh, kw):
 
-    conv2d             S = correlate(L)     dL = stamp(dS)       dW = windows(L)ᵀ · dS
-    conv_transpose2d   L = stamp(S)         dS = correlate(dL)   dW = windows(dL)ᵀ · S
+    conv2d             S = conv_forward(L)      dL = conv_transpose(dS)   dW = windows(L)ᵀ · dS
+    conv_transpose2d   L = conv_transpose(S)    dS = conv_forward(dL)     dW = windows(dL)ᵀ · S
 
 Operands are float32, bfloat16 or float16, sums float32; weight and bias gradients come back in
 float32 whatever the operands, since that is what parameters are kept in. float64 and dilated
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import NotCoveredError
-from ..geometry import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
-from .conv_forward import correlate
-from .conv_transpose import stamp
+from ..geometry import Activation, ConvGeometry, FusedActivation, IntPair
+from .conv_forward import conv_forward
+from .conv_transpose import conv_transpose
 from .packed_weights import packed
 from .relu_backward import relu_backward_bias_grad
 from .weight_grad import weight_grad
@@ -28,26 +28,49 @@ def conv2d_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     activation: Activation = None,
 ) -> Tensor:
-    """As `gemm.conv.conv2d_forward`."""
-    check_covered(input, weight, dilation)
-    size = conv2d_output_size(input.shape[2:], kernel_of(weight), stride, padding, dilation)
-    output = new_image(input, len(weight), size)
-    correlate(
-        nhwc(input),
-        packed(weight, input.dtype),
+    """Triton implementation of `reference.conv2d_forward`."""
+    return conv2d_fused(input, weight, bias, geometry, activation)
+
+
+def conv2d_fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: FusedActivation = None,
+    upsample: IntPair = (1, 1),
+    unshuffle: int = 1,
+    shuffle: int = 1,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Triton implementation of `gemm.fused.conv2d_fused`."""
+    _check_covered(input, geometry)
+    if unshuffle > 1 and upsample != (1, 1):
+        raise NotCoveredError("upsampling and unshuffling at once")
+    height, width = (
+        extent * up // unshuffle for extent, up in zip(input.shape[2:], upsample, strict=True)
+    )
+    size = geometry.conv2d_output_size((height, width), weight.shape[2:])
+    channels = len(weight) // shuffle**2
+    output = _new_image(input, channels, (size[0] * shuffle, size[1] * shuffle))
+    if bias is not None and shuffle > 1:
+        bias = bias.view(channels, shuffle**2).T.contiguous().flatten()
+    conv_forward(
+        _nhwc(input),
+        packed(weight, input.dtype, shuffle),
         bias,
         output,
-        kernel=kernel_of(weight),
-        stride=stride,
-        padding=padding,
+        geometry,
+        kernel=_kernel(weight),
         weight_strides=(len(weight), 1),
         activation=activation,
+        residual=_as_output(residual, output),
+        upsample=upsample,
+        unshuffle=unshuffle,
+        shuffle=(shuffle, shuffle),
     )
     return output.permute(0, 3, 1, 2)
 
@@ -56,47 +79,46 @@ def conv2d_backward(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """As `gemm.conv.conv2d_backward`, with grad_weight and grad_bias in float32."""
-    check_covered(input, weight, dilation)
-    grad, grad_bias = _masked(grad_output, output)
+    """Triton implementation of `reference.conv2d_backward`, grad_weight and grad_bias float32."""
+    _check_covered(input, geometry)
+    grad, grad_bias = _relu_backward(grad_output, output)
     grad_input = None
     if needs_input_grad:
-        image = new_image(input, input.shape[1], (input.shape[2], input.shape[3]))
-        conv_transpose_weight(grad, weight, None, image, stride=stride, padding=padding)
+        image = _new_image(input, input.shape[1], (input.shape[2], input.shape[3]))
+        _conv_transpose(grad, weight, None, image, geometry)
         grad_input = image.permute(0, 3, 1, 2)
-    grad_weight = weight_grad(
-        nhwc(input), grad, kernel=kernel_of(weight), stride=stride, padding=padding
-    )
-    return grad_input, grad_weight, grad_bias
+    return grad_input, weight_grad(_nhwc(input), grad, _kernel(weight), geometry), grad_bias
 
 
 def conv_transpose2d_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    output_padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     activation: Activation = None,
 ) -> Tensor:
-    """As `gemm.conv.conv_transpose2d_forward`."""
-    check_covered(input, weight, dilation)
-    size = conv_transpose2d_output_size(
-        input.shape[2:], kernel_of(weight), stride, padding, output_padding, dilation
-    )
-    output = new_image(input, weight.shape[1], size)
-    conv_transpose_weight(
-        nhwc(input), weight, bias, output, stride=stride, padding=padding, activation=activation
-    )
+    """Triton implementation of `reference.conv_transpose2d_forward`."""
+    return conv_transpose2d_fused(input, weight, bias, geometry, activation)
+
+
+def conv_transpose2d_fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: FusedActivation = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Triton implementation of `gemm.fused.conv_transpose2d_fused`."""
+    _check_covered(input, geometry)
+    size = geometry.conv_transpose2d_output_size(input.shape[2:], weight.shape[2:])
+    output = _new_image(input, weight.shape[1], size)
+    residual = _as_output(residual, output)
+    _conv_transpose(_nhwc(input), weight, bias, output, geometry, activation, residual)
     return output.permute(0, 3, 1, 2)
 
 
@@ -104,64 +126,54 @@ def conv_transpose2d_backward(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    output_padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """As `gemm.conv.conv_transpose2d_backward`, with grad_weight and grad_bias in float32."""
-    check_covered(input, weight, dilation)
-    grad, grad_bias = _masked(grad_output, output)
+    """Triton implementation of `reference.conv_transpose2d_backward`, as `conv2d_backward`."""
+    _check_covered(input, geometry)
+    grad, grad_bias = _relu_backward(grad_output, output)
     grad_input = None
     if needs_input_grad:
-        image = new_image(input, len(weight), (input.shape[2], input.shape[3]))
-        correlate(
+        image = _new_image(input, len(weight), (input.shape[2], input.shape[3]))
+        conv_forward(
             grad,
             packed(weight, grad.dtype),
             None,
             image,
-            kernel=kernel_of(weight),
-            stride=stride,
-            padding=padding,
+            geometry,
+            kernel=_kernel(weight),
             weight_strides=(len(weight), 1),
         )
         grad_input = image.permute(0, 3, 1, 2)
-    grad_weight = weight_grad(
-        grad, nhwc(input), kernel=kernel_of(weight), stride=stride, padding=padding
-    )
-    return grad_input, grad_weight, grad_bias
+    return grad_input, weight_grad(grad, _nhwc(input), _kernel(weight), geometry), grad_bias
 
 
-def conv_transpose_weight(
+def _conv_transpose(
     small: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     output: Tensor,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    activation: str | None = None,
+    geometry: ConvGeometry,
+    activation: FusedActivation = None,
     residual: Tensor | None = None,
 ) -> None:
-    """L = stamp(S) for images (N, H, W, C) and a weight (S, L, kh, kw).
+    """L = conv_transpose(S) for images (N, H, W, C) and a weight (S, L, kh, kw).
 
-    Where the stamps tile the output (kernel = stride, nothing cut off or added), all phases are the
-    columns of one product of a single tap, whose result is shuffled: S is read once.
+    Where the kernels tile the output (kernel = stride, nothing cut off or added), all phases are
+    the columns of one product of a single tap, whose result is shuffled: S is read once.
     """
-    kernel, channels = kernel_of(weight), weight.shape[1]
-    tiles = (small.shape[1] * stride[0], small.shape[2] * stride[1]) == tuple(output.shape[1:3])
-    if kernel == stride and padding == (0, 0) and tiles:
-        correlate(
+    kernel, stride = _kernel(weight), geometry.stride
+    size = (small.shape[1] * stride[0], small.shape[2] * stride[1])
+    weights = packed(weight, small.dtype)
+    if kernel == stride and geometry.padding == (0, 0) and size == tuple(output.shape[1:3]):
+        conv_forward(
             small,
-            packed(weight, small.dtype),
+            weights,
             bias,
             output,
+            ConvGeometry(),
             kernel=(1, 1),
-            stride=(1, 1),
-            padding=(0, 0),
             # (kh, kw, L) are the columns.
             weight_strides=(1, len(weight)),
             activation=activation,
@@ -169,22 +181,20 @@ def conv_transpose_weight(
             shuffle=stride,
         )
         return
-    assert output.shape[3] == channels
-    stamp(
+    conv_transpose(
         small,
-        packed(weight, small.dtype),
+        weights,
         bias,
         output,
+        geometry,
         kernel=kernel,
-        stride=stride,
-        padding=padding,
         weight_strides=(1, len(weight)),
         activation=activation,
         residual=residual,
     )
 
 
-def check_covered(input: Tensor, weight: Tensor, dilation: IntPair = (1, 1)) -> None:
+def _check_covered(input: Tensor, geometry: ConvGeometry) -> None:
     """Raise what sends a call to `gemm/`.
 
     Raises:
@@ -192,26 +202,40 @@ def check_covered(input: Tensor, weight: Tensor, dilation: IntPair = (1, 1)) -> 
     """
     if input.dtype not in DTYPES:
         raise NotCoveredError(f"{input.dtype}")
-    if dilation != (1, 1):
-        raise NotCoveredError(f"dilation {dilation}")
+    if geometry.dilation != (1, 1):
+        raise NotCoveredError(f"dilation {geometry.dilation}")
     if not input.numel():
         raise NotCoveredError("an empty batch")
 
 
-def kernel_of(weight: Tensor) -> IntPair:
-    """kh, kw."""
+def _relu_backward(grad_output: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(dZ, grad_bias)."""
+    return relu_backward_bias_grad(_nhwc(grad_output), None if output is None else _nhwc(output))
+
+
+def _as_output(residual: Tensor | None, output: Tensor) -> Tensor | None:
+    """The residual in the output's layout.
+
+    Raises:
+        NotCoveredError: it would have to be broadcast.
+    """
+    if residual is None:
+        return None
+    residual = _nhwc(residual)
+    if residual.shape != output.shape:
+        raise NotCoveredError(f"a residual {tuple(residual.shape)} of {tuple(output.shape)}")
+    return residual
+
+
+def _kernel(weight: Tensor) -> IntPair:
     return weight.shape[2], weight.shape[3]
 
 
-def nhwc(image: Tensor) -> Tensor:
+def _nhwc(image: Tensor) -> Tensor:
     """(N, C, H, W) of any strides as (N, H, W, C) contiguous; no copy of a channels-last one."""
     return image.permute(0, 2, 3, 1).contiguous()
 
 
-def new_image(like: Tensor, channels: int, size: IntPair) -> Tensor:
+def _new_image(like: Tensor, channels: int, size: IntPair) -> Tensor:
     """An uninitialised (N, H, W, C)."""
     return like.new_empty((len(like), *size, channels))
-
-
-def _masked(grad_output: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor]:
-    return relu_backward_bias_grad(nhwc(grad_output), None if output is None else nhwc(output))

@@ -1,11 +1,11 @@
-"""S = correlate(L): convolution as an implicit GEMM, with everything that can ride along.
+"""S = conv_forward(L): convolution as an implicit GEMM, with its neighbours in the same launch.
 
 Rows are output positions, columns output channels, the depth runs over taps and channels of L. The
 windows are never written: each step loads, for BLOCK_M positions, BLOCK_K channels of one tap,
 which are contiguous in NHWC. An image of few channels is read with (tap, channel) as one flat axis.
 
 On the way in: nearest upsampling, pixel unshuffle. On the way out: bias, ReLU or sigmoid, a
-residual, pixel shuffle. A transposed convolution whose stride is its kernel is a correlation of one
+residual, pixel shuffle. A transposed convolution whose stride is its kernel is a convolution of one
 tap with a shuffle behind it.
 """
 
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import NotCoveredError
-from ..geometry import IntPair
+from ..geometry import ConvGeometry, IntPair
 from .epilogue import ACTIVATIONS, activate, as_position
 from .tiles import conv_tile
 
@@ -129,15 +129,14 @@ def conv_forward_kernel(
     tl.store(y_ptr + target, acc.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def correlate(
+def conv_forward(
     large: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     output: Tensor,
+    geometry: ConvGeometry,
     *,
     kernel: IntPair,
-    stride: IntPair,
-    padding: IntPair,
     weight_strides: IntPair,
     activation: str | None = None,
     residual: Tensor | None = None,
@@ -145,16 +144,15 @@ def correlate(
     unshuffle: int = 1,
     shuffle: IntPair = (1, 1),
 ) -> None:
-    """Fill `output` with act(correlate(large) + bias) + residual.
+    """Fill `output` with act(conv_forward(large) + bias) + residual.
 
     Args:
         large: (N, H, W, C) contiguous: the image before upsampling and unshuffling.
         weight: packed, in large's dtype.
         bias: None, or one value for each column; if fewer, they repeat.
         output: (N, oh·r, ow·r, C') contiguous, r the shuffle.
+        geometry: stride, and zeros around large as the taps see it.
         kernel: kh, kw.
-        stride: of the windows.
-        padding: zeros around large as the taps see it.
         weight_strides: of weight, along the channels summed over and along the columns.
         activation: None, "relu" or "sigmoid".
         residual: as output, or None.
@@ -187,10 +185,10 @@ def correlate(
         CO=columns,
         KH=kernel[0],
         KW=kernel[1],
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        PAD_H=padding[0],
-        PAD_W=padding[1],
+        STRIDE_H=geometry.stride[0],
+        STRIDE_W=geometry.stride[1],
+        PAD_H=geometry.padding[0],
+        PAD_W=geometry.padding[1],
         UP_H=upsample[0],
         UP_W=upsample[1],
         IN=unshuffle,

@@ -1,15 +1,15 @@
-"""L = stamp(S): transposed convolution, and the data gradient of a convolution, phase by phase.
+"""L = conv_transpose(S): transposed convolution, and a convolution's data gradient, by phase.
 
 Of the stride's s × s phases, each has the output positions (s·i + p, s·j + q) and only the taps
 that reach them, ⌈k/s⌉² or fewer: no zeros are inserted, none multiplied, and every output is
-written once. A program is one tile of one phase; otherwise it is the implicit GEMM of `correlate`.
+written once. A program is one tile of one phase; the rest is the implicit GEMM of `conv_forward`.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..geometry import IntPair
+from ..geometry import ConvGeometry, IntPair
 from .conv_forward import check_extents
 from .epilogue import ACTIVATIONS, activate, as_position
 from .tiles import conv_tile
@@ -98,33 +98,32 @@ def conv_transpose_kernel(
     tl.store(y_ptr + target, acc.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def stamp(
+def conv_transpose(
     small: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     output: Tensor,
+    geometry: ConvGeometry,
     *,
     kernel: IntPair,
-    stride: IntPair,
-    padding: IntPair,
     weight_strides: IntPair,
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> None:
-    """Fill `output` with act(stamp(small) + bias) + residual.
+    """Fill `output` with act(conv_transpose(small) + bias) + residual.
 
     Args:
         small: (N, h, w, C) contiguous.
         weight: packed, in small's dtype.
         bias: one value for each column, or None.
         output: (N, H, W, C') contiguous.
+        geometry: stride, and padding that is cut off at the top and left.
         kernel: kh, kw.
-        stride: distance between stamps.
-        padding: rows and columns cut off at the top and left.
         weight_strides: of weight, along the channels summed over and along the columns.
         activation: None, "relu" or "sigmoid".
         residual: as output, or None.
     """
+    stride, padding = geometry.stride, geometry.padding
     batch, height, width, channels = small.shape
     _, out_height, out_width, columns = output.shape
     rows, across = triton.cdiv(out_height, stride[0]), triton.cdiv(out_width, stride[1])

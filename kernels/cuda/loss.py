@@ -1,4 +1,4 @@
-"""The mean squared error and its gradient in one pass: the twin of `reference.loss`."""
+"""The mean squared error and its gradient in one pass."""
 
 import torch
 import triton
@@ -37,7 +37,7 @@ def mse_loss_kernel(
 
 
 def mse_loss(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """As `reference.loss.mse_loss`; sums are float32, and the loss comes in input's dtype."""
+    """Triton implementation of `reference.mse_loss`; sums are float32."""
     if input.dtype not in DTYPES or target.dtype not in DTYPES or not input.numel():
         raise NotCoveredError(f"{input.dtype} and {target.dtype}, {input.numel()} elements")
     # Both in one order of elements, the input's if that is channels-last.

@@ -1,8 +1,8 @@
 """Weights as the kernels read them: (kh, kw, L, S) contiguous, L the larger image's channels.
 
-One layout serves both directions. A correlation sums over L for every column S, a stamp sums over S
-for every column L: the same memory with its two inner strides exchanged. Packing a weight costs a
-launch, so what was packed is kept as long as its weight lives and does not change.
+One layout serves both directions. `conv_forward` sums over L for every column S, `conv_transpose`
+over S for every column L: the same memory with its two inner strides exchanged. Packing a weight
+costs a launch, so a packed weight is kept as long as its weight lives and does not change.
 """
 
 from collections.abc import Callable, Hashable

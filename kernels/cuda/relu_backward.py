@@ -16,8 +16,8 @@ from .tiles import POINTWISE_BLOCK
 @triton.jit(do_not_specialize=["rows"])
 def relu_backward_bias_grad_kernel(
     grad_ptr,  # (rows, C) contiguous
-    output_ptr,  # likewise; the ReLU's output
-    masked_ptr,  # likewise; dZ
+    output_ptr,  # as grad; the ReLU's output
+    masked_ptr,  # as grad; dZ
     sums_ptr,  # (programs, C) float32
     rows,
     C: tl.constexpr,
@@ -46,7 +46,7 @@ def relu_backward_bias_grad(grad: Tensor, output: Tensor | None) -> tuple[Tensor
 
     Args:
         grad: (N, H, W, C) contiguous.
-        output: likewise, or None: then dZ is grad itself.
+        output: the ReLU's output, laid out as grad; or None: then dZ is grad itself.
     """
     channels = grad.shape[3]
     rows = grad.numel() // channels

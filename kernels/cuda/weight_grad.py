@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..geometry import IntPair
+from ..geometry import ConvGeometry, IntPair
 from .conv_forward import check_extents
 from .epilogue import as_position
 from .tiles import splits, weight_grad_tile
@@ -103,18 +103,16 @@ def sum_parts_kernel(
     tl.store(grad_ptr + target, total.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-def weight_grad(
-    large: Tensor, small: Tensor, *, kernel: IntPair, stride: IntPair, padding: IntPair
-) -> Tensor:
+def weight_grad(large: Tensor, small: Tensor, kernel: IntPair, geometry: ConvGeometry) -> Tensor:
     """windows(large)ᵀ · small as (S, L, kh, kw) float32, summed in float32.
 
     Args:
         large: (N, H, W, L) contiguous.
         small: (N, oh, ow, S) contiguous.
         kernel: kh, kw.
-        stride: of the windows.
-        padding: zeros around large.
+        geometry: stride and padding of the windows.
     """
+    stride, padding = geometry.stride, geometry.padding
     batch, height, width, large_channels = large.shape
     _, out_height, out_width, small_channels = small.shape
     positions = batch * out_height * out_width

@@ -1,7 +1,7 @@
-"""The fast path on any device: convolutions as GEMMs over a window grid in cache, without im2col.
+"""The fast implementation for any device: convolutions as matrix products (GEMMs) of torch.
 
-`conv` holds the ops, with the names and signatures of `reference.conv`; `grid` the layout that
-makes a kernel's whole neighbourhood one contiguous run; `products` the three GEMM loops over it;
-`winograd` does 3×3 kernels with fewer multiplications, `small` training on little with one im2col.
-Equations stand in `grid`, measurements in docs/notes/performance.md.
+`conv` holds the ops; `products` the three GEMM loops over a grid in cache in which a kernel's whole
+neighbourhood is one contiguous run, without im2col; `winograd` does 3×3 kernels with fewer
+multiplications, `im2col` training on little with one im2col; `pointwise` and `fused` the rest.
+Measurements: docs/notes/performance.md.
 """

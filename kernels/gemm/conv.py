@@ -1,9 +1,9 @@
-"""Convolution and transposed convolution, forward and backward: the twins of `reference.conv`.
+"""Convolution and transposed convolution, forward and backward, as matrix products.
 
-Both are made of one pair of images, a larger L and a smaller S, joined by a kernel W:
+Both join a larger image L and a smaller image S by a kernel W:
 
-    conv2d             S = correlate(L)     dL = stamp(dS)       dW = Lᵀ·dS
-    conv_transpose2d   L = stamp(S)         dS = correlate(dL)   dW = dLᵀ·S
+    conv2d             S = conv_forward(L)      dL = conv_transpose(dS)   dW = Lᵀ·dS
+    conv_transpose2d   L = conv_transpose(S)    dS = conv_forward(dL)     dW = dLᵀ·S
 
 Inputs may have any strides; channels-last ones are read fastest, and outputs are channels-last.
 Dilated kernels are written out with their zeros first: right, though not fast. Results never share
@@ -13,13 +13,11 @@ memory with each other or with a cache.
 import torch
 from torch import Tensor
 
-from .. import buffer_pool as scratch
-from .. import buffer_pool as workspace
-from ..geometry import Activation, IntPair, conv2d_output_size, conv_transpose2d_output_size
-from . import im2col as small
-from . import winograd
-from .pointwise import masked
-from .products import Chunk, Grid, Store, compute_dtype, correlate, stamp, weight_grad, write
+from ..buffer_pool import POOL
+from ..geometry import Activation, ConvGeometry, IntPair
+from . import im2col, products, winograd
+from .pointwise import relu_backward
+from .products import Chunk, Grid, WriteChunk, compute_dtype, write
 
 _SUM_ROWS = 8192
 
@@ -28,32 +26,16 @@ def conv2d_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     activation: Activation = None,
 ) -> Tensor:
-    """Y = act(W · windows(X) + b).
-
-    Args:
-        input: (N, in_channels, H, W).
-        weight: (out_channels, in_channels, kh, kw).
-        bias: (out_channels,) or None.
-        stride: step between output positions, in pixels.
-        padding: zeros added on each side.
-        dilation: distance between kernel taps.
-        activation: "relu" is applied to the result while it is in cache.
-
-    Returns:
-        (N, out_channels, oh, ow), channels-last.
-    """
-    size = conv2d_output_size(input.shape[2:], _kernel(weight), stride, padding, dilation)
+    """CPU implementation of `reference.conv2d_forward`."""
+    size = geometry.conv2d_output_size(input.shape[2:], weight.shape[2:])
     with torch.inference_mode(False):
         output = _empty(input, len(weight), size)
         if output.numel():
-            taps = _dense(weight, dilation)
-            _conv_forward_into(output, input, taps, bias, stride, padding, activation == "relu")
+            dense = _dense(weight, geometry)
+            _conv_forward(output, input, dense, bias, geometry, activation == "relu")
     return output
 
 
@@ -61,75 +43,38 @@ def conv2d_backward(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """dX = stamp(dZ), dW = windows(X)ᵀ · dZ, db = Σ dZ, with dZ = dY where Y > 0 (or all of dY).
-
-    Args:
-        grad_output: (N, out_channels, oh, ow).
-        input: forward's.
-        weight: forward's.
-        stride: forward's.
-        padding: forward's.
-        dilation: forward's.
-        output: forward's result if its activation was "relu", otherwise None.
-        needs_input_grad: False for a first layer, whose grad_input nobody reads.
-
-    Returns:
-        grad_input (None if not needed), grad_weight and grad_bias, shaped as input, weight, bias.
-    """
+    """CPU implementation of `reference.conv2d_backward`."""
     with torch.inference_mode(False):
-        grad = masked(grad_output, output)
-        taps = _dense(weight, dilation)
-        grad_taps, grad_bias = torch.zeros_like(taps), weight.new_zeros(len(weight))
+        grad = grad_output if output is None else relu_backward(grad_output, output)
+        dense = _dense(weight, geometry)
+        grad_dense, grad_bias = torch.zeros_like(dense), weight.new_zeros(len(weight))
         grad_input = _empty(input, input.shape[1], input.shape[2:]) if needs_input_grad else None
         if grad.numel():
-            _weight_grad_into(grad_taps, input, grad, stride, padding)
+            _weight_grad(grad_dense, input, grad, geometry)
             grad_bias.copy_(_channel_sums(grad))
         if grad_input is not None and grad_input.numel():
-            _conv_transpose_into(grad_input, grad, taps, None, stride, padding, False)
-    return grad_input, _thinned(grad_taps, dilation), grad_bias
+            _conv_transpose(grad_input, grad, dense, None, geometry, False)
+    return grad_input, _thinned(grad_dense, geometry), grad_bias
 
 
 def conv_transpose2d_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    output_padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     activation: Activation = None,
 ) -> Tensor:
-    """Y = act(stamp(X) + b): every input pixel stamps its weighted kernel on the output.
-
-    Args:
-        input: (N, in_channels, H, W).
-        weight: (in_channels, out_channels, kh, kw).
-        bias: (out_channels,) or None.
-        stride: distance between stamps, in pixels.
-        padding: rows and columns cut off each side.
-        output_padding: rows and columns added at the bottom and right.
-        dilation: distance between kernel taps.
-        activation: "relu" is applied to the result while it is in cache.
-
-    Returns:
-        (N, out_channels, oh, ow), channels-last.
-    """
-    size = conv_transpose2d_output_size(
-        input.shape[2:], _kernel(weight), stride, padding, output_padding, dilation
-    )
+    """CPU implementation of `reference.conv_transpose2d_forward`."""
+    size = geometry.conv_transpose2d_output_size(input.shape[2:], weight.shape[2:])
     with torch.inference_mode(False):
         output = _empty(input, weight.shape[1], size)
         if output.numel():
-            taps = _dense(weight, dilation)
-            _conv_transpose_into(output, input, taps, bias, stride, padding, activation == "relu")
+            dense = _dense(weight, geometry)
+            _conv_transpose(output, input, dense, bias, geometry, activation == "relu")
     return output
 
 
@@ -137,111 +82,98 @@ def conv_transpose2d_backward(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor,
-    *,
-    stride: IntPair,
-    padding: IntPair,
-    output_padding: IntPair,
-    dilation: IntPair,
+    geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """dX = W · windows(dZ), dW = windows(dZ)ᵀ · X, db = Σ dZ; dZ as in `conv2d_backward`.
-
-    Returns:
-        grad_input (None if not needed), grad_weight and grad_bias, shaped as input, weight, bias.
-    """
+    """CPU implementation of `reference.conv_transpose2d_backward`."""
     with torch.inference_mode(False):
-        grad = masked(grad_output, output)
-        taps = _dense(weight, dilation)
-        grad_taps, grad_bias = torch.zeros_like(taps), weight.new_zeros(weight.shape[1])
+        grad = grad_output if output is None else relu_backward(grad_output, output)
+        dense = _dense(weight, geometry)
+        grad_dense, grad_bias = torch.zeros_like(dense), weight.new_zeros(weight.shape[1])
         grad_input = _empty(input, input.shape[1], input.shape[2:]) if needs_input_grad else None
         if grad.numel():
-            _weight_grad_into(grad_taps, grad, input, stride, padding)
+            _weight_grad(grad_dense, grad, input, geometry)
             grad_bias.copy_(_channel_sums(grad))
             if grad_input is not None:
-                _conv_forward_into(grad_input, grad, taps, None, stride, padding, False)
-    return grad_input, _thinned(grad_taps, dilation), grad_bias
+                _conv_forward(grad_input, grad, dense, None, geometry, False)
+    return grad_input, _thinned(grad_dense, geometry), grad_bias
 
 
-def _conv_forward_into(
+def _conv_forward(
     output: Tensor,
     image: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: IntPair,
-    padding: IntPair,
+    geometry: ConvGeometry,
     relu: bool,
 ) -> None:
-    """S = correlate(L) for S, L and the weight (S, L, kh, kw) as the ops see them."""
+    """S = conv_forward(L) for S, L and the weight (S, L, kh, kw) as the ops see them."""
     dtype = compute_dtype(image)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     size = (output.shape[2], output.shape[3])
     source, target = _nhwc(image), _nhwc(output)
-    if winograd.applies(weight, stride, size, image.dtype):
-        winograd.correlate(source, weight, bias, target, padding=padding, relu=relu)
+    if winograd.applies(weight, geometry, size, image.dtype):
+        winograd.conv_forward(source, weight, bias, target, padding=geometry.padding, relu=relu)
         return
-    if small.applies(image, _kernel(weight), size):
-        small.correlate(source, weight, bias, target, stride=stride, padding=padding, relu=relu)
+    if im2col.applies(image, _kernel(weight), size):
+        im2col.conv_forward(source, weight, bias, target, geometry, relu=relu)
         return
 
-    def emit(product: Tensor) -> Store:
+    def writer(product: Tensor) -> WriteChunk:
         values = product[:, :, : size[1]]
 
-        def store(chunk: Chunk) -> None:
+        def write_chunk(chunk: Chunk) -> None:
             write(values, target[chunk.n0 : chunk.n1, chunk.y0 : chunk.y1], relu)
 
-        return store
+        return write_chunk
 
     # (S, L, kh, kw) as (kw·kh·L, S), of which only the rows have to be contiguous.
     matrix = weight.permute(0, 3, 2, 1).reshape(len(weight), -1).T
-    correlate(source, matrix, bias, _grid(image, weight, stride, padding, size), emit)
+    products.conv_forward(source, matrix, bias, _grid(image, weight, geometry, size), writer)
 
 
-def _conv_transpose_into(
+def _conv_transpose(
     output: Tensor,
     image: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: IntPair,
-    padding: IntPair,
+    geometry: ConvGeometry,
     relu: bool,
 ) -> None:
-    """L = stamp(S), the adjoint."""
+    """L = conv_transpose(S), the adjoint."""
     dtype = compute_dtype(image)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     source, target = _nhwc(image), _nhwc(output)
     size = (output.shape[2], output.shape[3])
-    if bias is None and not relu and winograd.applies(weight, stride, size, image.dtype):
-        winograd.stamp(source, weight, target, padding=padding)
-    elif small.applies(output, _kernel(weight), (image.shape[2], image.shape[3])):
-        small.stamp(source, weight, bias, target, stride=stride, padding=padding, relu=relu)
+    if bias is None and not relu and winograd.applies(weight, geometry, size, image.dtype):
+        winograd.conv_transpose(source, weight, target, padding=geometry.padding)
+    elif im2col.applies(output, _kernel(weight), (image.shape[2], image.shape[3])):
+        im2col.conv_transpose(source, weight, bias, target, geometry, relu=relu)
     else:
-        stamp(source, weight, bias, target, stride=stride, padding=padding, relu=relu)
+        products.conv_transpose(source, weight, bias, target, geometry, relu=relu)
 
 
-def _weight_grad_into(
-    grad_weight: Tensor, large: Tensor, little: Tensor, stride: IntPair, padding: IntPair
-) -> None:
+def _weight_grad(grad_weight: Tensor, large: Tensor, small: Tensor, geometry: ConvGeometry) -> None:
     """dW = windows(L)ᵀ · S."""
-    size, kernel = (little.shape[2], little.shape[3]), _kernel(grad_weight)
-    source, target = _nhwc(large), _nhwc(little)
-    if winograd.applies(grad_weight, stride, size, large.dtype):
-        grad_weight.copy_(winograd.weight_grad(source, target, padding=padding))
+    size, kernel = (small.shape[2], small.shape[3]), _kernel(grad_weight)
+    source, target = _nhwc(large), _nhwc(small)
+    if winograd.applies(grad_weight, geometry, size, large.dtype):
+        grad_weight.copy_(winograd.weight_grad(source, target, padding=geometry.padding))
         return
-    if small.applies(large, kernel, size):
-        grad_weight.copy_(small.weight_grad(source, target, kernel, stride, padding))
+    if im2col.applies(large, kernel, size):
+        grad_weight.copy_(im2col.weight_grad(source, target, kernel, geometry))
         return
-    grid = _grid(large, grad_weight, stride, padding, size)
-    matrix = weight_grad(source, target, grid, compute_dtype(large))
+    grid = _grid(large, grad_weight, geometry, size)
+    matrix = products.weight_grad(source, target, grid, compute_dtype(large))
     small_channels, large_channels, kh, kw = grad_weight.shape
     taps = matrix.view(kw, kh, large_channels, small_channels)
     grad_weight.copy_(taps.permute(3, 2, 1, 0))
 
 
-def _grid(
-    large: Tensor, weight: Tensor, stride: IntPair, padding: IntPair, output: IntPair
-) -> Grid:
+def _grid(large: Tensor, weight: Tensor, geometry: ConvGeometry, output: IntPair) -> Grid:
     batch, channels, height, width = large.shape
+    stride, padding = geometry.stride, geometry.padding
     return Grid(batch, (height, width), channels, _kernel(weight), stride, padding, output)
 
 
@@ -256,26 +188,25 @@ def _channel_sums(image: Tensor) -> Tensor:
     total = torch.zeros(image.shape[1], dtype=dtype, device=image.device)
     for start in range(0, len(flat), _SUM_ROWS):
         rows = flat[start : start + _SUM_ROWS]
-        wide = scratch.take("sum", rows.numel(), rows, dtype).view(rows.shape)
+        wide = POOL.scratch("sum", rows.numel(), rows, dtype).view(rows.shape)
         total += wide.copy_(rows).sum(0)
     return total
 
 
-def _dense(weight: Tensor, dilation: IntPair) -> Tensor:
+def _dense(weight: Tensor, geometry: ConvGeometry) -> Tensor:
     """The kernel with the zeros between its taps."""
-    if dilation == (1, 1):
+    down, across = geometry.dilation
+    if (down, across) == (1, 1):
         return weight
     kh, kw = _kernel(weight)
-    dense = weight.new_zeros(
-        *weight.shape[:2], dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1
-    )
-    dense[:, :, :: dilation[0], :: dilation[1]] = weight
+    dense = weight.new_zeros(*weight.shape[:2], down * (kh - 1) + 1, across * (kw - 1) + 1)
+    dense[:, :, ::down, ::across] = weight
     return dense
 
 
-def _thinned(grad: Tensor, dilation: IntPair) -> Tensor:
+def _thinned(grad: Tensor, geometry: ConvGeometry) -> Tensor:
     """The gradient of a dilated kernel's own taps."""
-    return grad[:, :, :: dilation[0], :: dilation[1]].contiguous()
+    return grad[:, :, :: geometry.dilation[0], :: geometry.dilation[1]].contiguous()
 
 
 def _kernel(weight: Tensor) -> IntPair:
@@ -288,4 +219,4 @@ def _nhwc(image: Tensor) -> Tensor:
 
 def _empty(like: Tensor, channels: int, size: IntPair | torch.Size) -> Tensor:
     """An uninitialised channels-last image."""
-    return workspace.empty((len(like), *size, channels), like).permute(0, 3, 1, 2)
+    return POOL.alloc((len(like), *size, channels), like).permute(0, 3, 1, 2)

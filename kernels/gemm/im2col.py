@@ -1,8 +1,8 @@
-"""Small problems: one im2col for the whole batch, one product, one fold (report, II-A and II-B).
+"""Small problems: one im2col for the whole batch, one product, one fold (course paper, II-A, II-B).
 
-At a batch of 32×32 tiles a step is bound by the number of torch operations. The grid of `grid.py`,
-which cuts large images into chunks that fit the cache, needs about fifty a convolution; these need
-five, and memory for all windows at once, so they serve only where that is little (`applies`), and
+At a batch of 32×32 tiles a step is bound by the number of torch operations. The grid of `products`,
+which cuts large images into chunks that fit the cache, needs about fifty per convolution; these
+need five, and memory for all windows at once. They serve only where that is little (`applies`) and
 only in training: inference gives an image the same bits whatever its batch.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import buffer_pool as workspace
-from ..geometry import IntPair
+from ..buffer_pool import POOL
+from ..geometry import ConvGeometry, IntPair
 
 MOST_WINDOW_ELEMENTS = 1 << 22  # 16 MiB in float32: half of a last-level cache
 _DTYPES = (torch.float32, torch.float64)
@@ -22,17 +22,16 @@ def applies(large: Tensor, kernel: IntPair, size: IntPair) -> bool:
     """Whether the windows of a larger image (N, L, H, W) at `size` positions are few enough."""
     batch, channels = large.shape[:2]
     elements = batch * size[0] * size[1] * kernel[0] * kernel[1] * channels
-    return elements <= MOST_WINDOW_ELEMENTS and large.dtype in _DTYPES and not workspace.is_active()
+    return elements <= MOST_WINDOW_ELEMENTS and large.dtype in _DTYPES and not POOL.is_enabled
 
 
-def correlate(
+def conv_forward(
     image: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    geometry: ConvGeometry,
     *,
-    stride: IntPair,
-    padding: IntPair,
     relu: bool,
 ) -> None:
     """target = windows(image) · W + bias.
@@ -42,12 +41,11 @@ def correlate(
         weight: (S, L, kh, kw).
         bias: (S,) or None.
         target: (N, oh, ow, S), contiguous.
-        stride: between windows.
-        padding: zeros on each side.
+        geometry: stride and padding of the windows.
         relu: whether negative results become 0.
     """
     kernel = (weight.shape[2], weight.shape[3])
-    windows = windows_of(image, kernel, stride, padding, (target.shape[1], target.shape[2]))
+    windows = windows_of(image, kernel, geometry, (target.shape[1], target.shape[2]))
     result = target.view(-1, len(weight))
     if bias is None:
         torch.mm(windows, matrix_of(weight), out=result)
@@ -57,65 +55,58 @@ def correlate(
         result.relu_()
 
 
-def stamp(
+def conv_transpose(
     small: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    geometry: ConvGeometry,
     *,
-    stride: IntPair,
-    padding: IntPair,
     relu: bool,
 ) -> None:
-    """target = fold(small · Wᵀ) + bias, the adjoint of `correlate`.
+    """target = fold(small · Wᵀ) + bias, the adjoint of `conv_forward`.
 
     Args:
         small: (N, oh, ow, S) of any strides.
         weight: (S, L, kh, kw).
         bias: (L,) or None.
         target: (N, H, W, L), contiguous.
-        stride: between stamps.
-        padding: rows and columns that are cut off.
+        geometry: stride, and padding that is cut off.
         relu: whether negative results become 0.
     """
-    kh, kw = weight.shape[2:]
+    (kh, kw), padding = weight.shape[2:], geometry.padding
     around = (kh - 1 - padding[0], kw - 1 - padding[1])
-    # Of a correlation with these zeros around it; short of `target` where that has output padding.
+    # What a convolution with so much padding gives; less than `target` if that has output padding.
     size = (small.shape[1] + around[0] - padding[0], small.shape[2] + around[1] - padding[1])
-    if stride == (1, 1) and min(around) >= 0 and target.shape[1:3] == size:
-        # The fold of a stride of 1 is itself a correlation, with the kernel turned by 180°.
+    if geometry.stride == (1, 1) and min(around) >= 0 and target.shape[1:3] == size:
+        # With stride 1 the fold is itself a convolution, with the kernel turned by 180°.
         turned = weight.flip(2, 3).transpose(0, 1)
-        correlate(small, turned, bias, target, stride=stride, padding=around, relu=relu)
+        conv_forward(small, turned, bias, target, ConvGeometry(padding=around), relu=relu)
         return
     columns = small.reshape(-1, len(weight)).mm(matrix_of(weight).T)
-    target.copy_(fold(columns, small.shape, target.shape, (kh, kw), stride, padding, bias))
+    target.copy_(fold(columns, small.shape, target.shape, (kh, kw), geometry, bias))
     if relu:
         target.relu_()
 
 
-def weight_grad(
-    large: Tensor, small: Tensor, kernel: IntPair, stride: IntPair, padding: IntPair
-) -> Tensor:
+def weight_grad(large: Tensor, small: Tensor, kernel: IntPair, geometry: ConvGeometry) -> Tensor:
     """windows(large)ᵀ · small as (S, L, kh, kw), a view.
 
     Args:
         large: (N, H, W, L) of any strides.
         small: (N, oh, ow, S) of any strides.
         kernel: (kh, kw).
-        stride: between windows.
-        padding: zeros on each side.
+        geometry: stride and padding of the windows.
     """
-    windows = windows_of(large, kernel, stride, padding, (small.shape[1], small.shape[2]))
+    windows = windows_of(large, kernel, geometry, (small.shape[1], small.shape[2]))
     matrix = windows.T.mm(small.reshape(-1, small.shape[3]))
     return matrix.view(*kernel, large.shape[3], small.shape[3]).permute(3, 2, 0, 1)
 
 
-def windows_of(
-    image: Tensor, kernel: IntPair, stride: IntPair, padding: IntPair, size: IntPair
-) -> Tensor:
+def windows_of(image: Tensor, kernel: IntPair, geometry: ConvGeometry, size: IntPair) -> Tensor:
     """im2col: (N·oh·ow, kh·kw·C), a row for each window."""
     n, height, width, c = image.shape
-    (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
+    (kh, kw), (sh, sw), (ph, pw) = kernel, geometry.stride, geometry.padding
     if ph or pw:
         padded = image.new_zeros(n, height + 2 * ph, width + 2 * pw, c)
         padded[:, ph : ph + height, pw : pw + width] = image
@@ -134,24 +125,22 @@ def fold(
     small: Sequence[int],
     large: Sequence[int],
     kernel: IntPair,
-    stride: IntPair,
-    padding: IntPair,
+    geometry: ConvGeometry,
     bias: Tensor | None,
 ) -> Tensor:
     """The adjoint of `windows_of`, plus a bias: (N·oh·ow, kh·kw·L) → (N, H, W, L).
 
     Args:
-        columns: what every position stamps.
+        columns: what every position adds.
         small: (N, oh, ow, …).
         large: (N, H, W, L).
         kernel: (kh, kw).
-        stride: between stamps.
-        padding: rows and columns that are cut off.
+        geometry: stride, and padding that is cut off.
         bias: (L,) or None.
     """
     n, height, width, c = large
-    (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
-    # Room for every stamp, in whole strides, so that stamps of s × s taps lie side by side.
+    (kh, kw), (sh, sw), (ph, pw) = kernel, geometry.stride, geometry.padding
+    # Room for every kernel, in whole strides, so that parts of s × s taps lie side by side.
     rows = max(height + 2 * ph, (small[1] - 1 + -(-kh // sh)) * sh)
     wide = max(width + 2 * pw, (small[2] - 1 + -(-kw // sw)) * sw)
     if bias is None:

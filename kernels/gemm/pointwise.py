@@ -1,4 +1,4 @@
-"""The twin of `reference.activation` where torch has one tensor operation for the whole formula."""
+"""Pointwise ops in fewer passes over memory than the specification's."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ _INTEGERS = {
 
 
 def sigmoid_forward(input: Tensor) -> Tensor:
-    """1/(1 + e^−x); torch's own is as stable as the specification's and one pass instead of six."""
+    """1/(1 + e^−x), as stable as the specification's, in one pass instead of six."""
     return torch.sigmoid(input)
 
 
@@ -28,22 +28,20 @@ def sigmoid_backward(grad_output: Tensor, output: Tensor) -> Tensor:
     return torch.addcmul(output, output, output, value=-1).mul_(grad_output)
 
 
-def masked(grad_output: Tensor, output: Tensor | None) -> Tensor:
-    """ReLU's gradient: grad_output where the output is positive, otherwise 0.
+def relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
+    """grad_output where the ReLU's output is positive, otherwise 0.
 
     In integers, since torch.where takes 5 ms for 2.4 M elements on 2 Zen 4 cores, three integer
     operations 0.2 to 0.4: a number above 0 has the bits of an integer above 0, and −1 is all ones.
     At a NaN with a sign (∞ − ∞ on x86) it is 0, unlike the specification's: `output <= 0` instead
     takes a sixth longer in float32, half again in bfloat16 (150 000 elements, one EPYC core).
     """
-    if output is None:
-        return grad_output
     bits = _INTEGERS[output.dtype]
     mask = output.view(bits).clamp(0, 1).neg_()
     return mask.bitwise_and_(grad_output.view(bits)).view(output.dtype)
 
 
-def upsample_nearest2d_forward(input: Tensor, *, scale_factor: IntPair) -> Tensor:
+def upsample_nearest2d_forward(input: Tensor, scale_factor: IntPair) -> Tensor:
     """One copy out of a view that repeats rows and columns."""
     sh, sw = scale_factor
     n, c, height, width = input.shape
@@ -52,7 +50,7 @@ def upsample_nearest2d_forward(input: Tensor, *, scale_factor: IntPair) -> Tenso
     return repeated.reshape(n, height * sh, width * sw, c).permute(0, 3, 1, 2)
 
 
-def upsample_nearest2d_backward(grad_output: Tensor, *, scale_factor: IntPair) -> Tensor:
+def upsample_nearest2d_backward(grad_output: Tensor, scale_factor: IntPair) -> Tensor:
     """The sh·sw copies of every pixel, one after the other: faster than a sum over two axes."""
     sh, sw = scale_factor
     pixels = grad_output.permute(0, 2, 3, 1)

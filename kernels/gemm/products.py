@@ -2,9 +2,9 @@
 
 With windows A (positions × kw·kh·C) of the larger image and the smaller image S (positions × C'):
 
-    correlate         S  = A · B          convolution; gradient of a transposed one's input
-    stamp             fold(S · Bᵀ)        the adjoint, as correlations: one per phase of the stride
-    weight_grad   dB = Aᵀ · S
+    conv_forward      S  = A · B          convolution; gradient of a transposed one's input
+    conv_transpose    fold(S · Bᵀ)        the adjoint, as convolutions: one per phase of the stride
+    weight_grad       dB = Aᵀ · S
 
 Images are views (N, H, W, C) of any strides; arithmetic is in `compute` with float32 accumulation.
 """
@@ -16,8 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .. import buffer_pool as scratch
-from ..geometry import IntPair
+from ..buffer_pool import POOL
+from ..geometry import ConvGeometry, IntPair
 
 # Bytes of V per chunk, about 6000 positions of 32 bfloat16 channels: shorter GEMMs are slower.
 GRID_BYTES = 1536 * 1024
@@ -115,8 +115,8 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Chunks whose grids are laid out alike, so that one set of views serves all of them.
+class ChunkLayout:
+    """How a chunk's grid is laid out; one set of views serves all chunks of one layout.
 
     Attributes:
         images: images of a chunk.
@@ -129,9 +129,9 @@ class Kind:
     inside: tuple[IntPair, ...]
 
 
-def kinds(grid: Grid, chunks: list[Chunk]) -> dict[Kind, list[Chunk]]:
-    """The chunks by kind."""
-    by_kind: dict[Kind, list[Chunk]] = {}
+def group_by_layout(grid: Grid, chunks: list[Chunk]) -> dict[ChunkLayout, list[Chunk]]:
+    """The chunks by layout."""
+    groups: dict[ChunkLayout, list[Chunk]] = {}
     stride, (height, _) = grid.stride[0], grid.size
     for chunk in chunks:
         inside = []
@@ -140,13 +140,13 @@ def kinds(grid: Grid, chunks: list[Chunk]) -> dict[Kind, list[Chunk]]:
             low = min(max(chunk.y0, -(shift // stride)), chunk.y1)
             high = max(min(chunk.y1, (height - 1 - shift) // stride + 1), low)
             inside.append((low - chunk.y0, high - chunk.y0))
-        kind = Kind(chunk.n1 - chunk.n0, chunk.y1 - chunk.y0, tuple(inside))
-        by_kind.setdefault(kind, []).append(chunk)
-    return by_kind
+        layout = ChunkLayout(chunk.n1 - chunk.n0, chunk.y1 - chunk.y0, tuple(inside))
+        groups.setdefault(layout, []).append(chunk)
+    return groups
 
 
 class Windows:
-    """The grids of an image's chunks of one kind, one after the other in the same scratch memory.
+    """The grids of an image's chunks of one layout, one after the other in the same memory.
 
     Attributes:
         positions: flat outputs of a chunk, garbage included.
@@ -154,9 +154,9 @@ class Windows:
         matrices: A_r of every phase, (rows, kw·kh·C), once a chunk is loaded.
     """
 
-    def __init__(self, image: Tensor, grid: Grid, dtype: torch.dtype, kind: Kind) -> None:
-        self.image, self.grid, self.kind = image, grid, kind
-        self.positions = kind.images * kind.rows * grid.pitch
+    def __init__(self, image: Tensor, grid: Grid, dtype: torch.dtype, layout: ChunkLayout) -> None:
+        self.image, self.grid, self.layout = image, grid, layout
+        self.positions = layout.images * layout.rows * grid.pitch
         self.rows = -(-self.positions // grid.phases)
         self.matrices: list[Tensor] = []
         self.targets: list[Tensor | None] = []
@@ -175,23 +175,25 @@ class Windows:
         start = image.storage_offset() + chunk.n0 * n + grid.columns[0] * x
         for tap, target in enumerate(self.targets):
             if target is not None:
-                row = (chunk.y0 + self.kind.inside[tap][0]) * grid.stride[0] + tap - grid.offset[0]
+                row = (
+                    (chunk.y0 + self.layout.inside[tap][0]) * grid.stride[0] + tap - grid.offset[0]
+                )
                 strides = (n, y * grid.stride[0], x, c)
                 target.copy_(image.as_strided(target.shape, strides, start + row * y))
 
     def _lay_out(self, dtype: torch.dtype) -> None:
-        grid, kind = self.grid, self.kind
+        grid, layout = self.grid, self.layout
         width = grid.pitch * grid.stride[1]
         used = self.positions * grid.step
         # With what the last windows read beyond the grid's end.
         numel = (self.rows * grid.phases - 1) * grid.step + max(grid.depth, grid.step)
-        flat = scratch.take("grid", numel, self.image, dtype)
+        flat = POOL.scratch("grid", numel, self.image, dtype)
         flat[used:].zero_()
-        values = flat[:used].view(kind.images, kind.rows, width, grid.kernel[0], grid.channels)
+        values = flat[:used].view(layout.images, layout.rows, width, grid.kernel[0], grid.channels)
         _, left, count = grid.columns
         values[:, :, :left].zero_()
         values[:, :, left + count :].zero_()
-        for tap, (low, high) in enumerate(kind.inside):
+        for tap, (low, high) in enumerate(layout.inside):
             target = values[:, :, left : left + count, tap]
             target[:, :low].zero_()
             target[:, high:].zero_()
@@ -203,9 +205,9 @@ class Windows:
         ]
 
 
-# Given the product (n, y, pitch, M) of a kind of chunks, returns what stores it for each chunk.
-Store = Callable[[Chunk], None]
-Emit = Callable[[Tensor], Store]
+# What writes one chunk of a product to the output, and what makes it for a layout's product.
+WriteChunk = Callable[[Chunk], None]
+Writer = Callable[[Tensor], WriteChunk]
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -218,7 +220,9 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return tensor.dtype
 
 
-def correlate(image: Tensor, matrix: Tensor, bias: Tensor | None, grid: Grid, emit: Emit) -> None:
+def conv_forward(
+    image: Tensor, matrix: Tensor, bias: Tensor | None, grid: Grid, writer: Writer
+) -> None:
     """A · matrix + bias, chunk by chunk.
 
     Args:
@@ -226,17 +230,17 @@ def correlate(image: Tensor, matrix: Tensor, bias: Tensor | None, grid: Grid, em
         matrix: (kw·kh·C, M), in the compute dtype.
         bias: (M,) in the compute dtype, or None.
         grid: the windows.
-        emit: takes the product (n, y, pitch, M), of which only the first grid.output[1] columns
-            count.
+        writer: takes the product (n, y, pitch, M) of chunks of one layout, of which only the first
+            grid.output[1] columns count, and returns what writes it to the output for each chunk.
     """
     dtype, width = matrix.dtype, matrix.shape[1]
-    for kind, chunks in kinds(grid, grid.chunks(image, dtype.itemsize)).items():
-        windows = Windows(image, grid, dtype, kind)
+    for layout, chunks in group_by_layout(grid, grid.chunks(image, dtype.itemsize)).items():
+        windows = Windows(image, grid, dtype, layout)
         rows = windows.rows
-        product = scratch.take("product", rows * grid.phases * width, image, dtype)
+        product = POOL.scratch("product", rows * grid.phases * width, image, dtype)
         by_phase = product.view(rows, grid.phases, width).unbind(1)
         counted = product[: windows.positions * width]
-        store = emit(counted.view(kind.images, kind.rows, grid.pitch, width))
+        write_chunk = writer(counted.view(layout.images, layout.rows, grid.pitch, width))
         for chunk in chunks:
             windows.load(chunk)
             for operand, result in zip(windows.matrices, by_phase, strict=True):
@@ -244,7 +248,7 @@ def correlate(image: Tensor, matrix: Tensor, bias: Tensor | None, grid: Grid, em
                     torch.mm(operand, matrix, out=result)
                 else:
                     torch.addmm(bias, operand, matrix, out=result)
-            store(chunk)
+            write_chunk(chunk)
 
 
 def weight_grad(image: Tensor, small: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
@@ -266,11 +270,11 @@ def weight_grad(image: Tensor, small: Tensor, grid: Grid, dtype: torch.dtype) ->
         dtype=torch.promote_types(dtype, torch.float32),
         device=image.device,
     )
-    for kind, chunks in kinds(grid, grid.chunks(image, dtype.itemsize)).items():
-        windows = Windows(image, grid, dtype, kind)
-        padded = scratch.take("small", windows.rows * grid.phases * channels, image, dtype)
+    for layout, chunks in group_by_layout(grid, grid.chunks(image, dtype.itemsize)).items():
+        windows = Windows(image, grid, dtype, layout)
+        padded = POOL.scratch("small", windows.rows * grid.phases * channels, image, dtype)
         padded.zero_()
-        shape = (kind.images, kind.rows, grid.pitch, channels)
+        shape = (layout.images, layout.rows, grid.pitch, channels)
         values = padded[: windows.positions * channels].view(shape)[:, :, : grid.output[1]]
         by_phase = padded.view(windows.rows, grid.phases, channels).unbind(1)
         for chunk in chunks:
@@ -286,7 +290,7 @@ def weight_grad(image: Tensor, small: Tensor, grid: Grid, dtype: torch.dtype) ->
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of a stamp: output index + padding = stride·a + phase, a ≥ first."""
+    """One axis of the output: index + padding = stride·a + phase, a ≥ first."""
 
     phases: tuple[int, ...]
     taps: int
@@ -302,20 +306,19 @@ def _axis(kernel: int, stride: int, padding: int, size: int, phases: tuple[int, 
     return _Axis(phases, taps, first, max(lasts) + 1 - first)
 
 
-def stamp(
+def conv_transpose(
     small: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     output: Tensor,
+    geometry: ConvGeometry,
     *,
-    stride: IntPair,
-    padding: IntPair,
     relu: bool = False,
 ) -> None:
-    """Every pixel of `small` stamps its weighted kernel: output = crop(fold(small · W)) + bias.
+    """Every pixel of `small` adds its weighted kernel: output = crop(fold(small · W)) + bias.
 
     Output rows of one remainder r modulo the stride depend on the kernel rows r, r + sh, … alone:
-    they are a stride-1 correlation with those rows, flipped. All columns of such a row come from
+    they are a stride-1 convolution with those rows, flipped. All columns of such a row come from
     one product, with sw·C columns, that lies in memory as the output row does.
 
     Args:
@@ -323,11 +326,10 @@ def stamp(
         weight: (C', C, kh, kw), in the compute dtype.
         bias: (C,) or None.
         output: (N, H, W, C), written.
-        stride: distance between stamps.
-        padding: rows and columns cut off.
-        relu: max(0, ·) of the result.
+        geometry: stride, and padding that is cut off.
+        relu: whether negative results become 0.
     """
-    (sh, sw), (_, _, kh, kw) = stride, weight.shape
+    (sh, sw), padding, (_, _, kh, kw) = geometry.stride, geometry.padding, weight.shape
     size = (output.shape[1], output.shape[2])
     across = _axis(kw, sw, padding[1], size[1], tuple(range(sw)))
     groups = [tuple(range(sh))] if kh % sh == 0 else [(phase,) for phase in range(sh)]
@@ -338,24 +340,23 @@ def stamp(
         if down.taps < 1:
             _fill_bias(output[:, sh * down.first + group[0] - padding[0] :: sh], bias, relu)
             continue
-        _stamp_rows(small, weight, bias, output, down, across, stride, padding, relu)
+        _write_rows(small, weight, bias, output, down, across, geometry, relu)
 
 
-def _stamp_rows(
+def _write_rows(
     small: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     output: Tensor,
     down: _Axis,
     across: _Axis,
-    stride: IntPair,
-    padding: IntPair,
+    geometry: ConvGeometry,
     relu: bool,
 ) -> None:
     """The output rows of the phases in `down`."""
-    (sh, sw), channels = stride, weight.shape[1]
+    (sh, sw), padding, channels = geometry.stride, geometry.padding, weight.shape[1]
     lines = len(down.phases)
-    matrix = _stamp_matrix(weight, stride, down, across.taps)
+    matrix = _phase_matrix(weight, geometry.stride, down, across.taps)
     grid = Grid(
         batch=small.shape[0],
         size=(small.shape[1], small.shape[2]),
@@ -368,10 +369,10 @@ def _stamp_rows(
     size = (output.shape[1], output.shape[2])
     skip = padding[1] - sw * across.first  # columns of the product cut off at the left
 
-    def emit(product: Tensor) -> Store:
+    def writer(product: Tensor) -> WriteChunk:
         columns = product.view(*product.shape[:3], lines, sw * channels)
 
-        def store(chunk: Chunk) -> None:
+        def write_chunk(chunk: Chunk) -> None:
             for line, phase in enumerate(down.phases):
                 # Output row of grid row y: sh·(first + y) + phase − padding.
                 start = sh * down.first + phase - padding[0]
@@ -385,10 +386,10 @@ def _stamp_rows(
                 for values, place in _column_runs(source, target, skip, sw, channels):
                     write(values, place, relu)
 
-        return store
+        return write_chunk
 
     repeated = None if bias is None else bias.repeat(lines * sw)
-    correlate(small, matrix, repeated, grid, emit)
+    conv_forward(small, matrix, repeated, grid, writer)
 
 
 def _column_runs(
@@ -411,7 +412,7 @@ def _column_runs(
             yield values[:, :, : place.shape[2]], place
 
 
-def _stamp_matrix(weight: Tensor, stride: IntPair, down: _Axis, taps_across: int) -> Tensor:
+def _phase_matrix(weight: Tensor, stride: IntPair, down: _Axis, taps_across: int) -> Tensor:
     """(kw'·kh'·C', r·sw·C): B[(j, i, c'), (r, s, c)] = W[c', c, sh·(m−1−i) + r, sw·(M−1−j) + s]."""
     (sh, sw), (small, channels, kh, kw) = stride, weight.shape
     padded = weight.new_zeros(small, channels, down.taps * sh, taps_across * sw)

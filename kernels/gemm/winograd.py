@@ -23,8 +23,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .. import buffer_pool as scratch
-from ..geometry import IntPair
+from ..buffer_pool import POOL
+from ..geometry import ConvGeometry, IntPair
 from .products import Chunk, write
 
 TILE, REACH = 4, 6  # sides of an output tile and of the input that it needs
@@ -77,9 +77,9 @@ CHUNK_BYTES = 2 * 1024 * 1024
 MIN_CHANNELS = 24
 
 
-def applies(weight: Tensor, stride: IntPair, output: IntPair, compute: torch.dtype) -> bool:
+def applies(weight: Tensor, geometry: ConvGeometry, output: IntPair, compute: torch.dtype) -> bool:
     """Whether this is a 3 × 3 convolution, in an exact enough dtype, that gains by Winograd."""
-    if weight.shape[2:] != (3, 3) or stride != (1, 1):
+    if weight.shape[2:] != (3, 3) or geometry.stride != (1, 1):
         return False
     if compute not in (torch.float32, torch.float64) or min(weight.shape[:2]) < MIN_CHANNELS:
         return False
@@ -87,7 +87,7 @@ def applies(weight: Tensor, stride: IntPair, output: IntPair, compute: torch.dty
     return tiles[0] * tiles[1] * TILE * TILE <= 1.35 * output[0] * output[1]
 
 
-def correlate(
+def conv_forward(
     image: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -104,29 +104,29 @@ def correlate(
         bias: (C',) or None.
         output: (N, oh, ow, C'), written.
         padding: zeros above and left; what is missing below and right is zero too.
-        relu: whether max(0, ·) is applied.
+        relu: whether negative results become 0.
     """
     matrices = transforms(weight.dtype, weight.device)
     kernels = torch.mm(matrices.kernel, weight.reshape(-1, 9).T)
     kernels = kernels.view(36, *weight.shape[:2]).transpose(1, 2)
-    _conv_forward(image, kernels, bias, output, padding, relu)
+    _run(image, kernels, bias, output, padding, relu)
 
 
-def stamp(small: Tensor, weight: Tensor, output: Tensor, *, padding: IntPair) -> None:
-    """Output = the adjoint of `correlate` on `small`: its kernel is flipped and transposed."""
+def conv_transpose(small: Tensor, weight: Tensor, output: Tensor, *, padding: IntPair) -> None:
+    """Output = the adjoint of `conv_forward` on `small`: its kernel is flipped and transposed."""
     matrices = transforms(weight.dtype, weight.device)
     kernels = torch.mm(matrices.kernel.flip(1), weight.reshape(-1, 9).T)
     kernels = kernels.view(36, *weight.shape[:2])
-    _conv_forward(small, kernels, None, output, (2 - padding[0], 2 - padding[1]), False)
+    _run(small, kernels, None, output, (2 - padding[0], 2 - padding[1]), False)
 
 
 def weight_grad(image: Tensor, small: Tensor, *, padding: IntPair) -> Tensor:
-    """dW (C', C, 3, 3) of small = correlate(image); arguments (N, H, W, C) and (N, oh, ow, C')."""
+    """dW (C', C, 3, 3) of small = conv_forward(image): (N, H, W, C) and (N, oh, ow, C')."""
     channels, width = image.shape[3], small.shape[3]
     matrices = transforms(image.dtype, image.device)
     total = image.new_zeros(36, width, channels)
-    kinds = _kinds(_chunks(small, max(channels, width)))
-    for (images, rows), chunks in kinds.items():
+    groups = _group_by_size(_chunks(small, max(channels, width)))
+    for (images, rows), chunks in groups.items():
         size = (images, rows, _tiles(small.shape[1:3])[1])
         inputs = _Gather("input", image, size, padding, REACH)
         transform = _TwoSided(matrices.input, inputs.tiles, "transformed")
@@ -143,7 +143,7 @@ def weight_grad(image: Tensor, small: Tensor, *, padding: IntPair) -> Tensor:
     return kernels.view(width, channels, 3, 3)
 
 
-def _conv_forward(
+def _run(
     image: Tensor,
     kernels: Tensor,
     bias: Tensor | None,
@@ -153,13 +153,13 @@ def _conv_forward(
 ) -> None:
     channels, width = kernels.shape[1:]
     matrices = transforms(image.dtype, image.device)
-    for (images, rows), chunks in _kinds(_chunks(output, max(channels, width))).items():
+    for (images, rows), chunks in _group_by_size(_chunks(output, max(channels, width))).items():
         size = (images, rows, _tiles(output.shape[1:3])[1])
         inputs = _Gather("input", image, size, padding, REACH)
         transform = _TwoSided(matrices.input, inputs.tiles, "transformed")
         transformed = transform.result.flatten(0, 1)
         numel = 36 * transformed.shape[1] * width
-        flat = scratch.take("products", numel, image, image.dtype)
+        flat = POOL.scratch("products", numel, image, image.dtype)
         products = flat.view(36, -1, width)
         inverse = _TwoSided(matrices.output, flat.view(6, 6, -1, width), "output tiles")
         results = inverse.result
@@ -195,12 +195,12 @@ def _chunks(output: Tensor, channels: int) -> Iterator[Chunk]:
             yield Chunk(n, n + 1, y, min(y + lines, down))
 
 
-def _kinds(chunks: Iterator[Chunk]) -> dict[IntPair, list[Chunk]]:
-    """Chunks by (images, rows of tiles): one set of views serves all of a kind."""
-    kinds: dict[IntPair, list[Chunk]] = {}
+def _group_by_size(chunks: Iterator[Chunk]) -> dict[IntPair, list[Chunk]]:
+    """Chunks by (images, rows of tiles): one set of views serves all of a group."""
+    groups: dict[IntPair, list[Chunk]] = {}
     for chunk in chunks:
-        kinds.setdefault((chunk.n1 - chunk.n0, chunk.y1 - chunk.y0), []).append(chunk)
-    return kinds
+        groups.setdefault((chunk.n1 - chunk.n0, chunk.y1 - chunk.y0), []).append(chunk)
+    return groups
 
 
 class _TwoSided:
@@ -213,8 +213,8 @@ class _TwoSided:
     def __init__(self, matrix: Tensor, source: Tensor, name: str) -> None:
         after, before = matrix.shape
         numel = source[0, 0].numel()
-        half = scratch.take("half", before * after * numel, source, source.dtype)
-        result = scratch.take(name, after * after * numel, source, source.dtype)
+        half = POOL.scratch("half", before * after * numel, source, source.dtype)
+        result = POOL.scratch(name, after * after * numel, source, source.dtype)
         self.half = half.view(before, after, numel)
         self.flat = result.view(after, after, numel)
         self.result = result.view(after, after, *source.shape[2:])
@@ -243,7 +243,7 @@ class _Gather:
         self.image, self.padding = image, padding
         height, width = rows * TILE + reach - TILE, across * TILE + reach - TILE
         shape = (images, height, width, channels)
-        strip = scratch.take(
+        strip = POOL.scratch(
             "strip " + name, images * height * width * channels, image, image.dtype
         )
         self.strip = strip.view(shape)
@@ -253,7 +253,7 @@ class _Gather:
         self.strip[:, :, :left].zero_()
         self.strip[:, :, left + self.width :].zero_()
         self.inside = self.strip[:, :, left : left + self.width]
-        flat = scratch.take(
+        flat = POOL.scratch(
             name + " tiles", reach * reach * images * rows * across * channels, image, image.dtype
         )
         self.tiles = flat.view(reach, reach, images * rows * across, channels)
@@ -301,7 +301,7 @@ class _Scatter:
             lattice = target.as_strided(self.tiles.shape, strides, target.storage_offset())
             write(self.tiles, lattice, self.relu)
             return
-        joined = scratch.take("joined", self.tiles.numel(), self.tiles, self.tiles.dtype)
+        joined = POOL.scratch("joined", self.tiles.numel(), self.tiles, self.tiles.dtype)
         joined.view(self.tiles.shape).copy_(self.tiles)
         cropped = joined.view(self.whole)[:, : target.shape[1], : target.shape[2]]
         write(cropped, target, self.relu)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from denoise_batch.kernels.selfcheck import KernelCheck
+from denoise_batch.kernels.kernel_check import KernelCheck
 
 from ..doctor import Check
 

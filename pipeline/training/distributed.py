@@ -135,7 +135,7 @@ class GradientReducer:
 
         Args:
             loss: this worker's, 0-d.
-            grad_output: as for `Block.backward_parameters`.
+            grad_output: as for `Block.backward`.
 
         Raises:
             StateError: a parameter got no gradient, so that the other workers would wait for ever.
@@ -145,7 +145,7 @@ class GradientReducer:
             bucket.missing = Counter({id(p): self._uses[id(p)] for p in bucket.parameters})
         first = self._buckets[0].flat
         first[-1] = loss
-        self._network.backward_parameters(grad_output)
+        self._network.backward(grad_output, needs_input_grad=False)
         if self._sent < len(self._buckets):
             raise StateError(
                 f"{len(self._buckets) - self._sent} of {len(self._buckets)} gradient buckets are "
@@ -247,7 +247,7 @@ class ProcessGroup:
         Returns:
             The joint batch's mean loss.
         """
-        network.backward_parameters(grad_output)
+        network.backward(grad_output, needs_input_grad=False)
         return loss
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from denoise_batch import kernels
-from denoise_batch.kernels.conv import Convolution
+from denoise_batch.kernels.layers import Convolution
 from denoise_batch.models import Network
 
 OPSET = 22  # the first in which Conv takes bfloat16

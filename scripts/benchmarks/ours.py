@@ -37,7 +37,7 @@ def _train(problem: Problem, network: Block) -> Runner:
         output = network(problem.input)
         latest.update(output=output, loss=criterion(output, problem.target))
         optimizer.zero_grad()
-        network.backward_parameters(criterion.backward())
+        network.backward(criterion.backward(), needs_input_grad=False)
         optimizer.step()
 
     return Runner(run, lambda: latest | gradients(network.parameters()))

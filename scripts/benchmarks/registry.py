@@ -122,7 +122,7 @@ class LossBlock(Block):
             self.target = torch.full_like(input, 0.5)
         return self.loss(input, self.target)
 
-    def backward(self, grad_output: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> Tensor:
         """grad_output is 1: nothing comes after a loss."""
         return self.loss.backward()
 

@@ -12,7 +12,7 @@ from registry import LossBlock
 from torch import Tensor, nn
 
 from denoise_batch import kernels
-from denoise_batch.kernels.conv import Convolution
+from denoise_batch.kernels.layers import Convolution
 from denoise_batch.models import Network
 
 

@@ -4,7 +4,8 @@ import torch
 from report import Section
 from torch import Tensor
 
-from denoise_batch.kernels import MSELoss, ops
+from denoise_batch.kernels import MSELoss
+from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.selfcheck import self_check
 from denoise_batch.models import ARCHITECTURES, Network
 
@@ -52,9 +53,8 @@ def network_section(device: torch.device, *, is_quick: bool) -> Section:
                 )
             )
             section.is_wrong |= not all(e <= a for e, a in zip(errors, allowed, strict=True))
-    switched_off = getattr(ops, "SWITCH", None)
-    if switched_off is not None and switched_off.off:
-        section.text += f" Switched off: {switched_off.off}."
+    if disabled := ops_for(device).disabled:
+        section.text += f" Disabled: {disabled}."
         section.is_wrong = True
     return section
 
@@ -87,6 +87,6 @@ def _gradients(network: Network, image: Tensor, target: Tensor) -> Tensor:
     network.zero_grad()
     loss = MSELoss()
     loss(network(image), target)
-    network.backward_parameters(loss.backward())
+    network.backward(loss.backward(), needs_input_grad=False)
     grads = [p.grad for p in network.parameters() if p.grad is not None]
     return torch.cat([grad.double().flatten() for grad in grads])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from denoise_batch.kernels import ops
+from denoise_batch.kernels.dispatch import chosen_kernels
 
 
 @dataclass
@@ -36,7 +36,11 @@ def machine(device: torch.device) -> tuple[str, list[str]]:
     versions = [f"python {platform.python_version()}", f"torch {torch.__version__}"]
     if util.find_spec("triton"):
         versions.append(f"triton {_triton_version()}")
-    facts = [", ".join(versions), f"commit {_commit()}", f"DENOISE_BATCH_KERNELS={ops.KERNELS}"]
+    facts = [
+        ", ".join(versions),
+        f"commit {_commit()}",
+        f"DENOISE_BATCH_KERNELS={chosen_kernels()}",
+    ]
     if device.type != "cuda":
         return "cpu", facts
     properties = torch.cuda.get_device_properties(device)

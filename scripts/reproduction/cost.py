@@ -19,7 +19,7 @@ from trained import layers_of, network_of
 
 from denoise_batch.files.images import read_image
 from denoise_batch.kernels import Block, ConvTranspose2d, UpsampleConv2d
-from denoise_batch.kernels.conv import Convolution
+from denoise_batch.kernels.layers import Convolution
 from denoise_batch.metrics import mse
 from denoise_batch.models import find_weights, load_weights
 from denoise_batch.training.noise import parse_noise

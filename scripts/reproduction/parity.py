@@ -165,7 +165,7 @@ def _our_step(network: Sequential, lr: float) -> Step:
         with torch.inference_mode():
             criterion(network(noisy), target)
             optimizer.zero_grad()
-            network.backward_parameters(criterion.backward())
+            network.backward(criterion.backward(), needs_input_grad=False)
             optimizer.step()
 
     return step

@@ -142,7 +142,7 @@ def train(
                     wanted = torch.where(wanted.isnan(), output, wanted)
                 loss_sum += criterion(output, wanted)
                 optimizer.zero_grad()
-                network.backward_parameters(criterion.backward())
+                network.backward(criterion.backward(), needs_input_grad=False)
                 if run.step >= min(last + every, steps) - NORM_STEPS:
                     norms += torch.stack([_grad(value).norm() for value in parameters])
                 if recipe.clip_norm:

@@ -243,22 +243,24 @@ def test_zero_grad_forgets_every_gradient(parametric: Block) -> None:
     assert all(parameter.grad is None for parameter in parametric.parameters())
 
 
-def test_backward_parameters_gives_the_same_gradients_and_keeps_nothing(block: Block) -> None:
+def test_without_the_input_s_gradient_the_others_are_the_same_and_nothing_is_kept(
+    block: Block,
+) -> None:
     input = an_input()
     grad_output = torch.randn_like(block(input))
     block.backward(grad_output)
     gradients = [parameter.grad for parameter in block.parameters()]
     block.zero_grad()
     block(input)
-    block.backward_parameters(grad_output)
+    assert block.backward(grad_output, needs_input_grad=False) is None
     assert all(part._saved is None for part in tree(block))
     for parameter, grad in zip(block.parameters(), gradients, strict=True):
         assert_parity(parameter.grad, grad, "parameter")
 
 
-def test_forget_drops_what_forward_kept(block: Block) -> None:
+def test_clear_saved_drops_what_forward_saved(block: Block) -> None:
     grad_output = torch.ones_like(block(an_input()))
-    block.forget()
+    block.clear_saved()
     assert all(part._saved is None for part in tree(block))
     with pytest.raises(StateError):
         block.backward(grad_output)

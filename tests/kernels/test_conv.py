@@ -3,6 +3,7 @@
 Another implementation of the ops joins by a line in IMPLEMENTATIONS.
 """
 
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from denoise_batch.kernels import Conv2d, ConvTranspose2d, reference
 from denoise_batch.kernels.gemm import conv as gemm
-from denoise_batch.kernels.geometry import conv2d_output_size, conv_transpose2d_output_size
+from denoise_batch.kernels.geometry import ConvGeometry
 
 IMPLEMENTATIONS = {"reference": reference, "gemm": gemm}
 
@@ -102,10 +103,10 @@ def test_conv2d_op_and_its_gradients_match_autograd(
     expected, gradients = autograd(
         partial(functional.conv2d, **geometry.options), input, weight, bias
     )
-    output = ops.conv2d_forward(input, weight, bias if geometry.bias else None, **geometry.options)
+    output = ops.conv2d_forward(input, weight, bias if geometry.bias else None, geometry.geometry)
     assert_parity(output, expected, floor=TERM)
     grad_output = torch.randn_like(expected)
-    ours = ops.conv2d_backward(grad_output, input, weight, **geometry.options)
+    ours = ops.conv2d_backward(grad_output, input, weight, geometry.geometry)
     assert_gradients(ours, gradients(grad_output))
 
 
@@ -121,11 +122,11 @@ def test_conv_transpose2d_op_and_its_gradients_match_autograd(
         partial(functional.conv_transpose2d, **geometry.options), input, weight, bias
     )
     output = ops.conv_transpose2d_forward(
-        input, weight, bias if geometry.bias else None, **geometry.options
+        input, weight, bias if geometry.bias else None, geometry.geometry
     )
     assert_parity(output, expected, floor=TERM)
     grad_output = torch.randn_like(expected)
-    ours = ops.conv_transpose2d_backward(grad_output, input, weight, **geometry.options)
+    ours = ops.conv_transpose2d_backward(grad_output, input, weight, geometry.geometry)
     assert_gradients(ours, gradients(grad_output))
 
 
@@ -147,10 +148,10 @@ def test_fused_relu_is_relu_and_masks_the_gradient(
     bias = torch.randn(geometry.out_channels, dtype=dtype)
     oracle = partial(getattr(functional, name), **geometry.options)
     expected, gradients = autograd(oracle, input, weight, bias)
-    output = forward(input, weight, bias, activation="relu", **geometry.options)
+    output = forward(input, weight, bias, geometry=geometry.geometry, activation="relu")
     assert_parity(output, expected.relu(), floor=TERM)
     grad_output = torch.randn_like(expected)
-    ours = backward(grad_output, input, weight, output=output, **geometry.options)
+    ours = backward(grad_output, input, weight, geometry=geometry.geometry, output=output)
     # Our own mask: within rounding of 0, torch's output may be on where ours is off.
     assert_gradients(ours, gradients(grad_output * (output > 0)))
 
@@ -177,10 +178,10 @@ def test_large_images_match_autograd(
     bias = torch.randn(16, dtype=dtype)
     oracle = partial(getattr(functional, name), **geometry.options)
     expected, gradients = autograd(oracle, input, weight, bias)
-    output = getattr(ops, f"{name}_forward")(input, weight, bias, **geometry.options)
+    output = getattr(ops, f"{name}_forward")(input, weight, bias, geometry.geometry)
     assert_parity(output, expected)
     grad_output = torch.randn_like(expected)
-    ours = getattr(ops, f"{name}_backward")(grad_output, input, weight, **geometry.options)
+    ours = getattr(ops, f"{name}_backward")(grad_output, input, weight, geometry.geometry)
     assert_gradients(ours, gradients(grad_output))
 
 
@@ -190,15 +191,13 @@ def test_fused_relu_keeps_nan_and_passes_its_gradient_as_torch_does(
     implementation: str, name: str
 ) -> None:
     ops = IMPLEMENTATIONS[implementation]
-    options: dict[str, Pair] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
-    if name == "conv_transpose2d":
-        options["output_padding"] = (0, 0)
+    geometry = ConvGeometry()
     input, weight = torch.tensor([-1.0, 1.0, float("nan")]).view(1, 1, 1, 3), torch.ones(1, 1, 1, 1)
-    output = getattr(ops, f"{name}_forward")(input, weight, None, activation="relu", **options)
+    output = getattr(ops, f"{name}_forward")(input, weight, None, geometry, "relu")
     assert output[..., :2].flatten().tolist() == [0, 1]
     assert output[..., 2].isnan()
     backward = getattr(ops, f"{name}_backward")
-    grad_input, _, _ = backward(torch.ones_like(output), input, weight, output=output, **options)
+    grad_input, _, _ = backward(torch.ones_like(output), input, weight, geometry, output)
     assert grad_input.flatten().tolist() == [0, 1, 1]
 
 
@@ -209,8 +208,8 @@ def test_without_grad_input_the_other_gradients_are_the_same(
 ) -> None:
     name = "conv2d" if geometry.output_padding is None else "conv_transpose2d"
     input, weight = geometry.input(torch.float64), geometry.weight(torch.float64)
-    output = getattr(ops, f"{name}_forward")(input, weight, None, **geometry.options)
-    backward = partial(getattr(ops, f"{name}_backward"), **geometry.options)
+    output = getattr(ops, f"{name}_forward")(input, weight, None, geometry.geometry)
+    backward = partial(getattr(ops, f"{name}_backward"), geometry=geometry.geometry)
     grad_output = torch.randn_like(output)
     _, *expected = backward(grad_output, input, weight)
     nothing, *gradients = backward(grad_output, input, weight, needs_input_grad=False)
@@ -256,7 +255,7 @@ def test_transposed_convolution_is_the_adjoint_of_convolution(
 ) -> None:
     """⟨conv(x), y⟩ = ⟨x, conv_transpose(y)⟩ with one and the same weight."""
     input, weight = geometry.input(torch.float64), geometry.weight(torch.float64)
-    output = ops.conv2d_forward(input, weight, None, **geometry.options)
+    output = ops.conv2d_forward(input, weight, None, geometry.geometry)
     other = torch.randn_like(output)
     # The rows and columns that the stride leaves over at the bottom and right.
     rest = tuple(
@@ -270,9 +269,8 @@ def test_transposed_convolution_is_the_adjoint_of_convolution(
             strict=True,
         )
     )
-    back = ops.conv_transpose2d_forward(
-        other, weight, None, output_padding=rest, **geometry.options
-    )
+    adjoint = replace(geometry.geometry, output_padding=rest)
+    back = ops.conv_transpose2d_forward(other, weight, None, adjoint)
     assert back.shape == input.shape
     assert_parity((input * back).sum(), (output * other).sum(), "product", floor=TERM)
 
@@ -281,7 +279,7 @@ def test_transposed_convolution_is_the_adjoint_of_convolution(
 @given(geometry=conv_geometries(bias=False))
 def test_conv2d_is_linear_in_its_input(ops: ModuleType, geometry: Geometry) -> None:
     weight = geometry.weight(torch.float64)
-    conv = partial(ops.conv2d_forward, weight=weight, bias=None, **geometry.options)
+    conv = partial(ops.conv2d_forward, weight=weight, bias=None, geometry=geometry.geometry)
     x, y = geometry.input(torch.float64), geometry.input(torch.float64)
     assert_parity(conv(2.5 * x - 0.7 * y), 2.5 * conv(x) - 0.7 * conv(y), floor=TERM)
 
@@ -289,38 +287,26 @@ def test_conv2d_is_linear_in_its_input(ops: ModuleType, geometry: Geometry) -> N
 @given(geometry=conv_geometries())
 def test_conv2d_output_has_the_size_that_shapes_promises(geometry: Geometry) -> None:
     output = Conv2d(**geometry.arguments)(geometry.input(torch.float32))
-    extent = conv2d_output_size(
-        geometry.size, geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation
-    )
+    extent = geometry.geometry.conv2d_output_size(geometry.size, geometry.kernel_size)
     assert output.shape == (geometry.batch, geometry.out_channels, *extent)
 
 
 @given(geometry=conv_transpose_geometries())
 def test_conv_transpose2d_output_has_the_size_that_shapes_promises(geometry: Geometry) -> None:
     output = ConvTranspose2d(**geometry.arguments)(geometry.input(torch.float32))
-    assert geometry.output_padding is not None
-    extent = conv_transpose2d_output_size(
-        geometry.size,
-        geometry.kernel_size,
-        geometry.stride,
-        geometry.padding,
-        geometry.output_padding,
-        geometry.dilation,
-    )
+    extent = geometry.geometry.conv_transpose2d_output_size(geometry.size, geometry.kernel_size)
     assert output.shape == (geometry.batch, geometry.out_channels, *extent)
 
 
 @each_implementation
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
 def test_ops_leave_their_operands_alone(ops: ModuleType, name: str) -> None:
-    options = {"stride": (2, 2), "padding": (1, 1), "dilation": (1, 1)}
-    if name == "conv_transpose2d":
-        options["output_padding"] = (1, 1)
+    geometry = ConvGeometry(stride=(2, 2), padding=(1, 1), output_padding=(1, 1))
     operands = input, weight, bias = torch.randn(2, 3, 6, 6), torch.randn(3, 3, 3, 3), torch.ones(3)
     before = [operand.clone() for operand in operands]
-    output = getattr(ops, f"{name}_forward")(input, weight, bias, **options)
+    output = getattr(ops, f"{name}_forward")(input, weight, bias, geometry)
     grad_output = torch.ones_like(output)
-    getattr(ops, f"{name}_backward")(grad_output, input, weight, **options)
+    getattr(ops, f"{name}_backward")(grad_output, input, weight, geometry)
     for operand, original in zip((*operands, grad_output), (*before, 1), strict=True):
         assert (operand == original).all()
 

@@ -5,6 +5,7 @@ in cuda/test_interpreted.py.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,9 +28,10 @@ from denoise_batch.kernels import (
     Sigmoid,
     UpsampleConv2d,
     fusion,
-    ops,
 )
-from denoise_batch.kernels.fusion import Stage
+from denoise_batch.kernels.container import forward_fused
+from denoise_batch.kernels.dispatch import GEMM, ops_for
+from denoise_batch.kernels.fusion import Launch, plan
 from denoise_batch.models import ARCHITECTURES, Network
 
 
@@ -44,36 +46,37 @@ def layers(name: str) -> Sequential:
 def test_launches_give_what_the_blocks_give(name: str) -> None:
     row = layers(name).to(dtype=torch.float64)
     image = torch.rand(2, 3, 32, 48, dtype=torch.float64)
-    assert_parity(fusion.forward(row.blocks, image), row(image))
+    assert_parity(forward_fused(row.blocks, image), row(image))
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_in_half_precision_too(name: str) -> None:
     row = layers(name).set_compute_dtype(torch.bfloat16)
     image = torch.rand(1, 3, 32, 32)
-    output, expected = fusion.forward(row.blocks, image), row(image)
+    output, expected = forward_fused(row.blocks, image), row(image)
     assert output.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(output, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 
 
 def test_unet_is_one_launch_a_convolution() -> None:
-    stem, level, head = fusion.stages(layers("unet").blocks)
-    assert isinstance(stem, Stage)
+    stem, level, head = plan(layers("unet").blocks)
+    assert isinstance(stem, Launch)
     assert isinstance(stem.before, PixelUnshuffle)
-    assert not isinstance(level, Stage)  # a U-Net level, which is walked into
-    assert isinstance(head, Stage)
+    assert not isinstance(level, Launch)  # a U-Net level, which is walked into
+    assert isinstance(head, Launch)
     assert head.shuffle == 2
 
 
 def test_tconv_is_four_launches() -> None:
-    stages = list(fusion.stages(layers("tconv").blocks))
-    assert [type(stage) for stage in stages] == [Stage] * 4
-    assert [getattr(s, "activation", None) for s in stages] == ["relu"] * 3 + ["sigmoid"]
+    steps = plan(layers("tconv").blocks)
+    assert [type(step) for step in steps] == [Launch] * 4
+    assert [getattr(s, "activation", None) for s in steps] == ["relu"] * 3 + ["sigmoid"]
 
 
-def test_upsample_takes_the_upsampling_and_the_sigmoid_along() -> None:
-    *_, last = fusion.stages(layers("upsample").blocks)
-    assert isinstance(last, Stage)
+def test_upsampling_and_sigmoid_are_part_of_the_launch() -> None:
+    conv, sigmoid = Conv2d(24, 3, 3, padding=1), Sigmoid()
+    (last,) = plan([NearestUpsample2d(2), conv, sigmoid])
+    assert isinstance(last, Launch)
     assert isinstance(last.before, NearestUpsample2d)
     assert last.activation == "sigmoid"
 
@@ -100,14 +103,14 @@ def test_any_row_of_blocks_gives_what_the_blocks_give(name: str) -> None:
     row = Sequential(*ROWS[name]).eval().to(dtype=torch.float64)
     image = torch.randn(2, 3, 12, 14, dtype=torch.float64)
     kept = image.clone()
-    assert_parity(fusion.forward(row.blocks, image), row(image.clone()))
+    assert_parity(forward_fused(row.blocks, image), row(image.clone()))
     assert torch.equal(image, kept)
 
 
 def test_a_sum_with_a_float32_image_stays_float32() -> None:
     row = Sequential(Residual(Conv2d(3, 3, 3, padding=1))).eval().set_compute_dtype(torch.bfloat16)
     image = torch.rand(1, 3, 8, 8)
-    assert fusion.forward(row.blocks, image).dtype == row(image).dtype == torch.float32
+    assert forward_fused(row.blocks, image).dtype == row(image).dtype == torch.float32
 
 
 # A row, and what it cannot take.
@@ -147,10 +150,11 @@ def test_what_a_block_refuses_no_launch_is_given(
     image = torch.ones(shape)
     with pytest.raises(ShapeError) as expected:
         row(image)
-    for op in ("conv2d_fused", "conv_transpose2d_fused"):
-        monkeypatch.setattr(ops, op, _sound(getattr(ops, op)))
+    names = ("conv2d_fused", "conv_transpose2d_fused")
+    sound = replace(GEMM, **{name: _sound(getattr(GEMM, name)) for name in names})
+    monkeypatch.setattr(fusion, "ops_for", lambda device: sound)
     with pytest.raises(ShapeError) as caught:
-        fusion.forward(row.blocks, image)
+        forward_fused(row.blocks, image)
     assert str(caught.value) == str(expected.value)
 
 
@@ -167,4 +171,4 @@ def _sound(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def test_the_cpu_does_not_go_this_way() -> None:
-    assert not ops.has_fused_kernels(torch.device("cpu"))
+    assert not ops_for(torch.device("cpu")).has_fused_kernels

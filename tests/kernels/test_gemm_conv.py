@@ -5,7 +5,7 @@ gemm's own rounding.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from strategies import Geometry, conv_geometries, conv_transpose_geometries
 from torch import Tensor
 
-from denoise_batch.kernels import buffer_pool as workspace
 from denoise_batch.kernels import reference
+from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.gemm import conv as gemm
 from denoise_batch.kernels.gemm import im2col as small
 from denoise_batch.kernels.gemm import products as grid
 from denoise_batch.kernels.gemm import winograd
+from denoise_batch.kernels.geometry import ConvGeometry
 
 # Relative to the largest element. bfloat16 keeps 8 bits (2⁻⁹ = 2e-3 a rounding): operands are
 # given rounded, each sum is float32, each result rounds once.
@@ -120,11 +121,11 @@ def check(geometry: Geometry, dtype: torch.dtype, activation: str | None) -> Non
     """Forward and all gradients against the reference."""
     input, weight, bias = operands(geometry, dtype)
     x, w, b = double(input, weight, bias)
-    expected = op(reference, geometry, "forward")(x, w, b, **geometry.options)
+    expected = op(reference, geometry, "forward")(x, w, b, geometry=geometry.geometry)
     if activation == "relu":
         expected = expected.clamp_min(0)
     output = op(gemm, geometry, "forward")(
-        input, weight, bias, activation=activation, **geometry.options
+        input, weight, bias, activation=activation, geometry=geometry.geometry
     )
     assert_near(output, expected, dtype, "output")
     assert output.is_contiguous(memory_format=torch.channels_last)
@@ -132,9 +133,9 @@ def check(geometry: Geometry, dtype: torch.dtype, activation: str | None) -> Non
     grad_output = torch.randn_like(expected).to(dtype)
     saved = output if activation == "relu" else None
     grad = grad_output.double() if saved is None else grad_output.double() * (saved > 0)
-    expected_gradients = op(reference, geometry, "backward")(grad, x, w, **geometry.options)
+    expected_gradients = op(reference, geometry, "backward")(grad, x, w, geometry=geometry.geometry)
     gradients = op(gemm, geometry, "backward")(
-        grad_output, input, weight, output=saved, **geometry.options
+        grad_output, input, weight, output=saved, geometry=geometry.geometry
     )
     names = ("grad_input", "grad_weight", "grad_bias")
     for name, ours, theirs in zip(names, gradients, expected_gradients, strict=True):
@@ -188,10 +189,9 @@ def test_relu_backward_is_exact_at_the_corners() -> None:
     tiny = torch.finfo(torch.float32).tiny / 2  # denormal
     output = torch.tensor([0.0, -0.0, tiny, 1.0]).view(1, 1, 2, 2)
     grad_output = torch.tensor([torch.inf, torch.inf, 3.0, -4.0]).view(1, 1, 2, 2)
-    options: dict[str, Sequence[int]] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
     input = torch.randn(1, 1, 2, 2)
     gradients = gemm.conv2d_backward(
-        grad_output, input, torch.ones(1, 1, 1, 1), output=output, **options
+        grad_output, input, torch.ones(1, 1, 1, 1), ConvGeometry(), output
     )
     assert gradients[0].flatten().tolist() == [0.0, 0.0, 3.0, -4.0]
     assert gradients[2].item() == -1.0
@@ -200,11 +200,11 @@ def test_relu_backward_is_exact_at_the_corners() -> None:
 @each_fast_case
 def test_a_first_layer_needs_no_grad_input(geometry: Geometry) -> None:
     input, weight, bias = operands(geometry, torch.float32)
-    output = op(gemm, geometry, "forward")(input, weight, bias, **geometry.options)
+    output = op(gemm, geometry, "forward")(input, weight, bias, geometry=geometry.geometry)
     backward = op(gemm, geometry, "backward")
     grad_output = torch.randn_like(output)
-    full = backward(grad_output, input, weight, **geometry.options)
-    short = backward(grad_output, input, weight, needs_input_grad=False, **geometry.options)
+    full = backward(grad_output, input, weight, geometry=geometry.geometry)
+    short = backward(grad_output, input, weight, needs_input_grad=False, geometry=geometry.geometry)
     assert short[0] is None
     assert torch.equal(short[1], full[1])
     assert torch.equal(short[2], full[2])
@@ -234,13 +234,17 @@ def test_strides_make_no_difference(geometry: Geometry, layout: str) -> None:
     values, weight, bias = operands(geometry, torch.float32)
     input = laid_out(values, layout)
     forward, backward = op(gemm, geometry, "forward"), op(gemm, geometry, "backward")
-    output = forward(input, weight, bias, **geometry.options)
-    expected = forward(input.contiguous(), weight, bias, **geometry.options)
+    output = forward(input, weight, bias, geometry=geometry.geometry)
+    expected = forward(input.contiguous(), weight, bias, geometry=geometry.geometry)
     assert_near(output, expected.double(), torch.float32, "output")
     grad_output = laid_out(torch.randn_like(output), layout)
-    ours = backward(grad_output, input, weight, output=output, **geometry.options)
+    ours = backward(grad_output, input, weight, output=output, geometry=geometry.geometry)
     plain_strides = backward(
-        grad_output.contiguous(), input.contiguous(), weight, output=output, **geometry.options
+        grad_output.contiguous(),
+        input.contiguous(),
+        weight,
+        output=output,
+        geometry=geometry.geometry,
     )
     for actual, wanted in zip(ours, plain_strides, strict=True):
         assert_near(actual, wanted.double(), torch.float32, "gradient")
@@ -254,9 +258,11 @@ def test_operands_are_left_alone_and_results_are_fresh(geometry: Geometry) -> No
     def both(seed: int) -> tuple[list[Tensor], list[Tensor]]:
         torch.manual_seed(seed)
         given = [*operands(geometry, torch.float32)]
-        output = forward(*given, activation="relu", **geometry.options)
+        output = forward(*given, activation="relu", geometry=geometry.geometry)
         given.append(torch.randn_like(output))
-        gradients = backward(given[3], given[0], given[1], output=output, **geometry.options)
+        gradients = backward(
+            given[3], given[0], given[1], output=output, geometry=geometry.geometry
+        )
         return given, [output, *gradients]
 
     given, results = both(1)
@@ -277,7 +283,7 @@ def test_two_threads_do_not_share_scratch_memory() -> None:
 
     def outputs() -> list[Tensor]:
         return [
-            op(gemm, geometry, "forward")(*tensors, **geometry.options)
+            op(gemm, geometry, "forward")(*tensors, geometry=geometry.geometry)
             for geometry, tensors in zip(cases, given, strict=True)
         ]
 
@@ -306,8 +312,8 @@ def test_inference_mode_and_training_share_scratch_memory() -> None:
 
     def fresh_thread() -> None:
         with torch.inference_mode():
-            result.append(forward(*tensors, **geometry.options))
-        result.append(forward(*tensors, **geometry.options))
+            result.append(forward(*tensors, geometry=geometry.geometry))
+        result.append(forward(*tensors, geometry=geometry.geometry))
 
     thread = threading.Thread(target=fresh_thread)
     thread.start()
@@ -319,9 +325,11 @@ def test_inference_mode_and_training_share_scratch_memory() -> None:
 def test_an_empty_batch_has_zero_gradients(name: str) -> None:
     geometry = FAST[name]
     input, weight, bias = operands(geometry, torch.float32)
-    output = op(gemm, geometry, "forward")(input[:0], weight, bias, **geometry.options)
+    output = op(gemm, geometry, "forward")(input[:0], weight, bias, geometry=geometry.geometry)
     assert len(output) == 0
-    gradients = op(gemm, geometry, "backward")(output, input[:0], weight, **geometry.options)
+    gradients = op(gemm, geometry, "backward")(
+        output, input[:0], weight, geometry=geometry.geometry
+    )
     assert gradients[0].shape == input[:0].shape
     assert not gradients[1].any()
     assert not gradients[2].any()
@@ -332,8 +340,7 @@ def test_float16_sums_do_not_overflow() -> None:
     input = torch.full((1, 64, 8, 8), 64.0, dtype=torch.float16)
     weight = torch.full((2, 64, 1, 1), 64.0, dtype=torch.float16)
     weight[:, 32:] *= -1
-    options: dict[str, Sequence[int]] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
-    output = gemm.conv2d_forward(input, weight, None, **options)
+    output = gemm.conv2d_forward(input, weight, None, ConvGeometry())
     assert not output.any()
 
 
@@ -343,20 +350,22 @@ def test_small_problems_have_a_path_of_their_own(
 ) -> None:
     """With the grid away, training still gets the reference's results; only inference needs it."""
     monkeypatch.setattr(small, "MOST_WINDOW_ELEMENTS", 1 << 40)
-    for loop in ("correlate", "stamp", "weight_grad"):
+    for loop in ("conv_forward", "conv_transpose", "weight_grad"):
         monkeypatch.setattr(gemm, loop, _refuse)
     geometry = FAST[name]
     input, weight, bias = operands(geometry, torch.float64)
-    output = op(gemm, geometry, "forward")(input, weight, bias, **geometry.options)
-    expected = op(reference, geometry, "forward")(input, weight, bias, **geometry.options)
+    output = op(gemm, geometry, "forward")(input, weight, bias, geometry=geometry.geometry)
+    expected = op(reference, geometry, "forward")(input, weight, bias, geometry=geometry.geometry)
     torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
     grad = torch.randn(output.shape, dtype=torch.float64)
-    gradients = op(gemm, geometry, "backward")(grad, input, weight, **geometry.options)
-    references = op(reference, geometry, "backward")(grad, input, weight, **geometry.options)
+    gradients = op(gemm, geometry, "backward")(grad, input, weight, geometry=geometry.geometry)
+    references = op(reference, geometry, "backward")(
+        grad, input, weight, geometry=geometry.geometry
+    )
     for ours, theirs in zip(gradients, references, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    with workspace.active(), pytest.raises(AssertionError, match="the grid"):
-        op(gemm, geometry, "forward")(input, weight, bias, **geometry.options)
+    with POOL.enabled(), pytest.raises(AssertionError, match="the grid"):
+        op(gemm, geometry, "forward")(input, weight, bias, geometry=geometry.geometry)
 
 
 def _refuse(*args: Any, **options: Any) -> None:

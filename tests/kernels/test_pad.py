@@ -24,7 +24,7 @@ class Recorder(Block):
         self.seen = input
         return input
 
-    def backward(self, grad_output: Tensor) -> Tensor:
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> Tensor:
         return grad_output
 
 

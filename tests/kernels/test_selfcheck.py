@@ -1,11 +1,16 @@
 """The self-check that denoise-doctor prints, here on the CPU: gemm against the specification."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from denoise_batch.kernels import selfcheck
+from denoise_batch.kernels.dispatch import GEMM
 from denoise_batch.kernels.gemm import conv
-from denoise_batch.kernels.selfcheck import KernelCheck, check_call, self_check, signature
+from denoise_batch.kernels.geometry import ConvGeometry
+from denoise_batch.kernels.kernel_check import KernelCheck, check_call, signature
+from denoise_batch.kernels.selfcheck import self_check
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -33,7 +38,7 @@ def test_a_wrong_op_fails_and_says_by_how_much(monkeypatch: pytest.MonkeyPatch) 
         grad_input, grad_weight, grad_bias = right(*args, **kwargs)  # type: ignore[arg-type]
         return grad_input, grad_weight * 1.5, grad_bias
 
-    monkeypatch.setattr(conv, "conv2d_backward", wrong)
+    monkeypatch.setattr(selfcheck, "GEMM", replace(GEMM, conv2d_backward=wrong))
     failed = [check for check in self_check(torch.device("cpu")) if check.status != "ok"]
     assert [check.name for check in failed] == [f"conv2d_backward {p}" for p in PRECISIONS]
     for check in failed:
@@ -45,7 +50,7 @@ def test_an_op_that_raises_fails_with_its_error(monkeypatch: pytest.MonkeyPatch)
     def broken(*args: object, **kwargs: object) -> object:
         raise RuntimeError("no kernel image is available\nsecond line")
 
-    monkeypatch.setattr(conv, "conv2d_forward", broken)
+    monkeypatch.setattr(selfcheck, "GEMM", replace(GEMM, conv2d_forward=broken))
     (check,) = [c for c in self_check("cpu") if c.name == "conv2d_forward float32"]
     assert (check.status, check.error) == ("failed", None)
     assert check.reason == "RuntimeError: no kernel image is available"
@@ -59,21 +64,20 @@ def test_the_worst_of_several_geometries_is_reported() -> None:
 
 
 def test_checks_do_not_depend_on_the_caller_s_numbers() -> None:
-    options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
     nan = torch.full((1, 3, 9, 9), torch.nan), torch.full((4, 3, 3, 3), torch.nan), None
-    check = check_call(
-        "conv2d_forward", "gemm", conv.conv2d_forward, conv.conv2d_forward, nan, options
-    )
+    op = conv.conv2d_forward
+    check = check_call("conv2d_forward", "gemm", op, op, (*nan, ConvGeometry()), {})
     assert check.status == "ok"
 
 
 def test_signatures_tell_kinds_of_calls_apart() -> None:
-    options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "activation": "relu"}
-
-    def call(size: int = 9, channels: int = 3, dtype: torch.dtype = torch.float32) -> object:
+    def call(
+        size: int = 9, channels: int = 3, dtype: torch.dtype = torch.float32, stride: int = 1
+    ) -> object:
         weight = torch.zeros(4, channels, 3, 3, dtype=dtype)
         image = torch.zeros(1, channels, size, size, dtype=dtype)
-        return signature("conv2d_forward", (image, weight, None), options)
+        geometry = ConvGeometry((stride, stride))
+        return signature("conv2d_forward", (image, weight, None, geometry), {"activation": "relu"})
 
     assert call() == call(size=11)
-    assert len({call(), call(channels=5), call(dtype=torch.float16)}) == 3
+    assert len({call(), call(channels=5), call(dtype=torch.float16), call(stride=2)}) == 4

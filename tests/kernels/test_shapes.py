@@ -10,12 +10,7 @@ from strategies import Pair
 from torch.nn import functional
 
 from denoise_batch.kernels import ShapeError
-from denoise_batch.kernels.geometry import (
-    check_nchw,
-    conv2d_output_size,
-    conv_transpose2d_output_size,
-    pair,
-)
+from denoise_batch.kernels.geometry import ConvGeometry, check_nchw, pair
 
 
 def pairs(low: int, high: int) -> st.SearchStrategy[Pair]:
@@ -38,12 +33,12 @@ def test_conv2d_output_size_is_torchs_and_refuses_what_torch_refuses(
 ) -> None:
     conv = partial(functional.conv2d, stride=stride, padding=padding, dilation=dilation)
     expected = torch_size(conv, size, kernel_size)
-    arguments = (size, kernel_size, stride, padding, dilation)
+    geometry = ConvGeometry(stride, padding, dilation)
     if expected is None:
         with pytest.raises(ShapeError, match=f"{size[0]}x{size[1]}"):
-            conv2d_output_size(*arguments)
+            geometry.conv2d_output_size(size, kernel_size)
     else:
-        assert conv2d_output_size(*arguments) == expected
+        assert geometry.conv2d_output_size(size, kernel_size) == expected
 
 
 @given(pairs(1, 20), pairs(1, 7), pairs(1, 5), pairs(0, 4), pairs(0, 4), pairs(1, 3))
@@ -58,15 +53,15 @@ def test_conv_transpose2d_output_size_is_torchs_and_refuses_what_torch_refuses(
         dilation=dilation,
     )
     expected = torch_size(conv, size, kernel_size)
-    arguments = (size, kernel_size, stride, padding, output_padding, dilation)
+    geometry = ConvGeometry(stride, padding, dilation, output_padding)
     ambiguous = any(
         o >= max(s, d) for o, s, d in zip(output_padding, stride, dilation, strict=True)
     )
     if expected is None or ambiguous or min(expected) < 1:
         with pytest.raises(ShapeError, match="padding"):
-            conv_transpose2d_output_size(*arguments)
+            geometry.conv_transpose2d_output_size(size, kernel_size)
     else:
-        assert conv_transpose2d_output_size(*arguments) == expected
+        assert geometry.conv_transpose2d_output_size(size, kernel_size) == expected
 
 
 def test_pair_reads_one_integer_or_two() -> None:

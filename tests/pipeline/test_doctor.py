@@ -10,7 +10,7 @@ from denoise_batch import doctor
 from denoise_batch import weights as shipped
 from denoise_batch.cli.doctor import main
 from denoise_batch.doctor import Check, is_healthy, self_test
-from denoise_batch.kernels.selfcheck import KernelCheck
+from denoise_batch.kernels.kernel_check import KernelCheck
 from denoise_batch.models import Network, save_weights
 
 CPU = torch.device("cpu")

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from denoise_batch.kernels.geometry import ConvGeometry
+
 Pair = tuple[int, int]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -48,28 +50,15 @@ class Layer:
 
     @property
     def options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"stride": self.stride, "padding": self.padding}
-        options["dilation"] = (1, 1)
-        if self.output_padding is not None:
-            options["output_padding"] = self.output_padding
-        return options
+        output_padding = self.output_padding or (0, 0)
+        return {"geometry": ConvGeometry(self.stride, self.padding, (1, 1), output_padding)}
 
     @property
     def output_size(self) -> Pair:
+        geometry: ConvGeometry = self.options["geometry"]
         if self.output_padding is None:
-            axes = zip(self.size, self.kernel, self.stride, self.padding, strict=True)
-            height, width = ((n + 2 * p - k) // s + 1 for n, k, s, p in axes)
-        else:
-            more = zip(
-                self.size,
-                self.kernel,
-                self.stride,
-                self.padding,
-                self.output_padding,
-                strict=True,
-            )
-            height, width = ((n - 1) * s - 2 * p + k + o for n, k, s, p, o in more)
-        return height, width
+            return geometry.conv2d_output_size(self.size, self.kernel)
+        return geometry.conv_transpose2d_output_size(self.size, self.kernel)
 
     def operands(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         into, out = self.channels

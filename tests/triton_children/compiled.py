@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from triton_children.dry_run import dry_run
 
-from denoise_batch.kernels import SGD, AdamW, MSELoss, ops
-from denoise_batch.kernels.cuda.load import launchers
+from denoise_batch.kernels import SGD, AdamW, MSELoss, dispatch
+from denoise_batch.kernels.dispatch import launchers, ops_for
 from denoise_batch.kernels.errors import NotCoveredError
+from denoise_batch.kernels.geometry import ConvGeometry
 from denoise_batch.models import Network
 
 META = torch.device("meta")
@@ -30,8 +31,8 @@ META = torch.device("meta")
 
 def main(names: Sequence[str]) -> None:
     """Run the named runs."""
-    ops.SWITCH._load = lambda device: launchers()
-    ops.SWITCH._is_for_kernels = lambda device: device.type == "meta"
+    dispatch.load_kernels = lambda device: launchers()
+    dispatch.may_have_kernels = lambda device: device.type == "meta"
     for name in names:
         started = time.process_time()
         arch, _, run = name.partition("/")
@@ -75,7 +76,7 @@ def train(network: Network, image: Tensor) -> None:
     parameters = network.parameters()
     optimizer, loss = SGD(parameters, 0.1, momentum=0.9, nesterov=True), MSELoss()
     loss(network.train()(image), torch.empty_like(image))
-    network.backward_parameters(loss.backward())
+    network.backward(loss.backward(), needs_input_grad=False)
     optimizer.step()
     AdamW(parameters).step()
 
@@ -86,28 +87,26 @@ def every_kernel() -> None:
     def new(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.empty(shape, device=META, dtype=dtype)
 
-    square: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
-    strided: dict[str, Any] = {"stride": (2, 2), "padding": (0, 0), "dilation": (1, 1)}
+    ops = ops_for(META)
+    square, strided = ConvGeometry(padding=(1, 1)), ConvGeometry(stride=(2, 2))
     wide, image = new(192, 192, 3, 3), new(4, 192, 128, 128)
-    ops.conv2d_forward(image, wide, new(192), **square, activation="relu")
-    ops.conv2d_backward(image, image, wide, **square, output=image)
-    ops.conv2d_forward(new(4, 3, 516, 516), new(24, 3, 4, 4), new(24), **strided)
-    up = {**strided, "output_padding": (0, 0)}
-    ops.conv_transpose2d_forward(new(4, 48, 128, 128), new(48, 24, 3, 3), new(24), **up)
+    ops.conv2d_forward(image, wide, new(192), square, "relu")
+    ops.conv2d_backward(image, image, wide, square, image)
+    ops.conv2d_forward(new(4, 3, 516, 516), new(24, 3, 4, 4), new(24), strided)
+    ops.conv_transpose2d_forward(new(4, 48, 128, 128), new(48, 24, 3, 3), new(24), strided)
     pixels = new(4, 3, 512, 512, dtype=torch.float32)
     ops.mse_loss(pixels, pixels)
 
 
 def limits() -> dict[str, Any]:
     """What the launchers say to images that int32 can and cannot count."""
-    options: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
     weight = torch.empty(32, 32, 1, 1, device=META)
     conv: Callable[..., Tensor] = launchers()["conv2d_forward"]
     declined = []
     for batch, side in ((1, 8191), (31, 8191), (1, 8192), (33, 8191)):
         image = torch.empty(batch, 32, side, side, device=META)
         try:
-            conv(image, weight, None, **options)
+            conv(image, weight, None, ConvGeometry())
         except NotCoveredError:
             declined.append([batch, side])
     return {"declined": declined}

@@ -23,11 +23,11 @@ Op = Callable[..., Any]
 
 def main(names: Sequence[str]) -> None:
     """Run the named cases, or all."""
-    from denoise_batch.kernels.cuda.load import load
+    from denoise_batch.kernels.dispatch import load_kernels
 
     torch.set_num_threads(1)
     poison()
-    kernels = load(torch.device("cpu"))
+    kernels = load_kernels(torch.device("cpu"))
     for name in names or [*CASES, *NETWORKS]:
         started, launches = time.process_time(), GUARD.launches
         row: dict[str, Any] = {"name": name}
@@ -90,7 +90,7 @@ def network_error(name: str) -> float:
         loss = MSELoss()
         outputs.append(each(convert(image)))
         loss(outputs[-1], convert(target))
-        each.backward_parameters(loss.backward())
+        each.backward(loss.backward(), needs_input_grad=False)
     errors.append(_error(*outputs))
     # In half precision a ReLU near 0 flips; what is asked is that gradients point the same way.
     ours, theirs = (
@@ -107,29 +107,25 @@ NETWORK_LAYERS = 5
 
 
 def _specification(op: str) -> Op:
-    from denoise_batch.kernels import reference as conv
-    from denoise_batch.kernels import reference as loss
+    from denoise_batch.kernels import reference
     from denoise_batch.kernels.gemm import fused
 
-    modules = (conv, fused, loss)
+    modules = (reference, fused)
     found: Op = next(getattr(module, op) for module in modules if hasattr(module, op))
     return found
 
 
 def _doubled(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     def double(value: Any) -> Any:
-        if isinstance(value, list):
-            return [double(item) for item in value]
         return value.double() if isinstance(value, Tensor) else value
 
     return tuple(map(double, args)), {name: double(value) for name, value in options.items()}
 
 
 def results(op: Op, args: tuple[Any, ...], options: dict[str, Any]) -> Iterator[Tensor]:
-    """The op's tensors; those it was given if it works in place."""
+    """The op's tensors."""
     output = op(*args, **options)
-    for value in args if output is None else (output if isinstance(output, tuple) else (output,)):
-        yield from value if isinstance(value, (list, tuple)) else (value,)
+    yield from output if isinstance(output, tuple) else (output,)
 
 
 def _error(actual: Tensor, expected: Tensor) -> float:

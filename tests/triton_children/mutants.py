@@ -53,10 +53,10 @@ def run(mutant: Mutant, folder: Path, index: int, case_name: str) -> str:
         assert mutant.old in source, f"{mutant.name}: {mutant.file} has changed"
         path.write_text(source.replace(mutant.old, mutant.new))
         importlib.invalidate_caches()
-    load: Any = importlib.import_module(f"{package}.cuda.load")
+    dispatch: Any = importlib.import_module(f"{package}.dispatch")
     case = CASES[case_name]
     try:
-        error = interpreted.error(case, load.load(torch.device("cpu")))
+        error = interpreted.error(case, dispatch.load_kernels(torch.device("cpu")))
     except Exception as failure:
         return f"{type(failure).__name__}: {failure}"
     allowed = interpreted.tolerance(case_name)

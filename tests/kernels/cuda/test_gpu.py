@@ -5,7 +5,8 @@ import logging
 import pytest
 import torch
 
-from denoise_batch.kernels import SGD, MSELoss, ops
+from denoise_batch.kernels import SGD, MSELoss
+from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.selfcheck import self_check
 from denoise_batch.models import ARCHITECTURES, Network
 
@@ -31,7 +32,7 @@ def test_networks_give_the_cpu_s_results(
     allowed = 1e-4 if dtype is None else 5e-2
     torch.testing.assert_close(output, expected, rtol=0, atol=allowed)
     assert not caplog.records
-    assert not ops.SWITCH.off
+    assert not ops_for(network.parameters()[0].device).disabled
 
 
 def test_steps_lower_the_loss_and_repeat_bit_for_bit() -> None:
@@ -44,7 +45,7 @@ def test_steps_lower_the_loss_and_repeat_bit_for_bit() -> None:
         for _ in range(20):
             found.append(criterion(network(image), image * 0.5))
             optimizer.zero_grad()
-            network.backward_parameters(criterion.backward())
+            network.backward(criterion.backward(), needs_input_grad=False)
             optimizer.step()
         return [loss.item() for loss in found]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from denoise_batch.kernels import SGD, AdamW, Muon
-from denoise_batch.kernels.cuda import load
 from denoise_batch.kernels.cuda import packed_weights as weights
 from denoise_batch.kernels.cuda import tiles as config
 from denoise_batch.kernels.cuda.tiles import Tile
+from denoise_batch.kernels.dispatch import load_kernels
 from denoise_batch.kernels.errors import UnavailableError
 
 SMALLEST_SHARED = 101376  # bytes, of sm_86 and sm_89
@@ -98,7 +98,7 @@ def test_weights_made_in_inference_mode_are_packed_every_time() -> None:
 def test_without_triton_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match=r"denoise-batch\[gpu\]"):
-        load.load(torch.device("cuda"))
+        load_kernels(torch.device("cuda"))
 
 
 def test_an_older_gpu_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,10 +106,4 @@ def test_an_older_gpu_has_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     capability: Any = lambda device: (7, 5)  # noqa: E731
     monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
     with pytest.raises(UnavailableError, match=r"compute capability 7\.5, the kernels need 8\.0"):
-        load.load(torch.device("cuda"))
-
-
-def test_only_cuda_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    asked = {name: load.is_for_kernels(torch.device(name)) for name in ("cuda", "cpu", "mps")}
-    assert asked == {"cuda": True, "cpu": False, "mps": False}
+        load_kernels(torch.device("cuda"))

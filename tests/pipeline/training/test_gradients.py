@@ -33,7 +33,7 @@ def test_one_worker_gets_its_own_gradients(architecture: str, bucket_bytes: int)
     network = Network(architecture, generator=torch.Generator().manual_seed(0))
     noisy, target = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
     loss, grad = plain_backward(network, noisy, target)
-    network.backward_parameters(grad)
+    network.backward(grad, needs_input_grad=False)
     expected = [parameter.grad for parameter in network.parameters()]
 
     reducer = GradientReducer(network, bucket_bytes)
@@ -74,7 +74,7 @@ def test_a_shared_parameter_waits_for_its_last_use() -> None:
     network = Sequential(Conv2d(3, 3, 3, padding=1), Conv2d(3, 3, 3, padding=1))
     network.blocks[1].weight = network.blocks[0].weight  # type: ignore[attr-defined]
     noisy, target = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
-    network.backward_parameters(plain_backward(network, noisy, target)[1])
+    network.backward(plain_backward(network, noisy, target)[1], needs_input_grad=False)
     expected = [parameter.grad for parameter in network.parameters()]
     network.zero_grad()
     reducer = GradientReducer(network, bucket_bytes=1)

@@ -103,7 +103,7 @@ def step(
     output = network(noisy)
     loss = criterion(output, torch.where(target.isnan(), output, target))
     optimizer.zero_grad()
-    network.backward_parameters(criterion.backward())
+    network.backward(criterion.backward(), needs_input_grad=False)
     clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     average.update()
@@ -160,7 +160,7 @@ def test_a_step_on_a_gpu_does_not_synchronise(tmp_path: Path) -> None:
             noisy, target = source.batch(torch.arange(4), random, torch.zeros_like)
             criterion = MSELoss()
             criterion(network(noisy), target)
-            network.backward_parameters(criterion.backward())
+            network.backward(criterion.backward(), needs_input_grad=False)
             mover.step()
             average.update()
         finally:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoise_batch.kernels import buffer_pool as workspace
-from denoise_batch.kernels.buffer_pool import active, empty, pooled_bytes, release, shares_memory
+from denoise_batch.kernels import buffer_pool
+from denoise_batch.kernels.buffer_pool import POOL, shares_memory
 from denoise_batch.models import ARCHITECTURES, Network
 
 LIKE = torch.zeros(1)
@@ -15,67 +15,72 @@ LIKE = torch.zeros(1)
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    with active():
-        pass  # drops what other tests left
+    drop_all()
+
+
+def drop_all() -> None:
+    """Empty the pool of this thread."""
+    with POOL.enabled():
+        pass
 
 
 def test_released_memory_is_lent_again() -> None:
-    with active():
-        first = empty((10, 20), LIKE)
+    with POOL.enabled():
+        first = POOL.alloc((10, 20), LIKE)
         address = first.data_ptr()
-        release(first[2:5])  # any view of it
-        assert empty((9, 20), LIKE).data_ptr() == address
+        POOL.free(first[2:5])  # any view of it
+        assert POOL.alloc((9, 20), LIKE).data_ptr() == address
 
 
 def test_memory_in_use_is_never_lent_again() -> None:
-    with active():
-        first, second = empty((100,), LIKE), empty((100,), LIKE)
+    with POOL.enabled():
+        first, second = POOL.alloc((100,), LIKE), POOL.alloc((100,), LIKE)
         assert not shares_memory(first, second)
 
 
 def test_a_much_larger_buffer_is_kept_for_larger_requests() -> None:
-    with active():
-        large = empty((1000,), LIKE)
-        release(large)
-        assert not shares_memory(empty((10,), LIKE), large)
+    with POOL.enabled():
+        large = POOL.alloc((1000,), LIKE)
+        POOL.free(large)
+        assert not shares_memory(POOL.alloc((10,), LIKE), large)
 
 
 def test_foreign_tensors_are_not_taken() -> None:
-    with active():
+    with POOL.enabled():
         foreign = torch.zeros(100)
-        release(foreign)
-        assert not shares_memory(empty((100,), LIKE), foreign)
+        POOL.free(foreign)
+        assert not shares_memory(POOL.alloc((100,), LIKE), foreign)
 
 
 def test_outside_nothing_is_pooled() -> None:
-    release(empty((100,), LIKE))
-    assert pooled_bytes() == 0
+    POOL.free(POOL.alloc((100,), LIKE))
+    assert POOL.free_bytes == 0
 
 
 def test_what_a_forward_did_not_use_goes() -> None:
-    with active():
-        release(empty((1000,), LIKE))
-        release(empty((10,), LIKE))
-    assert pooled_bytes() >= 4000
-    with active():
-        release(empty((10,), LIKE))
-    assert pooled_bytes() == 40
+    with POOL.enabled():
+        POOL.free(POOL.alloc((1000,), LIKE))
+        POOL.free(POOL.alloc((10,), LIKE))
+    assert POOL.free_bytes >= 4000
+    with POOL.enabled():
+        POOL.free(POOL.alloc((10,), LIKE))
+    assert POOL.free_bytes == 40
 
 
 def counted_new_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the buffers that the workspace allocates from now on."""
+    """Sizes of the buffers that the pool allocates from now on."""
     sizes: list[int] = []
-    allocate = workspace._allocate
+    allocate = buffer_pool.new_buffer
 
     def counting(size: int) -> Tensor:
         sizes.append(size)
         return allocate(size)
 
-    monkeypatch.setattr(workspace, "_allocate", counting)
+    monkeypatch.setattr(buffer_pool, "new_buffer", counting)
     return sizes
 
 
-# Bytes of workspace for every byte of a float32 RGB image; measured, with a tenth to spare.
+# Bytes of the pool for every byte of a float32 RGB image; measured, with a tenth to spare.
 PEAKS = {"tconv": 6.6, "upsample": 4.4, "unet": 22.0}
 
 
@@ -84,6 +89,8 @@ def test_a_second_forward_of_the_same_shape_allocates_its_output_only(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, image = Network(name).eval(), torch.rand(1, 3, 256, 256)
+    network(image)  # allocates scratch memory, which stays
+    drop_all()
     sizes = counted_new_bytes(monkeypatch)
     first = network(image)
     assert sum(sizes) <= PEAKS[name] * image.numel() * 4
@@ -99,13 +106,15 @@ def test_images_of_many_sizes_take_no_more_than_the_largest(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, held = Network(name).eval(), [0]
-    allocate = workspace._allocate
+    network(torch.rand(1, 3, 256, 256))  # allocates scratch memory, which stays
+    drop_all()
+    allocate = buffer_pool.new_buffer
 
     def watching(size: int) -> Tensor:
-        held[0] = max(held[0], size + pooled_bytes() + workspace.lent_bytes())
+        held[0] = max(held[0], size + POOL.free_bytes + POOL.lent_bytes)
         return allocate(size)
 
-    monkeypatch.setattr(workspace, "_allocate", watching)
+    monkeypatch.setattr(buffer_pool, "new_buffer", watching)
     network(torch.rand(1, 3, 256, 256))
     largest = held[0]
     for height, width in ((208, 208), (256, 160), (176, 256), (240, 240), (256, 256)):

@@ -1,0 +1,260 @@
+"""Which implementation computes: one table of ops for each device, made when it is first used.
+
+    ops_for(input.device).conv2d_forward(input, weight, bias, geometry)
+
+Every op is a pure function of tensors; `reference` says what it computes. The environment variable
+DENOISE_BATCH_KERNELS, read when a table is made, chooses the implementation:
+
+    auto       the default: on CUDA the Triton kernels that pass their self-check, else gemm
+    triton     on CUDA the Triton kernels without self-check; their errors are raised
+    gemm       torch's matrix products, fast on any device
+    reference  the specification, to compare with
+"""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .errors import (
+    DenoiseBatchError,
+    DeviceError,
+    NotCoveredError,
+    OptionError,
+    UnavailableError,
+    UncheckableError,
+)
+from .gemm import conv, fused, pointwise
+from .kernel_check import Op, check_call, signature
+
+logger = logging.getLogger("denoise_batch.kernels")
+
+Gradients = tuple[Tensor | None, Tensor, Tensor]
+
+CHOICES = ("auto", "triton", "gemm", "reference")
+# Ampere: bfloat16 on tensor cores, asynchronous copies, 99 KiB of shared memory and more.
+MINIMUM_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Every op that has more than one implementation, as one device computes it.
+
+    Attributes:
+        implementation: "reference", "gemm" or "triton".
+        disabled: why Triton kernels were disabled, by op.
+    """
+
+    implementation: str
+    conv2d_forward: Callable[..., Tensor]
+    conv2d_backward: Callable[..., Gradients]
+    conv_transpose2d_forward: Callable[..., Tensor]
+    conv_transpose2d_backward: Callable[..., Gradients]
+    sigmoid_forward: Callable[[Tensor], Tensor]
+    sigmoid_forward_: Callable[[Tensor], Tensor]
+    sigmoid_backward: Callable[[Tensor, Tensor], Tensor]
+    upsample_nearest2d_forward: Callable[..., Tensor]
+    upsample_nearest2d_backward: Callable[..., Tensor]
+    mse_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = reference.mse_loss
+    conv2d_fused: Callable[..., Tensor] = fused.conv2d_fused
+    conv_transpose2d_fused: Callable[..., Tensor] = fused.conv_transpose2d_fused
+    disabled: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_fused_kernels(self) -> bool:
+        """Whether a convolution and its neighbours are one launch in inference."""
+        return self.implementation == "triton" and "conv2d_fused" not in self.disabled
+
+
+REFERENCE = Ops(
+    "reference",
+    reference.conv2d_forward,
+    reference.conv2d_backward,
+    reference.conv_transpose2d_forward,
+    reference.conv_transpose2d_backward,
+    reference.sigmoid_forward,
+    reference.sigmoid_forward_,
+    reference.sigmoid_backward,
+    reference.upsample_nearest2d_forward,
+    reference.upsample_nearest2d_backward,
+)
+GEMM = Ops(
+    "gemm",
+    conv.conv2d_forward,
+    conv.conv2d_backward,
+    conv.conv_transpose2d_forward,
+    conv.conv_transpose2d_backward,
+    pointwise.sigmoid_forward,
+    pointwise.sigmoid_forward_,
+    pointwise.sigmoid_backward,
+    pointwise.upsample_nearest2d_forward,
+    pointwise.upsample_nearest2d_backward,
+)
+
+
+@cache
+def ops_for(device: torch.device) -> Ops:
+    """The ops for tensors on `device`; decided once for each device.
+
+    Raises:
+        OptionError: DENOISE_BATCH_KERNELS is none of the choices.
+        DeviceError: it is "triton", and there are no kernels for this CUDA device.
+    """
+    choice = chosen_kernels()
+    if choice == "reference":
+        return REFERENCE
+    if choice == "gemm" or not may_have_kernels(device):
+        return GEMM
+    try:
+        kernels = load_kernels(device)
+    except UnavailableError as reason:
+        if choice == "triton":
+            raise DeviceError(f"DENOISE_BATCH_KERNELS=triton: {reason}; unset it") from reason
+        return GEMM
+    return TritonKernels(device, kernels, is_checked=choice == "auto").ops
+
+
+def chosen_kernels() -> str:
+    """What DENOISE_BATCH_KERNELS says.
+
+    Raises:
+        OptionError: none of the choices.
+    """
+    choice = os.environ.get("DENOISE_BATCH_KERNELS", "auto")
+    if choice not in CHOICES:
+        raise OptionError(
+            f"DENOISE_BATCH_KERNELS={choice!r}: choose auto, triton, gemm or reference"
+        )
+    return choice
+
+
+def is_interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU, in its interpreter (for tests)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def may_have_kernels(device: torch.device) -> bool:
+    """Whether there are Triton kernels for this kind of device."""
+    return device.type == "cuda" or (device.type == "cpu" and is_interpreted())
+
+
+def load_kernels(device: torch.device) -> Mapping[str, Op]:
+    """The Triton kernels' launchers by the names of their ops; imports triton.
+
+    Raises:
+        UnavailableError: triton is missing, or the GPU is too old.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise UnavailableError("triton is not installed (pip install 'denoise-batch[gpu]')")
+    if not is_interpreted():
+        capability = torch.cuda.get_device_capability(device)
+        if capability < MINIMUM_CAPABILITY:
+            need, found = (".".join(map(str, c)) for c in (MINIMUM_CAPABILITY, capability))
+            raise UnavailableError(f"compute capability {found}, the kernels need {need}")
+    return launchers()
+
+
+def launchers() -> Mapping[str, Op]:
+    """All of them, whatever the device can do."""
+    from .cuda import conv, loss
+
+    return {
+        "conv2d_forward": conv.conv2d_forward,
+        "conv2d_backward": conv.conv2d_backward,
+        "conv_transpose2d_forward": conv.conv_transpose2d_forward,
+        "conv_transpose2d_backward": conv.conv_transpose2d_backward,
+        "conv2d_fused": conv.conv2d_fused,
+        "conv_transpose2d_fused": conv.conv_transpose2d_fused,
+        "mse_loss": loss.mse_loss,
+    }
+
+
+class TritonKernels:
+    """Triton kernels that prove themselves before they compute, with gemm to fall back on.
+
+    A kernel is checked on its first call of a kind (same op, precision, channels, kernel and
+    stride, whatever the image's size): it runs on a small seeded problem of that kind beside gemm,
+    see `kernel_check`. A kind that it declines is gemm's from then on. A kernel that raises or
+    disagrees is disabled for the rest of the process, with one line in the log, and gemm does its
+    work. Where gemm raises too, the call is at fault and the kernel stays.
+
+    Args:
+        device: where the tensors are.
+        kernels: by the names of the ops that they compute.
+        is_checked: False runs them without check and raises their errors.
+
+    Attributes:
+        ops: gemm's, with a kernel in place of every op that has one.
+        disabled: why kernels were disabled, by op.
+    """
+
+    def __init__(
+        self, device: torch.device, kernels: Mapping[str, Op], *, is_checked: bool = True
+    ) -> None:
+        self.device = device
+        self.is_checked = is_checked
+        self.disabled: dict[str, str] = {}
+        self._passed: dict[Hashable, bool] = {}
+        ops: dict[str, Any] = {
+            name: partial(self._call, name, kernel, getattr(GEMM, name))
+            for name, kernel in kernels.items()
+        }
+        self.ops = replace(GEMM, implementation="triton", disabled=self.disabled, **ops)
+
+    def _call(self, name: str, kernel: Op, gemm: Op, *args: Any, **kwargs: Any) -> Any:
+        if name in self.disabled:
+            return gemm(*args, **kwargs)
+        try:
+            # Triton launches on the current device, which need not be the tensors'.
+            with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
+                if not self.is_checked or self._has_passed(name, kernel, gemm, args, kwargs):
+                    return kernel(*args, **kwargs)
+        except NotCoveredError:
+            pass
+        except (DenoiseBatchError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a compiler or a driver raises
+            if not self.is_checked:
+                raise DeviceError(
+                    f"Triton kernel {name} failed on {self.device}: {error}"
+                ) from error
+            # First: if it raises too, a good kernel stays enabled.
+            result = gemm(*args, **kwargs)
+            line = str(error).strip().partition("\n")[0][:200]
+            self._disable(name, f"{type(error).__name__}: {line}")
+            return result
+        return gemm(*args, **kwargs)
+
+    def _has_passed(
+        self, name: str, kernel: Op, gemm: Op, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        kind = signature(name, args, kwargs)
+        if kind not in self._passed:
+            try:
+                check = check_call(name, "triton", kernel, gemm, args, kwargs)
+            except NotCoveredError:
+                self._passed[kind] = False
+                return False
+            except UncheckableError:
+                return False  # gemm says what is wrong; right calls of this kind may follow
+            if check.status != "ok":
+                self._disable(name, check.reason)
+                return False
+            self._passed[kind] = True
+        return self._passed[kind]
+
+    def _disable(self, name: str, reason: str) -> None:
+        self.disabled[name] = reason
+        logger.warning(
+            "Triton kernel %s is disabled on %s (%s); torch's matrix products do its work",
+            name,
+            self.device,
+            reason,
+        )

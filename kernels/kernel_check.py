@@ -1,0 +1,320 @@
+"""Does a kernel give the right results for calls of a kind? One small problem of that kind decides.
+
+Numbers are drawn from one fixed seed, on the host, so that every device tries the same ones;
+expected results are computed on the host in float64, from the very numbers that the kernel got.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .errors import NotCoveredError, UncheckableError
+from .geometry import Activation, ConvGeometry, FusedActivation, IntPair
+
+Op = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Status = Literal["ok", "failed", "unavailable"]
+
+# Largest difference relative to the largest expected element. Each result rounds once (2⁻⁹ for
+# bfloat16, 2⁻¹² for float16), its sum is float32.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+SEED = 20220527
+BATCH = 2
+# Odd, unequal, and 286 positions: more than two tiles of 128.
+EXTENTS = (13, 11)
+
+
+@dataclass(frozen=True)
+class KernelCheck:
+    """The result of checking one op.
+
+    Attributes:
+        name: the op and the precision, as in "conv2d_forward bfloat16".
+        implementation: "triton" (compared with gemm) or "gemm" (compared with reference).
+        status: ok; failed: wrong results, or it raised; unavailable: there is none here.
+        error: largest difference relative to the largest expected element, the worst tensor's;
+            None if there was no result.
+        tolerance: the largest `error` allowed.
+        reason: why the status is not ok.
+    """
+
+    name: str
+    implementation: str
+    status: Status
+    error: float | None
+    tolerance: float
+    reason: str = ""
+
+
+def check_call(
+    name: str,
+    implementation: str,
+    kernel: Op,
+    expected_op: Op,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> KernelCheck:
+    """Compare `kernel` with `expected_op` on a small problem of the kind of `kernel(*args)`.
+
+    Exceptions of `kernel` make the check fail, except out of memory, which is raised.
+
+    Raises:
+        NotCoveredError: `kernel` declines calls of this kind.
+        UncheckableError: `expected_op` raises too, or there is no small problem like this call.
+    """
+    try:
+        small = SMALL_PROBLEM_FOR[name](*args, **kwargs)
+        expected = list(_tensors(expected_op(*map(_as_float64, small))))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as cause:  # whatever a wrong call raises
+        raise UncheckableError(name) from cause
+    dtype = small[0].dtype
+    tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
+    label = f"{name} {str(dtype).removeprefix('torch.')}"
+    try:
+        error = _error(list(_tensors(kernel(*small))), expected)
+    except (NotCoveredError, torch.OutOfMemoryError):
+        raise
+    except Exception as failure:  # whatever a compiler or a driver raises is the kernel's failure
+        line = str(failure).strip().partition("\n")[0]
+        reason = f"{type(failure).__name__}: {line}"[:200]
+        return KernelCheck(label, implementation, "failed", None, tolerance, reason)
+    if error <= tolerance:
+        return KernelCheck(label, implementation, "ok", error, tolerance)
+    reason = f"wrong results: error {error:.2g}, allowed {tolerance:.2g}"
+    return KernelCheck(label, implementation, "failed", error, tolerance, reason)
+
+
+def signature(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    """The kind of a call: equal for calls that one check speaks for."""
+    weight = WEIGHT.get(name)
+    traits = (_trait(value, index == weight) for index, value in enumerate(args))
+    return name, *traits, *((key, _trait(value, False)) for key, value in kwargs.items())
+
+
+def _trait(value: Any, is_weight: bool) -> Hashable:
+    if not isinstance(value, Tensor):
+        return value  # type: ignore[no-any-return]
+    return (value.dtype, value.shape) if is_weight else value.dtype
+
+
+def _as_float64(value: Any) -> Any:
+    """A tensor as a float64 copy on the host; anything else as it is."""
+    return value.to("cpu", torch.float64, copy=True) if isinstance(value, Tensor) else value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    worst = 0.0
+    for ours, theirs in zip(actual, expected, strict=True):
+        if ours.shape != theirs.shape:
+            return math.inf
+        scale = theirs.abs().max().clamp_min(1e-30)
+        error = ((ours.to("cpu", torch.float64) - theirs).abs().max() / scale).item()
+        worst = max(worst, error if math.isfinite(error) else math.inf)
+    return worst
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
+
+
+def _normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
+    values = torch.randn(*shape, generator=generator)
+    if len(shape) == 4:
+        values = values.contiguous(memory_format=torch.channels_last)
+    return values.to(like.device, like.dtype)
+
+
+def _weight(weight: Tensor, generator: torch.Generator) -> Tensor:
+    fan_in = max(weight.numel() / max(weight.shape[0], weight.shape[1]), 1)
+    values = torch.randn(weight.shape, generator=generator) / math.sqrt(fan_in)
+    return values.to(weight.device, weight.dtype)
+
+
+def _bias(bias: Tensor | None, like: Tensor, generator: torch.Generator) -> Tensor | None:
+    return None if bias is None else _normal(bias.shape, like, generator)
+
+
+def _relu_output(output: Tensor | None, grad: Tensor, generator: torch.Generator) -> Tensor | None:
+    """A ReLU's output for a backward that was given one: half of it is 0."""
+    return None if output is None else _normal(grad.shape, grad, generator).clamp_min_(0)
+
+
+def _conv2d_sizes(weight: Tensor, geometry: ConvGeometry) -> tuple[IntPair, IntPair]:
+    """(input, output): the smallest input with an output of EXTENTS, or one row and column more."""
+    axes = zip(
+        EXTENTS,
+        weight.shape[2:],
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        strict=True,
+    )
+    height, width = (max((o - 1) * s + d * (k - 1) + 1 - 2 * p, 1) for o, k, s, p, d in axes)
+    return (height, width), geometry.conv2d_output_size((height, width), weight.shape[2:])
+
+
+def _conv2d_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: Activation = None,
+) -> Arguments:
+    generator = _generator()
+    size, _ = _conv2d_sizes(weight, geometry)
+    image = _normal((BATCH, weight.shape[1], *size), input, generator)
+    small_bias = _bias(bias, input, generator)
+    return image, _weight(weight, generator), small_bias, geometry, activation
+
+
+def _conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    geometry: ConvGeometry,
+    output: Tensor | None = None,
+    needs_input_grad: bool = True,
+) -> Arguments:
+    generator = _generator()
+    size, output_size = _conv2d_sizes(weight, geometry)
+    image = _normal((BATCH, weight.shape[1], *size), input, generator)
+    grad = _normal((BATCH, weight.shape[0], *output_size), input, generator)
+    small_weight = _weight(weight, generator)
+    relu_output = _relu_output(output, grad, generator)
+    return grad, image, small_weight, geometry, relu_output, needs_input_grad
+
+
+def _conv_transpose2d_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: Activation = None,
+) -> Arguments:
+    generator = _generator()
+    image = _normal((BATCH, weight.shape[0], *EXTENTS), input, generator)
+    small_bias = _bias(bias, input, generator)
+    return image, _weight(weight, generator), small_bias, geometry, activation
+
+
+def _conv_transpose2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    geometry: ConvGeometry,
+    output: Tensor | None = None,
+    needs_input_grad: bool = True,
+) -> Arguments:
+    generator = _generator()
+    size = geometry.conv_transpose2d_output_size(EXTENTS, weight.shape[2:])
+    image = _normal((BATCH, weight.shape[0], *EXTENTS), input, generator)
+    grad = _normal((BATCH, weight.shape[1], *size), input, generator)
+    small_weight = _weight(weight, generator)
+    relu_output = _relu_output(output, grad, generator)
+    return grad, image, small_weight, geometry, relu_output, needs_input_grad
+
+
+def _conv2d_fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: FusedActivation = None,
+    upsample: IntPair = (1, 1),
+    unshuffle: int = 1,
+    shuffle: int = 1,
+    residual: Tensor | None = None,
+) -> Arguments:
+    generator = _generator()
+    size, _ = _conv2d_sizes(weight, geometry)
+    height, width = (
+        -(-extent // up) * unshuffle for extent, up in zip(size, upsample, strict=True)
+    )
+    image = _normal((BATCH, input.shape[1], height, width), input, generator)
+    seen = (height * upsample[0] // unshuffle, width * upsample[1] // unshuffle)
+    oh, ow = geometry.conv2d_output_size(seen, weight.shape[2:])
+    shape = (BATCH, len(weight) // shuffle**2, oh * shuffle, ow * shuffle)
+    parameters = _fused_parameters(image, weight, bias, generator)
+    small_residual = None if residual is None else _normal(shape, residual, generator)
+    return image, *parameters, geometry, activation, upsample, unshuffle, shuffle, small_residual
+
+
+def _conv_transpose2d_fused(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: FusedActivation = None,
+    residual: Tensor | None = None,
+) -> Arguments:
+    generator = _generator()
+    image = _normal((BATCH, weight.shape[0], *EXTENTS), input, generator)
+    size = geometry.conv_transpose2d_output_size(EXTENTS, weight.shape[2:])
+    parameters = _fused_parameters(image, weight, bias, generator)
+    small_residual = None
+    if residual is not None:
+        small_residual = _normal((BATCH, weight.shape[1], *size), residual, generator)
+    return image, *parameters, geometry, activation, small_residual
+
+
+def _fused_parameters(
+    image: Tensor, weight: Tensor, bias: Tensor | None, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """The weight may be of a higher precision than the image, but its values are the image's."""
+    drawn = _weight(weight, generator).to(image.dtype).to(weight.dtype)
+    return drawn, None if bias is None else _normal(bias.shape, bias, generator)
+
+
+def _upsample_forward(input: Tensor, scale_factor: IntPair) -> Arguments:
+    return _normal((BATCH, input.shape[1], *EXTENTS), input, _generator()), scale_factor
+
+
+def _upsample_backward(grad_output: Tensor, scale_factor: IntPair) -> Arguments:
+    size = (EXTENTS[0] * scale_factor[0], EXTENTS[1] * scale_factor[1])
+    shape = (BATCH, grad_output.shape[1], *size)
+    return _normal(shape, grad_output, _generator()), scale_factor
+
+
+def _elementwise(*images: Tensor) -> Arguments:
+    generator = _generator()
+    return tuple(_normal((BATCH, 3, *EXTENTS), image, generator) for image in images)
+
+
+# For each op: from the arguments of a call to those of a small problem of the same kind.
+SMALL_PROBLEM_FOR: Mapping[str, Callable[..., Arguments]] = {
+    "conv2d_forward": _conv2d_forward,
+    "conv2d_backward": _conv2d_backward,
+    "conv_transpose2d_forward": _conv_transpose2d_forward,
+    "conv_transpose2d_backward": _conv_transpose2d_backward,
+    "conv2d_fused": _conv2d_fused,
+    "conv_transpose2d_fused": _conv_transpose2d_fused,
+    "upsample_nearest2d_forward": _upsample_forward,
+    "upsample_nearest2d_backward": _upsample_backward,
+    "sigmoid_forward": _elementwise,
+    "sigmoid_backward": _elementwise,
+    "mse_loss": _elementwise,
+}
+
+# Where a convolution's weight stands among its arguments: its whole shape belongs to the kind.
+WEIGHT: Mapping[str, int] = {
+    "conv2d_forward": 1,
+    "conv2d_backward": 2,
+    "conv_transpose2d_forward": 1,
+    "conv_transpose2d_backward": 2,
+    "conv2d_fused": 1,
+    "conv_transpose2d_fused": 1,
+}
