@@ -65,7 +65,7 @@ class Block(ABC):
                 f"{name} takes a torch tensor (N, C, H, W), not {type(input).__name__}: convert an "
                 "array (H, W, C) with torch.from_numpy(array).permute(2, 0, 1)[None]"
             )
-        if input.requires_grad and torch.is_grad_enabled():
+        if input.requires_grad:
             raise StateError(
                 f"{name}: the input requires grad, but blocks take no part in autograd: pass "
                 "input.detach(), and call backward(grad_output) for the input's gradient"

@@ -1,8 +1,8 @@
 """Inference of a fixed shape as one CUDA graph: recorded once, replayed without Python's launches.
 
 At small images a network's launches cost the host more than their work costs the GPU. A graph
-replays them all at once, with the memory that they were recorded with. A recording is believed only
-after it gave, on other values than it was made from, what the plain function gives.
+replays them all at once, in the memory that they were recorded with. A recording is used only after
+it gave the plain function's result on other values than it was made from.
 """
 
 import logging
@@ -24,10 +24,10 @@ WARM_UPS = 3
 
 
 class Recorder(Protocol):
-    """What makes graphs; tests have one without a GPU."""
+    """Makes graphs; tests use one that needs no GPU."""
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """(replay, the tensor in which every replay leaves its result)."""
+        """Return (replay, the tensor in which every replay leaves its result)."""
 
 
 class CudaGraphs:
@@ -62,12 +62,12 @@ class _Recording:
 
 
 class Captured:
-    """`function`, replayed for shapes that come again.
+    """`function`, replayed for shapes that recur.
 
     Args:
         function: of one tensor, without reading anything back to the host; its launches must depend
             on the tensor's shape alone.
-        state: what else they depend on, such as the precision; a change makes other recordings.
+        state: what else they depend on, such as the precision; a change needs a new recording.
         recorder: CUDA's graphs by default.
     """
 
@@ -82,11 +82,11 @@ class Captured:
         self._recorder = recorder or CudaGraphs()
         self._recordings: dict[Hashable, _Recording] = {}
         self._seen: set[Hashable] = set()
-        self._is_off = False
+        self._is_disabled = False
 
     def __call__(self, input: Tensor) -> Tensor:
-        """What `function` gives; from the second call of a shape on by replay."""
-        if self._is_off:
+        """Return `function(input)`, by replay once the shape has been recorded."""
+        if self._is_disabled:
             return self._function(input)
         key = (input.shape, input.stride(), input.dtype, input.device, self._state())
         recording = self._recordings.get(key)
@@ -100,7 +100,7 @@ class Captured:
         return expected
 
     def _record(self, key: Hashable, input: Tensor, expected: Tensor) -> None:
-        """Record on zeros, and keep the recording if it gives `expected` on `input`."""
+        """Record on zeros, and keep the recording if it gives `expected` for `input`."""
         try:
             static = torch.zeros_like(input)
             with torch.cuda.device_of(static):  # type: ignore[no-untyped-call]
@@ -111,25 +111,25 @@ class Captured:
             self._end()  # the plain function needs the memory
             return
         except RuntimeError as failure:  # torch's, for whatever cannot be recorded
-            self._turn_off(str(failure).strip().partition("\n")[0][:200])
+            self._disable(str(failure).strip().partition("\n")[0][:200])
             return
         allowed = TOLERANCES.get(expected.dtype, TOLERANCES[torch.float32])
         if not error <= allowed:
-            self._turn_off(f"wrong results: error {error:.2g}, allowed {allowed:.2g}")
+            self._disable(f"wrong results: error {error:.2g}, allowed {allowed:.2g}")
             return
         self._recordings[key] = recording
 
     def _end(self) -> None:
-        """No more graphs: the recordings give their memory back."""
-        self._is_off = True
+        """Make no more graphs, and give the recordings' memory back."""
+        self._is_disabled = True
         self._recordings.clear()
 
-    def _turn_off(self, reason: str) -> None:
+    def _disable(self, reason: str) -> None:
         self._end()
-        logger.warning("CUDA graphs are switched off (%s); launches go on one by one", reason)
+        logger.warning("CUDA graphs are disabled (%s); launches go on one by one", reason)
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
-    """Largest, relative to the largest expected element; NaN if there is one."""
+    """Return the largest difference relative to the largest expected element; NaN if any is NaN."""
     scale = expected.abs().max().double().clamp_min(1e-30)
     return float((actual.double() - expected.double()).abs().max() / scale)

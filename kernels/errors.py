@@ -1,17 +1,17 @@
-"""Every error that denoise-batch raises on purpose; the bottom of the house.
+"""Exception hierarchy and exit codes.
 
-    DenoiseBatchError            70  (a bug, unless a child says better)
-    ├── OptionError               2  the user asked for something that cannot be
+    DenoiseBatchError            70  (a bug, unless a subclass says otherwise)
+    ├── OptionError               2  an option is invalid
     ├── NoImagesError             3  nothing to work on
     ├── DeviceError               4  the device is missing or out of memory
-    ├── WeightsError              5  a weights file is missing, broken or of another network
-    ├── ImageError                1  one image cannot be read or written; the folder goes on
+    ├── WeightsError              5  a weights file is missing, damaged, or for another network
+    ├── ImageError                1  one image cannot be read or written; the others go on
     ├── TrainingError             1  a training run cannot go on (diverged, no usable tiles)
-    ├── ShapeError               70  sizes of a caller that do not fit (ValueError, RuntimeError)
-    └── StateError               70  blocks called in an impossible order (RuntimeError)
+    ├── ShapeError               70  shapes that do not fit (ValueError, RuntimeError)
+    └── StateError               70  blocks called in the wrong order (RuntimeError)
 
-The number is the exit code that the command line gives when the error ends a run. A message says
-what, why and how to mend. Exit codes follow DESIGN section 5: 0 done, 1 some files failed, 2 usage,
+The number is the exit code of a command that the error ends. A message says what is wrong, why,
+and how to mend it. Other exit codes: 0 done, 1 some files failed, 2 usage,
 3 no images, 4 device, 5 weights, 6 every file failed, 130 interrupted, 70 an internal error.
 """
 
@@ -37,7 +37,7 @@ class NoImagesError(DenoiseBatchError):
 
 
 class DeviceError(DenoiseBatchError):
-    """The asked-for device is missing, or its memory does not suffice."""
+    """The requested device is missing, or out of memory."""
 
     exit_code = 4
 
@@ -61,7 +61,7 @@ class TrainingError(DenoiseBatchError):
 
 
 class ShapeError(DenoiseBatchError, ValueError, RuntimeError):
-    """Sizes that do not fit; also what torch raises for it (ValueError or RuntimeError)."""
+    """Shapes that do not fit; also the errors that torch raises for it."""
 
 
 class StateError(DenoiseBatchError, RuntimeError):

@@ -34,5 +34,5 @@ def bias_uniform_(bias: Tensor, weight: Tensor, generator: torch.Generator | Non
 
 
 def fan_in(weight: Tensor) -> int:
-    """Number of inputs that torch counts for one output: shape[1]·kh·kw."""
+    """Return the number of inputs that torch counts per output: shape[1]·kh·kw."""
     return weight[0].numel()

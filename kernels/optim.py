@@ -19,8 +19,8 @@ class Optimizer(ABC):
     """Parameters, a learning rate, and tensors of state for each parameter.
 
     Args:
-        parameters: tensors whose `.grad` a backward fills; one without a gradient is left alone,
-            one that several blocks share is moved once.
+        parameters: tensors whose `.grad` a backward fills; a parameter without a gradient is left
+            alone, one that several blocks share is moved once.
         lr: learning rate, ≥ 0; may be changed between steps.
         weight_decay: ≥ 0.
 
@@ -39,7 +39,7 @@ class Optimizer(ABC):
         self._state: dict[str, Tensor] = {}
 
     def zero_grad(self) -> None:
-        """Forget the gradients, before the next backward adds new ones."""
+        """Set every `.grad` to None, before the next backward adds new gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -51,11 +51,11 @@ class Optimizer(ABC):
             self._move(indices, parameters, grads)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the optimiser remembers between steps, by name; the tensors themselves."""
+        """Return the state kept between steps, by name; the tensors themselves."""
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state that `state_dict` gave, with the same parameters."""
+        """Continue from a state that `state_dict` returned, with the same parameters."""
         device = self.parameters[0].device
         # Step counts are 0-d and stay on the host.
         self._state = {
@@ -65,10 +65,10 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
-        """One step of the parameters at `indices`, all together."""
+        """Move the parameters at `indices` by one step, all together."""
 
     def _states(self, name: str, indices: list[int]) -> list[Tensor]:
-        """A tensor of state for each of these parameters, zeros at first."""
+        """Return a state tensor for each of these parameters, zeros at first."""
         for index in indices:
             if f"{name}.{index}" not in self._state:
                 self._state[f"{name}.{index}"] = torch.zeros_like(self.parameters[index])
@@ -82,7 +82,7 @@ class SGD(Optimizer):
     along v, or along g + momentum·v with `nesterov` (Sutskever et al., 2013).
 
     Args:
-        parameters: tensors whose `.grad` a backward fills; one without a gradient is left alone.
+        parameters: tensors whose `.grad` a backward fills; those without a gradient stay.
         lr: learning rate, ≥ 0; may be changed between steps.
         momentum: ≥ 0.
         nesterov: needs momentum > 0.
@@ -129,7 +129,7 @@ class Adam(Optimizer):
     p ← p − lr · m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + eps).
 
     Args:
-        parameters: tensors whose `.grad` a backward fills; one without a gradient is left alone.
+        parameters: tensors whose `.grad` a backward fills; those without a gradient stay.
         lr: learning rate, ≥ 0; may be changed between steps.
         betas: (β₁, β₂), each in [0, 1).
         eps: ≥ 0.
@@ -199,11 +199,11 @@ class AdamW(Adam):
 class ExponentialMovingAverage:
     """A slow copy of the parameters: a ← decay·a + (1 − decay)·p after every step.
 
-    The decay of step t is at most (1 + t)/(10 + t), so that the start is soon forgotten. Polyak and
-    Juditsky (1992).
+    The decay of step t is at most (1 + t)/(10 + t), so that the initial weights fade quickly.
+    Polyak and Juditsky (1992).
 
     Args:
-        parameters: what to average; must have their final device and precision.
+        parameters: the tensors to average, already on their final device and precision.
         decay: in [0, 1).
 
     Raises:
@@ -219,7 +219,7 @@ class ExponentialMovingAverage:
         self.steps = 0
 
     def update(self) -> None:
-        """Take in the parameters as they are now."""
+        """Add the current parameters to the averages."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for average, parameter in zip(self.averages, self.parameters, strict=True):
@@ -227,7 +227,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the parameters are their averages; afterwards they are what they were."""
+        """Give the parameters their averages inside, and their own values back afterwards."""
         originals = [parameter.clone() for parameter in self.parameters]
         self._load(self.averages)
         try:
@@ -236,15 +236,15 @@ class ExponentialMovingAverage:
             self._load(originals)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages and the number of steps, by name."""
+        """Return the averages and the number of steps, by name."""
         state = {f"average.{index}": value for index, value in enumerate(self.averages)}
         return state | {"steps": torch.tensor(self.steps)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state that `state_dict` gave, with the same parameters.
+        """Continue from a state that `state_dict` returned, with the same parameters.
 
         Raises:
-            ShapeError: it belongs to other parameters.
+            ShapeError: the state belongs to other parameters.
         """
         names = [f"average.{index}" for index in range(len(self.averages))]
         if {*names, "steps"} != state.keys():
@@ -265,7 +265,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     parameter that several blocks share counts once.
 
     Returns:
-        The length before, a 0-d tensor.
+        The length before clipping, a 0-d tensor.
     """
     grads = [parameter.grad for parameter in _distinct(parameters) if parameter.grad is not None]
     if not grads:
@@ -278,7 +278,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 def _distinct(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Each once, in order: `Block.parameters` names a shared one for every block that has it."""
+    """Return each once, in order: `Block.parameters` repeats one that several blocks share."""
     return list({id(parameter): parameter for parameter in parameters}.values())
 
 
@@ -287,7 +287,7 @@ def _check_range(name: str, value: float) -> None:
         raise OptionError(f"{name}={value}: must be at least 0")
 
 
-# Of the quintic iteration x ← a·x + b·x³ + c·x⁵ on singular values (Jordan et al., 2024).
+# Coefficients of x ← a·x + b·x³ + c·x⁵ on singular values (Jordan et al., 2024).
 _QUINTIC = (3.4445, -4.775, 2.0315)
 _LEAST_NORM = 1e-7
 
@@ -304,12 +304,12 @@ class Muon(AdamW):
     rows; parameters of one dimension (biases) are moved by AdamW.
 
     Args:
-        parameters: tensors whose `.grad` a backward fills; one without a gradient is left alone.
+        parameters: tensors whose `.grad` a backward fills; those without a gradient stay.
         lr: learning rate, ≥ 0; may be changed between steps.
         momentum: in [0, 1).
         nesterov: look ahead along the momentum.
         weight_decay: decoupled, ≥ 0.
-        ns_steps: of the iteration that orthogonalises, ≥ 1.
+        ns_steps: Newton-Schulz steps that orthogonalise an update, ≥ 1.
 
     Raises:
         OptionError: an argument out of range.
@@ -352,11 +352,11 @@ class Muon(AdamW):
 
 
 def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
-    """(R, C) with its singular vectors, and singular values of about 1 (0.7 to 1.2 in 5 steps).
+    """Return (R, C) with the same singular vectors and singular values of about 1 (0.7 to 1.2).
 
     Newton-Schulz: every step applies an odd quintic to the singular values of X, scaled to a
-    Frobenius norm of 1. That is a polynomial in X·Xᵀ times X, so all steps but the last product
-    are made on the small square X·Xᵀ: two fifths of the multiplications for a 3×3 convolution.
+    Frobenius norm of 1. That is a polynomial in X·Xᵀ times X, so all but the last product work on
+    the small square X·Xᵀ: two fifths of the multiplications for a 3×3 convolution.
     """
     a, b, c = _QUINTIC
     is_tall = matrix.shape[0] > matrix.shape[1]

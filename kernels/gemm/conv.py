@@ -19,6 +19,9 @@ from . import im2col, products, winograd
 from .pointwise import relu_backward
 from .products import Chunk, Grid, WriteChunk, compute_dtype, write
 
+# Of all windows together: 16 MiB in float32, half of a last-level cache.
+MOST_WINDOW_ELEMENTS = 1 << 22
+_IM2COL_DTYPES = (torch.float32, torch.float64)
 _SUM_ROWS = 8192
 
 
@@ -116,7 +119,7 @@ def _conv_forward(
     if winograd.applies(weight, geometry, size, image.dtype):
         winograd.conv_forward(source, weight, bias, target, padding=geometry.padding, relu=relu)
         return
-    if im2col.applies(image, _kernel(weight), size):
+    if is_small(image, _kernel(weight), size):
         im2col.conv_forward(source, weight, bias, target, geometry, relu=relu)
         return
 
@@ -148,7 +151,7 @@ def _conv_transpose(
     size = (output.shape[2], output.shape[3])
     if bias is None and not relu and winograd.applies(weight, geometry, size, image.dtype):
         winograd.conv_transpose(source, weight, target, padding=geometry.padding)
-    elif im2col.applies(output, _kernel(weight), (image.shape[2], image.shape[3])):
+    elif is_small(output, _kernel(weight), (image.shape[2], image.shape[3])):
         im2col.conv_transpose(source, weight, bias, target, geometry, relu=relu)
     else:
         products.conv_transpose(source, weight, bias, target, geometry, relu=relu)
@@ -161,7 +164,7 @@ def _weight_grad(grad_weight: Tensor, large: Tensor, small: Tensor, geometry: Co
     if winograd.applies(grad_weight, geometry, size, large.dtype):
         grad_weight.copy_(winograd.weight_grad(source, target, padding=geometry.padding))
         return
-    if im2col.applies(large, kernel, size):
+    if is_small(large, kernel, size):
         grad_weight.copy_(im2col.weight_grad(source, target, kernel, geometry))
         return
     grid = _grid(large, grad_weight, geometry, size)
@@ -169,6 +172,14 @@ def _weight_grad(grad_weight: Tensor, large: Tensor, small: Tensor, geometry: Co
     small_channels, large_channels, kh, kw = grad_weight.shape
     taps = matrix.view(kw, kh, large_channels, small_channels)
     grad_weight.copy_(taps.permute(3, 2, 1, 0))
+
+
+def is_small(large: Tensor, kernel: IntPair, size: IntPair) -> bool:
+    """Whether `im2col` serves: few windows of (N, L, H, W) at `size` positions, and in training."""
+    batch, channels = large.shape[:2]
+    elements = batch * size[0] * size[1] * kernel[0] * kernel[1] * channels
+    is_little = elements <= MOST_WINDOW_ELEMENTS and large.dtype in _IM2COL_DTYPES
+    return is_little and not POOL.is_enabled
 
 
 def _grid(large: Tensor, weight: Tensor, geometry: ConvGeometry, output: IntPair) -> Grid:

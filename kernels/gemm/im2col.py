@@ -2,8 +2,8 @@
 
 At a batch of 32×32 tiles a step is bound by the number of torch operations. The grid of `products`,
 which cuts large images into chunks that fit the cache, needs about fifty per convolution; these
-need five, and memory for all windows at once. They serve only where that is little (`applies`) and
-only in training: inference gives an image the same bits whatever its batch.
+need five, and memory for all windows at once. They serve only where that is little and only
+in training (`conv.is_small`): inference gives an image the same bits whatever its batch.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..buffer_pool import POOL
 from ..geometry import ConvGeometry, IntPair
-
-MOST_WINDOW_ELEMENTS = 1 << 22  # 16 MiB in float32: half of a last-level cache
-_DTYPES = (torch.float32, torch.float64)
-
-
-def applies(large: Tensor, kernel: IntPair, size: IntPair) -> bool:
-    """Whether the windows of a larger image (N, L, H, W) at `size` positions are few enough."""
-    batch, channels = large.shape[:2]
-    elements = batch * size[0] * size[1] * kernel[0] * kernel[1] * channels
-    return elements <= MOST_WINDOW_ELEMENTS and large.dtype in _DTYPES and not POOL.is_enabled
 
 
 def conv_forward(

@@ -444,3 +444,42 @@ def test_to_a_device_alone_keeps_the_dtype(parametric: Block) -> None:
     before = [parameter.clone() for parameter in parametric.parameters()]
     parametric.to("cpu")
     assert all(map(torch.equal, parametric.parameters(), before))
+
+
+def test_repr_is_torchs() -> None:
+    block = Sequential(
+        Conv2d(3, 24, 4, stride=2),
+        ReLU(),
+        Sequential(ConvTranspose2d(24, 3, 3, 2, (1, 0), 1, bias=False), Sigmoid()),
+    )
+    module = nn.Sequential(
+        nn.Conv2d(3, 24, 4, stride=2),
+        nn.ReLU(),
+        nn.Sequential(nn.ConvTranspose2d(24, 3, 3, 2, (1, 0), 1, bias=False), nn.Sigmoid()),
+    )
+    assert repr(block) == repr(module)
+    assert repr(Conv2d(2, 4, 3, padding=(0, 1), dilation=2)) == (
+        "Conv2d(2, 4, kernel_size=(3, 3), stride=(1, 1), padding=(0, 1), dilation=(2, 2))"
+    )
+
+
+def test_every_block_has_a_repr_that_names_it(block: Block) -> None:
+    assert repr(block).startswith(f"{type(block).__name__}(")
+
+
+def test_an_input_of_autograd_is_refused_with_what_to_do_instead(block: Block) -> None:
+    input = an_input().requires_grad_()
+    with pytest.raises(StateError, match=r"requires grad.*pass input\.detach\(\)"):
+        block(input)
+    assert not block(input.detach()).requires_grad
+
+
+def test_an_array_is_refused_with_how_to_convert_it(block: Block) -> None:
+    numpy = pytest.importorskip("numpy")
+    with pytest.raises(ShapeError, match=r"not ndarray: convert .*torch\.from_numpy"):
+        block(numpy.zeros((8, 8, 3), "float32"))
+
+
+def test_an_image_without_a_batch_is_refused_with_how_to_add_one() -> None:
+    with pytest.raises(ShapeError, match=r"expected 4 dimensions.*image\[None\]"):
+        Conv2d(3, 4, 3)(torch.zeros(3, 8, 8))

@@ -97,7 +97,7 @@ def test_a_recording_that_fails_is_switched_off_with_one_line(
     calls(captured, 5, 1, 3, 8, 8)
     assert graphs.records == 1
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert caplog.records[0].getMessage().startswith(f"CUDA graphs are switched off ({reason}")
+    assert caplog.records[0].getMessage().startswith(f"CUDA graphs are disabled ({reason}")
 
 
 def test_without_memory_for_a_recording_the_plain_function_goes_on() -> None:

@@ -19,7 +19,6 @@ from torch import Tensor
 from denoise_batch.kernels import reference
 from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.gemm import conv as gemm
-from denoise_batch.kernels.gemm import im2col as small
 from denoise_batch.kernels.gemm import products as grid
 from denoise_batch.kernels.gemm import winograd
 from denoise_batch.kernels.geometry import ConvGeometry
@@ -41,10 +40,10 @@ each_dtype = pytest.mark.parametrize(
 def _grids_only() -> Iterator[None]:
     """Problems here are small, and what large ones need is what most of this file is about.
 
-    `test_conv.py` holds the path of small problems (`small.py`) to torch.
+    `test_conv.py` holds the path of small problems (`im2col.py`) to torch.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small, "MOST_WINDOW_ELEMENTS", 0)
+        patch.setattr(gemm, "MOST_WINDOW_ELEMENTS", 0)
         yield
 
 
@@ -349,9 +348,9 @@ def test_small_problems_have_a_path_of_their_own(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the grid away, training still gets the reference's results; only inference needs it."""
-    monkeypatch.setattr(small, "MOST_WINDOW_ELEMENTS", 1 << 40)
+    monkeypatch.setattr(gemm, "MOST_WINDOW_ELEMENTS", 1 << 40)
     for loop in ("conv_forward", "conv_transpose", "weight_grad"):
-        monkeypatch.setattr(gemm, loop, _refuse)
+        monkeypatch.setattr(grid, loop, _refuse)
     geometry = FAST[name]
     input, weight, bias = operands(geometry, torch.float64)
     output = op(gemm, geometry, "forward")(input, weight, bias, geometry=geometry.geometry)
@@ -384,8 +383,8 @@ def test_what_is_small_is_a_matter_of_memory(
     geometry: Geometry, is_small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(small, "MOST_WINDOW_ELEMENTS", 1 << 22)
+    monkeypatch.setattr(gemm, "MOST_WINDOW_ELEMENTS", 1 << 22)
     image = torch.empty(1).expand(geometry.batch, geometry.in_channels, *geometry.size)
     size = (geometry.size[0] // 2 - 1, geometry.size[1] // 2 - 1)
-    assert small.applies(image, geometry.kernel_size, size) == is_small
-    assert not small.applies(image.to(torch.bfloat16), geometry.kernel_size, size)
+    assert gemm.is_small(image, geometry.kernel_size, size) == is_small
+    assert not gemm.is_small(image.to(torch.bfloat16), geometry.kernel_size, size)
