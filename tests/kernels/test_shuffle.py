@@ -29,7 +29,7 @@ def test_both_agree_with_torch_and_undo_each_other(
 def test_sizes_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ShapeError, match="not a multiple of 2"):
         PixelUnshuffle(2)(torch.zeros(1, 3, 4, 5))
-    with pytest.raises(ShapeError, match="no multiple of 4"):
+    with pytest.raises(ShapeError, match="not a multiple of 4"):
         PixelShuffle(2)(torch.zeros(1, 6, 4, 4))
     with pytest.raises(ShapeError, match="at least 1"):
         PixelShuffle(0)
