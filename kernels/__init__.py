@@ -2,7 +2,7 @@
 
     from denoise_batch.kernels import SGD, Conv2d, MSELoss, ReLU, Sequential
 
-Knows tensors (N, C, H, W); nothing of images, files or screens.
+Everything here works on tensors (N, C, H, W) and knows nothing of images, files or screens.
 """
 
 from .block import Block

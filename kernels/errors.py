@@ -13,6 +13,8 @@
 The number is the exit code of a command that the error ends. A message says what is wrong, why,
 and how to mend it. Other exit codes: 0 done, 1 some files failed, 2 usage,
 3 no images, 4 device, 5 weights, 6 every file failed, 130 interrupted, 70 an internal error.
+
+UnavailableError, NotCoveredError and UncheckableError never leave kernels/.
 """
 
 from typing import ClassVar

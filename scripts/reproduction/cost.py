@@ -104,11 +104,11 @@ def multiply_adds(network: Block) -> float:
 
     originals = []
     for conv in _convolutions(network):
-        originals.append((conv, conv._forward_op))
-        conv._forward_op = partial(counted, conv, conv._forward_op)
+        originals.append((conv, conv._convolve))
+        conv._convolve = partial(counted, conv, conv._convolve)
     network.eval()(torch.zeros(1, 3, PROBE_PX, PROBE_PX))
     for conv, op in originals:
-        conv._forward_op = op
+        conv._convolve = op
     return total / PROBE_PX**2
 
 

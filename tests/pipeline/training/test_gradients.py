@@ -47,21 +47,21 @@ def test_one_worker_gets_its_own_gradients(architecture: str, bucket_bytes: int)
 
 @pytest.mark.usefixtures("group")
 def test_a_bucket_goes_out_while_backward_still_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two layers in buckets of their own, the last one's is on its way before the first's op."""
+    """Of two layers in buckets of their own, the last one's is sent before the first one's backward."""
     events: list[str] = []
     network = Sequential(Conv2d(3, 4, 3), ReLU(), Conv2d(4, 3, 3))
-    send, reduce = gradients._Bucket.send, network.blocks[0]._backward_op  # type: ignore[attr-defined]
+    send, backward = gradients._Bucket.send, network.blocks[0].backward
 
     def noted_send(bucket: gradients._Bucket) -> None:
         events.append("send")
         send(bucket)
 
-    def noted_op(*arguments: object, **options: object) -> object:
+    def noted_backward(grad_output: Tensor, needs_input_grad: bool = True) -> object:
         events.append("first layer")
-        return reduce(*arguments, **options)
+        return backward(grad_output, needs_input_grad)
 
     monkeypatch.setattr(gradients._Bucket, "send", noted_send)
-    monkeypatch.setattr(network.blocks[0], "_backward_op", noted_op)
+    monkeypatch.setattr(network.blocks[0], "backward", noted_backward)
     sizes = [parameter.numel() * 4 for parameter in network.blocks[2].parameters()]
     reducer = GradientReducer(network, bucket_bytes=sum(sizes))
     loss, grad = plain_backward(network, torch.rand(1, 3, 8, 8), torch.rand(1, 3, 4, 4))
