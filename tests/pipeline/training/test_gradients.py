@@ -47,7 +47,7 @@ def test_one_worker_gets_its_own_gradients(architecture: str, bucket_bytes: int)
 
 @pytest.mark.usefixtures("group")
 def test_a_bucket_goes_out_while_backward_still_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two layers in buckets of their own, the last one's is sent before the first one's backward."""
+    """Of two layers in buckets of their own, the last one's is sent before the first's backward."""
     events: list[str] = []
     network = Sequential(Conv2d(3, 4, 3), ReLU(), Conv2d(4, 3, 3))
     send, backward = gradients._Bucket.send, network.blocks[0].backward
