@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..progress import Interrupted, Progress, Stop, stopping
-from .command import Version, exit_codes, new_app, run_app
+from .command import PlainCommand, Version, exit_codes, new_app, run_app
 
 if TYPE_CHECKING:
     import rich.progress
@@ -20,17 +20,16 @@ if TYPE_CHECKING:
 
 DATA, NOISE, NETWORK = "Data", "Noise", "Network"
 OPTIMISATION, RUN = "Optimisation", "Run"
-EXAMPLES = """
-**Examples**
+EXAMPLES = """[bold]Examples[/]
 
-Photographs with white noise of σ up to 55/255:
-`denoise-train photos -o runs/photos --network unet --noise gaussian:0-55`
+[cyan]denoise-train photos -o runs/photos --network unet --noise gaussian:0-55[/]
+  photographs with white noise of σ up to 55/255
 
-Your own noisy shots, two per scene under the same names:
-`denoise-train shots/first --pairs shots/second -o runs/shots --network unet`
+[cyan]denoise-train shots/first --pairs shots/second -o runs/shots --network unet[/]
+  your own noisy shots, two per scene under the same names
 
-Continue a run that was stopped:
-`denoise-train photos -o runs/photos --network unet --noise gaussian:0-55 --resume`
+[cyan]denoise-train photos -o runs/photos --network unet --noise gaussian:0-55 --resume[/]
+  continue a run that was stopped
 """
 
 app = new_app()
@@ -38,7 +37,7 @@ app = new_app()
 
 # Most parameters are only declared here: `_given` passes what the user chose to TrainOptions by
 # name. The defaults repeat those of TrainOptions for --help; a test keeps both alike.
-@app.command(epilog=EXAMPLES)
+@app.command(cls=PlainCommand, epilog=EXAMPLES)
 def train(
     context: typer.Context,
     data: Annotated[
@@ -48,9 +47,6 @@ def train(
             help="Folder of clean photographs, or of noisy images as the options below say.",
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Run folder, new or empty.", rich_help_panel=RUN)
-    ] = Path("runs/train"),
     pairs: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +58,6 @@ def train(
         bool,
         typer.Option(
             "--bursts",
-            metavar="",
             help="DATA holds a folder of noisy shots per scene.",
             rich_help_panel=DATA,
         ),
@@ -208,9 +203,7 @@ def train(
     ] = None,
     nesterov: Annotated[
         bool,
-        typer.Option(
-            metavar="", help="Nesterov momentum for sgd and muon.", rich_help_panel=OPTIMISATION
-        ),
+        typer.Option(help="Nesterov momentum for sgd and muon.", rich_help_panel=OPTIMISATION),
     ] = True,
     weight_decay: Annotated[
         float,
@@ -226,6 +219,9 @@ def train(
             rich_help_panel=OPTIMISATION,
         ),
     ] = 0.1,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Run folder, new or empty.", rich_help_panel=RUN)
+    ] = Path("runs/train"),
     seed: Annotated[
         int,
         typer.Option(
@@ -236,7 +232,6 @@ def train(
         bool,
         typer.Option(
             "--deterministic",
-            metavar="",
             help="Use only algorithms that give the same bits every time on one device.",
             rich_help_panel=RUN,
         ),
@@ -254,9 +249,7 @@ def train(
     ] = 5.0,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume", metavar="", help="Continue the run in --output.", rich_help_panel=RUN
-        ),
+        typer.Option("--resume", help="Continue the run in --output.", rich_help_panel=RUN),
     ] = False,
     show_version: Version = False,
 ) -> None:
