@@ -77,12 +77,13 @@ def evaluate(
     ] = False,
     show_version: Version = False,
 ) -> None:
-    """Score weights on clean images with synthetic noise: PSNR and SSIM before and after.
+    """Score weights on clean images with synthetic noise: PSNR and SSIM.
 
-    Noise is not clipped and outputs are not rounded. Each image's noise depends only on the seed,
-    the image's name and the noise model.
+    Noise is not clipped and outputs are not rounded. Each image's noise
+    depends only on the seed, the image's name and the noise model.
 
-    Exit codes: 0 done, 1 an image cannot be read, 2 usage, 3 no images, 4 device, 5 weights.
+    Exit codes: 0 done, 1 an image cannot be read, 2 usage, 3 no images,
+    4 device, 5 weights.
     """
     with exit_codes():
         from ..evaluate import evaluate as run

@@ -253,24 +253,26 @@ def train(
     ] = False,
     show_version: Version = False,
 ) -> None:
-    """Train a denoiser without clean targets (Noise2Noise), on synthetic or real noise.
+    """Train a denoiser without clean targets (Noise2Noise), on any kind of noise.
 
-    Input and target of the network are two noisy versions of one tile: drawn independently by
-    `--noise`, two shots of one scene (`--pairs`, `--bursts`, a two-tensor file), or neighbouring
-    pixels of a single image (`--self neighbor`).
+    Input and target of the network are two noisy versions of one tile: drawn
+    independently by --noise, two shots of one scene (--pairs, --bursts, a
+    two-tensor file), or neighbouring pixels of one image (--self neighbor).
 
-    The run folder receives best.safetensors (for `denoise-batch --weights`), last.safetensors, a
-    checkpoint, config.json, metrics.jsonl, samples.png (clean, noisy, output) and, with the extra
-    `plots`, curves.png.
+    The run folder receives best.safetensors (for denoise-batch --weights),
+    last.safetensors, a checkpoint, config.json, metrics.jsonl, samples.png
+    (clean, noisy, output) and, with the extra "plots", curves.png.
 
-    On several GPUs or machines, start the same options with
-    `torchrun --nproc-per-node 4 -m denoise_batch.training DATA …`. `--batch-size` is the global
-    batch size, so the weights do not depend on the number of processes.
+    On several GPUs or machines, start the same options with torchrun:
+    [cyan]torchrun --nproc-per-node 4 -m denoise_batch.training DATA …[/]
+    --batch-size is the global batch size, so the weights do not depend on the
+    number of processes.
 
-    Ctrl-C and SIGTERM finish the current step and save a checkpoint; `--resume` continues from it.
+    Ctrl-C and SIGTERM finish the current step and save a checkpoint; --resume
+    continues from it.
 
-    Exit codes: 0 done, 1 diverged or no usable data, 2 usage, 4 device, 5 weights of `--init`,
-    130 Ctrl-C, 143 SIGTERM.
+    Exit codes: 0 done, 1 diverged or no usable data, 2 usage, 4 device,
+    5 weights of --init, 130 Ctrl-C, 143 SIGTERM.
     """
     with exit_codes():
         from ..training.distributed import process_group
