@@ -50,6 +50,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def torch_dtype(precision: str) -> torch.dtype | None:
+    """Return the dtype that `--precision` (fp32, bf16, fp16) computes in; None keeps float32."""
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
 def describe_device(name: str) -> str:
     """A device in words: the GPU's name, or the processor and the threads that torch uses.
 

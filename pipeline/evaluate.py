@@ -1,7 +1,7 @@
-"""PSNR and SSIM of weights on a folder of clean images with synthetic noise."""
+"""Score weights on a folder of clean images with synthetic noise: PSNR and SSIM."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError, NoImagesError
 
-from .device import resolve_device
+from .device import resolve_device, torch_dtype
 from .files.images import read_image
 from .files.scan import scan
-from .metrics import mse, psnr_of_mse, ssim
+from .metrics import luma, mse, psnr_of_mse, ssim
 from .models import find_weights, load_weights
 from .options import EvalOptions
 from .streaming.denoiser import Forward
@@ -21,15 +21,15 @@ from .streaming.denoiser import Forward
 
 @dataclass(frozen=True)
 class Score:
-    """One image under one noise.
+    """Scores of one image with one noise model.
 
     Attributes:
         name: path below the data folder.
-        noise: as `--noise` spells it.
-        mse_in: of the noisy image.
-        mse_out: of the denoised image.
-        ssim_in: of the noisy image.
-        ssim_out: of the denoised image.
+        noise: the model, as spelled in `--noise`.
+        mse_in: mean squared error of the noisy image.
+        mse_out: mean squared error of the denoised image.
+        ssim_in: SSIM of the noisy image.
+        ssim_out: SSIM of the denoised image.
         pixels: number of pixels.
     """
 
@@ -44,16 +44,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Mean:
-    """A noise's scores over all images.
+    """Scores of one noise model over all images; `_in` of the noisy, `_out` of the denoised ones.
 
     Attributes:
-        noise: as `--noise` spells it.
-        psnr_in: dB, averaged over the images.
-        psnr_out: likewise.
-        ssim_in: averaged over the images.
-        ssim_out: likewise.
-        set_psnr_in: dB of one MSE over all pixels, as the report's code does.
-        set_psnr_out: likewise.
+        noise: the model, as spelled in `--noise`.
+        psnr_in: dB, averaged over images.
+        psnr_out: dB, averaged over images.
+        ssim_in: averaged over images.
+        ssim_out: averaged over images.
+        set_psnr_in: dB of one MSE over all pixels, as the course paper's code computes it.
+        set_psnr_out: dB of one MSE over all pixels.
     """
 
     noise: str
@@ -65,39 +65,35 @@ class Mean:
     set_psnr_out: float
 
 
-def evaluate(
-    options: EvalOptions, on_score: Callable[[Score], None] = lambda score: None
-) -> list[Score]:
-    """Score every image under every noise; the outputs are compared as they are, unrounded.
+def evaluate(options: EvalOptions) -> list[Score]:
+    """Score every image with every noise model; outputs are compared unrounded.
 
-    Each image's noise depends on the seed, the image's name and the noise model alone.
+    Each image's noise depends only on the seed, the image's name and the noise model.
 
     Raises:
-        NoImagesError: the folder holds no image.
-        ImageError: an image cannot be read.
-        DeviceError: the device is not there.
+        NoImagesError: the folder holds no images.
+        ImageError: an image cannot be read, or is too small for a noise model.
+        DeviceError: the device is not available.
         WeightsError: the weights cannot be used.
     """
     device = resolve_device(options.device)
     network = load_weights(find_weights(options.weights)).network.to(device)
-    network.set_compute_dtype(torch.bfloat16 if options.precision == "bf16" else None)
+    network.set_compute_dtype(torch_dtype(options.precision))
     forward = Forward(network, tta=options.tta)
     scores = []
     for job in scan([str(options.data)], Path("unused-output")):
         clean = read_image(job.source).to_unit()
         if options.is_gray and len(clean) == 3:
-            clean = _luminance(clean)
+            clean = torch.round(luma(clean) * 255) / 255  # 8 bits, as Pillow's mode L
         for noise in options.noises:
-            score = _score(forward, clean, job.name, noise, options, device)
-            scores.append(score)
-            on_score(score)
+            scores.append(_score(forward, clean, job.name, noise, options, device))
     if not scores:
         raise NoImagesError(f"{options.data}: no images")
     return scores
 
 
 def means(scores: Sequence[Score]) -> list[Mean]:
-    """The averages of every noise, in the order of their first appearance."""
+    """Average the scores of every noise model, in order of first appearance."""
     result = []
     for noise in dict.fromkeys(score.noise for score in scores):
         group = [score for score in scores if score.noise == noise]
@@ -128,7 +124,9 @@ def _score(
     height, width = (extent // model.factor * model.factor for extent in image.shape[1:])
     source = image[None, :, :height, :width]
     if min(source.shape[2:]) < 11 * model.factor:
-        raise ImageError(f"{name}: too small for {noise}: {11 * model.factor} pixels a side")
+        raise ImageError(
+            f"{name}: too small for {noise}, which needs at least {11 * model.factor} pixels a side"
+        )
     digest = hashlib.sha256(f"{options.seed}:{noise}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     noisy, clean = model.draw(source, generator), model.clean(source)[0]
@@ -144,9 +142,3 @@ def _score(
         ssim(denoised, clean),
         clean.shape[1] * clean.shape[2],
     )
-
-
-def _luminance(image: Tensor) -> Tensor:
-    """ITU-R BT.601 luma, rounded to 8 bit as Pillow's L is."""
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    return torch.round((image * weights).sum(0, keepdim=True) * 255) / 255

@@ -1,6 +1,7 @@
-"""How close two images are."""
+"""PSNR and SSIM of images, and the luma that gray images are scored by."""
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,27 +15,27 @@ SSIM_SIGMA = 1.5
 
 
 def mse(image: Tensor, reference: Tensor) -> float:
-    """Mean squared error over all elements, in float64, on the host: MPS has none."""
+    """Return the mean squared error over all elements, in float64; on the host, as MPS has none."""
     return (image.cpu().double() - reference.cpu().double()).square().mean().item()
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio −10·log10(MSE) in dB, for values in [0, 1]; ∞ when equal."""
+    """Return the peak signal-to-noise ratio −10·log10(MSE) in dB, for values in [0, 1]."""
     return psnr_of_mse(mse(image, reference))
 
 
 def psnr_of_mse(value: float) -> float:
-    """−10·log10(value), ∞ for 0."""
+    """Return −10·log10(value) in dB; ∞ for 0."""
     return math.inf if value == 0 else -10 * math.log10(value)
 
 
 def psnrs_of_tiles(images: Tensor, references: Tensor, at_once: int) -> tuple[float, float]:
-    """PSNR of one MSE over all tiles (N, C, H, W), and the mean of each tile's own, at most 100 dB.
+    """Return the PSNR of one MSE over all tiles, and the mean of the tiles' PSNRs, each ≤ 100 dB.
 
     Args:
-        images: the tiles.
-        references: what they should be.
-        at_once: how many of them are held in float64, on the host as in `mse`.
+        images: tiles (N, C, H, W) in [0, 1].
+        references: clean tiles of the same shape.
+        at_once: tiles converted to float64 at once, on the host as in `mse`.
     """
     each, whole = [], 0.0
     parts = zip(torch.split(images, at_once), torch.split(references, at_once), strict=True)
@@ -47,13 +48,13 @@ def psnrs_of_tiles(images: Tensor, references: Tensor, at_once: int) -> tuple[fl
 
 
 def ssim(image: Tensor, reference: Tensor) -> float:
-    """Structural similarity of two images (C, H, W) in [0, 1], averaged over channels.
+    """Return the structural similarity of two images (C, H, W) in [0, 1], averaged over channels.
 
     Wang et al., "Image quality assessment" (2004): Gaussian window of 11×11 with σ = 1.5,
-    K₁ = 0.01, K₂ = 0.03, at the places where the whole window fits.
+    K₁ = 0.01, K₂ = 0.03, evaluated where the whole window fits.
 
     Raises:
-        ShapeError: shapes differ, or a side is below 11 pixels.
+        ShapeError: the shapes differ, or a side is below 11 pixels.
     """
     if image.shape != reference.shape or min(image.shape[1:]) < SSIM_WINDOW:
         raise ShapeError(
@@ -71,8 +72,19 @@ def ssim(image: Tensor, reference: Tensor) -> float:
     return similarity.mean().item()
 
 
+def luma(images: Tensor) -> Tensor:
+    """Return the ITU-R BT.601 luma (…, 1, H, W) of RGB images (…, 3, H, W)."""
+    return (images * _luma_weights(images.device)).sum(-3, keepdim=True)
+
+
+@cache
+def _luma_weights(device: torch.device) -> Tensor:
+    """Return (3, 1, 1) on the device; cached, because uploading would wait for it."""
+    return torch.tensor([0.299, 0.587, 0.114], device=device).view(3, 1, 1)
+
+
 def _blur(image: Tensor) -> Tensor:
-    """The Gaussian window's mean around every place where it fits; (C, 1, H, W)."""
+    """Return the Gaussian-weighted mean of every whole window of (C, 1, H, W)."""
     offsets = torch.arange(SSIM_WINDOW, dtype=image.dtype, device=image.device) - SSIM_WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     window /= window.sum()

@@ -1,287 +1,290 @@
 """`denoise-train`: arguments → TrainOptions → train → exit code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import exit_codes, run_app
+from ..progress import Interrupted, Progress, Stop, stopping
+from .command import PlainCommand, Version, exit_codes, new_app, run_app
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    import rich.progress
 
-    from ..training.data import Counts
-    from ..training.run_folder import Epoch
-    from ..training.train import Watcher
-if TYPE_CHECKING:
     from ..training.distributed import ProcessGroup
     from ..training.options import TrainOptions
-    from ..training.train import Outcome, Watcher
+    from ..training.run_folder import Epoch
+    from ..training.train import Outcome, TrainStart
+
+DATA, NOISE, NETWORK = "Data", "Noise", "Network"
+OPTIMISATION, RUN = "Optimisation", "Run"
+EXAMPLES = """[bold]Examples[/]
+
+[cyan]denoise-train photos -o runs/photos --network unet --noise gaussian:0-55[/]
+  photographs with white noise of σ up to 55/255
+
+[cyan]denoise-train shots/first --pairs shots/second -o runs/shots --network unet[/]
+  your own noisy shots, two per scene under the same names
+
+[cyan]denoise-train photos -o runs/photos --network unet --noise gaussian:0-55 --resume[/]
+  continue a run that was stopped
+"""
+
+app = new_app()
 
 
-def watcher_of(progress: "Progress", batch_size: int) -> "Watcher":
-    """Live steps, and a line for every epoch."""
-    from ..training.train import Watcher
-
-    task = progress.add_task("steps", total=None, images_per_s=0.0)
-
-    def on_start(counts: "Counts", noisy_psnr: float) -> None:
-        skipped = f" ({counts.too_small} more are too small)" if counts.too_small else ""
-        progress.console.print(
-            f"{counts.training} to train on, {counts.validation} to validate with{skipped}; noisy "
-            f"validation tiles: {noisy_psnr:.2f} dB",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-    def on_step(step: int, steps: int) -> None:
-        speed = progress.tasks[0].speed or 0.0  # steps a second, lately
-        images_per_s = speed * batch_size
-        progress.update(task, completed=step, total=steps, images_per_s=images_per_s)
-
-    def on_epoch(epoch: "Epoch") -> None:
-        progress.console.print(
-            f"epoch {epoch.number}: training loss {epoch.training_loss:.6f}, validation "
-            f"{epoch.validation_psnr:.3f} dB, lr {epoch.lr:.3g}, {epoch.seconds:.0f} s, "
-            f"{epoch.images_per_s:.0f} images/s{', best so far' if epoch.is_best else ''}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-    return Watcher(on_start, on_step, on_epoch)
-
-
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-
-
-@app.command()
+# Most parameters are only declared here: `_given` passes what the user chose to TrainOptions by
+# name. The defaults repeat those of TrainOptions for --help; a test keeps both alike.
+@app.command(cls=PlainCommand, epilog=EXAMPLES)
 def train(
+    context: typer.Context,
     data: Annotated[
-        Path, typer.Argument(help="Folder of clean photographs, or what the options below say.")
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder of clean photographs, or of noisy images as the options below say.",
+        ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Run folder; must not hold a run yet.")
-    ] = Path("runs/train"),
-    network: Annotated[
-        str | None,
-        typer.Option(
-            help="Architecture: tconv, upsample or unet.", show_default="that of --init, or tconv"
-        ),
-    ] = None,
-    noise: Annotated[
-        str | None,
-        typer.Option(
-            help="gaussian:25, gaussian:0-55 (σ in 1/255), poisson:30, bernoulli:0.5, subpixel:8, "
-            "camera; several joined by +.",
-            show_default="subpixel:8",
-        ),
-    ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(help="DATA holds noisy shots, this folder second shots under the same names."),
+        typer.Option(
+            help="Folder of second noisy shots; DATA holds the first ones under the same names.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     bursts: Annotated[
-        bool, typer.Option("--bursts", help="DATA holds a folder of noisy shots for each scene.")
+        bool,
+        typer.Option(
+            "--bursts",
+            help="DATA holds a folder of noisy shots per scene.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
     self_supervised: Annotated[
         str | None,
-        typer.Option("--self", help="neighbor: DATA holds single noisy images, no second shots."),
+        typer.Option(
+            "--self",
+            metavar="neighbor",
+            help="DATA holds single noisy images; learn from neighbouring pixels.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    validation: Annotated[
+    validation_file: Annotated[
         Path | None,
-        typer.Option(help="Two-tensor file (noisy, clean), where DATA is one (.pt, .pth, .pkl)."),
-    ] = None,
-    targets: Annotated[str, typer.Option(help="noisy (Noise2Noise) or clean.")] = "noisy",
-    gray_share: Annotated[
-        float, typer.Option(help="Share of tiles made gray, so that gray images work too.")
-    ] = 0.0,
-    init: Annotated[
-        str | None, typer.Option(help="Weights to start from: a file or a shipped name.")
+        typer.Option(
+            "--validation",
+            help="Two-tensor file (noisy, clean) to validate on, if DATA is such a file (.pt, "
+            ".pth, .pkl).",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     tiles: Annotated[
-        int | None, typer.Option(help="Training tiles of an epoch.", show_default="50000")
-    ] = None,
+        int, typer.Option(help="Training tiles per epoch.", rich_help_panel=DATA)
+    ] = 50_000,
     tile_px: Annotated[
-        int | None, typer.Option(help="Side of a tile, in pixels.", show_default="32")
-    ] = None,
-    versions: Annotated[
-        int | None,
-        typer.Option(help="Noisy versions stored of each tile (subpixel noise).", show_default="2"),
-    ] = None,
+        int, typer.Option(help="Side of a tile in pixels.", rich_help_panel=DATA)
+    ] = 32,
     validation_tiles: Annotated[
-        int | None,
-        typer.Option(help="Tiles of photographs that are never trained on.", show_default="1000"),
-    ] = None,
+        int, typer.Option(help="Tiles to validate on, from held-out data.", rich_help_panel=DATA)
+    ] = 1_000,
     validation_share: Annotated[
-        float, typer.Option(help="Share of the photographs held out.")
+        float,
+        typer.Option(help="Share of photographs or scenes held out.", rich_help_panel=DATA),
     ] = 0.2,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the tiles.", show_default="15")
+    augment: Annotated[
+        bool,
+        typer.Option(metavar="", help="Rotate and mirror tiles at random.", rich_help_panel=DATA),
+    ] = True,
+    shuffle: Annotated[
+        bool,
+        typer.Option(metavar="", help="Use a new order in every epoch.", rich_help_panel=DATA),
+    ] = True,
+    noise: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="Noise added to clean photographs: gaussian:25 or gaussian:0-55 (σ in 1/255), "
+            "poisson:30, bernoulli:0.5, subpixel:8 or camera; join several with +.",
+            rich_help_panel=NOISE,
+        ),
+    ] = "subpixel:8",
+    versions: Annotated[
+        int,
+        typer.Option(
+            help="Noisy versions stored per tile (subpixel noise only).", rich_help_panel=NOISE
+        ),
+    ] = 2,
+    targets: Annotated[
+        str,
+        typer.Option(help="Training targets: noisy (Noise2Noise) or clean.", rich_help_panel=NOISE),
+    ] = "noisy",
+    gray_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of tiles turned gray, to train for gray images too.", rich_help_panel=NOISE
+        ),
+    ] = 0.0,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture: tconv, upsample or unet.",
+            show_default="that of --init, or tconv",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Length in steps, instead of epochs.")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights to start from: a file or the name of shipped weights.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(help="fp32, or bf16 for mixed precision.", rich_help_panel=NETWORK),
+    ] = "fp32",
+    ema: Annotated[
+        float,
+        typer.Option(
+            help="Decay of the moving average of the parameters; 0 disables it.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = 0.0,
+    epochs: Annotated[
+        int, typer.Option(help="Passes over the tiles.", rich_help_panel=OPTIMISATION)
+    ] = 15,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Length of the run in steps, not epochs.", rich_help_panel=OPTIMISATION),
+    ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Length in minutes of training, instead; not repeatable bit for bit."),
+        typer.Option(
+            help="Length of the run in minutes of training, not epochs; not reproducible.",
+            rich_help_panel=OPTIMISATION,
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Tiles a step.")] = 8,
-    optimizer: Annotated[str, typer.Option(help="sgd, adam, adamw or muon.")] = "sgd",
+    batch_size: Annotated[
+        int, typer.Option(help="Tiles per step.", rich_help_panel=OPTIMISATION)
+    ] = 8,
+    optimizer: Annotated[
+        str, typer.Option(help="sgd, adam, adamw or muon.", rich_help_panel=OPTIMISATION)
+    ] = "sgd",
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Highest learning rate.", show_default="0.001; with sgd 4 (upsample 1.5, unet 0.1)"
+            help="Highest learning rate.",
+            show_default="0.001; with sgd 4 (upsample 1.5, unet 0.1)",
+            rich_help_panel=OPTIMISATION,
         ),
     ] = None,
     warmup_epochs: Annotated[
-        float, typer.Option(help="Epochs over which the rate rises from 0.")
+        float,
+        typer.Option(
+            help="Epochs over which the learning rate rises from 0.", rich_help_panel=OPTIMISATION
+        ),
     ] = 0.2,
-    schedule: Annotated[str, typer.Option(help="After warm-up: cosine or constant.")] = "cosine",
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="Learning rate after the warm-up: cosine or constant.",
+            rich_help_panel=OPTIMISATION,
+        ),
+    ] = "cosine",
     momentum: Annotated[
         float | None,
-        typer.Option(help="Of SGD and Muon.", show_default="0.9; with muon 0.95"),
-    ] = None,
-    nesterov: Annotated[
-        bool | None,
         typer.Option(
-            "--nesterov/--no-nesterov",
-            help="Nesterov's look-ahead, of both.",
-            show_default="nesterov",
+            help="Momentum of sgd and muon.",
+            show_default="0.9; with muon 0.95",
+            rich_help_panel=OPTIMISATION,
         ),
     ] = None,
+    nesterov: Annotated[
+        bool,
+        typer.Option(help="Nesterov momentum for sgd and muon.", rich_help_panel=OPTIMISATION),
+    ] = True,
     weight_decay: Annotated[
-        float, typer.Option(help="L2 penalty; decoupled with adamw and muon.")
+        float,
+        typer.Option(
+            help="L2 penalty; decoupled weight decay for adamw and muon.",
+            rich_help_panel=OPTIMISATION,
+        ),
     ] = 0.0,
     clip_norm: Annotated[
-        float, typer.Option(help="Longest gradient; 0 never scales one down.")
+        float,
+        typer.Option(
+            help="Clip the gradient norm to this value; 0 disables clipping.",
+            rich_help_panel=OPTIMISATION,
+        ),
     ] = 0.1,
-    ema: Annotated[
-        float, typer.Option(help="Decay of the parameters' moving average; 0: none.")
-    ] = 0.0,
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 for mixed precision.")] = "fp32",
-    augment: Annotated[bool, typer.Option(help="Turn and mirror tiles at random.")] = True,
-    shuffle: Annotated[bool, typer.Option(help="A new order in every epoch.")] = True,
-    seed: Annotated[int, typer.Option(help="Of tiles, noise, order and initial weights.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Run folder, new or empty.", rich_help_panel=RUN)
+    ] = Path("runs/train"),
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Random seed for tiles, noise, shuffling and initialisation.", rich_help_panel=RUN
+        ),
+    ] = 0,
     deterministic: Annotated[
         bool,
-        typer.Option("--deterministic", help="The same bits every time, on any one device."),
+        typer.Option(
+            "--deterministic",
+            help="Use only algorithms that give the same bits every time on one device.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
     device: Annotated[
-        str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.")
+        str,
+        typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUN),
     ] = "auto",
     checkpoint_minutes: Annotated[
-        float, typer.Option(help="Between checkpoints, besides one after every epoch.")
+        float,
+        typer.Option(
+            help="Minutes between checkpoints, besides the one after every epoch.",
+            rich_help_panel=RUN,
+        ),
     ] = 5.0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --output, if there is one.")
+        bool,
+        typer.Option("--resume", help="Continue the run in --output.", rich_help_panel=RUN),
     ] = False,
+    show_version: Version = False,
 ) -> None:
-    """Train a denoiser, Noise2Noise-style: from photographs and synthetic noise, or real noise.
+    """Train a denoiser without clean targets (Noise2Noise), on any kind of noise.
 
-    Both the network's input and its target are noisy versions of a tile: drawn independently by
-    `--noise`, or two shots of one scene (`--pairs`, `--bursts`, a two-tensor file), or neighbouring
-    pixels of a single one (`--self neighbor`).
-    The run folder gets config.json, metrics.jsonl, best.safetensors, last.safetensors, a
-    checkpoint, samples.png (clean, noisy, output) and, with the extra `plots`, curves.png; use
-    best.safetensors with `denoise-batch --weights`.
+    Input and target of the network are two noisy versions of one tile: drawn
+    independently by --noise, two shots of one scene (--pairs, --bursts, a
+    two-tensor file), or neighbouring pixels of one image (--self neighbor).
 
-    On several GPUs or machines: `torchrun --nproc-per-node 4 -m denoise_batch.training
-    DATA …` with the same options; `--batch-size` is the joint one, so the weights are the same.
+    The run folder receives best.safetensors (for denoise-batch --weights),
+    last.safetensors, a checkpoint, config.json, metrics.jsonl, samples.png
+    (clean, noisy, output) and, with the extra "plots", curves.png.
 
-    Ctrl-C and SIGTERM finish the step and save it; --resume goes on.
+    On several GPUs or machines, start the same options with torchrun:
+    [cyan]torchrun --nproc-per-node 4 -m denoise_batch.training DATA …[/]
+    --batch-size is the global batch size, so the weights do not depend on the
+    number of processes.
 
-    Exit codes: 0 done, 1 diverged or no usable photographs, 2 usage, 4 device, 5 weights
-    of --init, 130 Ctrl-C, 143 SIGTERM.
+    Ctrl-C and SIGTERM finish the current step and save a checkpoint; --resume
+    continues from it.
+
+    Exit codes: 0 done, 1 diverged or no usable data, 2 usage, 4 device,
+    5 weights of --init, 130 Ctrl-C, 143 SIGTERM.
     """
     with exit_codes():
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from ..training.distributed import process_group
 
-        from denoise_batch.kernels import OptionError
-
-        from ..models import find_weights, load_weights
-        from ..training.distributed import process_group, was_restarted
-        from ..training.options import TrainOptions, usual_rates
-
-        pass
-
-        if self_supervised not in (None, "neighbor"):
-            raise OptionError(f"--self {self_supervised}: choose neighbor")
-        kinds = {
-            "pairs": pairs is not None,
-            "bursts": bursts,
-            "single": self_supervised is not None,
-            "tensors": data.suffix.lower() in (".pt", ".pth", ".pkl"),
-        }
-        if sum(kinds.values()) > 1:
-            raise OptionError("--pairs, --bursts, --self and a two-tensor file exclude each other")
-        if validation is not None and not kinds["tensors"]:
-            raise OptionError("--validation goes with a two-tensor file as DATA")
-        if epochs is not None and (steps is not None or minutes is not None):
-            raise OptionError("--epochs, --steps and --minutes exclude each other")
-        kind = next((kind for kind, is_meant in kinds.items() if is_meant), "clean")
-        if network is None:
-            network = (
-                "tconv" if init is None else load_weights(find_weights(init)).network.architecture
-            )
-        usual_lr, usual_momentum = usual_rates(optimizer, network)
-        choices: dict[str, Any] = {
-            "noise": noise, "tiles": tiles, "tile_px": tile_px, "versions": versions,
-            "validation_tiles": validation_tiles, "momentum": momentum, "nesterov": nesterov,
-        }  # fmt: skip
-        given = {name: value for name, value in choices.items() if value is not None}
-        options = TrainOptions(
-            **{"momentum": usual_momentum, **given},
-            data=data,
-            output=output,
-            network=network,
-            kind=kind,
-            pairs=pairs,
-            validation_file=validation,
-            targets=targets,
-            gray_share=gray_share,
-            init=init,
-            validation_share=validation_share,
-            epochs=TrainOptions.epochs if epochs is None else epochs,
-            steps=steps,
-            minutes=minutes,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            lr=usual_lr if lr is None else lr,
-            warmup_epochs=warmup_epochs,
-            schedule=schedule,
-            weight_decay=weight_decay,
-            clip_norm=clip_norm,
-            ema=ema,
-            precision=precision,
-            augment=augment,
-            shuffle=shuffle,
-            seed=seed,
-            deterministic=deterministic,
-            device=device,
-            checkpoint_minutes=checkpoint_minutes,
-            resume=resume or was_restarted(),
-        )
+        given = _given(context)
+        kind = _kind(data, pairs, bursts, self_supervised, validation_file)
+        paths = {"data": data, "output": output, "pairs": pairs, "validation_file": validation_file}
+        options = _options({**given, **paths, "kind": kind})
         options.refuse_ignored(given)
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("steps"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[images_per_s]:.0f} images/s  ETA"),
-            TimeRemainingColumn(),
-        )
-        with (
-            process_group() as team,
-            Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-        ):
-            outcome = _run(options, watcher_of(progress, batch_size), team)
-        if not team.is_first:
+        with process_group() as group:
+            outcome = _run(options, group)
+        if not group.is_first:
             return
         best = outcome.best
         if not (output / "curves.png").exists():
@@ -293,26 +296,138 @@ def train(
         )
 
 
-def _run(options: "TrainOptions", watcher: "Watcher", team: "ProcessGroup") -> "Outcome":
-    """Train to the end, or until Ctrl-C or SIGTERM; the step in hand is finished."""
-    from ..progress import Interrupted, Stop, stopping
+def _given(context: typer.Context) -> dict[str, Any]:
+    """Return the fields of TrainOptions that the command line sets."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    chosen = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+    chosen -= {"bursts", "self_supervised", "show_version"}  # no fields; see `_kind`
+    return {name: context.params[name] for name in chosen}
+
+
+def _kind(
+    data: Path,
+    pairs: Path | None,
+    bursts: bool,
+    self_supervised: str | None,
+    validation_file: Path | None,
+) -> str:
+    """Return what DATA holds, as `TrainOptions.kind` names it."""
+    from denoise_batch.kernels import OptionError
+
+    if self_supervised not in (None, "neighbor"):
+        raise OptionError(f"--self {self_supervised}: choose neighbor")
+    is_tensors = data.suffix.lower() in (".pt", ".pth", ".pkl")
+    kinds = {
+        "pairs": pairs is not None,
+        "bursts": bursts,
+        "single": self_supervised is not None,
+        "tensors": is_tensors,
+    }
+    if sum(kinds.values()) > 1:
+        raise OptionError("--pairs, --bursts, --self and a two-tensor file exclude each other")
+    if validation_file is not None and not is_tensors:
+        raise OptionError("--validation requires a two-tensor file as DATA")
+    return next((kind for kind, is_meant in kinds.items() if is_meant), "clean")
+
+
+def _options(chosen: dict[str, Any]) -> "TrainOptions":
+    """Add the defaults that depend on other options."""
+    from denoise_batch.kernels import OptionError
+
+    from ..models import find_weights, load_weights
+    from ..training.distributed import was_restarted
+    from ..training.options import TrainOptions, default_rates
+
+    if "epochs" in chosen and ("steps" in chosen or "minutes" in chosen):
+        raise OptionError("--epochs, --steps and --minutes exclude each other")
+    network = "tconv"
+    if "init" in chosen:
+        network = load_weights(find_weights(chosen["init"])).network.architecture
+    network = chosen.get("network", network)
+    lr, momentum = default_rates(chosen.get("optimizer", TrainOptions.optimizer), network)
+    resume = chosen.get("resume", False) or was_restarted()
+    defaults = {"lr": lr, "momentum": momentum, "network": network}
+    return TrainOptions(**{**defaults, **chosen, "resume": resume})
+
+
+def _run(options: "TrainOptions", group: "ProcessGroup") -> "Outcome":
+    """Train to the end, or until Ctrl-C or SIGTERM after finishing the current step."""
     from ..training.train import train
 
-    if team.size > 1:  # the others would wait for the gradients of one that stops
-        return train(options, watcher, team)
     stop = Stop()
-    try:
-        with stopping(stop):
-            return train(options, watcher, team, stop)
-    except KeyboardInterrupt as interrupt:
-        if stop.signal is None:
-            raise
-        is_cut = isinstance(interrupt, Interrupted)  # a step that was not finished is lost
-        place = "the last checkpoint" if is_cut else "here"
-        typer.echo(f"stopped; the same command with --resume goes on from {place}", err=True)
-        raise typer.Exit(128 + stop.signal) from None
+    with _progress_bar(options.batch_size) as progress:
+        if group.size > 1:  # the others would wait for the gradients of one that stops
+            return train(options, progress, group)
+        try:
+            with stopping(stop):
+                return train(options, progress, group, stop)
+        except KeyboardInterrupt as interrupt:
+            if stop.signal is None:
+                raise
+            is_cut = isinstance(interrupt, Interrupted)  # an unfinished step is lost
+            place = "the last checkpoint" if is_cut else "here"
+            typer.echo(f"stopped; the same command with --resume continues from {place}", err=True)
+            raise typer.Exit(128 + stop.signal) from None
+
+
+class TrainingBar(Progress["TrainStart", "Epoch"]):
+    """Shows a bar of the steps, and a line for every epoch.
+
+    Args:
+        bar: the terminal's progress display.
+        batch_size: tiles per step.
+    """
+
+    def __init__(self, bar: "rich.progress.Progress", batch_size: int) -> None:
+        self._bar = bar
+        self._batch_size = batch_size
+        self._task = bar.add_task("steps", total=None, images_per_s=0.0)
+
+    def on_start(self, start: "TrainStart") -> None:
+        """Print the size of the data and how noisy it is."""
+        counts = start.counts
+        skipped = f" ({counts.too_small} more are too small)" if counts.too_small else ""
+        self._print(
+            f"{counts.training} to train on, {counts.validation} to validate on{skipped}; noisy "
+            f"validation tiles: {start.noisy_psnr:.2f} dB"
+        )
+
+    def on_step(self, name: str, done: int, total: int) -> None:
+        """Move the bar."""
+        speed = self._bar.tasks[0].speed or 0.0  # recent steps per second
+        images_per_s = speed * self._batch_size
+        self._bar.update(self._task, completed=done, total=total, images_per_s=images_per_s)
+
+    def on_result(self, result: "Epoch") -> None:
+        """Print the result of an epoch."""
+        self._print(
+            f"epoch {result.number}: training loss {result.training_loss:.6f}, validation "
+            f"{result.validation_psnr:.3f} dB, lr {result.lr:.3g}, {result.seconds:.0f} s, "
+            f"{result.images_per_s:.0f} images/s{', best so far' if result.is_best else ''}"
+        )
+
+    def _print(self, line: str) -> None:
+        self._bar.console.print(line, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress_bar(batch_size: int) -> Iterator[TrainingBar]:
+    """Show the bar on stderr inside the block; without a terminal only the lines."""
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (
+        rich_progress.TextColumn("steps"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[images_per_s]:.0f} images/s  ETA"),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield TrainingBar(bar, batch_size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `denoise-train`; returns the exit code."""
+    """Run `denoise-train` and return its exit code."""
     return run_app(app, arguments)

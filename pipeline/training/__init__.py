@@ -1,1 +1,1 @@
-"""Noise2Noise training: photographs and shots → pairs → steps → a run folder."""
+"""Noise2Noise training: photographs or noisy shots → pairs → steps → a run folder."""

@@ -1,4 +1,4 @@
-"""`python -m denoise_batch.training` is `denoise-train`; torchrun takes it with `-m`."""
+"""`python -m denoise_batch.training` is `denoise-train`; torchrun runs it with `-m`."""
 
 import sys
 

@@ -1,27 +1,51 @@
-"""What a run trains on and validates with, of whatever kind its data is."""
+"""From files to training pairs: clean photographs here, real noisy shots in scenes.py.
 
+Tiles of photographs are random squares, resized by area averaging.
+"""
+
+import hashlib
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from PIL import Image
+from torch import Tensor
 
+from denoise_batch.kernels import ImageError, OptionError, TrainingError
+
+from ..files.images import as_image_error, read_image
+from ..files.pixels import from_pil, to_pil
+from ..files.sniff import WIDE_GRAY
+from .noise import ChainedNoise, NoiseModel
 from .options import TrainOptions
-from .pairs import Pairs, Validation, training_pairs, validation_tiles
-from .photographs import split_photographs
+from .pairs import CropPairs, Pairs, ScenePairs, StoredPairs, Validation, tiles_per_chunk, to_float
 from .scenes import (
-    ScenePairs,
     load_bursts,
     load_paired_folders,
     load_single_images,
     scene_validation,
+    tensor_pairs,
 )
-from .two_tensors import tensor_pairs
 
-VALIDATION_SEED = 1_000_003  # the same held-out tiles whatever the training seed
+VALIDATION_SEED = 1_000_003  # the same held-out tiles for every training seed
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Photographs, scenes or stored pairs on each side, and those too small for a tile."""
+    """Numbers of photographs, scenes or stored pairs: used on each side, and too small for a tile.
+
+    Attributes:
+        training: items to train on.
+        validation: items held out.
+        too_small: items left out.
+    """
 
     training: int
     validation: int
@@ -29,30 +53,35 @@ class Counts:
 
 
 def load_data(options: TrainOptions, device: torch.device) -> tuple[Pairs, Validation, Counts]:
-    """The data as pairs to train on and tiles to validate with, on the device.
+    """Load training pairs and validation tiles onto the device.
 
     Raises:
-        TrainingError: nothing usable is there.
+        OptionError: a path is not a folder.
+        TrainingError: there is not enough usable data.
     """
     tile_px, share = options.tile_px, options.validation_share
+    if options.kind == "clean":
+        return _load_clean(options, device)
     if options.kind == "tensors":
         loaded = tensor_pairs(options.data, options.validation_file, share, device)
         return *loaded, Counts(len(loaded[0]), len(loaded[1].noisy))
-    if options.kind != "clean":
-        if options.kind == "pairs" and options.pairs is not None:
-            scenes = load_paired_folders(options.data, options.pairs, tile_px, share)
-        elif options.kind == "bursts":
-            scenes = load_bursts(options.data, tile_px, share)
-        else:
-            scenes = load_single_images(options.data, 2 * tile_px, share)
-        training = [scene.to(device) for scene in scenes.training]
-        validation = scene_validation(
-            scenes.validation, tile_px, options.validation_tiles, VALIDATION_SEED, device
-        )
-        counts = Counts(len(scenes.training), len(scenes.validation), scenes.too_small)
-        return ScenePairs(training, tile_px, options.tiles), validation, counts
-    noise = options.noise_model
-    split = split_photographs(options.data, tile_px * noise.factor, share)
+    if options.kind == "pairs" and options.pairs is not None:
+        scenes = load_paired_folders(options.data, options.pairs, tile_px, share)
+    elif options.kind == "bursts":
+        scenes = load_bursts(options.data, tile_px, share)
+    else:
+        scenes = load_single_images(options.data, 2 * tile_px, share)
+    training = [scene.to(device) for scene in scenes.training]
+    validation = scene_validation(
+        scenes.validation, tile_px, options.validation_tiles, VALIDATION_SEED, device
+    )
+    counts = Counts(len(scenes.training), len(scenes.validation), scenes.too_small)
+    return ScenePairs(training, tile_px, options.tiles), validation, counts
+
+
+def _load_clean(options: TrainOptions, device: torch.device) -> tuple[Pairs, Validation, Counts]:
+    noise, tile_px = options.noise_model, options.tile_px
+    split = split_photographs(options.data, tile_px * noise.factor, options.validation_share)
     validation = validation_tiles(
         split.validation,
         noise,
@@ -73,3 +102,215 @@ def load_data(options: TrainOptions, device: torch.device) -> tuple[Pairs, Valid
         gray_share=options.gray_share,
     )
     return pairs, validation, Counts(len(split.training), len(split.validation), split.too_small)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Photographs for training and for validation, and the number of those that are too small."""
+
+    training: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    too_small: int
+
+
+def split_photographs(folder: Path, smallest_px: int, validation_share: float) -> Split:
+    """Split the photographs with sides of at least `smallest_px` by a hash of their names.
+
+    The side of a photograph depends only on its path below `folder`, so adding photographs never
+    moves one from validation to training.
+
+    Raises:
+        OptionError: `folder` is not a folder.
+        TrainingError: a photograph cannot be opened, or one side of the split is empty.
+    """
+    if not folder.is_dir():
+        raise OptionError(f"{folder}: not a folder of photographs")
+    training: list[Path] = []
+    validation: list[Path] = []
+    too_small = 0
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            continue
+        if not path.is_file():  # a folder may be called IMG_0001.JPG
+            continue
+        with _as_training_error(path), Image.open(path) as image:
+            short_side = min(image.size)
+        if short_side < smallest_px:
+            too_small += 1
+            continue
+        digest = hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest()
+        is_validation = int.from_bytes(digest[:4]) / 2**32 < validation_share
+        (validation if is_validation else training).append(path)
+    if not training or not validation:
+        raise TrainingError(
+            f"{folder}: {len(training)} photographs for training and {len(validation)} for "
+            f"validation ({too_small} are smaller than {smallest_px} px); use a folder with more"
+        )
+    return Split(tuple(training), tuple(validation), too_small)
+
+
+def training_pairs(
+    photographs: Sequence[Path],
+    noise: NoiseModel,
+    *,
+    count: int,
+    tile_px: int,
+    versions: int,
+    seed: int,
+    device: torch.device,
+    has_clean_targets: bool = False,
+    gray_share: float = 0.0,
+) -> Pairs:
+    """Return pairs of tiles of side `tile_px`, on the device.
+
+    Subpixel noise samples a larger source, which would not fit in memory: `count` tiles are drawn
+    `versions` times now and stored. Any other noise, including noise chained after subpixel noise,
+    is drawn anew in every step. Without subpixel noise the crops are drawn anew too, and `count`
+    only sets the length of an epoch.
+
+    Raises:
+        OptionError: clean targets with subpixel noise, which stores noisy tiles only.
+    """
+    if noise.factor == 1:
+        loaded = [load_photograph(path).to(device) for path in photographs]
+        return CropPairs(loaded, noise, tile_px, count, has_clean_targets, gray_share)
+    if has_clean_targets:
+        raise OptionError(
+            "--targets clean cannot be combined with subpixel noise, which stores noisy tiles"
+        )
+
+    models = noise.models if isinstance(noise, ChainedNoise) else (noise,)
+    rest = ChainedNoise(models[1:]) if len(models) > 1 else None
+
+    def draw(squares: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.stack([models[0].draw(squares, generator) for _ in range(versions)], 1)
+
+    source_px = tile_px * noise.factor
+    stored = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=True)
+    return StoredPairs(stored.to(device), rest, gray_share)
+
+
+def validation_tiles(
+    photographs: Sequence[Path],
+    noise: NoiseModel,
+    *,
+    count: int,
+    tile_px: int,
+    seed: int,
+    device: torch.device,
+) -> Validation:
+    """Cut `count` tiles and draw one noisy version of each."""
+
+    source_px, is_zoomed = tile_px * noise.factor, noise.factor > 1
+
+    def draw(squares: Tensor, generator: torch.Generator) -> Tensor:
+        rows = []
+        for chunk in torch.split(squares, tiles_per_chunk(source_px)):
+            source = to_float(chunk)
+            rows.append(torch.stack([noise.draw(source, generator), noise.clean(source)], 1))
+        return torch.cat(rows)
+
+    tiles = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=is_zoomed).to(device)
+    return Validation(tiles[:, 0].contiguous(), tiles[:, 1].contiguous())
+
+
+def map_tiles(
+    photographs: Sequence[Path],
+    count: int,
+    size_px: int,
+    seed: int,
+    reduce: Callable[[Tensor, torch.Generator], Tensor],
+    *,
+    is_zoomed: bool,
+) -> Tensor:
+    """Apply `reduce` to `count` random squares, an equal number from each photograph.
+
+    Neighbours in the result come from different photographs. The result depends only on the
+    arguments, not on the number of threads.
+
+    Args:
+        photographs: image files with sides of at least `size_px`.
+        count: number of squares.
+        size_px: side that every square is resized to.
+        seed: seed of the squares and of the generators passed to `reduce`.
+        reduce: maps uint8 squares (n, 3, size_px, size_px) to n rows of the result, so that memory
+            holds the squares of only a few photographs at once.
+        is_zoomed: False cuts squares of side `size_px`; True draws sides log-uniformly from
+            `size_px` to the photograph's short side and resizes them by area averaging.
+
+    Returns:
+        (count, …), with the shape and dtype that `reduce` returns.
+
+    Raises:
+        TrainingError: `count` is 0, there are no photographs, or one cannot be read.
+    """
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+
+    def work(number: int) -> tuple[list[int], Tensor | None]:
+        share = order[number :: len(photographs)]
+        if not share:
+            return share, None
+        seeds = [f"{seed}:{i}" for i in share]
+        squares = _cut_squares(photographs[number], seeds, size_px, is_zoomed)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        return share, reduce(squares, generator)
+
+    result: Tensor | None = None
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for share, rows in pool.map(work, range(len(photographs))):
+            if rows is None:
+                continue
+            if result is None:
+                result = rows.new_empty(count, *rows.shape[1:])
+            result[share] = rows
+    if result is None:
+        raise TrainingError("no tiles: at least one photograph and one tile are required")
+    return result
+
+
+def load_photograph(path: Path) -> Tensor:
+    """Read a photograph as uint8 (3, H, W).
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    return from_pil(_open_rgb(path)).permute(2, 0, 1).contiguous()
+
+
+def _cut_squares(path: Path, seeds: list[str], size_px: int, is_zoomed: bool) -> Tensor:
+    image = _open_rgb(path)
+    width, height = image.size
+    tiles = []
+    for seed in seeds:
+        rng = random.Random(seed)
+        longest = min(width, height) if is_zoomed else size_px
+        side = round(math.exp(rng.uniform(math.log(size_px), math.log(longest))))
+        left, top = rng.randint(0, width - side), rng.randint(0, height - side)
+        box = (left, top, left + side, top + side)
+        tile = image.resize((size_px, size_px), Image.Resampling.BOX, box)
+        tiles.append(from_pil(tile))
+    return torch.stack(tiles).permute(0, 3, 1, 2)
+
+
+def _open_rgb(path: Path) -> Image.Image:
+    """Open a photograph in 8-bit RGB; wide gray is rounded, where Pillow would clip it to white."""
+    with _as_training_error(path), Image.open(path) as file:
+        if file.mode not in WIDE_GRAY:
+            return file.convert("RGB")
+    try:
+        pixels = read_image(path).to_unit()
+    except ImageError as error:
+        raise TrainingError(str(error)) from error
+    levels = (pixels * 255).round().to(torch.uint8)
+    return to_pil(levels.permute(1, 2, 0)).convert("RGB")
+
+
+@contextmanager
+def _as_training_error(path: Path) -> Iterator[None]:
+    """Turn any failure to read a photograph into a TrainingError of one line."""
+    try:
+        with as_image_error(path, "read"):
+            yield
+    except ImageError as error:
+        raise TrainingError(str(error)) from error

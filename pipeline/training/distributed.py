@@ -1,13 +1,12 @@
-"""Training on several devices or machines: one process ("worker") for each, started by torchrun.
+"""Training on several devices or machines: one process for each, started by torchrun.
 
-Every worker holds the whole network and all the data, and draws the same joint batch; it trains on
-rows of its own, and the gradients are summed while backward still computes the rest. So the weights
-depend on `--batch-size`, which is the joint one, and not on how many workers there are, but for
-rounding: a run may go on with more or fewer than it began with. Only the first worker writes files
-and speaks.
+Every process holds the whole network and all the data and draws the same global batch; it trains on
+its own rows, and gradients are summed while backward is still computing the rest. The weights
+therefore depend on `--batch-size`, the size of the global batch, and not on the number of processes
+(up to rounding): a run may be resumed with more or fewer. Only the first process writes files and
+prints.
 
-A process that torchrun did not start is a team of one: nothing here then does anything, and
-torch.distributed is not used.
+A process that torchrun did not start forms a group of one, which uses nothing of torch.distributed.
 """
 
 import os
@@ -21,34 +20,253 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor, distributed
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch import Tensor
 
 from denoise_batch.kernels import Block, DenoiseBatchError, OptionError, StateError, TrainingError
 
 from ..device import resolve_device
 
 if TYPE_CHECKING:
-    pass
+    from torch.distributed import Work
+    from torch.distributed.distributed_c10d import Store
+
+TIMEOUT = timedelta(minutes=30)  # a process may still be importing, or its machine booting
+BUCKET_BYTES = 2**20
+
+Value = TypeVar("Value")
 
 
-PATIENCE = timedelta(minutes=30)  # a worker may still be importing, or its machine starting
+class ProcessGroup:
+    """The processes that train together; this base class is the group of one.
 
-
-def meet() -> tuple[Store, int, int]:
-    """The workers' common store, under a prefix that only this attempt uses; rank; size.
-
-    torchrun keeps one store for all attempts (torch 2.13), and a worker that starts anew may read
-    there the address of one that is dead, and wait for it. So everyone but the first says hello
-    with a fresh token, and answers only a welcome to this very token; the first one welcomes
-    whoever it hears, the dead too, until all others have answered.
+    Attributes:
+        rank: number of this process; 0 is the first.
+        size: number of processes.
     """
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+
+    rank = 0
+    size = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """Return this process's device for `--device name`."""
+        return resolve_device(name)
+
+    def on_first(self, action: Callable[[], Value]) -> Value:
+        """Run `action` on the first process and return its result everywhere.
+
+        If it fails there, every process fails.
+        """
+        return action()
+
+    def check_same(self, what: str, value: object) -> None:
+        """Check that `value` equals the first process's.
+
+        Raises:
+            TrainingError: it does not.
+        """
+
+    def broadcast_time(self, seconds: float) -> float:
+        """Return the first process's measurement: the length of a run may depend on it."""
+        return seconds
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Check that the global batch has a tile for every process.
+
+        Raises:
+            OptionError: it has not.
+        """
+
+    def prepare(self, network: Block) -> None:
+        """Copy the first process's parameters and sum gradients over the group from now on."""
+
+    def local_rows(self, rows: Tensor) -> Tensor:
+        """Return this process's rows of a global tensor (N, …), at least one."""
+        return rows
+
+    def scatter_back(self, local: Tensor, rows: Tensor) -> Tensor:
+        """Return the global tensor `rows` with `local` in place of `local_rows(rows)`."""
+        return local
+
+    def all_gather(self, local: Tensor, count: int) -> Tensor:
+        """Return all `count` rows of a global tensor, given each process's local rows."""
+        return local
+
+    def backward(self, network: Block, loss: Tensor, grad_output: Tensor, count: int) -> Tensor:
+        """Set the parameters' gradients to those of the global batch's mean loss.
+
+        Args:
+            network: in training mode, after a forward of the local rows.
+            loss: their mean loss, 0-d.
+            grad_output: its gradient with respect to the network's output.
+            count: rows of the global batch.
+
+        Returns:
+            The global batch's mean loss.
+        """
+        network.backward(grad_output, needs_input_grad=False)
+        return loss
+
+
+class TorchProcessGroup(ProcessGroup):
+    """Several processes in torch.distributed's default group.
+
+    Args:
+        rank: number of this process.
+        size: number of processes.
+        local_rank: number of this process on its machine.
+        local_size: number of processes on this machine.
+    """
+
+    def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
+        self.rank = rank
+        self.size = size
+        self._local_rank = local_rank
+        self._local_size = local_size
+        self._reducer: GradientReducer | None = None
+
+    def device(self, name: str) -> torch.device:
+        """Map `auto` and `cuda` to the GPU with this process's local rank."""
+        if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+            device = resolve_device(f"cuda:{self._local_rank}")
+            torch.cuda.set_device(device)
+            return device
+        if name == "auto":
+            return torch.device("cpu")
+        device = resolve_device(name)
+        if device.type == "mps" or (device.type == "cuda" and self._local_size > 1):
+            raise OptionError(
+                f"--device {name}: is one device; several processes need --device cuda or cpu"
+            )
+        return device
+
+    def on_first(self, action: Callable[[], Value]) -> Value:
+        """Run `action` on the first process and broadcast its result or error."""
+        box: list[tuple[Value | None, str]] = [(None, "")]
+        error: DenoiseBatchError | None = None
+        if self.is_first:
+            try:
+                box = [(action(), "")]
+            except DenoiseBatchError as raised:
+                error, box = raised, [(None, str(raised))]
+        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        value, reason = box[0]
+        if error is not None:
+            raise error
+        if reason:
+            raise TrainingError(f"process {self.rank} stops because the first failed: {reason}")
+        return value  # type: ignore[return-value]  # None is the action's own, or came with a reason
+
+    def check_same(self, what: str, value: object) -> None:
+        """Compare with the first process's value."""
+        expected = self.on_first(lambda: value)
+        if value != expected:
+            raise TrainingError(
+                f"process {self.rank}: {what} {value} instead of the first process's {expected}; "
+                "all machines need the same files and the same release"
+            )
+
+    def broadcast_time(self, seconds: float) -> float:
+        """Broadcast over the host's own channel, which does not wait for a GPU."""
+        value = torch.tensor(seconds, dtype=torch.float64)
+        torch.distributed.broadcast(value, src=0)
+        return float(value)
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Require at least as many tiles as processes."""
+        if batch_size < self.size:
+            raise OptionError(
+                f"--batch-size {batch_size}: is shared by {self.size} processes; use at least "
+                f"{self.size}"
+            )
+
+    def prepare(self, network: Block) -> None:
+        """Broadcast the first process's parameters and attach the gradient buckets."""
+        for parameter in network.parameters():
+            torch.distributed.broadcast(parameter, src=0)
+        self._reducer = GradientReducer(network)
+
+    def local_rows(self, rows: Tensor) -> Tensor:
+        """Return a contiguous part; with fewer rows than processes, some get one of weight 0."""
+        start, stop = self._bounds(len(rows), self.rank)
+        return rows[start:stop] if stop > start else rows[:1]
+
+    def scatter_back(self, local: Tensor, rows: Tensor) -> Tensor:
+        """Leave the other processes' rows as they are: nothing here reads them."""
+        start, stop = self._bounds(len(rows), self.rank)
+        return torch.cat([rows[:start], local[: stop - start], rows[stop:]])
+
+    def all_gather(self, local: Tensor, count: int) -> Tensor:
+        """Gather the parts, padded to equal length on the way."""
+        longest = -(-count // self.size)
+        padded = local.new_zeros(longest, *local.shape[1:])
+        padded[: len(local)] = local
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, padded)
+        bounds = [self._bounds(count, rank) for rank in range(self.size)]
+        return torch.cat([p[: end - start] for p, (start, end) in zip(parts, bounds, strict=True)])
+
+    def backward(self, network: Block, loss: Tensor, grad_output: Tensor, count: int) -> Tensor:
+        """Weight the local mean by its share of the rows and sum over the group."""
+        assert self._reducer is not None  # set by prepare
+        start, stop = self._bounds(count, self.rank)
+        share = (stop - start) / count
+        return self._reducer.backward(loss * share, grad_output * share)
+
+    def _bounds(self, count: int, rank: int) -> tuple[int, int]:
+        return rank * count // self.size, (rank + 1) * count // self.size
+
+
+@contextmanager
+def process_group() -> Iterator[ProcessGroup]:
+    """Join the group that torchrun set up, inside the block; a group of one without torchrun.
+
+    Raises:
+        OptionError: torchrun's WORLD_SIZE is set, but its other variables are not.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        yield ProcessGroup()
+        return
+    try:
+        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        store, rank, processes = rendezvous()
+    except (KeyError, ValueError) as error:
+        raise OptionError(
+            f"WORLD_SIZE is {size}, but the other variables of a distributed run are missing or "
+            f"not numbers ({error}); start with torchrun, or unset WORLD_SIZE"
+        ) from error
+    # Objects and CPU tensors use gloo, CUDA tensors NCCL where available.
+    has_nccl = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=processes)
+    try:
+        yield TorchProcessGroup(rank, processes, local_rank, local_size)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def rendezvous() -> tuple["Store", int, int]:
+    """Return the group's store, under a prefix unique to this attempt; rank; size.
+
+    torchrun keeps one store for all attempts (torch 2.13), so a restarted process may read the
+    address of a dead one there and wait for it. Every process but the first therefore announces
+    itself with a fresh token and reacts only to a welcome for that token; the first welcomes every
+    announcement, also those of dead processes, until all others have answered.
+    """
+    # Not for a group of one: torch may come without them.
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous as torch_rendezvous
+
+    store, rank, size = next(torch_rendezvous("env://", timeout=TIMEOUT))
     token = secrets.token_hex(8)
     if rank:
         store.set(f"hello/{rank}", token)
-        store.wait([f"welcome/{token}"], PATIENCE)
+        store.wait([f"welcome/{token}"], TIMEOUT)
         attempt = store.get(f"welcome/{token}").decode()
         store.set(f"answer/{attempt}/{rank}", "")
         return PrefixStore(attempt, store), rank, size
@@ -63,27 +281,29 @@ def meet() -> tuple[Store, int, int]:
     return PrefixStore(token, store), rank, size
 
 
-BUCKET_BYTES = 2**20
+def was_restarted() -> bool:
+    """Whether torchrun restarted this process after one of the group was lost."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 @dataclass
 class _Bucket:
-    """Neighbouring gradients that travel together.
+    """Neighbouring gradients that are sent together.
 
     Attributes:
-        parameters: in the order of their places.
-        flat: their gradients, one behind the other; in the first bucket the loss comes last.
-        missing: announcements still to come of each parameter, by its identity.
-        work: the sum under way.
+        parameters: in the order of their gradients in `flat`.
+        flat: their gradients, concatenated; in the first bucket the loss comes last.
+        missing: number of gradients still to come for each parameter, by its identity.
+        work: the sum in progress.
     """
 
     parameters: list[Tensor]
     flat: Tensor
     missing: Counter[int] = field(default_factory=Counter)
-    work: "distributed.Work | None" = None
+    work: "Work | None" = None
 
-    def places(self) -> list[Tensor]:
-        """Where each parameter's gradient stands in `flat`, in the parameter's shape."""
+    def views(self) -> list[Tensor]:
+        """Return each parameter's part of `flat`, in the parameter's shape."""
         sizes = [parameter.numel() for parameter in self.parameters]
         parts = torch.split(self.flat[: sum(sizes)], sizes)
         return [
@@ -92,23 +312,23 @@ class _Bucket:
         ]
 
     def send(self) -> None:
-        """Begin to sum over the workers."""
-        for parameter, place in zip(self.parameters, self.places(), strict=True):
+        """Start the sum over the group."""
+        for parameter, view in zip(self.parameters, self.views(), strict=True):
             assert parameter.grad is not None  # it was announced
-            place.copy_(parameter.grad)
-        self.work = distributed.all_reduce(self.flat, async_op=True)
+            view.copy_(parameter.grad)
+        self.work = torch.distributed.all_reduce(self.flat, async_op=True)
 
 
 class GradientReducer:
-    """Makes a network's backward leave the sum of all workers' gradients.
+    """Makes a network's backward produce the sum of all processes' gradients.
 
-    Buckets fill from the network's end, where backward begins, and go out in that order on every
-    worker, each as soon as its last gradient is there.
+    Buckets fill from the network's end, where backward begins, and are sent in that order by every
+    process, each as soon as its last gradient is ready.
 
     Args:
-        network: the same on every worker, on its final device; all parameters of one precision.
-        bucket_bytes: a bucket is closed when it holds as much. Smaller ones start earlier, larger
-            ones pay less often for a message.
+        network: the same in every process, on its final device; all parameters of one dtype.
+        bucket_bytes: size at which a bucket is closed. Smaller buckets start earlier, larger ones
+            cost fewer messages.
     """
 
     def __init__(self, network: Block, bucket_bytes: int = BUCKET_BYTES) -> None:
@@ -129,16 +349,16 @@ class GradientReducer:
         network.register_grad_ready_hook(self._on_grad)
 
     def backward(self, loss: Tensor, grad_output: Tensor) -> Tensor:
-        """The network's backward; afterwards `.grad` and the returned loss are sums over workers.
+        """Run the network's backward and sum `.grad` and the returned loss over the group.
 
-        The gradients must have been forgotten before (`zero_grad`).
+        Call `zero_grad` first.
 
         Args:
-            loss: this worker's, 0-d.
+            loss: this process's loss, 0-d.
             grad_output: as for `Block.backward`.
 
         Raises:
-            StateError: a parameter got no gradient, so that the other workers would wait for ever.
+            StateError: a parameter got no gradient, so the other processes would wait forever.
         """
         self._sent = 0
         for bucket in self._buckets:
@@ -155,8 +375,8 @@ class GradientReducer:
             assert bucket.work is not None  # it was sent
             bucket.work.wait()
             bucket.work = None
-            for parameter, place in zip(bucket.parameters, bucket.places(), strict=True):
-                parameter.grad = place
+            for parameter, view in zip(bucket.parameters, bucket.views(), strict=True):
+                parameter.grad = view
         return first[-1].clone()
 
     def _close(self, parameters: list[Tensor]) -> None:
@@ -173,233 +393,3 @@ class GradientReducer:
         while self._sent < len(self._buckets) and not self._buckets[self._sent].missing:
             self._buckets[self._sent].send()
             self._sent += 1
-
-
-Value = TypeVar("Value")
-
-
-class ProcessGroup:
-    """All workers, as one of them sees them; this one is alone.
-
-    Attributes:
-        rank: which worker this is; 0 is the first.
-        size: how many there are.
-    """
-
-    rank = 0
-    size = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this worker writes files and speaks."""
-        return self.rank == 0
-
-    def device(self, name: str) -> torch.device:
-        """This worker's device, where `--device` says `name`."""
-        return resolve_device(name)
-
-    def first(self, action: Callable[[], Value]) -> Value:
-        """What `action` returns where the first worker runs it; its error is everyone's error."""
-        return action()
-
-    def check_same(self, what: str, value: object) -> None:
-        """Make sure that `value` is the first worker's.
-
-        Raises:
-            TrainingError: it is not.
-        """
-
-    def clock(self, seconds: float) -> float:
-        """The first worker's measurement: how long a run goes on may depend on it."""
-        return seconds
-
-    def check_batch(self, batch_size: int) -> None:
-        """Make sure that a joint batch has a tile for everyone.
-
-        Raises:
-            OptionError: it has not.
-        """
-
-    def join(self, network: Block) -> None:
-        """Take over the first worker's parameters and train this network together."""
-
-    def mine(self, rows: Tensor) -> Tensor:
-        """This worker's rows of a joint tensor (N, …), at least one."""
-        return rows
-
-    def restored(self, part: Tensor, rows: Tensor) -> Tensor:
-        """The joint tensor `rows` with `part` in the place of `mine(rows)`."""
-        return part
-
-    def whole(self, part: Tensor, count: int) -> Tensor:
-        """All `count` rows of a joint tensor, each from the worker whose it is."""
-        return part
-
-    def backward(self, network: Block, loss: Tensor, grad_output: Tensor, count: int) -> Tensor:
-        """Fill the parameters' gradients with those of the joint batch's mean loss.
-
-        Args:
-            network: in training mode, after a forward of this worker's rows.
-            loss: their mean loss, 0-d.
-            grad_output: its gradient, of the network's output.
-            count: rows of the joint batch.
-
-        Returns:
-            The joint batch's mean loss.
-        """
-        network.backward(grad_output, needs_input_grad=False)
-        return loss
-
-
-class Workers(ProcessGroup):
-    """Several processes in torch.distributed's default group.
-
-    Args:
-        rank: which one this is.
-        size: how many there are.
-        local_rank: which one this is on its machine.
-        local_size: how many there are on this machine.
-    """
-
-    def __init__(self, rank: int, size: int, local_rank: int, local_size: int) -> None:
-        self.rank = rank
-        self.size = size
-        self._local_rank = local_rank
-        self._local_size = local_size
-        self._reducer: GradientReducer | None = None
-
-    def device(self, name: str) -> torch.device:
-        """`auto` and `cuda` mean the GPU of this worker's number on its machine."""
-        if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-            device = resolve_device(f"cuda:{self._local_rank}")
-            torch.cuda.set_device(device)
-            return device
-        if name == "auto":
-            return torch.device("cpu")
-        device = resolve_device(name)
-        if device.type == "mps" or (device.type == "cuda" and self._local_size > 1):
-            raise OptionError(f"--device {name}: is one device; workers want --device cuda or cpu")
-        return device
-
-    def first(self, action: Callable[[], Value]) -> Value:
-        """Run `action` on the first worker and send what came of it to the others."""
-        from torch import distributed
-
-        box: list[tuple[Value | None, str]] = [(None, "")]
-        error: DenoiseBatchError | None = None
-        if self.is_first:
-            try:
-                box = [(action(), "")]
-            except DenoiseBatchError as raised:
-                error, box = raised, [(None, str(raised))]
-        distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        value, reason = box[0]
-        if error is not None:
-            raise error
-        if reason:
-            raise TrainingError(f"worker {self.rank} stops with the first one: {reason}")
-        return value  # type: ignore[return-value]  # None stands for itself or came with a reason
-
-    def check_same(self, what: str, value: object) -> None:
-        """Compare with the first worker's."""
-        expected = self.first(lambda: value)
-        if value != expected:
-            raise TrainingError(
-                f"worker {self.rank}: {what} {value}, the first worker's {expected}; all machines "
-                "need the same files and the same release"
-            )
-
-    def clock(self, seconds: float) -> float:
-        """A message on the host's own channel; it does not wait for a GPU."""
-        from torch import distributed
-
-        value = torch.tensor(seconds, dtype=torch.float64)
-        distributed.broadcast(value, src=0)
-        return float(value)
-
-    def check_batch(self, batch_size: int) -> None:
-        """At least as many tiles as workers."""
-        if batch_size < self.size:
-            raise OptionError(
-                f"--batch-size {batch_size}: is shared by {self.size} workers; give as many or more"
-            )
-
-    def join(self, network: Block) -> None:
-        """Take over the first worker's parameters; gradients are summed from now on."""
-        from torch import distributed
-
-        pass
-
-        for parameter in network.parameters():
-            distributed.broadcast(parameter, src=0)
-        self._reducer = GradientReducer(network)
-
-    def mine(self, rows: Tensor) -> Tensor:
-        """A contiguous part; where there are fewer rows than workers, some get one of no weight."""
-        start, stop = self._part(len(rows), self.rank)
-        return rows[start:stop] if stop > start else rows[:1]
-
-    def restored(self, part: Tensor, rows: Tensor) -> Tensor:
-        """Other workers' rows stay as they are: nobody looks at them here."""
-        start, stop = self._part(len(rows), self.rank)
-        return torch.cat([rows[:start], part[: stop - start], rows[stop:]])
-
-    def whole(self, part: Tensor, count: int) -> Tensor:
-        """Gather the parts; all are padded to one length on the way."""
-        from torch import distributed
-
-        longest = -(-count // self.size)
-        padded = part.new_zeros(longest, *part.shape[1:])
-        padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        distributed.all_gather(parts, padded)
-        ends = [self._part(count, rank) for rank in range(self.size)]
-        return torch.cat([p[: stop - start] for p, (start, stop) in zip(parts, ends, strict=True)])
-
-    def backward(self, network: Block, loss: Tensor, grad_output: Tensor, count: int) -> Tensor:
-        """Weigh this worker's mean by its rows and add up everyone's."""
-        assert self._reducer is not None  # join came first
-        start, stop = self._part(count, self.rank)
-        share = (stop - start) / count
-        return self._reducer.backward(loss * share, grad_output * share)
-
-    def _part(self, count: int, rank: int) -> tuple[int, int]:
-        return rank * count // self.size, (rank + 1) * count // self.size
-
-
-@contextmanager
-def process_group() -> Iterator[ProcessGroup]:
-    """The team that torchrun put this process in, inside the block; alone without torchrun.
-
-    Raises:
-        OptionError: WORLD_SIZE is set, as torchrun does, but the rest is not.
-    """
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size == "1":
-        yield ProcessGroup()
-        return
-    from torch import distributed
-
-    pass
-
-    try:
-        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        store, rank, workers = meet()
-    except (KeyError, ValueError) as error:
-        raise OptionError(
-            f"WORLD_SIZE is {size}, but the other variables of a distributed run are missing or no "
-            f"numbers ({error}); start with torchrun, or unset WORLD_SIZE"
-        ) from error
-    # Objects and CPU tensors go over gloo, CUDA tensors over NCCL where it is there.
-    has_nccl = torch.cuda.is_available() and distributed.is_nccl_available()
-    backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=workers)
-    try:
-        yield Workers(rank, workers, local_rank, local_size)
-    finally:
-        distributed.destroy_process_group()
-
-
-def was_restarted() -> bool:
-    """Whether torchrun started this worker anew, after one of them was lost."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

@@ -1,8 +1,9 @@
-"""Noise models: what turns a clean tile into noisy versions of itself.
+"""Noise models: they turn a clean tile into noisy versions of it.
 
 Noise2Noise (Lehtinen et al., 2018) needs two independent draws of the same tile whose mean is the
-clean tile. Gaussian, Poisson and subpixel noise have that exactly; Bernoulli noise where a target
-pixel is known (the others count for nothing); camera noise nearly, since cameras clip and quantise.
+clean tile. Gaussian, Poisson and subpixel noise satisfy this exactly; Bernoulli noise where a
+target pixel is known (unknown ones do not count); camera noise nearly, as cameras clip and
+quantise.
 """
 
 import io
@@ -20,20 +21,20 @@ from ..files.pixels import from_pil, to_pil
 
 
 class NoiseModel(ABC):
-    """Draws noisy tiles from source tiles `factor` times as large."""
+    """Draws noisy tiles from source tiles `factor` times as large in each direction."""
 
     factor: int = 1
 
     @abstractmethod
     def clean(self, source: Tensor) -> Tensor:
-        """The noise-free tile: (N, C, factor·H, factor·W) → (N, C, H, W), float in [0, 1]."""
+        """Return the noise-free tile: (N, C, factor·H, factor·W) → (N, C, H, W), in [0, 1]."""
 
     @abstractmethod
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """One noisy version of `clean(source)`, independent of every other draw."""
+        """Return a noisy version of `clean(source)`, independent of every other draw."""
 
     def draw_target(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """A noisy version to learn from: unbiased, NaN where nothing is known of a pixel."""
+        """Return a noisy version to use as target: unbiased, NaN where the pixel is unknown."""
         return self.draw(source, generator)
 
 
@@ -43,18 +44,18 @@ class GaussianNoise(NoiseModel):
 
     Attributes:
         low_255: smallest standard deviation, in units of 1/255.
-        high_255: largest; each image draws its own uniformly between the two.
+        high_255: largest standard deviation; each image draws its own, uniformly between the two.
     """
 
     low_255: float
     high_255: float
 
     def clean(self, source: Tensor) -> Tensor:
-        """The source itself."""
+        """Return the source itself."""
         return source
 
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """Source + σ·n, n standard normal, σ uniform in [low, high]/255 for each image."""
+        """Return source + σ·n; n is standard normal, σ uniform in [low, high]/255 per image."""
         shape = (len(source), 1, 1, 1)
         uniform = torch.rand(shape, generator=generator, device=source.device)
         sigma = (self.low_255 + (self.high_255 - self.low_255) * uniform) / 255
@@ -64,20 +65,23 @@ class GaussianNoise(NoiseModel):
 
 @dataclass(frozen=True)
 class SubpixelNoise(NoiseModel):
-    """Point sampling, the noise of the report's data: one random pixel of every K×K block.
+    """Point sampling, the noise of the course paper's data: one random pixel of every K×K block.
 
-    The clean tile is the blocks' mean. Like one-sample-per-pixel rendering: white in space, equal
-    across channels, zero in flat areas, proportional to local detail.
+    The clean tile is the mean of each block. Like one-sample-per-pixel rendering, the noise is
+    white in space, equal across channels, zero in flat areas and proportional to local detail.
+
+    Attributes:
+        factor: side K of a block.
     """
 
     factor: int
 
     def clean(self, source: Tensor) -> Tensor:
-        """The mean of every K×K block."""
+        """Return the mean of every K×K block."""
         return self._blocks(source).mean((3, 5))
 
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """One random pixel of every block, the same pixel for all channels."""
+        """Return one random pixel of every block, the same pixel for all channels."""
         n, c, height, width = source.shape
         h, w = height // self.factor, width // self.factor
         shape = (2, n, h, w)
@@ -98,45 +102,45 @@ class PoissonNoise(NoiseModel):
     """Shot noise: a pixel of value x counts Poisson(peak·x) photons.
 
     Attributes:
-        low: smallest peak, photons at value 1; the fewer, the noisier.
-        high: largest; each image draws its own, uniformly in the logarithm.
+        low: smallest peak, the photons at value 1; fewer photons mean more noise.
+        high: largest peak; each image draws its own, log-uniformly.
     """
 
     low: float
     high: float
 
     def clean(self, source: Tensor) -> Tensor:
-        """The source itself."""
+        """Return the source itself."""
         return source
 
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """Poisson(peak·x)/peak, not clipped above."""
+        """Return Poisson(peak·x)/peak, not clipped above."""
         peak = _log_uniform(self.low, self.high, source, generator)
         return torch.poisson(source.clamp_min(0) * peak, generator) / peak
 
 
 @dataclass(frozen=True)
 class BernoulliNoise(NoiseModel):
-    """Lost pixels: each becomes 0 in all channels with a given probability.
+    """Lost pixels: each becomes 0 in all channels with some probability.
 
     Attributes:
         low: smallest probability.
-        high: largest; each image draws its own uniformly between the two.
+        high: largest probability; each image draws its own, uniformly between the two.
     """
 
     low: float
     high: float
 
     def clean(self, source: Tensor) -> Tensor:
-        """The source itself."""
+        """Return the source itself."""
         return source
 
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """Lost pixels are black."""
+        """Return the source with lost pixels black."""
         return source.masked_fill(self._lost(source, generator), 0.0)
 
     def draw_target(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """Lost pixels are unknown; the loss passes over them, as in the Noise2Noise paper."""
+        """Return the source with lost pixels unknown, as in the Noise2Noise paper."""
         return source.masked_fill(self._lost(source, generator), torch.nan)
 
     def _lost(self, source: Tensor, generator: torch.Generator) -> Tensor:
@@ -147,24 +151,24 @@ class BernoulliNoise(NoiseModel):
 
 @dataclass(frozen=True)
 class CameraNoise(NoiseModel):
-    """What a camera adds: shot and read noise in linear light, 8 bits, and often JPEG.
+    """Camera noise: shot and read noise in linear light, 8 bits, and JPEG in half of the images.
 
     Foi et al., "Practical Poissonian-Gaussian noise modeling" (2008): the variance of linear light
-    v is a·v + b. Each image draws a and b log-uniformly; the noise is slightly correlated in half
-    of the images, as after demosaicing; half of the images go through JPEG, quality 60 to 98.
+    v is a·v + b. Each image draws a and b log-uniformly. In half of the images neighbouring pixels
+    are slightly correlated, as after demosaicing; half are compressed as JPEG, quality 60 to 98.
 
     Attributes:
-        strength: scales the deviation; 1 covers daylight to high ISO (σ about 2 to 30 of 255).
+        strength: scale of the deviation; 1 covers daylight to high ISO (σ about 2 to 30 of 255).
     """
 
     strength: float = 1.0
 
     def clean(self, source: Tensor) -> Tensor:
-        """The source itself."""
+        """Return the source itself."""
         return source
 
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """A photograph of the scene."""
+        """Return simulated photographs of the source."""
         light = source.clamp(0, 1) ** 2.2
         shot = _log_uniform(1e-4, 1e-2, source, generator)
         read = _log_uniform(1e-6, 2e-4, source, generator)
@@ -184,7 +188,7 @@ class CameraNoise(NoiseModel):
 
 @dataclass(frozen=True)
 class ChainedNoise(NoiseModel):
-    """Models in turn, each on what the one before it made.
+    """Several models in turn, each applied to the output of the one before.
 
     Attributes:
         models: at least one; only the first may be subpixel noise.
@@ -198,19 +202,19 @@ class ChainedNoise(NoiseModel):
         object.__setattr__(self, "factor", self.models[0].factor)
 
     def clean(self, source: Tensor) -> Tensor:
-        """The first model's."""
+        """Return the first model's clean tile."""
         return self.models[0].clean(source)
 
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """Every model's noise in turn."""
+        """Apply every model in turn."""
         for model in self.models:
             source = model.draw(source, generator)
         return source
 
     def draw_target(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """Every model's in turn; what one of them loses stays unknown.
+        """Apply every model in turn; a pixel that one of them loses stays unknown.
 
-        The models after it go on with the pixel as it was before: a hole would be false to them.
+        Later models see that pixel as it was before: a hole would bias its neighbours.
         """
         unknown: list[Tensor] = []
         for model in self.models:
@@ -222,20 +226,20 @@ class ChainedNoise(NoiseModel):
 
 SPELLINGS = (
     "gaussian:25 or gaussian:0-55 (σ in units of 1/255), poisson:30 or poisson:10-60 (photons at "
-    "white), bernoulli:0.5 or bernoulli:0-0.7 (share of lost pixels), subpixel:8 (blocks of 2 to "
+    "white), bernoulli:0.5 or bernoulli:0-0.7 (share of lost pixels), subpixel:8 (block side, 2 to "
     "64 pixels), camera or camera:0.5 (strength), or several joined by +"
 )
 
 
 def parse_noise(text: str) -> NoiseModel:
-    """The model that `--noise` names; see `SPELLINGS`.
+    """Parse the value of `--noise`; see `SPELLINGS`.
 
     Raises:
-        OptionError: another spelling, or a value out of range.
+        OptionError: an unknown spelling, or a value out of range.
     """
     models = tuple(_parse_one(part) for part in text.split("+"))
     if None in models or any(model and model.factor > 1 for model in models[1:]):
-        raise OptionError(f"--noise {text!r}: write {SPELLINGS}; subpixel only as the first")
+        raise OptionError(f"--noise {text!r}: use {SPELLINGS}; subpixel must come first")
     known = tuple(model for model in models if model)
     return known[0] if len(known) == 1 else ChainedNoise(known)
 
@@ -264,13 +268,13 @@ def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -
 
 
 def _log_uniform(low: float, high: float, like: Tensor, generator: torch.Generator) -> Tensor:
-    """One value for each image of `like`, uniform in the logarithm: (N, 1, 1, 1)."""
+    """Return one log-uniform value per image of `like`: (N, 1, 1, 1)."""
     uniform = _uniform((len(like), 1, 1, 1), like, generator)
     return low * (high / low) ** uniform
 
 
 def _through_jpeg(tile: Tensor, quality: int) -> Tensor:
-    """What JPEG makes of one tile (C, H, W), C = 1 or 3."""
+    """Compress a tile (C, H, W), C = 1 or 3, as JPEG and decode it again."""
     before = to_pil((tile * 255).round().to("cpu", torch.uint8).permute(1, 2, 0))
     file = io.BytesIO()
     before.save(file, "JPEG", quality=quality)

@@ -1,4 +1,4 @@
-"""What a training run was asked for, checked once, here."""
+"""The options of a training run and their checks."""
 
 import math
 from collections.abc import Iterable
@@ -12,18 +12,18 @@ from ..models import ARCHITECTURES
 from .noise import NoiseModel, parse_noise
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
-# Where nobody chooses a highest rate. SGD's depends on the network: with that of `tconv` half of
-# the units of `upsample` die, and trained weights of `unet` are lost in 40 steps.
-_USUAL_SGD_LR = {"tconv": 4.0, "upsample": 1.5, "unet": 0.1}
-_USUAL_LR = 1e-3
-# Times 1_000_003, as the order of tiles takes it, it still fits in torch's 64 bits.
+# Default learning rates. SGD's depends on the network: with that of `tconv`, half of the units of
+# `upsample` die, and trained weights of `unet` are lost in 40 steps.
+_DEFAULT_SGD_LR = {"tconv": 4.0, "upsample": 1.5, "unet": 0.1}
+_DEFAULT_LR = 1e-3
+# Multiplied by 1_000_003, as the order of tiles does, it still fits in torch's 64 bits.
 LARGEST_SEED = 18 * 10**12
 
 
-def usual_rates(optimizer: str, network: str) -> tuple[float, float]:
-    """Learning rate and momentum for who chooses none."""
+def default_rates(optimizer: str, network: str) -> tuple[float, float]:
+    """Return the default learning rate and momentum of an optimiser for a network."""
     momentum = 0.95 if optimizer == "muon" else 0.9
-    return _USUAL_SGD_LR.get(network, 4.0) if optimizer == "sgd" else _USUAL_LR, momentum
+    return _DEFAULT_SGD_LR.get(network, 4.0) if optimizer == "sgd" else _DEFAULT_LR, momentum
 
 
 @dataclass(frozen=True)
@@ -31,44 +31,47 @@ class TrainOptions:
     """One training run.
 
     Attributes:
-        data: folder of clean photographs.
-        output: run folder; holds config.json, metrics.jsonl, best and last safetensors.
-        network: architecture's name.
-        kind: what `data` is: "clean" photographs, to which noise is added; "pairs" with the second
-            shots in `pairs`; "bursts", a folder of shots for each scene; "single" noisy images;
-            "tensors", the course's file of two tensors.
+        data: folder of clean photographs, or what `kind` says.
+        output: run folder; holds config.json, metrics.jsonl, weights and a checkpoint.
+        network: name of the architecture.
+        noise: noise model, as spelled in `--noise`.
+        kind: content of `data`: "clean" photographs, to which noise is added; "pairs", first noisy
+            shots, with the second ones in `pairs`; "bursts", a folder of noisy shots per scene;
+            "single" noisy images; "tensors", the course's two-tensor file.
         pairs: folder of the second shots.
         validation_file: two-tensor file (noisy, clean) to validate on, for "tensors".
-        noise: noise model, as `--noise` spells it.
         targets: "noisy" (Noise2Noise) or "clean".
-        gray_share: share of the tiles that become gray, with one noise for all channels.
+        gray_share: share of tiles turned gray, with the same noise in all channels.
         init: weights to start from instead of random ones.
-        tiles: training tiles of an epoch.
-        tile_px: side of a tile that the network sees.
-        versions: noisy versions stored of a tile, for noise that cannot be drawn at each step.
-        validation_tiles: tiles of photographs that are never trained on.
-        validation_share: share of the photographs held out for them.
-        epochs: passes over the training tiles, unless `steps` or `minutes` says how long.
-        steps: length of the run in steps instead.
-        minutes: length of the run in minutes of training instead; such a run is not repeatable,
-            since its learning rate follows the clock.
-        batch_size: tiles a step.
+        tiles: training tiles per epoch.
+        tile_px: side of a tile, as the network sees it.
+        versions: noisy versions stored per tile, for noise that cannot be drawn in every step.
+        validation_tiles: tiles of held-out photographs.
+        validation_share: share of photographs held out.
+        epochs: passes over the training tiles, unless `steps` or `minutes` sets the length.
+        steps: length of the run in steps.
+        minutes: length of the run in minutes of training; not reproducible, because the learning
+            rate follows the clock.
+        batch_size: tiles per step.
         optimizer: "sgd", "adam", "adamw" or "muon".
-        lr: highest learning rate; rises over `warmup_epochs`, then falls to 0 as a half cosine
-            with `schedule` "cosine", or stays with "constant".
-        momentum: of SGD and Muon.
-        nesterov: Nesterov's look-ahead, of SGD and Muon.
-        weight_decay: L2 penalty, or AdamW's and Muon's decay.
-        clip_norm: longest gradient; a longer one is scaled down. 0 never clips.
-        ema: decay of the moving average of the parameters that is validated and saved; 0: none.
+        lr: highest learning rate; rises over `warmup_epochs`, then falls to 0 along a half cosine
+            ("cosine") or stays ("constant").
+        warmup_epochs: epochs of rising learning rate.
+        schedule: "cosine" or "constant".
+        momentum: momentum of SGD and Muon.
+        nesterov: use Nesterov momentum in SGD and Muon.
+        weight_decay: L2 penalty; decoupled weight decay for AdamW and Muon.
+        clip_norm: largest gradient norm; larger gradients are scaled down to it. 0 disables it.
+        ema: decay of the moving average of the parameters, which is validated and saved; 0
+            disables it.
         precision: "fp32", or "bf16" for mixed precision.
-        augment: turn and mirror tiles at random.
-        shuffle: new order each epoch; otherwise sequential, as the report did.
-        seed: of tiles, noise, order and initial weights.
-        deterministic: use algorithms that give the same bits every time, on any device.
-        device: where everything happens.
-        checkpoint_minutes: between two checkpoints, besides one at the end of every epoch.
-        resume: go on from the run folder's checkpoint, if it has one.
+        augment: rotate and mirror tiles at random.
+        shuffle: use a new order in each epoch; otherwise sequential, as in the course paper.
+        seed: seed of tiles, noise, order and initial weights.
+        deterministic: use only algorithms that give the same bits every time.
+        device: auto, cpu, cuda, cuda:N or mps.
+        checkpoint_minutes: interval between checkpoints, besides the one after every epoch.
+        resume: continue from the run folder's checkpoint, if it has one.
     """
 
     data: Path
@@ -121,11 +124,13 @@ class TrainOptions:
             if getattr(self, name) not in known:
                 raise OptionError(f"--{name} {getattr(self, name)!r}: choose {', '.join(known)}")
         if not 0 < self.validation_share < 1:
-            raise OptionError(f"--validation-share {self.validation_share}: between 0 and 1")
+            raise OptionError(
+                f"--validation-share {self.validation_share}: must be between 0 and 1"
+            )
         if not 0 <= self.gray_share <= 1:
-            raise OptionError(f"--gray-share {self.gray_share}: between 0 and 1")
+            raise OptionError(f"--gray-share {self.gray_share}: must be between 0 and 1")
         if not 0 <= self.ema < 1:
-            raise OptionError(f"--ema {self.ema}: at least 0 and below 1")
+            raise OptionError(f"--ema {self.ema}: must be at least 0 and below 1")
         least = {"tiles": 1, "tile_px": 8, "validation_tiles": 1, "versions": 2, "epochs": 1}
         least |= {"batch_size": 1, "lr": 0, "warmup_epochs": 0, "momentum": 0, "weight_decay": 0}
         least |= {"clip_norm": 0, "seed": 0, "checkpoint_minutes": 0}
@@ -134,7 +139,7 @@ class TrainOptions:
                 flag = name.replace("_", "-")
                 raise OptionError(f"--{flag} {getattr(self, name)}: must be at least {smallest}")
         if self.seed > LARGEST_SEED:
-            raise OptionError(f"--seed {self.seed}: must be at most {LARGEST_SEED}, for torch")
+            raise OptionError(f"--seed {self.seed}: must be at most {LARGEST_SEED}")
         if self.steps is not None and self.minutes is not None:
             raise OptionError("--steps and --minutes exclude each other")
         if self.steps is not None and self.steps < 1:
@@ -142,35 +147,37 @@ class TrainOptions:
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise OptionError(f"--minutes {self.minutes}: must be above 0")
         if self.deterministic and self.minutes is not None:
-            raise OptionError("--deterministic: not with --minutes, whose steps follow the clock")
+            raise OptionError(
+                "--deterministic and --minutes exclude each other: minutes follow the clock"
+            )
         parse_noise(self.noise)
         if self.kind != "clean" and self.targets == "clean":
-            raise OptionError("--targets clean: there are none among real noisy shots")
+            raise OptionError("--targets clean: real noisy shots have no clean targets")
         if self.kind != "clean" and self.gray_share:
             raise OptionError(
-                f"--gray-share {self.gray_share}: only with clean photographs; leave it out, and "
-                "put gray shots among the others"
+                f"--gray-share {self.gray_share}: works with clean photographs only; leave it out "
+                "and add gray shots to the data"
             )
 
     @property
     def ignored(self) -> dict[str, str]:
-        """Options without effect in this run, each with the reason."""
+        """Options that have no effect in this run, each with the reason."""
         reasons: dict[str, str] = {}
         if self.kind != "clean":
-            reasons |= dict.fromkeys(("noise", "versions"), "the shots bring their own noise")
+            reasons |= dict.fromkeys(("noise", "versions"), "the shots contain their own noise")
         if self.kind == "tensors":
             names = ("tiles", "tile_px", "validation_tiles")
-            reasons |= dict.fromkeys(names, "a two-tensor file brings its own tiles")
+            reasons |= dict.fromkeys(names, "a two-tensor file contains its own tiles")
         if self.optimizer in ("adam", "adamw"):
-            reason = f"--optimizer {self.optimizer} has none, only sgd and muon"
+            reason = f"only sgd and muon use it, not {self.optimizer}"
             reasons |= dict.fromkeys(("momentum", "nesterov"), reason)
         return reasons
 
     def refuse_ignored(self, given: Iterable[str]) -> None:
-        """Make sure that no option that somebody chose is one without effect.
+        """Check that none of the given options is without effect.
 
         Raises:
-            OptionError: one is.
+            OptionError: one has no effect in this run.
         """
         reasons = self.ignored
         for name in given:
@@ -180,9 +187,9 @@ class TrainOptions:
 
     @property
     def noise_model(self) -> NoiseModel:
-        """The parsed `noise`."""
+        """The parsed noise model."""
         return parse_noise(self.noise)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for config.json."""
+        """Return plain values for config.json."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}

@@ -1,50 +1,30 @@
-"""Batches of (input, target): what a training step reads. Everything lives on the device."""
+"""Batches of (input, target) for one training step; every tensor is on the training device."""
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from denoise_batch.kernels import OptionError
+from ..metrics import luma
+from .noise import NoiseModel
 
-from .noise import ChainedNoise, NoiseModel
-from .photographs import load_photograph, map_tiles
-
-# Of tiles worked on at once before the first step: 50 MB as float32, and noise some times that.
-PIECE_PX = 1 << 22
+# Pixels of the tiles processed at once before the first step: 50 MB as float32, several times that
+# with noise.
+CHUNK_PX = 1 << 22
+# Weight of Neighbor2Neighbor's regulariser, γ/(1 + γ) with the paper's γ = 2.
+NEIGHBOR_SHARE = 2 / 3
 
 Denoise = Callable[[Tensor], Tensor]
 
 
-class Pairs(ABC):
-    """Training tiles by index, as two independently noisy versions."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Tiles of an epoch."""
-
-    @abstractmethod
-    def batch(
-        self, indices: Tensor, random: "StepRandom", denoise: Denoise
-    ) -> tuple[Tensor, Tensor]:
-        """(input, target), each float32 (n, 3, H, W), of the tiles at `indices`.
-
-        `denoise` is the network as it is now, for pairs whose target depends on it.
-
-        Target pixels of which nothing is known are NaN.
-        """
-
-
-class StepRandom:
-    """Randomness of one training step: a function of seed and step, so a run resumes bit for bit.
+class Generators:
+    """Random generators of one training step, seeded by run and step: a run resumes bit for bit.
 
     Attributes:
-        host: for what Python reads: places, symmetries; never waits for the device.
+        host: for values that Python reads (crops, symmetries), which must not wait for the device.
         device: for noise.
     """
 
@@ -52,24 +32,54 @@ class StepRandom:
         self.host = torch.Generator()
         self.device = torch.Generator(device)
 
-    def start(self, seed: int, step: int) -> None:
-        """Forget everything before; begin step `step` of the run with this seed."""
+    def seed(self, seed: int, step: int) -> None:
+        """Restart both generators for this step of the run with this seed."""
         digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
         self.host.manual_seed(int.from_bytes(digest[:8]) >> 1)
         self.device.manual_seed(int.from_bytes(digest[8:16]) >> 1)
 
 
+class Pairs(ABC):
+    """Training tiles by index, each as two independently noisy versions."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of tiles per epoch."""
+
+    @abstractmethod
+    def batch(
+        self, indices: Tensor, generators: Generators, denoise: Denoise
+    ) -> tuple[Tensor, Tensor]:
+        """Return (input, target) of the tiles at `indices`, each float32 (n, 3, H, W).
+
+        Unknown target pixels are NaN.
+
+        Args:
+            indices: int64 (n,), on the host.
+            generators: seeded for this step.
+            denoise: the current network, for pairs whose target depends on its output.
+        """
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out tiles: `noisy` and `clean`, each float32 (V, 3, H, W)."""
+
+    noisy: Tensor
+    clean: Tensor
+
+
 class CropPairs(Pairs):
-    """Photographs on the device; every batch cuts new places and draws new noise.
+    """Random crops of clean photographs, with new noise in every batch.
 
     Args:
-        photographs: uint8 (3, H, W), each at least `tile_px` a side.
-        noise: the model, of factor 1.
+        photographs: uint8 (3, H, W), each side at least `tile_px`.
+        noise: a model with factor 1.
         tile_px: side of a crop.
-        count: tiles of an epoch.
-        has_clean_targets: the target is the clean crop instead of a second noisy version.
-        gray_share: share of the crops that become gray, with one noise for all three channels, as
-            the network sees a gray image; without them it takes such noise for detail.
+        count: tiles per epoch.
+        has_clean_targets: use the clean crop as target instead of a second noisy version.
+        gray_share: share of crops turned gray, with the same noise in all three channels, as the
+            network sees a gray image; a network that never saw such noise takes it for detail.
     """
 
     def __init__(
@@ -91,39 +101,41 @@ class CropPairs(Pairs):
         self._areas = torch.tensor(areas, dtype=torch.float64)
 
     def __len__(self) -> int:
-        """Tiles of an epoch."""
+        """Return the number of tiles per epoch."""
         return self._count
 
-    def batch(self, indices: Tensor, random: StepRandom, denoise: Denoise) -> tuple[Tensor, Tensor]:
-        """As many random crops as there are indices; large photographs give more of them."""
+    def batch(
+        self, indices: Tensor, generators: Generators, denoise: Denoise
+    ) -> tuple[Tensor, Tensor]:
+        """Return one random crop per index; a photograph is chosen in proportion to its area."""
         size = self._tile_px
-        chosen = torch.multinomial(self._areas, len(indices), True, generator=random.host)
-        places = torch.rand(len(indices), 2, generator=random.host, dtype=torch.float64)
+        chosen = torch.multinomial(self._areas, len(indices), True, generator=generators.host)
+        offsets = torch.rand(len(indices), 2, generator=generators.host, dtype=torch.float64)
         crops = []
-        for number, (down, across) in zip(chosen.tolist(), places.tolist(), strict=True):
+        for number, (down, across) in zip(chosen.tolist(), offsets.tolist(), strict=True):
             photograph = self._photographs[number]
             top = int(down * (photograph.shape[1] - size + 1))
             left = int(across * (photograph.shape[2] - size + 1))
             crops.append(photograph[:, top : top + size, left : left + size])
         clean = to_float(torch.stack(crops))
-        is_gray = torch.rand(len(indices), generator=random.host) < self._gray_share
+        is_gray = torch.rand(len(indices), generator=generators.host) < self._gray_share
         is_gray = upload(is_gray, clean.device).view(-1, 1, 1, 1)
-        clean = _grayed(clean, is_gray)
-        noisy = self._noise.draw(clean, random.device)
-        noisy = _of_one_noise(noisy, is_gray)
+        clean = _to_gray(clean, is_gray)
+        noisy = self._noise.draw(clean, generators.device)
+        noisy = _share_noise(noisy, is_gray)
         if self._has_clean_targets:
             return noisy, clean
-        target = self._noise.draw_target(clean, random.device)
-        return noisy, _of_one_noise(target, is_gray)
+        target = self._noise.draw_target(clean, generators.device)
+        return noisy, _share_noise(target, is_gray)
 
 
 class StoredPairs(Pairs):
-    """D noisy versions of every tile; each time two different ones are chosen.
+    """D stored noisy versions of every tile; each batch picks two different ones.
 
     Args:
         versions: uint8 (T, D, 3, H, W), D ≥ 2.
-        noise: what is drawn anew on top of them each time, of factor 1.
-        gray_share: share of the tiles that become gray, with one noise for all three channels.
+        noise: additional noise drawn anew for every batch, with factor 1.
+        gray_share: share of tiles turned gray, with the same noise in all three channels.
     """
 
     def __init__(
@@ -139,110 +151,116 @@ class StoredPairs(Pairs):
         return self._versions.shape[-1]
 
     def __len__(self) -> int:
-        """How many tiles."""
+        """Return the number of tiles."""
         return len(self._versions)
 
-    def batch(self, indices: Tensor, random: StepRandom, denoise: Denoise) -> tuple[Tensor, Tensor]:
-        """Two different stored versions of every tile."""
+    def batch(
+        self, indices: Tensor, generators: Generators, denoise: Denoise
+    ) -> tuple[Tensor, Tensor]:
+        """Return two different stored versions of every tile."""
         count, device = self._versions.shape[1], self._versions.device
         shape = (len(indices),)
         indices = upload(indices, device)
-        first = torch.randint(count, shape, generator=random.device, device=device)
-        step = torch.randint(1, count, shape, generator=random.device, device=device)
+        first = torch.randint(count, shape, generator=generators.device, device=device)
+        step = torch.randint(1, count, shape, generator=generators.device, device=device)
         second = (first + step) % count
         noisy = to_float(self._versions[indices, first])
         target = to_float(self._versions[indices, second])
-        chance = torch.rand(shape, generator=random.device, device=device).view(-1, 1, 1, 1)
+        chance = torch.rand(shape, generator=generators.device, device=device).view(-1, 1, 1, 1)
         is_gray = chance < self._gray_share
-        noisy, target = _grayed(noisy, is_gray), _grayed(target, is_gray)
+        noisy, target = _to_gray(noisy, is_gray), _to_gray(target, is_gray)
         if self._noise is None:
             return noisy, target
-        noisy = self._noise.draw(noisy, random.device)
-        target = self._noise.draw_target(target, random.device)
-        return _of_one_noise(noisy, is_gray), _of_one_noise(target, is_gray)
+        noisy = self._noise.draw(noisy, generators.device)
+        target = self._noise.draw_target(target, generators.device)
+        return _share_noise(noisy, is_gray), _share_noise(target, is_gray)
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Held-out tiles: `noisy` and `clean`, each float32 (V, 3, H, W)."""
+class ScenePairs(Pairs):
+    """Random crops of random scenes: two different shots, or neighbouring pixels of a single shot.
 
-    noisy: Tensor
-    clean: Tensor
+    Neighbor2Neighbor (Huang et al., 2021) draws two adjacent pixels from every 2×2 cell; the first
+    ones make the input, the second ones the target. Its regulariser, the squared distance of
+    (output − target) to g₁(f(y)) − g₂(f(y)), equals the plain loss against a target shifted by
+    γ/(1 + γ) of that difference (scaled by 1 + γ), which is how it is computed here.
 
-
-def training_pairs(
-    photographs: Sequence[Path],
-    noise: NoiseModel,
-    *,
-    count: int,
-    tile_px: int,
-    versions: int,
-    seed: int,
-    device: torch.device,
-    has_clean_targets: bool = False,
-    gray_share: float = 0.0,
-) -> Pairs:
-    """The photographs as pairs of tiles of `tile_px` a side, on the device.
-
-    A noise model that samples a larger source (subpixel) is drawn `versions` times of `count` tiles
-    now, since the sources would not fit in memory; any other noise, also one that follows it, is
-    drawn anew at every step. Without subpixel noise places are too, and `count` only says how many
-    make an epoch.
-
-    Raises:
-        OptionError: clean targets with a noise model that has none.
+    Args:
+        scenes: uint8 (V, 3, H, W), on the device; either all with V ≥ 2 or all with V = 1.
+        tile_px: side of a tile.
+        count: tiles per epoch.
     """
-    if noise.factor == 1:
-        loaded = [load_photograph(path).to(device) for path in photographs]
-        return CropPairs(loaded, noise, tile_px, count, has_clean_targets, gray_share)
-    if has_clean_targets:
-        raise OptionError("--targets clean: not with subpixel noise, which stores noisy tiles")
 
-    models = noise.models if isinstance(noise, ChainedNoise) else (noise,)
-    rest = ChainedNoise(models[1:]) if len(models) > 1 else None
+    def __init__(self, scenes: Sequence[Tensor], tile_px: int, count: int) -> None:
+        self._scenes = scenes
+        self._tile_px = tile_px
+        self._count = count
+        self._is_single = len(scenes[0]) == 1
+        areas = [scene.shape[2] * scene.shape[3] for scene in scenes]
+        self._areas = torch.tensor(areas, dtype=torch.float64)
 
-    def draw(squares: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.stack([models[0].draw(squares, generator) for _ in range(versions)], 1)
+    def __len__(self) -> int:
+        """Return the number of tiles per epoch."""
+        return self._count
 
-    source_px = tile_px * noise.factor
-    stored = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=True)
-    return StoredPairs(stored.to(device), rest, gray_share)
-
-
-def validation_tiles(
-    photographs: Sequence[Path],
-    noise: NoiseModel,
-    *,
-    count: int,
-    tile_px: int,
-    seed: int,
-    device: torch.device,
-) -> Validation:
-    """Cut `count` tiles with one noisy version each, drawn once and for all."""
-
-    source_px, is_zoomed = tile_px * noise.factor, noise.factor > 1
-
-    def draw(squares: Tensor, generator: torch.Generator) -> Tensor:
-        rows = []
-        for piece in torch.split(squares, tiles_at_once(source_px)):
-            source = to_float(piece)
-            rows.append(torch.stack([noise.draw(source, generator), noise.clean(source)], 1))
-        return torch.cat(rows)
-
-    tiles = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=is_zoomed).to(device)
-    return Validation(tiles[:, 0].contiguous(), tiles[:, 1].contiguous())
+    def batch(
+        self, indices: Tensor, generators: Generators, denoise: Denoise
+    ) -> tuple[Tensor, Tensor]:
+        """Return one random crop per index."""
+        count, size = len(indices), self._tile_px * (2 if self._is_single else 1)
+        host = generators.host
+        chosen = torch.multinomial(self._areas, count, True, generator=host).tolist()
+        draws = torch.rand(count, 4, generator=host, dtype=torch.float64).tolist()
+        first, second = [], []
+        for number, (down, across, one, other) in zip(chosen, draws, strict=True):
+            scene = self._scenes[number]
+            top = int(down * (scene.shape[2] - size + 1))
+            left = int(across * (scene.shape[3] - size + 1))
+            crop = scene[:, :, top : top + size, left : left + size]
+            shot = int(one * len(scene))
+            first.append(crop[shot])
+            second.append(crop[(shot + 1 + int(other * (len(scene) - 1))) % len(scene)])
+        noisy = to_float(torch.stack(first))
+        if not self._is_single:
+            return noisy, to_float(torch.stack(second))
+        neighbors = _Neighbors(noisy, generators)
+        input, target = neighbors.pick(noisy)
+        output, output_neighbor = neighbors.pick(denoise(noisy))
+        return input, target + NEIGHBOR_SHARE * (output - output_neighbor)
 
 
-def mean_and_std(pairs: Pairs, tile_px: int, random: StepRandom) -> tuple[list[float], list[float]]:
-    """Each channel's mean and deviation over the inputs of 2 000 tiles, or of all if fewer.
+class _Neighbors:
+    """Two adjacent pixels for every 2×2 cell of a batch."""
 
-    Drawn in pieces, whose moments are joined as in Chan et al. (1979); of one piece they are
-    torch's to the last bit.
+    def __init__(self, like: Tensor, generators: Generators) -> None:
+        n, _, height, width = like.shape
+        shape = (n, 1, height // 2, width // 2, 1)
+        first = torch.randint(4, shape, generator=generators.device, device=like.device)
+        # Pixels 0 1 / 2 3: horizontal neighbours differ in bit 0, vertical ones in bit 1.
+        step = torch.randint(1, 3, shape, generator=generators.device, device=like.device)
+        self._first, self._second = first, first ^ step
+
+    def pick(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first and the second pixels as two images (N, C, H/2, W/2)."""
+        n, c, height, width = images.shape
+        cells = images.reshape(n, c, height // 2, 2, width // 2, 2).permute(0, 1, 2, 4, 3, 5)
+        cells = cells.reshape(n, c, height // 2, width // 2, 4)
+        places = (index.expand(-1, c, -1, -1, -1) for index in (self._first, self._second))
+        one, other = (cells.gather(4, place)[..., 0] for place in places)
+        return one, other
+
+
+def mean_and_std(
+    pairs: Pairs, tile_px: int, generators: Generators
+) -> tuple[list[float], list[float]]:
+    """Return each channel's mean and deviation over the inputs of up to 2 000 tiles.
+
+    Tiles are drawn in chunks whose moments are combined as in Chan et al. (1979); for a single
+    chunk the result equals torch's to the last bit.
     """
     counts, means, variances = [], [], []
     first = torch.arange(min(len(pairs), 2_000))
-    for indices in torch.split(first, tiles_at_once(tile_px)):
-        noisy, _ = pairs.batch(indices, random, torch.zeros_like)
+    for indices in torch.split(first, tiles_per_chunk(tile_px)):
+        noisy, _ = pairs.batch(indices, generators, torch.zeros_like)
         counts.append([noisy[:, 0].numel()])
         means.append(noisy.mean((0, 2, 3)).cpu().double())
         variances.append(noisy.std((0, 2, 3)).cpu().double().square())
@@ -253,38 +271,31 @@ def mean_and_std(pairs: Pairs, tile_px: int, random: StepRandom) -> tuple[list[f
     return mean.float().tolist(), std.float().tolist()
 
 
-def tiles_at_once(side_px: int) -> int:
-    """How many tiles of this side make a piece of `PIECE_PX` pixels; at least one."""
-    return max(1, PIECE_PX // side_px**2)
+def tiles_per_chunk(side_px: int) -> int:
+    """Return how many tiles of this side make a chunk of `CHUNK_PX` pixels; at least one."""
+    return max(1, CHUNK_PX // side_px**2)
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 as float32 in [0, 1]."""
+    """Convert uint8 to float32 in [0, 1]."""
     return pixels.to(torch.float32) / 255
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on the device, without waiting for what the device is still doing.
+    """Copy a small tensor to the device without waiting for work in progress there.
 
-    On CUDA from pinned memory, which torch does not hand out again before the copy is made.
+    CUDA copies from pinned memory, which torch does not reuse before the copy is done.
     """
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
 
 
-def _grayed(tiles: Tensor, is_gray: Tensor) -> Tensor:
-    """The tiles (N, 3, H, W), gray where `is_gray` (N, 1, 1, 1) says so."""
-    luma = (tiles * _luma(tiles.device)).sum(1, keepdim=True)
-    return torch.where(is_gray, luma, tiles)
+def _to_gray(tiles: Tensor, is_gray: Tensor) -> Tensor:
+    """Turn the tiles (N, 3, H, W) gray where `is_gray` (N, 1, 1, 1) is set."""
+    return torch.where(is_gray, luma(tiles), tiles)
 
 
-def _of_one_noise(tiles: Tensor, is_gray: Tensor) -> Tensor:
-    """The tiles (N, 3, H, W), with the first channel's noise in all three where they are gray."""
+def _share_noise(tiles: Tensor, is_gray: Tensor) -> Tensor:
+    """Copy the first channel, with its noise, to the other two in gray tiles (N, 3, H, W)."""
     return torch.where(is_gray, tiles[:, :1], tiles)
-
-
-@cache
-def _luma(device: torch.device) -> Tensor:
-    """ITU-R BT.601, (1, 3, 1, 1); kept, since an upload would wait."""
-    return torch.tensor([0.299, 0.587, 0.114], device=device).view(1, 3, 1, 1)

@@ -1,24 +1,28 @@
-"""A training run's folder: configuration, metrics, weights and the checkpoint to go on from."""
+"""A training run's folder: configuration, metrics, weights, checkpoint and pictures."""
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor
 
 from denoise_batch.kernels import ExponentialMovingAverage, OptionError
 from denoise_batch.kernels.optim import Optimizer
 
-from ..files.atomic import atomic_write
-from ..models import Network, load_tensors, save_tensors
+from ..files.atomic import atomic_file, atomic_write
+from ..files.pixels import to_pil
+from ..models import Network, load_tensors, save_tensors, save_weights
 from .distributed import ProcessGroup
 from .options import TrainOptions
 
-# What may differ between a run and its resumption.
+# Options that may differ when a run is resumed.
 FREE_OPTIONS = {
     "output",
     "data",
@@ -28,22 +32,24 @@ FREE_OPTIONS = {
     "checkpoint_minutes",
     "resume",
 }
+SAMPLES = 6  # rows of samples.png
+GAP_PX = 4
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch came to.
+    """The result of one epoch; a line of metrics.jsonl.
 
     Attributes:
         number: 1 for the first.
         training_loss: mean over the epoch's batches, against the targets.
-        validation_psnr: dB, one MSE over all validation tiles (the report's protocol).
-        validation_psnr_mean: dB, per tile and then averaged.
+        validation_psnr: dB, of one MSE over all validation tiles (the course paper's protocol).
+        validation_psnr_mean: dB, averaged over tiles.
         lr: learning rate of the last step.
-        seconds: training alone, without validation.
+        seconds: training time, without validation.
         step: steps of the run so far.
-        images_per_s: tiles learnt from in a second of training.
-        is_best: highest validation_psnr so far.
+        images_per_s: training tiles per second.
+        is_best: whether validation_psnr is the highest so far.
     """
 
     number: int
@@ -58,20 +64,26 @@ class Epoch:
 
 
 @dataclass
-class Progress:
-    """How far a run has come.
+class TrainingState:
+    """Everything that the next step depends on: the content of a checkpoint.
 
     Attributes:
-        loss_sum: of the epoch under way; a 0-d tensor on the device.
+        network: the network in training.
+        optimizer: updates its parameters.
+        average: moving average of its parameters, validated and saved instead of them.
+        loss_sum: sum of the losses of the current epoch; a 0-d tensor on the device.
         step: steps done.
-        epochs: epochs done, validation included.
-        epoch_start: steps done when the epoch under way began.
-        seconds: spent in steps of the epoch under way.
-        total_seconds: spent in steps of the epochs before it.
+        epochs: epochs done, including validation.
+        epoch_start: steps done before the current epoch.
+        seconds: time spent in steps of the current epoch.
+        total_seconds: time spent in steps of earlier epochs.
         best: the best epoch so far.
-        is_whole: these counts, the weights and the optimiser's state are of one step.
+        is_consistent: whether counts, weights and optimiser belong to the same step.
     """
 
+    network: Network
+    optimizer: Optimizer
+    average: ExponentialMovingAverage
     loss_sum: Tensor
     step: int = 0
     epochs: int = 0
@@ -79,18 +91,18 @@ class Progress:
     seconds: float = 0.0
     total_seconds: float = 0.0
     best: Epoch | None = None
-    is_whole: bool = True
+    is_consistent: bool = True
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Inside, nothing is whole; nor after an interruption of it."""
-        self.is_whole = False
+    def updating(self) -> Iterator[None]:
+        """Mark the state as inconsistent inside the block, and after an exception in it."""
+        self.is_consistent = False
         yield
-        self.is_whole = True
+        self.is_consistent = True
 
-    def finish(self, epoch: Epoch) -> None:
-        """Go over to the next epoch."""
-        with self.changing():
+    def finish_epoch(self, epoch: Epoch) -> None:
+        """Move on to the next epoch."""
+        with self.updating():
             self.loss_sum.zero_()
             self.total_seconds += self.seconds
             self.seconds = 0.0
@@ -101,14 +113,15 @@ class Progress:
 
 
 class RunFolder:
-    """config.json, metrics.jsonl, best and last weights, checkpoint; each whole at any time.
+    """config.json, metrics.jsonl, weights, checkpoint, samples.png and curves.png.
 
-    In a team of several workers the first one reads and writes; the others need no such folder.
+    Every file is replaced atomically. Of several processes only the first reads and writes; the
+    others need no such folder.
     """
 
-    def __init__(self, path: Path, team: ProcessGroup | None = None) -> None:
+    def __init__(self, path: Path, group: ProcessGroup | None = None) -> None:
         self.path = path
-        self._team = team or ProcessGroup()
+        self._group = group or ProcessGroup()
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
         self.best = path / "best.safetensors"
@@ -118,27 +131,27 @@ class RunFolder:
         self.samples = path / "samples.png"
 
     def check(self, options: TrainOptions) -> None:
-        """Make sure that `start` can begin the run, or go on with the one that is there.
+        """Check that `start` can begin the run, or resume the run in this folder.
 
         Raises:
-            OptionError: the folder cannot be written, or holds another run.
+            OptionError: the folder is not writable, or holds another run.
         """
-        self._team.first(lambda: self._check(options))
+        self._group.on_first(lambda: self._check(options))
 
     def start(self, options: TrainOptions) -> None:
-        """Begin the run, or with `options.resume` go on with the one that is there.
+        """Create the folder and config.json, or with `options.resume` keep those of the run.
 
         Raises:
-            OptionError: as of `check`.
+            OptionError: as for `check`.
         """
-        self._team.first(lambda: self._start(options))
+        self._group.on_first(lambda: self._start(options))
 
     def _check(self, options: TrainOptions) -> None:
         wanted = options.to_json()
         try:
             nearest = next(path for path in (self.path, *self.path.parents) if path.exists())
             if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-                raise OptionError(f"--output {self.path}: {nearest} is no folder to write in")
+                raise OptionError(f"--output {self.path}: {nearest} is not a writable folder")
             if not self.config.exists():
                 return
             found = json.loads(self.config.read_text())
@@ -148,9 +161,10 @@ class RunFolder:
             raise OptionError(f"{self.config}: damaged ({error}); use another folder") from error
         if not options.resume:
             raise OptionError(
-                f"{self.path}: already holds a run; give another --output, or --resume to go on"
+                f"{self.path}: already holds a run; choose another --output, or continue it with "
+                "--resume"
             )
-        # Runs of earlier releases may have been given options that have no effect.
+        # Earlier releases accepted options that have no effect.
         free = FREE_OPTIONS | options.ignored.keys()
         names = sorted((wanted.keys() | found.keys()) - free)
         other = [n for n in names if wanted.get(n) != found.get(n)]
@@ -168,8 +182,14 @@ class RunFolder:
         except OSError as error:
             raise OptionError(f"--output {self.path}: {error.strerror}") from error
 
+    def save_weights(self, network: Network, epoch: Epoch, training: Mapping[str, Any]) -> None:
+        """Write last.safetensors, and best.safetensors after the best epoch so far."""
+        save_weights(self.last, network, training)
+        if epoch.is_best:
+            save_weights(self.best, network, training)
+
     def record(self, epoch: Epoch) -> list[dict[str, Any]]:
-        """Set the epoch's line in metrics.jsonl; lines of epochs that are done anew go.
+        """Write the epoch's line of metrics.jsonl, dropping later lines of epochs to be redone.
 
         Returns:
             All lines.
@@ -179,63 +199,147 @@ class RunFolder:
         atomic_write(self.metrics, "".join(f"{line}\n" for line in lines).encode())
         return [json.loads(line) for line in lines]
 
-    def save_checkpoint(
-        self,
-        progress: Progress,
-        network: Network,
-        optimizer: Optimizer,
-        average: ExponentialMovingAverage,
-    ) -> None:
-        """Everything that the next step depends on."""
-        if not self._team.is_first:
+    def save_checkpoint(self, state: TrainingState) -> None:
+        """Save everything that the next step depends on."""
+        if not self._group.is_first:
             return
+        network, optimizer, average = state.network, state.optimizer, state.average
         tensors = {f"network.{name}": value for name, value in network.named_parameters()}
         tensors |= {f"optimizer.{name}": v for name, v in optimizer.state_dict().items()}
         tensors |= {f"average.{name}": v for name, v in average.state_dict().items()}
         header = {
-            "step": progress.step,
-            "epochs": progress.epochs,
-            "epoch_start": progress.epoch_start,
-            "seconds": progress.seconds,
-            "total_seconds": progress.total_seconds,
-            "best": asdict(progress.best) if progress.best else None,
+            "step": state.step,
+            "epochs": state.epochs,
+            "epoch_start": state.epoch_start,
+            "seconds": state.seconds,
+            "total_seconds": state.total_seconds,
+            "best": asdict(state.best) if state.best else None,
             "lr": optimizer.lr,
             "mean": network.standardize.mean,
             "std": network.standardize.std,
         }
-        save_tensors(self.checkpoint, tensors | {"loss_sum": progress.loss_sum}, header)
+        save_tensors(self.checkpoint, tensors | {"loss_sum": state.loss_sum}, header)
 
-    def load_checkpoint(
-        self,
-        progress: Progress,
-        network: Network,
-        optimizer: Optimizer,
-        average: ExponentialMovingAverage,
-    ) -> None:
-        """Go on from the last checkpoint, if there is one.
+    def load_checkpoint(self, state: TrainingState) -> None:
+        """Restore the last checkpoint, if there is one.
 
-        The weights are of its standardisation, not of what the data, or the file of --init, would
-        give now.
+        The network keeps the standardisation that it was trained with, whatever the data or the
+        file of --init would give now.
         """
-        found = self._team.first(
+        found = self._group.on_first(
             lambda: load_tensors(self.checkpoint) if self.checkpoint.exists() else None
         )
         if found is None:
             return
         tensors, header = found
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "average": {}}
-        progress.loss_sum.copy_(tensors.pop("loss_sum"))
+        state.loss_sum.copy_(tensors.pop("loss_sum"))
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
-        network.load_state_dict(parts["network"])
-        optimizer.load_state_dict(parts["optimizer"])
-        average.load_state_dict(parts["average"])
-        progress.step, progress.epochs = header["step"], header["epochs"]
-        progress.epoch_start = header["epoch_start"]
-        progress.seconds, progress.total_seconds = header["seconds"], header["total_seconds"]
-        progress.best = Epoch(**header["best"]) if header["best"] else None
-        if "mean" in header:  # checkpoints of earlier releases tell neither these nor the rate
-            network.standardize.mean = tuple(header["mean"])
-            network.standardize.std = tuple(header["std"])
-            optimizer.lr = header["lr"]
+        state.network.load_state_dict(parts["network"])
+        state.optimizer.load_state_dict(parts["optimizer"])
+        state.average.load_state_dict(parts["average"])
+        state.step, state.epochs = header["step"], header["epochs"]
+        state.epoch_start = header["epoch_start"]
+        state.seconds, state.total_seconds = header["seconds"], header["total_seconds"]
+        state.best = Epoch(**header["best"]) if header["best"] else None
+        if "mean" in header:  # checkpoints of earlier releases lack these and the learning rate
+            state.network.standardize.mean = tuple(header["mean"])
+            state.network.standardize.std = tuple(header["std"])
+            state.optimizer.lr = header["lr"]
+
+
+def draw_samples(path: Path, clean: Tensor, noisy: Tensor, output: Tensor) -> None:
+    """Draw rows of clean | noisy | output, as in the course paper's Figures 2 and 3.
+
+    Args:
+        path: PNG to write.
+        clean: (N, 3, H, W) in [0, 1]; the first `SAMPLES` are drawn.
+        noisy: same shape.
+        output: same shape.
+    """
+    count, _, height, width = clean[:SAMPLES].shape
+    zoom = max(1, 128 // width)
+    size = (3 * (width * zoom + GAP_PX) - GAP_PX, count * (height * zoom + GAP_PX) - GAP_PX)
+    sheet = Image.new("RGB", size, "white")
+    for row in range(count):
+        for column, images in enumerate((clean, noisy, output)):
+            tile = _to_image(images[row]).resize(
+                (width * zoom, height * zoom), Image.Resampling.BOX
+            )
+            sheet.paste(tile, (column * (width * zoom + GAP_PX), row * (height * zoom + GAP_PX)))
+    with atomic_file(path) as file:
+        sheet.save(file, "PNG")
+
+
+class Curves:
+    """curves.png, redrawn at intervals: one drawing takes as long as a hundred small steps.
+
+    Args:
+        path: PNG to write.
+        noisy_psnr: dB of the noisy validation tiles.
+        seconds: shortest interval between two drawings.
+    """
+
+    def __init__(self, path: Path, noisy_psnr: float, seconds: float = 20.0) -> None:
+        self.path = path
+        self.noisy_psnr = noisy_psnr
+        self.seconds = seconds
+        self._drawn_at = time.monotonic()
+        self._rows: Sequence[Mapping[str, Any]] = ()  # not drawn yet
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take over all lines of metrics.jsonl after an epoch."""
+        self._rows = rows
+        if time.monotonic() - self._drawn_at >= self.seconds:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the lines that are not drawn yet."""
+        if self._rows:
+            draw_curves(self.path, self._rows, self.noisy_psnr)
+        self._rows = ()
+        self._drawn_at = time.monotonic()
+
+
+def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float) -> bool:
+    """Plot training loss, validation loss and PSNR per epoch, as in the course paper's Figure 1.
+
+    Args:
+        path: PNG to write.
+        rows: the lines of metrics.jsonl.
+        noisy_psnr: dB of the noisy validation tiles, for the title: as a line far below the curve
+            it would flatten it.
+
+    Returns:
+        Whether matplotlib (the extra `plots`) is installed; without it nothing is drawn.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    epochs = [row["number"] for row in rows]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, psnrs = figure.subplots(1, 2)
+    values = [row["validation_psnr"] for row in rows]
+    errors = [10 ** (-value / 10) for value in values]
+    style = {"marker": "o", "markersize": 3}
+    losses.plot(epochs, [row["training_loss"] for row in rows], label="training", **style)
+    losses.plot(epochs, errors, label="validation", **style)
+    losses.set(xlabel="epoch", ylabel="mean squared error", title="loss", yscale="log")
+    losses.legend()
+    psnrs.plot(epochs, values, color="C1", **style)
+    psnrs.set(
+        xlabel="epoch", ylabel="dB", title=f"validation PSNR (noisy tiles: {noisy_psnr:.2f} dB)"
+    )
+    for axes in (losses, psnrs):
+        axes.grid(alpha=0.3)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    return True
+
+
+def _to_image(pixels: Tensor) -> Image.Image:
+    """Convert (3, H, W) in [0, 1] to a Pillow image."""
+    return to_pil((pixels.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0))

@@ -1,16 +1,15 @@
-"""Noise2Noise training: tiles, two noisy versions of each, mini-batch SGD; readable top to bottom.
+"""Noise2Noise training: two noisy versions of each tile, mini-batch SGD.
 
-Lehtinen et al., "Noise2Noise: learning image restoration without clean data" (2018): with a target
-that is as noisy as the input, but independently, the mean squared error has its minimum where a
-clean target would have put it.
+Lehtinen et al., "Noise2Noise: learning image restoration without clean data" (2018): against
+targets with independent, unbiased noise, the mean squared error has the same minimum as against
+clean targets.
 """
 
 import math
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,22 +27,40 @@ from denoise_batch.kernels import (
 )
 from denoise_batch.kernels.optim import Optimizer
 
-from ..device import deterministic_algorithms
+from ..device import deterministic_algorithms, torch_dtype
 from ..metrics import psnrs_of_tiles
-from ..models import Network, find_weights, load_weights, save_weights
-from ..progress import Stop
+from ..models import Network, find_weights, load_weights
+from ..progress import Progress, Stop
 from .data import Counts, load_data
 from .distributed import ProcessGroup
 from .options import TrainOptions
-from .pairs import Pairs, StepRandom, StoredPairs, mean_and_std, tiles_at_once
-from .plots import Curves, draw_samples
-from .run_folder import Epoch, Progress, RunFolder
-from .schedule import Schedule
+from .pairs import Generators, Pairs, StoredPairs, mean_and_std, tiles_per_chunk
+from .run_folder import Curves, Epoch, RunFolder, TrainingState, draw_samples
+
+
+@dataclass(frozen=True)
+class TrainStart:
+    """What is known when training begins.
+
+    Attributes:
+        counts: size of the data.
+        noisy_psnr: dB of the noisy validation tiles, of one MSE over all of them.
+    """
+
+    counts: Counts
+    noisy_psnr: float
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """The result of a run.
+
+    Attributes:
+        best: the best epoch.
+        noisy_psnr: dB of the noisy validation tiles, of one MSE over all of them.
+        noisy_psnr_mean: the same, averaged over tiles.
+        weights: best.safetensors.
+    """
 
     best: Epoch
     noisy_psnr: float
@@ -51,178 +68,232 @@ class Outcome:
     weights: Path
 
 
-@dataclass(frozen=True)
-class Watcher:
-    """What a run tells whoever watches it; every field is called when its name says."""
-
-    on_start: Callable[[Counts, float], None] = lambda counts, noisy_psnr: None
-    on_step: Callable[[int, int], None] = lambda step, steps: None
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None
-
-
 def train(
     options: TrainOptions,
-    watcher: Watcher | None = None,
-    team: ProcessGroup | None = None,
+    progress: Progress[TrainStart, Epoch] | None = None,
+    group: ProcessGroup | None = None,
     stop: Stop | None = None,
 ) -> Outcome:
-    """Train a network as `options` say and leave its best weights in the run folder.
+    """Train a network and leave its best weights in the run folder.
 
-    A run that was killed goes on with `resume` from its last checkpoint and ends with the same
-    weights, bit for bit, as one that was not.
+    A killed run that is resumed from its last checkpoint ends with the same weights, bit for bit,
+    as an uninterrupted one.
 
     Args:
         options: the run.
-        watcher: told how it goes.
-        team: the workers that train together (`process_group`), each calling this with the same
-            options; this process alone by default.
-        stop: once set, the run saves its checkpoint after the step that it is in, and ends.
+        progress: receives the start, every step and the result of every epoch.
+        group: the processes that train together (`process_group`), each calling this function with
+            the same options; by default this process alone.
+        stop: once set, the run finishes its step, saves a checkpoint and ends.
 
     Raises:
-        KeyboardInterrupt: it was stopped; in the middle of a step the last checkpoint stays.
+        KeyboardInterrupt: the run was stopped; in the middle of a step the last checkpoint stays.
         OptionError: the run folder holds another run.
-        TrainingError: no usable photographs, or the loss is no longer finite.
-        DeviceError: the device is not there.
+        TrainingError: there is no usable data, or the loss is no longer finite.
+        DeviceError: the device is not available.
     """
-    team = team or ProcessGroup()
-    stop = Stop() if stop is None else stop  # one that is not set is false
-    watcher = watcher if watcher and team.is_first else Watcher()
-    if options.deterministic:
-        with deterministic_algorithms():
-            return _train(options, watcher, team, stop)
-    return _train(options, watcher, team, stop)
+    group = group or ProcessGroup()
+    stop = Stop() if stop is None else stop  # an unset one is false
+    progress = progress if progress and group.is_first else Progress()
+    with deterministic_algorithms() if options.deterministic else nullcontext():
+        device = group.device(options.device)
+        group.check_batch_size(options.batch_size)
+        folder = RunFolder(options.output, group)
+        folder.check(options)
+
+        pairs, validation, counts = load_data(options, device)
+        chunk = tiles_per_chunk(validation.clean.shape[3])
+        noisy_psnr, noisy_psnr_mean = psnrs_of_tiles(validation.noisy, validation.clean, chunk)
+        group.check_same("data and noisy dB are", (counts, round(noisy_psnr, 2)))
+        progress.on_start(TrainStart(counts, noisy_psnr))
+
+        generators = Generators(device)
+        network = _new_network(options, pairs, generators).to(device)
+        network.set_compute_dtype(torch_dtype(options.precision))
+        group.prepare(network)
+        parameters = network.parameters()
+        average = ExponentialMovingAverage(parameters, options.ema)
+        loss_sum = torch.zeros((), device=device)
+        state = TrainingState(network, _new_optimizer(options, parameters), average, loss_sum)
+        schedule = Schedule(options, len(pairs))
+        folder.start(options)
+        folder.load_checkpoint(state)
+        saved_at = time.monotonic()
+        curves = Curves(folder.curves, noisy_psnr)
+
+        try:
+            while not schedule.is_over(state) or state.step > state.epoch_start:
+                order = _epoch_order(len(pairs), options, state.epochs)
+                network.train()
+                for number in range(state.step - state.epoch_start, schedule.steps_per_epoch):
+                    if schedule.is_over(state):
+                        break
+                    indices = order[number * options.batch_size :][: options.batch_size]
+                    lr = schedule.learning_rate(state)
+                    training_step(state, pairs, indices, lr, options, generators, group)
+                    progress.on_step("", state.step, schedule.steps(state))
+                    if stop:
+                        raise KeyboardInterrupt
+                    if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
+                        folder.save_checkpoint(state)
+                        saved_at = time.monotonic()
+
+                training_loss = _finish_steps(state, options, group)
+                with state.updating(), average.applied():
+                    local = denoise_tiles(network, group.local_rows(validation.noisy))
+                    denoised = group.all_gather(local, len(validation.noisy))
+                    psnrs = psnrs_of_tiles(denoised, validation.clean, chunk)
+                    epoch = _epoch_result(state, schedule, training_loss, *psnrs)
+                    if group.is_first:
+                        described = _describe(options, pairs, epoch, noisy_psnr)
+                        folder.save_weights(network, epoch, described)
+                if group.is_first:
+                    curves.add(folder.record(epoch))
+                    if epoch.is_best:
+                        draw_samples(folder.samples, validation.clean, validation.noisy, denoised)
+                state.finish_epoch(epoch)
+                folder.save_checkpoint(state)
+                saved_at = time.monotonic()
+                progress.on_result(epoch)
+        except KeyboardInterrupt:
+            if state.is_consistent:
+                folder.save_checkpoint(state)
+            raise
+        finally:
+            curves.draw()
+    if state.best is None:
+        raise TrainingError("the run ended before its first epoch")
+    return Outcome(state.best, noisy_psnr, noisy_psnr_mean, folder.best)
 
 
-def _train(options: TrainOptions, watcher: Watcher, team: ProcessGroup, stop: Stop) -> Outcome:
-    device = team.device(options.device)
-    team.check_batch(options.batch_size)
-    folder = RunFolder(options.output, team)
-    folder.check(options)
+def training_step(
+    state: TrainingState,
+    pairs: Pairs,
+    indices: Tensor,
+    lr: float,
+    options: TrainOptions,
+    generators: Generators,
+    group: ProcessGroup,
+) -> None:
+    """Train on one batch; the host never waits for the device, except for camera noise (JPEG).
 
-    pairs, validation, counts = load_data(options, device)
-    at_once = tiles_at_once(validation.clean.shape[3])
-    noisy_psnr, noisy_psnr_mean = psnrs_of_tiles(validation.noisy, validation.clean, at_once)
-    team.check_same("data and noisy dB are", (counts, round(noisy_psnr, 2)))
-    watcher.on_start(counts, noisy_psnr)
-
-    random = StepRandom(device)
-    network = _new_network(options, pairs, random).to(device)
-    network.set_compute_dtype(torch.bfloat16 if options.precision == "bf16" else None)
-    team.join(network)
-    parameters = network.parameters()
-    optimizer = _new_optimizer(options, parameters)
-    average = ExponentialMovingAverage(parameters, options.ema)
-    criterion = MSELoss()
-
-    schedule = Schedule(options, len(pairs))
-    progress = Progress(loss_sum=torch.zeros((), device=device))
-    folder.start(options)
-    folder.load_checkpoint(progress, network, optimizer, average)
-    saved_at = time.monotonic()
-    curves = Curves(folder.curves, noisy_psnr)
+    Args:
+        state: updated in place; its network is in training mode.
+        pairs: the training tiles.
+        indices: the tiles of the global batch, int64 (n,), on the host.
+        lr: learning rate of this step.
+        options: seed, augmentation and gradient clipping.
+        generators: seeded here for this step.
+        group: the processes that share the batch.
+    """
+    started = time.perf_counter()
+    network, criterion = state.network, MSELoss()
 
     def denoise(images: Tensor) -> Tensor:
-        output = network.eval()(team.mine(images))
+        output = network.eval()(group.local_rows(images))
         network.train()
-        return team.restored(output, images)
+        return group.scatter_back(output, images)
 
-    try:
-        while schedule.done(progress) < 1 or progress.step > progress.epoch_start:
-            order = _epoch_order(len(pairs), options, progress.epochs)
-            network.train()
-            for position in range(progress.step - progress.epoch_start, schedule.per_epoch):
-                if schedule.done(progress) >= 1:
-                    break
-                started = time.perf_counter()
-                random.start(options.seed, progress.step)
-                indices = order[position * options.batch_size :][: options.batch_size]
-                noisy, target = pairs.batch(indices, random, denoise)
-                if options.augment:
-                    noisy, target = _turn(noisy, target, random)
-                noisy, target = team.mine(noisy), team.mine(target)
-                output = network(noisy)
-                # An unknown pixel is what the network says: no error, no gradient.
-                target = torch.where(target.isnan(), output, target)
-                loss = criterion(output, target)
-                optimizer.zero_grad()
-                grad = criterion.backward()
-                loss = team.backward(network, loss, grad, len(indices))
-                if options.clip_norm:
-                    clip_grad_norm_(parameters, options.clip_norm)
-                optimizer.lr = schedule.learning_rate(progress)
-                with progress.changing():
-                    optimizer.step()
-                    average.update()
-                    progress.loss_sum += loss
-                    progress.step += 1
-                    progress.seconds += team.clock(time.perf_counter() - started)
-                watcher.on_step(progress.step, schedule.steps(progress))
-                if stop:
-                    raise KeyboardInterrupt
-                if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
-                    folder.save_checkpoint(progress, network, optimizer, average)
-                    saved_at = time.monotonic()
-            started = time.perf_counter()
-            training_loss = _finite_loss(progress, options)
-            # A GPU ends its steps here.
-            progress.seconds += team.clock(time.perf_counter() - started)
-            with progress.changing(), average.applied():
-                denoised = denoise_tiles(network, team.mine(validation.noisy))
-                denoised = team.whole(denoised, len(validation.noisy))
-                psnr, psnr_mean = psnrs_of_tiles(denoised, validation.clean, at_once)
-                seconds = max(progress.seconds, 1e-9)
-                epoch = Epoch(
-                    number=progress.epochs + 1,
-                    training_loss=training_loss,
-                    validation_psnr=psnr,
-                    validation_psnr_mean=psnr_mean,
-                    lr=optimizer.lr,
-                    seconds=seconds,
-                    step=progress.step,
-                    images_per_s=schedule.images(progress) / seconds,
-                    is_best=progress.best is None or psnr > progress.best.validation_psnr,
-                )
-                if team.is_first:
-                    _save_weights(options, folder, network, epoch, noisy_psnr, pairs)
-            if team.is_first:
-                rows = folder.record(epoch)
-                if epoch.is_best:
-                    draw_samples(folder.samples, validation.clean, validation.noisy, denoised)
-                curves.add(rows)
-            progress.finish(epoch)
-            folder.save_checkpoint(progress, network, optimizer, average)
-            saved_at = time.monotonic()
-            watcher.on_epoch(epoch)
-    except KeyboardInterrupt:
-        if progress.is_whole:
-            folder.save_checkpoint(progress, network, optimizer, average)
-        raise
-    finally:
-        curves.draw()
-    if progress.best is None:
-        raise TrainingError("no epoch was run")
-    return Outcome(progress.best, noisy_psnr, noisy_psnr_mean, folder.best)
+    generators.seed(options.seed, state.step)
+    noisy, target = pairs.batch(indices, generators, denoise)
+    if options.augment:
+        noisy, target = _random_symmetry(noisy, target, generators)
+    noisy, target = group.local_rows(noisy), group.local_rows(target)
+    output = network(noisy)
+    # An unknown target pixel is replaced by the output: no error, no gradient.
+    target = torch.where(target.isnan(), output, target)
+    loss = criterion(output, target)
+    state.optimizer.zero_grad()
+    loss = group.backward(network, loss, criterion.backward(), len(indices))
+    if options.clip_norm:
+        clip_grad_norm_(network.parameters(), options.clip_norm)
+    state.optimizer.lr = lr
+    with state.updating():
+        state.optimizer.step()
+        state.average.update()
+        state.loss_sum += loss
+        state.step += 1
+        state.seconds += group.broadcast_time(time.perf_counter() - started)
 
 
 def denoise_tiles(network: Network, noisy: Tensor, batch_size: int = 50) -> Tensor:
-    """The network's output for many tiles of one size, in inference mode."""
+    """Return the network's output for tiles (N, C, H, W), in inference mode."""
     network.eval()
     return torch.cat([network(part) for part in torch.split(noisy, batch_size)])
 
 
-def _new_network(options: TrainOptions, pairs: Pairs, random: StepRandom) -> Network:
-    """The weights to start from, or a fresh network, standardised by the noisy training tiles.
+@dataclass(frozen=True)
+class Schedule:
+    """Length of a run, in epochs, steps or minutes, and the learning rate along it.
 
-    Standardisation matters most of all (report, section V).
+    Attributes:
+        options: the run.
+        tiles: tiles per epoch.
+    """
+
+    options: TrainOptions
+    tiles: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a whole epoch."""
+        return math.ceil(self.tiles / self.options.batch_size)
+
+    def images(self, state: TrainingState) -> int:
+        """Return the number of tiles that the current epoch has trained on."""
+        return min((state.step - state.epoch_start) * self.options.batch_size, self.tiles)
+
+    def is_over(self, state: TrainingState) -> bool:
+        """Whether the run has reached its length."""
+        return self.fraction(state) >= 1
+
+    def fraction(self, state: TrainingState) -> float:
+        """Return the fraction of the run that is done, from 0; 1 or more at its end.
+
+        Minutes count time spent in steps, summed over resumed parts of the run, without validation
+        and waiting.
+        """
+        if self.options.minutes is not None:
+            return (state.total_seconds + state.seconds) / (60 * self.options.minutes)
+        return state.step / self.steps(state)
+
+    def steps(self, state: TrainingState) -> int:
+        """Return the steps of the whole run; an estimate if its length is given in minutes."""
+        if self.options.minutes is not None:
+            fraction = self.fraction(state)
+            return max(round(state.step / fraction), state.step) if fraction > 0 else 1
+        return self.options.steps or self.options.epochs * self.steps_per_epoch
+
+    def learning_rate(self, state: TrainingState) -> float:
+        """Return the next step's rate: linear warm-up, then constant or a half cosine to 0."""
+        options, epoch = self.options, state.step / self.steps_per_epoch
+        if epoch < options.warmup_epochs:
+            return options.lr * (epoch / options.warmup_epochs + 0.01) / 1.01
+        if options.schedule == "constant":
+            return options.lr
+        fraction = self.fraction(state)
+        if options.minutes is None:
+            # The cosine begins where the warm-up ends; in minutes that moment is not known.
+            warmup = options.warmup_epochs * self.steps_per_epoch / self.steps(state)
+            fraction = (fraction - warmup) / max(1 - warmup, 1e-9)
+        return options.lr * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0)))
+
+
+def _new_network(options: TrainOptions, pairs: Pairs, generators: Generators) -> Network:
+    """Load the weights of --init, or make a network standardised by the noisy training tiles.
+
+    Standardisation matters more than anything else (course paper, section V).
     """
     if options.init is not None:
         network = load_weights(find_weights(options.init)).network
         if network.architecture != options.network:
-            found = network.architecture
-            raise OptionError(f"--init {options.init}: is of {found}, not of {options.network}")
+            raise OptionError(
+                f"--init {options.init}: holds {network.architecture}, but --network is "
+                f"{options.network}"
+            )
         return network.train()
-    random.start(options.seed, -1)
-    mean, std = mean_and_std(pairs, options.tile_px, random)
+    generators.seed(options.seed, -1)
+    mean, std = mean_and_std(pairs, options.tile_px, generators)
     initial = torch.Generator().manual_seed(options.seed)
     return Network(options.network, mean, std, initial)
 
@@ -239,45 +310,66 @@ def _new_optimizer(options: TrainOptions, parameters: list[Tensor]) -> Optimizer
 
 
 def _epoch_order(count: int, options: TrainOptions, number: int) -> Tensor:
-    """Every tile once; the order depends on seed and epoch alone."""
+    """Return every tile's index once; the order depends only on seed and epoch."""
     if not options.shuffle:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + number)
     return torch.randperm(count, generator=generator)
 
 
-def _turn(noisy: Tensor, target: Tensor, random: StepRandom) -> tuple[Tensor, Tensor]:
-    """One of the square's eight symmetries, the same for the whole batch."""
-    choice = int(torch.randint(8, (), generator=random.host))
+def _random_symmetry(
+    noisy: Tensor, target: Tensor, generators: Generators
+) -> tuple[Tensor, Tensor]:
+    """Apply one of the square's eight symmetries, the same to the whole batch."""
+    choice = int(torch.randint(8, (), generator=generators.host))
     if choice & 4:
         noisy, target = noisy.flip(3), target.flip(3)
-    turns = choice & 3
-    return noisy.rot90(turns, (2, 3)), target.rot90(turns, (2, 3))
+    quarters = choice & 3
+    return noisy.rot90(quarters, (2, 3)), target.rot90(quarters, (2, 3))
 
 
-def _finite_loss(progress: Progress, options: TrainOptions) -> float:
-    """The epoch's mean loss; the one place where the host waits for the device."""
-    loss = progress.loss_sum.item() / (progress.step - progress.epoch_start)
+def _finish_steps(state: TrainingState, options: TrainOptions, group: ProcessGroup) -> float:
+    """Wait for the device and return the epoch's mean loss.
+
+    Raises:
+        TrainingError: it is not finite.
+    """
+    started = time.perf_counter()
+    loss = state.loss_sum.item() / (state.step - state.epoch_start)
     if not math.isfinite(loss):
-        kept = f"; the best weights so far are in {options.output}" if progress.best else ""
+        kept = f"; the best weights so far are in {options.output}" if state.best else ""
         raise TrainingError(
-            f"the loss became {loss} in epoch {progress.epochs + 1}: use a smaller --lr (now "
+            f"the loss became {loss} in epoch {state.epochs + 1}: use a smaller --lr (now "
             f"{options.lr:g}) or a longer --warmup-epochs{kept}"
         )
+    state.seconds += group.broadcast_time(time.perf_counter() - started)
     return loss
 
 
-def _save_weights(
-    options: TrainOptions,
-    folder: RunFolder,
-    network: Network,
-    epoch: Epoch,
-    noisy_psnr: float,
-    pairs: Pairs,
-) -> None:
-    # A two-tensor file, and nothing else, brings tiles of its own number and size.
+def _epoch_result(
+    state: TrainingState, schedule: Schedule, training_loss: float, psnr: float, psnr_mean: float
+) -> Epoch:
+    seconds = max(state.seconds, 1e-9)
+    return Epoch(
+        number=state.epochs + 1,
+        training_loss=training_loss,
+        validation_psnr=psnr,
+        validation_psnr_mean=psnr_mean,
+        lr=state.optimizer.lr,
+        seconds=seconds,
+        step=state.step,
+        images_per_s=schedule.images(state) / seconds,
+        is_best=state.best is None or psnr > state.best.validation_psnr,
+    )
+
+
+def _describe(
+    options: TrainOptions, pairs: Pairs, epoch: Epoch, noisy_psnr: float
+) -> dict[str, object]:
+    """Return what a weights file says about its training."""
+    # Only a two-tensor file brings tiles of its own number and size.
     tile_px = pairs.tile_px if isinstance(pairs, StoredPairs) else options.tile_px
-    training: dict[str, Any] = {
+    return {
         "noise": options.noise if options.kind == "clean" else options.kind,
         "targets": options.targets,
         "seed": options.seed,
@@ -288,6 +380,3 @@ def _save_weights(
         "tiles": len(pairs),
         "tile_px": tile_px,
     }
-    save_weights(folder.last, network, training)
-    if epoch.is_best:
-        save_weights(folder.best, network, training)

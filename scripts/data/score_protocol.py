@@ -17,10 +17,8 @@ from torch import Tensor
 
 from denoise_batch.metrics import mse, psnr, psnr_of_mse
 from denoise_batch.models import Network, load_weights
-from denoise_batch.training.data import VALIDATION_SEED
+from denoise_batch.training.data import VALIDATION_SEED, split_photographs, validation_tiles
 from denoise_batch.training.noise import SubpixelNoise
-from denoise_batch.training.pairs import validation_tiles
-from denoise_batch.training.photographs import split_photographs
 
 AUTHORS_LAYERS = {"conv1": "0", "conv2": "2", "tconv1": "4", "tconv2": "6"}
 

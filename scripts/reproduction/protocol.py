@@ -13,10 +13,14 @@ from scale import ValueRange
 from torch import Tensor
 
 from denoise_batch.models import load_tensors, save_tensors
-from denoise_batch.training.data import VALIDATION_SEED
+from denoise_batch.training.data import (
+    VALIDATION_SEED,
+    map_tiles,
+    split_photographs,
+    validation_tiles,
+)
 from denoise_batch.training.noise import SubpixelNoise
-from denoise_batch.training.pairs import to_float, validation_tiles
-from denoise_batch.training.photographs import map_tiles, split_photographs
+from denoise_batch.training.pairs import to_float
 
 NOISE = SubpixelNoise(8)
 TILE_PX = 32

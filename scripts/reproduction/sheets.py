@@ -19,8 +19,7 @@ from training import Data
 from denoise_batch import weights as shipped
 from denoise_batch.files.pixels import to_pil
 from denoise_batch.metrics import psnr
-from denoise_batch.training.data import VALIDATION_SEED
-from denoise_batch.training.photographs import split_photographs
+from denoise_batch.training.data import VALIDATION_SEED, split_photographs
 
 TILES = 8
 ZOOM, GAP_PX = 3, 3

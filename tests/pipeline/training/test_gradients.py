@@ -1,6 +1,7 @@
-"""Bucketed sums of gradients, in a process group of one (test_distributed has two workers)."""
+"""Bucketed sums of gradients, in a process group of one (test_distributed runs two)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor, distributed
 
 from denoise_batch.kernels import Block, Conv2d, MSELoss, ReLU, Sequential, StateError
 from denoise_batch.models import ARCHITECTURES, Network
-from denoise_batch.training import distributed as gradients
 from denoise_batch.training.distributed import GradientReducer
 
 
@@ -29,7 +29,7 @@ def plain_backward(network: Block, noisy: Tensor, target: Tensor) -> tuple[Tenso
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("bucket_bytes", [1, 20_000, 2**30], ids=["each", "several", "one"])
 @pytest.mark.usefixtures("group")
-def test_one_worker_gets_its_own_gradients(architecture: str, bucket_bytes: int) -> None:
+def test_one_process_gets_its_own_gradients(architecture: str, bucket_bytes: int) -> None:
     network = Network(architecture, generator=torch.Generator().manual_seed(0))
     noisy, target = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
     loss, grad = plain_backward(network, noisy, target)
@@ -45,24 +45,34 @@ def test_one_worker_gets_its_own_gradients(architecture: str, bucket_bytes: int)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+class Noted(Block):
+    """The identity; notes when backward passes it."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self._events = events
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        self._events.append("first layer")
+        return grad_output
+
+
 @pytest.mark.usefixtures("group")
-def test_a_bucket_goes_out_while_backward_still_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two layers in buckets of their own, the last one's is sent before the first's backward."""
+def test_a_bucket_is_sent_while_backward_still_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bucket per layer, the last layer's is on its way before the first layer's backward."""
     events: list[str] = []
-    network = Sequential(Conv2d(3, 4, 3), ReLU(), Conv2d(4, 3, 3))
-    send, backward = gradients._Bucket.send, network.blocks[0].backward
+    all_reduce = distributed.all_reduce
 
-    def noted_send(bucket: gradients._Bucket) -> None:
+    def noted_all_reduce(*arguments: Any, **options: Any) -> Any:
         events.append("send")
-        send(bucket)
+        return all_reduce(*arguments, **options)
 
-    def noted_backward(grad_output: Tensor, needs_input_grad: bool = True) -> object:
-        events.append("first layer")
-        return backward(grad_output, needs_input_grad)
-
-    monkeypatch.setattr(gradients._Bucket, "send", noted_send)
-    monkeypatch.setattr(network.blocks[0], "backward", noted_backward)
-    sizes = [parameter.numel() * 4 for parameter in network.blocks[2].parameters()]
+    monkeypatch.setattr(distributed, "all_reduce", noted_all_reduce)
+    network = Sequential(Conv2d(3, 4, 3), Noted(events), ReLU(), Conv2d(4, 3, 3))
+    sizes = [parameter.numel() * 4 for parameter in network.blocks[3].parameters()]
     reducer = GradientReducer(network, bucket_bytes=sum(sizes))
     loss, grad = plain_backward(network, torch.rand(1, 3, 8, 8), torch.rand(1, 3, 4, 4))
     reducer.backward(loss, grad)

@@ -1,7 +1,7 @@
 """A training step never makes the host wait for the device: meta tensors stand for a GPU's.
 
-A meta tensor has no values, so whatever would read one fails; copies between host and device are
-recorded by a dispatch mode, and only `upload`, which pins, may make them.
+A meta tensor has no values, so reading one fails; copies between host and device are recorded by a
+dispatch mode, and only `upload`, which pins memory, may make them.
 """
 
 from collections.abc import Callable
@@ -13,26 +13,23 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from denoise_batch.kernels import (
-    SGD,
-    AdamW,
-    ExponentialMovingAverage,
-    MSELoss,
-    Muon,
-    clip_grad_norm_,
-)
-from denoise_batch.kernels.optim import Optimizer
+from denoise_batch.kernels import SGD, AdamW, ExponentialMovingAverage, Muon
 from denoise_batch.models import Network
 from denoise_batch.training import pairs
+from denoise_batch.training.distributed import ProcessGroup
 from denoise_batch.training.noise import parse_noise
-from denoise_batch.training.pairs import CropPairs, Pairs, StepRandom, StoredPairs
-from denoise_batch.training.scenes import ScenePairs
+from denoise_batch.training.options import TrainOptions
+from denoise_batch.training.pairs import CropPairs, Generators, Pairs, ScenePairs, StoredPairs
+from denoise_batch.training.run_folder import TrainingState
+from denoise_batch.training.train import training_step
 
 DEVICE = torch.device("meta")
+HOST = torch.device("cpu")
+OPTIONS = TrainOptions(Path("data"), Path("run"), "tconv", clip_norm=1.0)
 
 
 class Copies(TorchDispatchMode):
-    """Operations whose operands and results are not all on one side."""
+    """Records operations whose operands and results are not all on one side."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +40,7 @@ class Copies(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         tensors = [value for value in (*args, result) if isinstance(value, Tensor)]
-        # Numbers that are 0-d tensors on the host go along with a launch.
+        # Numbers that are 0-d tensors on the host are passed with a launch.
         if len({tensor.device.type for tensor in tensors if tensor.ndim}) > 1:
             self.seen.append(str(func))
         return result
@@ -75,7 +72,7 @@ PAIRS: dict[str, Callable[[], Pairs]] = {
 
 @pytest.fixture
 def uploads(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What `upload` was given; it arrives without a copy that could be seen."""
+    """The tensors given to `upload`; they arrive without a copy that the mode would record."""
     given: list[Tensor] = []
 
     def upload(host: Tensor, device: torch.device) -> Tensor:
@@ -86,28 +83,11 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return given
 
 
-def step(
-    source: Pairs, network: Network, optimizer: Optimizer, average: ExponentialMovingAverage
-) -> Tensor:
-    """As pipeline/training/train.py makes it."""
-    random = StepRandom(torch.device("cpu"))  # meta tensors draw from the host's generator
-    random.start(1, 2)
-
-    def denoise(images: Tensor) -> Tensor:
-        output = network.eval()(images)
-        network.train()
-        return output
-
-    criterion, parameters = MSELoss(), network.parameters()
-    noisy, target = source.batch(torch.arange(4), random, denoise)
-    output = network(noisy)
-    loss = criterion(output, torch.where(target.isnan(), output, target))
-    optimizer.zero_grad()
-    network.backward(criterion.backward(), needs_input_grad=False)
-    clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-    average.update()
-    return loss
+def state_of(network: Network, optimizer: type[SGD] | type[AdamW] | type[Muon]) -> TrainingState:
+    parameters = network.train().parameters()
+    average = ExponentialMovingAverage(parameters, 0.9)
+    loss_sum = torch.zeros((), device=parameters[0].device)
+    return TrainingState(network, optimizer(parameters, 0.1), average, loss_sum)
 
 
 @pytest.mark.parametrize("data", list(PAIRS))
@@ -117,13 +97,17 @@ def test_a_step_reads_nothing_from_the_device_and_uploads_only_pinned(
 ) -> None:
     with DEVICE:
         network = Network("tconv", 0.5, 0.25).set_compute_dtype(torch.bfloat16)
-    mover = optimizer(network.parameters(), 0.1)
-    average = ExponentialMovingAverage(network.parameters())
-    source = PAIRS[data]()
-    step(source, network, mover, average)  # constants are uploaded once
+    state, source = state_of(network, optimizer), PAIRS[data]()
+    generators = Generators(HOST)  # meta tensors draw from the host's generator
+
+    def step() -> None:
+        training_step(state, source, torch.arange(4), 0.1, OPTIONS, generators, ProcessGroup())
+
+    step()  # constants are uploaded once
     with Copies() as copies:
-        loss = step(source, network, mover, average)
-    assert loss.device == DEVICE
+        step()
+    assert state.step == 2
+    assert state.loss_sum.device == DEVICE
     assert not copies.seen
     assert all(host.numel() <= 4 for host in uploads)
 
@@ -137,31 +121,21 @@ def test_copies_and_reads_would_be_seen() -> None:
 
 
 def test_the_camera_s_jpeg_is_known_to_wait(uploads: list[Tensor]) -> None:
-    """It is made on the host; docs/gpu.md says so."""
-    source = crops("camera")
-    random = StepRandom(torch.device("cpu"))
+    """JPEG runs on the host, as docs/gpu.md says."""
     with pytest.raises(Exception, match="meta"):
-        source.batch(torch.arange(4), random, torch.zeros_like)
+        crops("camera").batch(torch.arange(4), Generators(HOST), torch.zeros_like)
 
 
 @pytest.mark.gpu
-def test_a_step_on_a_gpu_does_not_synchronise(tmp_path: Path) -> None:
+def test_a_step_on_a_gpu_does_not_synchronise() -> None:
     device = torch.device("cuda")
     network = Network("unet", 0.5, 0.25).to(device).set_compute_dtype(torch.bfloat16)
-    mover = SGD(network.parameters(), 0.1, momentum=0.9)
-    average = ExponentialMovingAverage(network.parameters())
+    state, generators = state_of(network, SGD), Generators(device)
     photographs = [torch.zeros(3, 200, 200, dtype=torch.uint8, device=device)]
     source = CropPairs(photographs, parse_noise("gaussian:25"), 64, 8, gray_share=0.5)
-    random = StepRandom(device)
     for number in range(4):
         torch.cuda.set_sync_debug_mode("error" if number > 2 else "default")
         try:
-            random.start(1, number)
-            noisy, target = source.batch(torch.arange(4), random, torch.zeros_like)
-            criterion = MSELoss()
-            criterion(network(noisy), target)
-            network.backward(criterion.backward(), needs_input_grad=False)
-            mover.step()
-            average.update()
+            training_step(state, source, torch.arange(4), 0.1, OPTIONS, generators, ProcessGroup())
         finally:
             torch.cuda.set_sync_debug_mode("default")

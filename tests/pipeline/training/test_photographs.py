@@ -11,19 +11,18 @@ from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.training import pairs as pairs_module
-from denoise_batch.training.noise import GaussianNoise, SubpixelNoise, parse_noise
-from denoise_batch.training.pairs import (
-    Denoise,
-    Pairs,
-    StepRandom,
-    mean_and_std,
+from denoise_batch.training.data import (
+    load_photograph,
+    map_tiles,
+    split_photographs,
     training_pairs,
     validation_tiles,
 )
-from denoise_batch.training.photographs import load_photograph, map_tiles, split_photographs
+from denoise_batch.training.noise import GaussianNoise, SubpixelNoise, parse_noise
+from denoise_batch.training.pairs import Denoise, Generators, Pairs, mean_and_std
 
 CPU = torch.device("cpu")
-nothing = torch.zeros_like  # a network that none of these pairs asks
+nothing = torch.zeros_like  # a network that none of these pairs uses
 
 
 def squares_as_they_are(squares: Tensor, generator: torch.Generator) -> Tensor:
@@ -143,10 +142,10 @@ def test_every_photograph_gives_its_even_share(photographs: Path) -> None:
     ) == {5}
 
 
-def step(number: int) -> StepRandom:
-    random = StepRandom(CPU)
-    random.start(0, number)
-    return random
+def step(number: int) -> Generators:
+    generators = Generators(CPU)
+    generators.seed(0, number)
+    return generators
 
 
 def test_a_stored_pair_is_two_different_versions_of_the_same_tile(photographs: Path) -> None:
@@ -172,9 +171,9 @@ def test_plain_subpixel_pairs_are_the_stored_bytes_over_255(photographs: Path) -
         return torch.stack([noise.draw(squares, generator) for _ in range(3)], 1)
 
     stored = map_tiles(paths, 9, 32, 5, draw, is_zoomed=True)
-    random = step(7)
-    first = torch.randint(3, (9,), generator=random.device)
-    second = (first + torch.randint(1, 3, (9,), generator=random.device)) % 3
+    generators = step(7)
+    first = torch.randint(3, (9,), generator=generators.device)
+    second = (first + torch.randint(1, 3, (9,), generator=generators.device)) % 3
     rows = torch.arange(9)
     pairs = training_pairs(paths, noise, count=9, tile_px=8, versions=3, seed=5, device=CPU)
     noisy, target = pairs.batch(rows, step(7), nothing)
@@ -216,10 +215,10 @@ def test_a_step_draws_the_same_whatever_came_before(photographs: Path) -> None:
     noise = GaussianNoise(0, 55)
     pairs = training_pairs(paths, noise, count=6, tile_px=32, versions=2, seed=0, device=CPU)
     expected = pairs.batch(torch.arange(6), step(7), nothing)
-    random = step(3)
-    pairs.batch(torch.arange(6), random, nothing)
-    random.start(0, 7)
-    assert all(map(torch.equal, pairs.batch(torch.arange(6), random, nothing), expected))
+    generators = step(3)
+    pairs.batch(torch.arange(6), generators, nothing)
+    generators.seed(0, 7)
+    assert all(map(torch.equal, pairs.batch(torch.arange(6), generators, nothing), expected))
 
 
 def test_clean_targets_are_the_crop_itself(photographs: Path) -> None:
@@ -265,7 +264,9 @@ class Rows(Pairs):
     def __len__(self) -> int:
         return len(self._tiles)
 
-    def batch(self, indices: Tensor, random: StepRandom, denoise: Denoise) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, indices: Tensor, generators: Generators, denoise: Denoise
+    ) -> tuple[Tensor, Tensor]:
         self.asked.append(len(indices))
         return self._tiles[indices], self._tiles[indices]
 
@@ -279,7 +280,7 @@ def test_mean_and_deviation_are_those_of_all_tiles_drawn_in_pieces(
     whole = Rows(tiles)
     assert mean_and_std(whole, 8, step(0)) == (mean, std)  # to the last bit
     assert whole.asked == [301]
-    monkeypatch.setattr(pairs_module, "PIECE_PX", 64 * 100)
+    monkeypatch.setattr(pairs_module, "CHUNK_PX", 64 * 100)
     pieces = Rows(tiles)
     of_pieces = mean_and_std(pieces, 8, step(0))
     assert pieces.asked == [100, 100, 100, 1]
@@ -298,7 +299,7 @@ def test_validation_draws_no_more_noise_at_once_than_memory_should_hold(
         return draw(self, source, generator)
 
     monkeypatch.setattr(GaussianNoise, "draw", count)
-    monkeypatch.setattr(pairs_module, "PIECE_PX", 32 * 32 * 4)
+    monkeypatch.setattr(pairs_module, "CHUNK_PX", 32 * 32 * 4)
     paths = split_photographs(photographs, 32, 0.3).validation[:1]
     tiles = validation_tiles(paths, GaussianNoise(25, 25), count=10, tile_px=32, seed=1, device=CPU)
     assert drawn == [4, 4, 2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from denoise_batch.kernels import TrainingError
-from denoise_batch.training.two_tensors import load_two_tensors
+from denoise_batch.training.scenes import load_two_tensors
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
@@ -82,7 +82,7 @@ def test_integers_are_levels_of_8_bits_however_wide(tmp_path: Path) -> None:
 )
 def test_other_types_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     torch.save((torch.zeros(2, 3, 8, 8).to(dtype),) * 2, tmp_path / "x.pt")
-    with pytest.raises(TrainingError, match=r"x\.pt: tensors of \w+: .*save them as uint8"):
+    with pytest.raises(TrainingError, match=r"x\.pt: tensors of \w+ are .*save them as uint8"):
         load_two_tensors(tmp_path / "x.pt")
 
 
