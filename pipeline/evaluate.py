@@ -10,7 +10,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError, NoImagesError
 
-from .device import resolve_device
+from .device import resolve_device, torch_dtype
 from .files.images import read_image
 from .files.scan import scan
 from .metrics import mse, psnr_of_mse, ssim
@@ -80,7 +80,7 @@ def evaluate(
     """
     device = resolve_device(options.device)
     network = load_weights(find_weights(options.weights)).network.to(device)
-    network.set_compute_dtype(torch.bfloat16 if options.precision == "bf16" else None)
+    network.set_compute_dtype(torch_dtype(options.precision))
     forward = Forward(network, tta=options.tta)
     scores = []
     for job in scan([str(options.data)], Path("unused-output")):

@@ -8,7 +8,13 @@ import torch
 
 from denoise_batch.kernels import DeviceError
 
-from ..device import compute_bytes, in_flight_bytes, resolve_device, return_large_blocks
+from ..device import (
+    compute_bytes,
+    in_flight_bytes,
+    resolve_device,
+    return_large_blocks,
+    torch_dtype,
+)
 from ..files.scan import Job
 from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
@@ -23,7 +29,6 @@ from .stream import Budget, stream
 # nothing faster and take more memory than one ordinary photograph.
 BATCH_PIXELS_ON_CPU = 1 << 20
 BATCH_PIXELS = 1 << 24
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine(ABC):
@@ -91,7 +96,7 @@ class LocalEngine(Engine):
             weights.network.to(self._device),
             self._device,
             memory=compute_bytes(self._device),
-            precision=_DTYPES[self.precision],
+            precision=torch_dtype(self.precision),
             strength=options.strength,
             tta=options.tta,
             tile_px=options.tile_px,

@@ -28,7 +28,7 @@ from denoise_batch.kernels import (
 )
 from denoise_batch.kernels.optim import Optimizer
 
-from ..device import deterministic_algorithms
+from ..device import deterministic_algorithms, torch_dtype
 from ..metrics import psnrs_of_tiles
 from ..models import Network, find_weights, load_weights, save_weights
 from ..progress import Stop
@@ -107,7 +107,7 @@ def _train(options: TrainOptions, watcher: Watcher, team: ProcessGroup, stop: St
 
     random = StepRandom(device)
     network = _new_network(options, pairs, random).to(device)
-    network.set_compute_dtype(torch.bfloat16 if options.precision == "bf16" else None)
+    network.set_compute_dtype(torch_dtype(options.precision))
     team.join(network)
     parameters = network.parameters()
     optimizer = _new_optimizer(options, parameters)
