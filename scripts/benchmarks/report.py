@@ -1,29 +1,31 @@
-"""What a run prints and writes.
+"""The tables that a run prints and the JSON that it writes.
 
 The JSON document, version 1:
 
 - `version`: 1. Fields may be added within a version, never renamed.
-- `date` (ISO 8601, UTC), `commit` (short hash, "+" behind it if files had changed, or "unknown"),
-  `device`, `cpu`, `cores`, `threads`, `rounds`, `quick`, `versions` (of python, torch and the peers
-  that are installed).
-- `gemm`: precision → "MxKxN" → GFLOP/s of torch.mm, measured in the same run.
+- `date` (ISO 8601, UTC), `commit` (short hash, with "+" if files had changed, or "unknown"),
+  `device`, `cpu`, `cores`, `threads`, `rounds`, `quick`, `versions` (python, torch, triton and the
+  installed peers).
+- `gemm`: dtype → "MxKxN" → GFLOP/s of torch.mm, measured in the same run.
 - `cases`: a list of
   - `name`, `mode`, `subject`, `shape`, `dtype`, `tolerance`, `norm` (max or euclidean), `gflop`
-    (of one call, null for none), `targets` (peer → largest allowed ratio), `red` (whether a gate
-    was),
-  - `ratios`: peer → median of ours / its median; "fastest" for the fastest peer,
-  - `memory_ratio`: peak memory of ours / torch eager's, or null,
+    (of one call; null if none), `targets` (peer → largest allowed ratio), `red` (whether a result
+    was wrong),
+  - `ratios`: peer → our median / its median; "fastest" for the fastest peer,
+  - `memory_ratio`: our peak memory / torch eager's, or null,
   - `providers`: name → `status` (ok, wrong, failed, unavailable, ungated), `reason`, `error`
-    (relative difference to torch eager's results in that norm), `median_ms`, `p20_ms`, `p80_ms`,
+    (relative difference from torch eager's results in that norm), `median_ms`, `p20_ms`, `p80_ms`,
     `samples`, `gflops`, `gemm_fraction` (of the fastest product in `gemm`), `peak_mb` (MiB); null
     where there is none.
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,7 +50,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What all cases of a run have in common."""
+    """The conditions that all cases of a run share."""
 
     device: torch.device
     threads: int
@@ -57,32 +59,32 @@ class Run:
     gemm: Mapping[str, Mapping[str, float]]
 
     def peak(self, dtype: str) -> float:
-        """The fastest matrix product in that precision, GFLOP/s."""
+        """Return the fastest matrix product in that dtype, GFLOP/s."""
         return max(self.gemm[dtype].values())
 
 
 def document(run: Run, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The JSON document that the module's docstring describes."""
+    """Return the JSON document that the module's docstring describes."""
     return {
         "version": VERSION,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "device": _device_name(run.device),
+        "commit": commit(),
+        "device": device_name(run.device),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": run.threads,
         "rounds": run.rounds,
         "quick": run.is_quick,
-        "versions": _versions(),
+        "versions": versions(),
         "gemm": {dtype: dict(rates) for dtype, rates in run.gemm.items()},
         "cases": [_case_document(run, outcome) for outcome in outcomes],
     }
 
 
 def print_report(console: Console, run: Run, outcomes: Sequence[Outcome]) -> None:
-    """The machine, then one table for each mode."""
-    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
-    console.print(f"{_device_name(run.device)}, {run.threads} threads, {versions}")
+    """Print the machine, then one table per mode."""
+    versions = ", ".join(f"{name} {version}" for name, version in versions().items())
+    console.print(f"{device_name(run.device)}, {run.threads} threads, {versions}")
     for dtype, rates in run.gemm.items():
         shown = ", ".join(f"{shape} {rate:.0f}" for shape, rate in rates.items())
         console.print(f"GEMM {dtype}, GFLOP/s: {shown}")
@@ -212,17 +214,23 @@ def _entry_document(run: Run, outcome: Outcome, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions that figures depend on."""
     found = {"python": platform.python_version()}
     for name in ("denoise-batch", "torch", "onnxruntime", "openvino"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if importlib.util.find_spec("triton"):
+        # Its distributions have various names: triton, pytorch-triton, …
+        with suppress(ImportError, AttributeError):
+            found["triton"] = str(importlib.import_module("triton").__version__)
     return found
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the short hash of the working tree's commit, with "+" if files had changed."""
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
@@ -235,7 +243,8 @@ def _commit() -> str:
         return "unknown"
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the model of the GPU or processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model()
 
 
