@@ -83,8 +83,8 @@ def document(run: Run, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def print_report(console: Console, run: Run, outcomes: Sequence[Outcome]) -> None:
     """Print the machine, then one table per mode."""
-    versions = ", ".join(f"{name} {version}" for name, version in versions().items())
-    console.print(f"{device_name(run.device)}, {run.threads} threads, {versions}")
+    shown = ", ".join(f"{name} {version}" for name, version in versions().items())
+    console.print(f"{device_name(run.device)}, {run.threads} threads, {shown}")
     for dtype, rates in run.gemm.items():
         shown = ", ".join(f"{shape} {rate:.0f}" for shape, rate in rates.items())
         console.print(f"GEMM {dtype}, GFLOP/s: {shown}")
