@@ -79,7 +79,7 @@ def _run(chosen: Sequence[Case], options: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    print_report(console, run, outcomes)
+    print_report(console, document(run, outcomes))
     return 1 if any(outcome.is_red for outcome in outcomes) else 0
 
 

@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from measure import Entry, Outcome
-from registry import MEMORY_TARGET, MODES, PROVIDERS
+from registry import MEMORY_TARGET, MODES
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -81,94 +81,60 @@ def document(run: Run, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def print_report(console: Console, run: Run, outcomes: Sequence[Outcome]) -> None:
+def print_report(console: Console, document: Mapping[str, Any]) -> None:
     """Print the machine, then one table per mode."""
-    shown = ", ".join(f"{name} {version}" for name, version in versions().items())
-    console.print(f"{device_name(run.device)}, {run.threads} threads, {shown}")
-    for dtype, rates in run.gemm.items():
+    found = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    console.print(f"{document['device']}, {document['threads']} threads, {found}")
+    for dtype, rates in document["gemm"].items():
         shown = ", ".join(f"{shape} {rate:.0f}" for shape, rate in rates.items())
         console.print(f"GEMM {dtype}, GFLOP/s: {shown}")
     for mode in MODES:
-        rows = [outcome for outcome in outcomes if outcome.case.mode == mode]
-        if rows:
-            console.print(_table(TITLES[mode], run, rows))
+        cases = [case for case in document["cases"] if case["mode"] == mode]
+        if cases:
+            console.print(_table(TITLES[mode], cases))
     console.print(
-        "Each provider: median [×ratio ours/peer]; p20–p80; GFLOP/s and share of the fastest GEMM. "
-        "Green meets the target (or, without one, is no slower), red misses it."
+        "ours/peer below 1: ours is faster. Green meets the target (without one, 1), red misses "
+        "it. GEMM: share of the fastest matrix product in that dtype."
     )
 
 
-def _table(title: str, run: Run, outcomes: Sequence[Outcome]) -> Table:
-    shown = [name for name in PROVIDERS if any(name in o.entries for o in outcomes)]
-    has_targets = any(o.case.targets for o in outcomes)
-    has_memory = any(o.memory_ratio is not None for o in outcomes)
-    table = Table(title=title, show_lines=True, title_justify="left")
-    table.add_column("case", overflow="fold")
-    if has_targets:
-        table.add_column("target", no_wrap=True)
-    for name in shown:
-        table.add_column(name, overflow="fold")
-    if has_memory:
-        table.add_column("peak memory", no_wrap=True)
-    for outcome in outcomes:
-        case = outcome.case
-        cells = [f"{case.subject}\n{'×'.join(map(str, case.shape))}\n[dim]{case.dtype}[/dim]"]
-        if has_targets:
-            cells.append(_targets_cell(outcome))
-        cells += [_provider_cell(run, outcome, name) for name in shown]
-        if has_memory:
-            cells.append(_memory_cell(outcome))
-        table.add_row(*cells)
+def _table(title: str, cases: Sequence[Mapping[str, Any]]) -> Table:
+    headings = ("ms", "p20–p80", "ours/peer", "GFLOP/s", "GEMM", "peak MiB")
+    table = Table("case", "provider", title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    for case in cases:
+        table.add_section()
+        name = f"{case['subject']} {'×'.join(map(str, case['shape']))} {case['dtype']}"
+        for provider, entry in case["providers"].items():
+            if entry["median_ms"] is None:
+                provider += f" [dim]{entry['status']}: {escape(entry['reason'] or '')}[/]"
+                cells = []
+            else:
+                ratio, target = case["ratios"].get(provider), case["targets"].get(provider)
+                memory = entry["peak_mb"] and f"{entry['peak_mb']:.0f}"
+                if memory and provider == "ours" and case["memory_ratio"]:
+                    memory += " " + _coloured(case["memory_ratio"], MEMORY_TARGET)
+                cells = [
+                    f"{entry['median_ms']:.3g}",
+                    f"{entry['p20_ms']:.3g}–{entry['p80_ms']:.3g}",
+                    _coloured(ratio, target) if ratio else "",
+                    f"{entry['gflops']:.0f}" if entry["gflops"] else "",
+                    f"{entry['gemm_fraction']:.0%}" if entry["gemm_fraction"] else "",
+                    memory or "",
+                ]
+            table.add_row(name, provider, *cells)
+            name = ""
+        if "fastest" in case["targets"] and "fastest" in case["ratios"]:
+            ratio = _coloured(case["ratios"]["fastest"], case["targets"]["fastest"])
+            table.add_row("", "fastest peer", "", "", ratio)
     return table
 
 
-def _provider_cell(run: Run, outcome: Outcome, name: str) -> str:
-    entry = outcome.entries.get(name)
-    if entry is None:
-        return "[dim]–[/dim]"
-    if entry.timing is None:
-        colour = "dim" if entry.status in ("unavailable", "ungated") else "red"
-        return f"[{colour}]{entry.status}: {escape(entry.reason)}[/{colour}]"
-    timing = entry.timing
-    first = f"{_milliseconds(timing.median)} ms"
-    if name in outcome.ratios:
-        first += " " + _coloured_ratio(outcome.ratios[name], outcome.case.targets.get(name))
-    lines = [first, f"{_milliseconds(timing.p20)}–{_milliseconds(timing.p80)}"]
-    gflops = _gflops(outcome, entry)
-    if gflops:
-        lines.append(f"{gflops:.0f} GF/s {gflops / run.peak(outcome.case.dtype):.0%}")
-    return lines[0] + "".join(f"\n[dim]{line}[/dim]" for line in lines[1:])
-
-
-def _targets_cell(outcome: Outcome) -> str:
-    lines = []
-    for peer, target in outcome.case.targets.items():
-        ratio = outcome.ratios.get(peer)
-        reached = "–" if ratio is None else _coloured_ratio(ratio, target)
-        lines.append(f"{peer} ≤ {target:g}: {reached}")
-    return "\n".join(lines)
-
-
-def _memory_cell(outcome: Outcome) -> str:
-    lines = [
-        f"{name} {entry.peak_bytes / 2**20:.0f} MiB"
-        for name, entry in outcome.entries.items()
-        if entry.peak_bytes
-    ]
-    if outcome.memory_ratio is not None:
-        lines.append(f"≤ {MEMORY_TARGET:g}: {_coloured_ratio(outcome.memory_ratio, MEMORY_TARGET)}")
-    return "\n".join(lines)
-
-
-def _coloured_ratio(ratio: float, target: float | None) -> str:
-    if ratio <= (target or 1.0):
-        return f"[green]×{ratio:.2f}[/green]"
-    colour = "yellow" if target is None else "red"
-    return f"[{colour}]×{ratio:.2f}[/{colour}]"
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g}" if seconds < 0.1 else f"{seconds * 1e3:.0f}"
+def _coloured(ratio: float, target: float | None) -> str:
+    colour = "green" if ratio <= (target or 1) else "yellow" if target is None else "red"
+    goal = "" if target is None else f" (≤ {target:g})"
+    return f"[{colour}]{ratio:.2f}[/]{goal}"
 
 
 def _gflops(outcome: Outcome, entry: Entry) -> float | None:
