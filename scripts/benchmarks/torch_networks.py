@@ -9,7 +9,6 @@ import torch.nn.functional as F  # noqa: N812 (the usual name)
 from torch import Tensor, nn
 
 from denoise_batch import kernels
-from denoise_batch.kernels.conv import Convolution
 from denoise_batch.models import Network
 
 
@@ -71,7 +70,8 @@ def _convolution(block: kernels.Conv2d | kernels.ConvTranspose2d) -> nn.Module:
 
 def _child(sequence: kernels.Sequential, index: int, dtype: torch.dtype) -> nn.Module:
     child, previous = sequence.blocks[index], sequence.blocks[index - 1] if index else None
-    if isinstance(child, kernels.ReLU) and isinstance(previous, Convolution):
+    is_behind_convolution = isinstance(previous, kernels.Conv2d | kernels.ConvTranspose2d)
+    if isinstance(child, kernels.ReLU) and is_behind_convolution:
         return nn.ReLU(inplace=True)
     return torch_equivalent(child, dtype)
 
