@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .command import exit_codes, run_app
+from .command import PlainCommand, Version, exit_codes, new_app, run_app
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,11 +15,14 @@ if TYPE_CHECKING:
 
     from ..doctor import Check
 
-app = typer.Typer(
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = new_app()
+
+EXAMPLES = """[bold]Examples[/]
+
+[cyan]denoise-doctor[/]  checks the device that denoise-batch would use
+
+[cyan]denoise-doctor --device cuda --json[/]  a GPU, for a script
+"""
 
 UNHEALTHY = 1
 _SIGNS = {
@@ -32,13 +34,7 @@ _SIGNS = {
 }
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"denoise-doctor {version('denoise-batch')}")
-        raise typer.Exit
-
-
-@app.command()
+@app.command(cls=PlainCommand, epilog=EXAMPLES)
 def doctor(
     device: Annotated[
         str, typer.Option("--device", "-d", help="Device to test: auto, cpu, cuda, cuda:N or mps.")
@@ -47,18 +43,11 @@ def doctor(
         bool, typer.Option(help="Compare every kernel with the reference implementation.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    _: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
+    show_version: Version = False,
 ) -> None:
     """Check software, devices, extras and weights, and that this machine computes correct results.
 
     Exit codes: 0 healthy, 1 something does not work, 4 the device is missing.
-
-    Examples: `denoise-doctor` · `denoise-doctor --device cuda` · `denoise-doctor --json`
     """
     with exit_codes():
         from dataclasses import asdict
