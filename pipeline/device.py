@@ -1,4 +1,4 @@
-"""The device that a run asked for, or a clear error; and how much memory there is to use."""
+"""The device a run computes on, its precision, and how much memory there is to use."""
 
 import ctypes
 import os
@@ -28,14 +28,14 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` as a device that is there.
+    """Return the available device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` names.
 
-    `auto` takes CUDA, else Apple's MPS, else the CPU. A device asked for by name is never replaced
-    by another.
+    `auto` picks the first available of CUDA, MPS and CPU. A named device is never replaced by
+    another one.
 
     Raises:
-        OptionError: not a device's name.
-        DeviceError: the device is not there.
+        OptionError: `name` is not a device name.
+        DeviceError: the device is not available.
     """
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -51,19 +51,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def torch_dtype(precision: str) -> torch.dtype | None:
-    """Return the dtype that `--precision` (fp32, bf16, fp16) computes in; None keeps float32."""
+    """Return the compute dtype of a precision; None for "fp32", the dtype of the parameters."""
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def describe_device(name: str) -> str:
-    """A device in words: the GPU's name, or the processor and the threads that torch uses.
+    """Describe a device: the GPU's model, or the processor and torch's number of threads.
 
-    Several ("cuda:0, cuda:1") are counted by their kind. What is no device of this machine, such as
-    a cluster, has no other words than its name.
+    Equal devices in a list ("cuda:0, cuda:1") are counted: "2 × NVIDIA H100". The name of anything
+    that is not a device of this machine, such as a cluster, is returned unchanged.
     """
     try:
         counts = Counter(_words(torch.device(one)) for one in name.split(", "))
-    except (AssertionError, RuntimeError):  # torch's, for a name, and for a GPU that is not there
+    except (AssertionError, RuntimeError):  # from torch: not a device, or a missing GPU
         return name
     return ", ".join(f"{n} × {words}" if n > 1 else words for words, n in counts.items())
 
@@ -76,7 +76,7 @@ def _words(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, as well as the system knows it."""
+    """Return the processor's model name, or its architecture if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -95,24 +95,24 @@ def _check_cuda(name: str, index: int) -> None:
         )
         raise DeviceError(f"--device {name}: {reason}, or use --device cpu")
     if index >= count:
-        raise DeviceError(f"--device {name}: there are {count} CUDA devices, the first is cuda:0")
+        raise DeviceError(f"--device {name}: there are {count} CUDA devices, counted from cuda:0")
 
 
 @contextmanager
 def deterministic_algorithms() -> Iterator[None]:
-    """Inside, torch takes algorithms that give the same bits every time, or raises.
+    """Make torch use bit-reproducible algorithms inside the context.
 
     Raises:
-        DeviceError: an operation has no such algorithm on this device.
+        DeviceError: an operation has no deterministic algorithm on this device.
     """
     before = torch.are_deterministic_algorithms_enabled()
     # torch swaps this module for an object with a property, which type checkers cannot see.
     memory: Any = torch.utils.deterministic
     fills = memory.fill_uninitialized_memory
-    # cuBLAS reads it when its first handle is made.
+    # cuBLAS reads it when it creates its first handle.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False  # ours is always written
+    memory.fill_uninitialized_memory = False  # our code never reads unwritten memory
     try:
         yield
     except RuntimeError as error:

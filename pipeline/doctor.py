@@ -1,4 +1,4 @@
-"""What this machine can do, and whether what is installed works: the checks of denoise-doctor."""
+"""The checks of denoise-doctor: what this machine can do and whether the installation works."""
 
 import importlib.metadata
 import os
@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,29 +18,29 @@ from denoise_batch.kernels.kernel_check import KernelCheck
 from denoise_batch.kernels.selfcheck import self_check
 
 from . import weights as shipped
-from .device import describe_device
+from .device import available_host_bytes, describe_device
 from .metrics import psnr
 from .models import find_weights, load_weights
 
 State = Literal["ok", "note", "problem"]
 
-LEAST_PYTHON = (3, 11)
-LEAST_GAIN_DB = 5.0  # of the self-test; the shipped weights reach more than twice that
+MIN_PYTHON = (3, 11)
+MIN_GAIN_DB = 5.0  # in the self-test; the shipped weights reach more than twice that
 TEST_PX = 192
 TEST_SIGMA_255 = 25
-LEAST_MEMORY_GB = 1.0
+MIN_MEMORY_GB = 1.0
 _CODECS = {"webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000", "libtiff": "TIFF"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's report.
+    """One line of the doctor's output.
 
     Attributes:
-        topic: what it belongs to: software, devices, extras, weights, self-test.
-        name: what was looked at.
-        state: ok; note: something optional is missing; problem: something will not work.
-        detail: what was found, and for a problem how to mend it.
+        topic: software, devices, extras, weights or self-test.
+        name: what was checked.
+        state: ok; note (something optional is missing) or problem (something will not work).
+        detail: what was found and, for a problem, how to fix it.
     """
 
     topic: str
@@ -50,7 +50,7 @@ class Check:
 
 
 def examine(device: torch.device) -> Iterator[Check]:
-    """All checks but the kernels', in the order to show them; the self-test runs on `device`."""
+    """Run every check except the kernels'; the self-test runs on `device`."""
     yield from _software()
     yield from _devices(device)
     yield from _extras()
@@ -59,48 +59,60 @@ def examine(device: torch.device) -> Iterator[Check]:
 
 
 def kernel_checks(device: torch.device) -> list[KernelCheck]:
-    """Every operation that has a faster implementation, held against the plain one."""
+    """Compare every kernel that computes on `device` with the reference implementation."""
     return self_check(device)
 
 
-def is_healthy(checks: list[Check], kernels: list[KernelCheck]) -> bool:
-    """Nothing that is needed fails; what is merely not there does not count."""
+def kernels_in_use(kernels: Sequence[KernelCheck]) -> str:
+    """Say in one line which implementation computes, from the kernels' checks."""
+    triton = [kernel for kernel in kernels if kernel.implementation == "triton"]
+    rejected = sorted({kernel.name.split()[0] for kernel in triton if kernel.status != "ok"})
+    if not triton or len(rejected) == len({kernel.name.split()[0] for kernel in triton}):
+        reason = next((kernel.reason for kernel in triton if kernel.reason), "")
+        return "torch matrix products" + (f" (Triton kernels: {reason})" if reason else "")
+    if rejected:
+        return f"Triton kernels, and torch matrix products for {', '.join(rejected)}"
+    return "Triton kernels"
+
+
+def is_healthy(checks: Sequence[Check], kernels: Sequence[KernelCheck]) -> bool:
+    """Whether nothing that is needed fails; a missing optional part is no failure."""
     return not any(check.state == "problem" for check in checks) and not any(
         kernel.status == "failed" for kernel in kernels
     )
 
 
 def self_test(device: torch.device, name: str | None = None) -> Check:
-    """Denoise a made-up picture with known noise, and compare with the clean one.
+    """Denoise a synthetic image with known noise and compare the result with the clean image.
 
     Args:
-        device: where.
-        name: weights; None: the default ones.
+        device: where to compute.
+        name: name or file of the weights; None for the default weights.
     """
     title = f"{name or shipped.names()[0]} on {device}"
     started = time.perf_counter()
     try:
         network = load_weights(find_weights(name)).network.to(device)
-        clean = made_up_picture(TEST_PX)
+        clean = synthetic_image(TEST_PX)
         generator = torch.Generator().manual_seed(0)
         noisy = clean + TEST_SIGMA_255 / 255 * torch.randn(clean.shape, generator=generator)
         denoised = network(noisy[None].to(device)).to("cpu")[0]
     except DenoiseBatchError as error:
         return Check("self-test", title, "problem", str(error))
-    except Exception as error:  # whatever a driver or a compiler raises is what is looked for
+    except Exception as error:  # drivers and compilers raise anything
         lines = str(error).strip().splitlines() or [""]
         return Check("self-test", title, "problem", f"{type(error).__name__}: {lines[0]}")
     before, after = psnr(noisy, clean), psnr(denoised, clean)
     seconds = time.perf_counter() - started
     detail = f"PSNR {before:.2f} → {after:.2f} dB in {seconds:.1f} s"
-    if not after - before >= LEAST_GAIN_DB:  # NaN fails as well
-        hint = "its results are wrong; compare with --device cpu"
+    if not after - before >= MIN_GAIN_DB:  # NaN fails as well
+        hint = "results are wrong; compare with --device cpu"
         return Check("self-test", title, "problem", f"{detail}: {hint}")
     return Check("self-test", title, "ok", detail)
 
 
-def made_up_picture(side_px: int) -> torch.Tensor:
-    """(3, side_px, side_px) in [0, 1]: a shaded background, discs, stripes; no noise."""
+def synthetic_image(side_px: int) -> torch.Tensor:
+    """Return a clean image, (3, side_px, side_px) in [0, 1]: shaded background, discs, stripes."""
     axis = torch.linspace(0, 1, side_px)
     y, x = axis[:, None], axis[None, :]
     background = torch.stack([0.3 + 0.4 * x + 0 * y, 0.5 - 0.2 * y + 0 * x, 0.6 - 0.3 * x * y])
@@ -117,7 +129,7 @@ def made_up_picture(side_px: int) -> torch.Tensor:
 
 
 def _software() -> Iterator[Check]:
-    is_new = sys.version_info[:2] >= LEAST_PYTHON
+    is_new = sys.version_info[:2] >= MIN_PYTHON
     python = f"{platform.python_version()}, {platform.platform()}"
     yield Check("software", "Python", "ok" if is_new else "problem", python)
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
@@ -125,7 +137,7 @@ def _software() -> Iterator[Check]:
     yield Check("software", "denoise-batch", "ok", importlib.metadata.version("denoise-batch"))
     missing = [name for codec, name in _CODECS.items() if not features.check(codec)]
     found = [name for name in _CODECS.values() if name not in missing]
-    detail = f"{features.version('pil')} with {', '.join(found) or 'none of the optional formats'}"
+    detail = f"{features.version('pil')} with {', '.join(found) or 'no optional format'}"
     if missing:
         detail += f"; without {', '.join(missing)}"
     yield Check("software", "Pillow", "note" if missing else "ok", detail)
@@ -135,13 +147,12 @@ def _devices(chosen: torch.device) -> Iterator[Check]:
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     detail = f"{describe_device('cpu')} of {cores}"
     yield Check("devices", "cpu", "ok" if threads <= cores else "note", detail)
-    memory = _memory()
-    if memory is not None:
-        total, free = memory
-        detail = f"{total:.1f} GB, {free:.1f} GB of them free"
-        is_enough = free >= LEAST_MEMORY_GB
-        hint = "" if is_enough else "; large images will be cut into small tiles"
-        yield Check("devices", "memory", "ok" if is_enough else "note", detail + hint)
+    available = available_host_bytes() / 1e9
+    is_enough = available >= MIN_MEMORY_GB
+    hint = "" if is_enough else "; large images will be processed in small tiles"
+    yield Check(
+        "devices", "memory", "ok" if is_enough else "note", f"{available:.1f} GB available{hint}"
+    )
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
@@ -152,9 +163,9 @@ def _devices(chosen: torch.device) -> Iterator[Check]:
             yield Check("devices", f"cuda:{index}", "ok", detail)
     else:
         reason = (
-            "no GPU that PyTorch can use"
+            "PyTorch finds no usable NVIDIA GPU"
             if torch.version.cuda
-            else "this PyTorch cannot use NVIDIA GPUs; install a CUDA build for that"
+            else "this PyTorch was built without CUDA; install a CUDA build to use an NVIDIA GPU"
         )
         yield Check("devices", "cuda", "note", reason)
     if torch.backends.mps.is_available():
@@ -162,25 +173,8 @@ def _devices(chosen: torch.device) -> Iterator[Check]:
     yield Check("devices", "chosen", "ok", f"{chosen} (--device)")
 
 
-def _memory() -> tuple[float, float] | None:
-    """Gigabytes of main memory, in all and available; None where the system does not say."""
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        total, free = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-    available = free * page
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as file:  # noqa: PTH123 (no real file)
-            lines = dict(line.split(":", 1) for line in file)
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    return total * page / 1e9, available / 1e9
-
-
 def _extras() -> Iterator[Check]:
-    """Each optional extra, by the package's own metadata."""
+    """Check each optional extra that the package's metadata names."""
     extras: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("denoise-batch") or ():
         package, _, condition = requirement.partition(";")
@@ -192,7 +186,7 @@ def _extras() -> Iterator[Check]:
         missing = [package for package in packages if not _is_installed(package)]
         detail = ", ".join(packages)
         if missing:
-            detail = f"without {', '.join(missing)}; pip install 'denoise-batch[{kind}]' adds them"
+            detail = f"missing: {', '.join(missing)}; pip install 'denoise-batch[{kind}]'"
         yield Check("extras", kind, "note" if missing else "ok", detail)
 
 
@@ -212,4 +206,4 @@ def _weights() -> Iterator[Check]:
             yield Check("weights", name, "problem", str(error))
         else:
             digest = shipped.manifest()["weights"][name]["sha256"]
-            yield Check("weights", name, "ok", f"sha256 {digest[:16]}… as it was shipped")
+            yield Check("weights", name, "ok", f"sha256 {digest[:16]}… matches the manifest")

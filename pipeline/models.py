@@ -209,12 +209,12 @@ def _upsample(generator: torch.Generator | None) -> Sequence[Block]:
     )
 
 
-def _unet(generator: torch.Generator | None) -> Sequence[Block]:
+def unet(generator: torch.Generator | None, width: int = 32) -> Sequence[Block]:
     """The production network: 2.4 M parameters, 37 k multiply-adds a pixel, no layer at full size.
 
-    Four levels of 32, 64, 128 and 192 channels at 1/2, 1/4, 1/8 and 1/16 of the size. The second
-    convolution of every residual body and the head start small, so that the network starts as
-    nearly the identity: with plain initialisation it stalls.
+    Four levels of 1, 2, 4 and 6 times `width` channels at 1/2, 1/4, 1/8 and 1/16 of the size. The
+    second convolution of every residual body and the head start small, so that the network starts
+    as nearly the identity: with plain initialisation it stalls.
     """
 
     def body(channels: int) -> Block:
@@ -229,11 +229,12 @@ def _unet(generator: torch.Generator | None) -> Sequence[Block]:
         up = ConvTranspose2d(inner_channels, channels, 2, stride=2, generator=generator)
         return UNetLevel(body(channels), down, inner, up, body(channels))
 
-    bottom = Sequential(body(192), body(192))
-    levels = level(32, 64, level(64, 128, level(128, 192, bottom)))
-    head = Conv2d(32, 12, 3, padding=1, generator=generator)
+    bottom = Sequential(body(6 * width), body(6 * width))
+    levels = level(4 * width, 6 * width, bottom)
+    levels = level(width, 2 * width, level(2 * width, 4 * width, levels))
+    head = Conv2d(width, 12, 3, padding=1, generator=generator)
     head.weight.mul_(0.1)
-    stem = Conv2d(12, 32, 3, padding=1, generator=generator)
+    stem = Conv2d(12, width, 3, padding=1, generator=generator)
     return PixelUnshuffle(2), stem, levels, head, PixelShuffle(2)
 
 
@@ -241,7 +242,7 @@ ARCHITECTURES = {
     "tconv": Architecture(_tconv, multiple=4, minimum=8, halo=4, bytes_per_pixel=80, margin=4),
     "upsample": Architecture(_upsample, multiple=4, minimum=4, halo=8, bytes_per_pixel=192),
     "unet": Architecture(
-        _unet, multiple=16, minimum=16, halo=128, bytes_per_pixel=288, is_residual=True
+        unet, multiple=16, minimum=16, halo=128, bytes_per_pixel=288, is_residual=True
     ),
 }
 

@@ -80,7 +80,7 @@ def stream(
     run.progress = progress or run.progress
     run.stop = run.stop if stop is None else stop  # a Stop that is not set is false
     run.fetch, run.measure = fetch, measure
-    return run.results(jobs, threads or _worker_threads(denoiser))
+    return run.results(jobs, threads or worker_threads(denoiser))
 
 
 @dataclass(frozen=True)
@@ -468,7 +468,7 @@ def _takes_turns(denoiser: BatchDenoiser) -> bool:
     return denoiser.device.type == "cpu" and torch.get_num_threads() >= cores()
 
 
-def _worker_threads(denoiser: BatchDenoiser) -> int:
+def worker_threads(denoiser: BatchDenoiser) -> int:
     """Number of threads that decode, and of threads that encode."""
     return min(16, cores()) if _takes_turns(denoiser) else max(2, min(8, cores() // 2))
 

@@ -1,17 +1,15 @@
-"""Time our blocks and networks beside their peers, after holding them to the same results.
+"""Compare our layers and networks with their peers: equal results first, then speed.
 
-    scripts/bench                       everything
-    scripts/bench 'train/*' infer/unet  cases by pattern, or by any part of their name
-    scripts/bench --list                what there is
-    scripts/bench folder                whole folders: stages, their overlap, memory (folder --help)
+    scripts/bench                       all cases
+    scripts/bench 'train/*' infer/unet  cases by pattern, or by part of their name
+    scripts/bench --list                list the cases
+    scripts/bench folder                whole folders: stages, overlap, memory (folder --help)
 
-Exit code 0, or 1 if a gate was red or ours failed, 2 for a wrong command line. A missed target is
-no failure: targets are for reading.
+Exit codes: 0 done, 1 wrong results or ours failed, 2 usage. A missed speed target is no failure.
 """
 
 import argparse
 import json
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,14 +23,16 @@ from report import Run, document, print_report
 from rich.console import Console
 from timing import gemm_rates
 
+from denoise_batch.device import cores
+
 ROUNDS = 12
 QUICK_ROUNDS = 2
-# Wide enough for all providers' columns where the output is a file or a pipe.
+# Fits the columns of all providers where the output is a file or a pipe.
 PLAIN_WIDTH = 150
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cases that the arguments name."""
+    """Run the cases that the arguments name; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["folder"]:
         return folder.main(arguments[1:])
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--device cuda: torch sees no CUDA device here")
     unknown = set(options.providers) - set(PROVIDERS)
     if unknown:
-        parser.error(f"--providers: {', '.join(sorted(unknown))} is none of {', '.join(PROVIDERS)}")
+        parser.error(f"--providers: {', '.join(sorted(unknown))} not one of {', '.join(PROVIDERS)}")
     return _run(chosen, options)
 
 
@@ -74,22 +74,22 @@ def _run(chosen: Sequence[Case], options: argparse.Namespace) -> int:
                 has_memory=not options.quick,
             )
         )
-        if options.json:  # after every case: an interrupted run keeps what it has
+        if options.json:  # after every case, so that an interrupted run keeps its results
             options.json.write_text(json.dumps(document(run, outcomes), indent=2) + "\n")
     console = Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    print_report(console, run, outcomes)
+    print_report(console, document(run, outcomes))
     return 1 if any(outcome.is_red for outcome in outcomes) else 0
 
 
 def _same_conditions(threads: int) -> None:
-    """What holds for all providers: threads, and float32 that is float32 on a GPU too."""
+    """Give all providers the same threads and, on a GPU, full float32 instead of TF32."""
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
-    # Advice of compilers to their users; failures still end in the table.
+    # Compilers advise their users by warnings; failures still show in the table.
     warnings.filterwarnings("ignore", module="torch")
 
 
@@ -97,13 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("patterns", nargs="*", metavar="CASE", help="pattern, or part of a name")
-    parser.add_argument("--list", action="store_true", help="print the cases' names and stop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results too")
     parser.add_argument(
-        "--quick", action="store_true", help="a smoke test: small shapes, no compile"
+        "patterns", nargs="*", metavar="CASE", help="glob, or part of a case's name"
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", default=_cores())
+    parser.add_argument("--list", action="store_true", help="list the cases and exit")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument(
+        "--quick", action="store_true", help="smoke test: small shapes, no torch.compile"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", default=cores())
     parser.add_argument("--rounds", type=_positive, metavar="N", help=f"default {ROUNDS}")
     parser.add_argument(
         "--device",
@@ -117,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: tuple(text.split(",")),
         default=PROVIDERS,
         metavar="NAME,…",
-        help=f"of {', '.join(PROVIDERS)}; eager, the reference, always runs",
+        help=f"choose from {', '.join(PROVIDERS)}; eager, the reference, always runs",
     )
     return parser
 
@@ -133,11 +135,6 @@ def _device(text: str) -> torch.device:
     if text.partition(":")[0] not in ("cpu", "cuda"):
         raise argparse.ArgumentTypeError(f"{text}: cpu or cuda")
     return torch.device(text)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""How fast whole folders go: `scripts/bench folder`.
+"""Measure whole folders, file to file: `scripts/bench folder`.
 
-Every stage alone (decoding, the network with its conversions, encoding; each with the threads
+Times each stage alone (decoding; the network with its conversions; encoding; each with the threads
 that the stream gives it), then the stream, in which they overlap: its wall time against the slowest
-stage alone, images and megapixels a second; and the stream with the estimates that `denoise-batch`
-makes unless told --no-measure, for which the network runs twice on small images. Then the peak
-memory of the command for a small and a large folder of the same images, which should not differ.
+stage, images and megapixels per second. Then the stream with the quality estimates that
+`denoise-batch` makes by default, on CUDA also with CUDA graphs; and the command's peak memory for a
+small and a large folder of the same images, which should not differ.
 
     scripts/bench folder                                200 mixed images; 50 and 2000 for memory
     scripts/bench folder --images 40 --memory 50,400
     scripts/bench folder --photographs DIR --weights tconv --json folder.json
 
-The images are cut from the photographs (the sample pictures by default), between 0.05 and 1.5
-megapixels, every third as PNG and the rest as JPEG.
+The images are resized photographs (by default the samples) of 0.05 to 1.5 megapixels; every third
+is a PNG, the others JPEG.
 """
 
 import argparse
@@ -32,19 +32,20 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from denoise_batch.device import compute_bytes, cores
+from denoise_batch.device import compute_bytes, cores, torch_dtype
 from denoise_batch.files.images import read_pages, write_pages
 from denoise_batch.models import find_weights, load_weights
 from denoise_batch.options import DenoiseOptions
-from denoise_batch.streaming.denoiser import Denoiser
+from denoise_batch.streaming.denoiser import BatchDenoiser
+from denoise_batch.streaming.engine import precision_on
 from denoise_batch.streaming.session import Session
 from denoise_batch.streaming.stream import worker_threads
 from denoise_batch.weights import names
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "noisy"
-TARGET = 1.15  # wall time over the slowest stage alone
-FLAT = 0.05  # growth of peak memory between the two folders
-# The command, then its own peak in KiB. Not wait4's, which begins with the size of this process.
+TARGET = 1.15  # largest wanted wall time of the stream / slowest stage alone
+FLAT = 0.05  # largest wanted growth of peak memory between the two folders
+# Run the command and print its peak in KiB. wait4's peak would begin at this process's size.
 _PEAK = """
 import sys
 from denoise_batch.cli.batch import main
@@ -52,11 +53,11 @@ code = main(sys.argv[1:])
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 sys.exit(code)
 """
-CHUNK = 16  # images whose stages are timed one after the other
+CHUNK = 16  # images that go through the stages together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure a folder made for the purpose, print the tables."""
+    """Create a folder of images, measure it and print the results."""
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     console = Console()
@@ -64,10 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(scratch) / "images"
         megapixels = make_images(folder, options.images, options.photographs)
         alone = stages_alone(folder, Path(scratch) / "alone", options)
-        wall = stream_seconds(folder, Path(scratch) / "stream", options, measure=False)
-        measured = stream_seconds(folder, Path(scratch) / "measured", options, measure=True)
-        shutil.rmtree(Path(scratch) / "stream")
-        shutil.rmtree(Path(scratch) / "measured")
+        wall = stream_seconds(folder, options, measure=False)
+        rows = {"stream": wall, "stream with estimates": stream_seconds(folder, options)}
+        if options.device.type == "cuda":
+            changes = {"measure": False, "cuda_graphs": True}
+            rows["stream with CUDA graphs"] = stream_seconds(folder, options, **changes)
         peaks = dict(memory_peaks(folder, Path(scratch), options))
     slowest = max(alone.values())
     result = {
@@ -78,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "threads": options.threads,
         "stages_alone_s": alone,
         "stream_s": wall,
-        "measured_stream_s": measured,
+        "measured_stream_s": rows["stream with estimates"],
+        "graphs_stream_s": rows.get("stream with CUDA graphs"),
         "images_per_s": options.images / wall,
         "megapixels_per_s": megapixels / wall,
         "wall_over_slowest": wall / slowest,
@@ -90,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = Table(title=f"{options.images} images, {megapixels:.1f} MP, {options.weights}")
     for heading in ("", "seconds", "images/s", "MP/s"):
         table.add_column(heading, justify="left" if not heading else "right")
-    rows = {f"{stage} alone": seconds for stage, seconds in alone.items()}
-    rows |= {"stream": wall, "stream with estimates": measured}
+    rows = {f"{stage} alone": seconds for stage, seconds in alone.items()} | rows
     for name, seconds in rows.items():
         row = (options.images / seconds, megapixels / seconds)
         table.add_row(name, f"{seconds:.2f}", *(f"{value:.2f}" for value in row))
@@ -109,11 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_images(folder: Path, count: int, photographs: Path) -> float:
-    """Fill a folder with images of mixed sizes and formats; their megapixels."""
+    """Fill a folder with images of mixed sizes and formats; return their megapixels."""
     folder.mkdir()
     sources = sorted(p for p in photographs.iterdir() if p.suffix.lower() in {".png", ".jpg"})
     if not sources:
-        raise SystemExit(f"bench folder: {photographs}: holds no .png or .jpg")
+        raise SystemExit(f"bench folder: {photographs}: contains no .png or .jpg")
     chance = random.Random(0)
     pixels = 0
     for number in range(count):
@@ -129,13 +131,16 @@ def make_images(folder: Path, count: int, photographs: Path) -> float:
 
 
 def stages_alone(folder: Path, output: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of each stage over the whole folder, while no other one runs."""
+    """Return the seconds of each stage over the whole folder while no other stage runs."""
     network = load_weights(find_weights(options.weights)).network.to(options.device)
-    denoiser = Denoiser(network, options.device, memory=compute_bytes(options.device))
+    precision = torch_dtype(precision_on("auto", options.device))
+    denoiser = BatchDenoiser(
+        network, options.device, memory=compute_bytes(options.device), precision=precision
+    )
     workers = worker_threads(denoiser)
     seconds = {"decode": 0.0, "network": 0.0, "encode": 0.0}
     paths = sorted(folder.iterdir())
-    list(denoiser.denoise(read_pages(paths[0])))  # warm
+    list(denoiser.denoise(read_pages(paths[0])))  # warm up
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), CHUNK):
             chunk = paths[start : start + CHUNK]
@@ -146,7 +151,7 @@ def stages_alone(folder: Path, output: Path, options: argparse.Namespace) -> dic
             samples = [output.wait()[0] for output in outputs if not isinstance(output, Exception)]
             denoised = time.perf_counter()
             targets = [output / path.name for path in chunk]
-            list(pool.map(_write, targets, files, samples))
+            list(pool.map(write_pages, targets, files, [[pixels] for pixels in samples]))
             encoded = time.perf_counter()
             seconds["decode"] += decoded - began
             seconds["network"] += denoised - decoded
@@ -154,17 +159,19 @@ def stages_alone(folder: Path, output: Path, options: argparse.Namespace) -> dic
     return seconds
 
 
-def stream_seconds(
-    folder: Path, output: Path, options: argparse.Namespace, *, is_measuring: bool
-) -> float:
-    """Wall time of the stream over the folder, without loading the network."""
-    session = Session(
-        DenoiseOptions(
-            (str(folder),), output, weights=options.weights, device=str(options.device),
-            precision="fp32", measure=is_measuring,
+def stream_seconds(folder: Path, options: argparse.Namespace, **changes: bool) -> float:
+    """Return the stream's wall time over the folder, without loading the network."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as output:
+        session = Session(
+            DenoiseOptions(
+                (str(folder),),
+                Path(output),
+                weights=options.weights,
+                device=str(options.device),
+                **changes,
+            )
         )
-    )  # fmt: skip
-    summary = session.run(session.jobs())
+        summary = session.run(session.jobs())
     if summary.exit_code:
         raise SystemExit(f"bench folder: exit code {summary.exit_code}")
     return summary.seconds
@@ -173,7 +180,7 @@ def stream_seconds(
 def memory_peaks(
     folder: Path, scratch: Path, options: argparse.Namespace
 ) -> Iterator[tuple[int, int]]:
-    """(images, peak resident bytes) of the command, for folders of several sizes."""
+    """Yield (images, peak resident bytes) of the command for folders of several sizes."""
     if not Path("/proc/self/status").exists():
         return
     paths = sorted(folder.iterdir())
@@ -195,7 +202,7 @@ def memory_peaks(
 
 
 def _spread(paths: Sequence[Path], count: int) -> list[Path]:
-    """Images of all sizes, the largest among them: that one needs the most memory."""
+    """Choose images of all sizes, including the largest, which needs the most memory."""
 
     def pixels(path: Path) -> int:
         with Image.open(path) as image:
@@ -203,10 +210,6 @@ def _spread(paths: Sequence[Path], count: int) -> list[Path]:
 
     by_size = sorted(paths, key=pixels)
     return sorted(by_size[(number + 1) * len(paths) // count - 1] for number in range(count))
-
-
-def _write(path: Path, pages: Sequence[object], samples: torch.Tensor) -> None:
-    write_pages(path, pages, [samples])  # type: ignore[arg-type]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -225,9 +228,9 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: [int(part) for part in text.split(",") if part],
         default=[50, 2000],
         metavar="N,N",
-        help="folder sizes for peak memory; empty: none",
+        help="folder sizes for the peak memory; '' measures none",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""One case: the gate first, then the clock, then memory.
+"""Measure one case: first correctness, then time, then memory.
 
-The gate compares what every provider's first run came to with torch eager's, in the same
-precision. Where ours is red the case has no number at all; a red peer loses its own.
+Each provider's first results are compared with torch eager's in the same precision. Where ours are
+wrong, no provider of the case gets a number; a wrong peer loses only its own.
 """
 
 import math
@@ -24,15 +24,15 @@ Status = Literal["ok", "wrong", "failed", "unavailable", "ungated"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One provider's part in a case.
+    """What a provider reached in a case.
 
     Attributes:
-        status: ok · wrong: the gate is red · failed: it raised · unavailable: it cannot take part
-            here · ungated: right or wrong, ours or the reference is not, so nothing was timed.
+        status: ok; wrong (results differ too much); failed (it raised); unavailable (it cannot run
+            the case here); ungated (not timed, because ours or the reference did not pass).
         reason: of every status but ok.
-        error: relative difference to torch eager's results, in the case's norm; the worst tensor's.
-        timing: of status ok alone.
-        peak_bytes: memory of a training step, where that was measured.
+        error: relative difference from torch eager's results in the case's norm; the worst tensor.
+        timing: only with status ok.
+        peak_bytes: memory of a training step, if measured.
     """
 
     status: Status
@@ -44,11 +44,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a case came to.
+    """The results of a case.
 
     Attributes:
         case: the case.
-        flops: floating-point operations of its matrix products and convolutions, 0 for none.
+        flops: floating-point operations of its products and convolutions; 0 if it has none.
         entries: by provider.
     """
 
@@ -66,7 +66,7 @@ class Outcome:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Median time of ours over each peer's, and over the "fastest" of them."""
+        """Our median time divided by each peer's, and by the "fastest" peer's."""
         medians = {n: e.timing.median for n, e in self.entries.items() if e.timing}
         own = medians.pop("ours", None)
         if own is None or not medians:
@@ -76,7 +76,7 @@ class Outcome:
 
     @property
     def memory_ratio(self) -> float | None:
-        """Peak memory of ours over torch eager's."""
+        """Our peak memory divided by torch eager's."""
         peaks = [self.entries[n].peak_bytes for n in ("ours", REFERENCE) if n in self.entries]
         if len(peaks) < 2 or not peaks[0] or not peaks[1]:
             return None
@@ -92,34 +92,45 @@ def measure(
     threads: int,
     has_memory: bool,
 ) -> Outcome:
-    """Gate and time the case's providers; the reference always takes part."""
+    """Check and time the case's providers; the reference always takes part."""
     torch.set_num_threads(threads)
     problem = pose(case, device)
-    taking_part = [n for n in case.providers if n in providers or n == REFERENCE]
+    names = [n for n in case.providers if n in providers or n == REFERENCE]
+    names.sort(key=lambda name: name != REFERENCE)
     runners: dict[str, Runner] = {}
     entries: dict[str, Entry] = {}
-    flops, expected = _reference(problem, runners, entries)
-    for name in taking_part:
-        if name != REFERENCE:
-            entries[name] = _gate(name, problem, expected, runners)
+    expected: dict[str, Tensor] | None = None
+    flops = 0
+    entries[REFERENCE] = _first_run(REFERENCE, problem, None, runners)
+    if REFERENCE in runners:
+        results = runners[REFERENCE].results()
+        expected = {name: value.detach().clone() for name, value in results.items()}
+        runners[REFERENCE].prepare()
+        with FlopCounterMode(display=False) as counter:
+            runners[REFERENCE].run()
+        flops = counter.get_total_flops()
+    for name in names[1:]:
+        entries[name] = _first_run(name, problem, expected, runners)
     if any(name in entries and entries[name].status != "ok" for name in ("ours", REFERENCE)):
-        entries = {name: _ungated(entry) for name, entry in entries.items()}
-    right = {name: runners[name] for name in taking_part if entries[name].status == "ok"}
+        reason = "ours or torch eager did not pass"
+        entries = {
+            name: replace(entry, status="ungated", reason=reason) if entry.status == "ok" else entry
+            for name, entry in entries.items()
+        }
+    right = {name: runners[name] for name in names if entries[name].status == "ok"}
     timings = alternate(right, device, rounds=rounds, threads=threads) if right else {}
     for name, timing in timings.items():
-        entries[name] = replace(entries[name], timing=timing)
-    if has_memory and case.mode == "train":
-        for name in ("ours", REFERENCE):
-            if name in timings:
-                peak = peak_bytes(case, name, device=device, threads=threads)
-                entries[name] = replace(entries[name], peak_bytes=peak)
-    return Outcome(case, flops, {name: entries[name] for name in taking_part})
+        peak = None
+        if has_memory and case.mode == "train" and name in ("ours", REFERENCE):
+            peak = peak_bytes(case, name, device=device, threads=threads)
+        entries[name] = replace(entries[name], timing=timing, peak_bytes=peak)
+    return Outcome(case, flops, {name: entries[name] for name in case.providers if name in entries})
 
 
 def relative_error(
     actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], norm: Norm
 ) -> float:
-    """‖actual − expected‖/‖expected‖ of the worst tensor.
+    """Return ‖actual − expected‖/‖expected‖ of the worst tensor.
 
     Infinite where names or shapes differ or a value is not finite.
     """
@@ -141,56 +152,27 @@ def _tensor_error(actual: Tensor, expected: Tensor, norm: Norm) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _reference(
-    problem: Problem, runners: dict[str, Runner], entries: dict[str, Entry]
-) -> tuple[int, dict[str, Tensor] | None]:
-    """Run torch eager once, counting operations; (operations, its results if it has any)."""
-    try:
-        runner = PREPARE[REFERENCE](problem)
-        runner.prepare()
-        with FlopCounterMode(display=False) as counter:
-            runner.run()
-    except Exception as error:  # whatever torch raises is this provider's failure alone
-        entries[REFERENCE] = _failed(error)
-        return 0, None
-    runners[REFERENCE] = runner
-    entries[REFERENCE] = Entry("ok", error=0.0)
-    results = {name: value.detach().clone() for name, value in runner.results().items()}
-    return counter.get_total_flops(), results
-
-
-def _gate(
+def _first_run(
     name: str,
     problem: Problem,
     expected: Mapping[str, Tensor] | None,
     runners: dict[str, Runner],
 ) -> Entry:
-    """Run the provider once and compare; on success it stands in `runners`."""
-    if expected is None:
-        return _ungated(Entry("ok"))
+    """Run the provider once and compare its results; add it to `runners` if they are right."""
+    error: float | None = 0.0 if name == REFERENCE else None
     try:
         runner = PREPARE[name](problem)
         runner.prepare()
         runner.run()
-        error = relative_error(runner.results(), expected, problem.case.norm)
+        if expected is not None:
+            error = relative_error(runner.results(), expected, problem.case.norm)
     except UnavailableError as reason:
         return Entry("unavailable", str(reason))
-    except Exception as problem_found:  # a compiler's or a runtime's own: it ends in the table
-        return _failed(problem_found)
+    except Exception as failure:  # compilers and runtimes raise anything; it goes into the table
+        first_line = (str(failure).strip() or type(failure).__name__).partition("\n")[0]
+        return Entry("failed", f"{type(failure).__name__}: {first_line}"[:200])
     tolerance = problem.case.tolerance
-    if not error <= tolerance:
+    if error is not None and not error <= tolerance:
         return Entry("wrong", f"error {error:.2g}, allowed {tolerance:.2g}", error)
     runners[name] = runner
     return Entry("ok", error=error)
-
-
-def _ungated(entry: Entry) -> Entry:
-    """What was right is not timed either."""
-    if entry.status != "ok":
-        return entry
-    return replace(entry, status="ungated", reason="ours or torch eager did not pass")
-
-
-def _failed(error: Exception) -> Entry:
-    first_line = (str(error).strip() or type(error).__name__).partition("\n")[0]
-    return Entry("failed", f"{type(error).__name__}: {first_line}"[:200])

@@ -1,4 +1,4 @@
-"""What every provider of a case is given, and what it gives back."""
+"""The input of a case, equal for every provider, and what a provider returns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,38 +9,34 @@ from torch import Tensor
 
 
 class UnavailableError(Exception):
-    """This provider cannot take part in this case; the message says why, for the table."""
-
-
-def _nothing() -> None:
-    """No preparation."""
+    """A provider cannot run a case here; the message says why."""
 
 
 @dataclass(frozen=True)
 class Runner:
-    """One provider, ready to run one case.
+    """A provider ready to run a case.
 
     Attributes:
-        run: what is timed.
-        results: what the latest run came to, by name, for the gate.
-        prepare: what must happen before each run and is not timed.
+        run: the timed call.
+        results: returns the latest run's results by name, for the correctness check.
+        prepare: called before each run, untimed.
     """
 
     run: Callable[[], None]
     results: Callable[[], dict[str, Tensor]]
-    prepare: Callable[[], None] = _nothing
+    prepare: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A case's data; the same values whenever it is posed.
+    """A case's data, reproducible by seed.
 
     Attributes:
         case: the case.
-        device: where its tensors are.
-        input: (N, C, H, W), channels-last: float32 images in [0, 1] for a network, normally
-            distributed and in the case's precision for a block.
-        target: for training, of the same shape.
+        device: where the tensors are.
+        input: (N, C, H, W), channels-last. For a network, float32 images in [0, 1]; for a layer,
+            normally distributed values in the case's dtype.
+        target: of a training step; shape and dtype of `input`.
     """
 
     case: Case
@@ -50,17 +46,17 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the arithmetic."""
+        """The dtype of the arithmetic."""
         return DTYPES[self.case.dtype]
 
     def grad_of(self, output: Tensor) -> Tensor:
-        """A gradient for an output of that shape and precision; 1 for a loss."""
+        """Return a gradient for `output`; 1 for a loss."""
         if output.ndim == 0:
             return torch.ones_like(output)
         return _seeded(torch.randn, tuple(output.shape), seed=2).to(output)
 
     def grads_of(self, parameters: list[Tensor]) -> list[Tensor]:
-        """A gradient for every parameter."""
+        """Return a gradient for every parameter."""
         return [
             _seeded(torch.randn, tuple(value.shape), seed=3 + index).to(value)
             for index, value in enumerate(parameters)
@@ -68,10 +64,9 @@ class Problem:
 
 
 def pose(case: Case, device: torch.device) -> Problem:
-    """The case's data on the device."""
+    """Create the case's data on the device."""
     if case.mode == "step":
-        nothing = torch.empty(0)
-        return Problem(case, device, nothing, nothing)
+        return Problem(case, device, torch.empty(0), torch.empty(0))
     draw = torch.rand if case.is_network else torch.randn
     dtype = torch.float32 if case.is_network else DTYPES[case.dtype]
     input, target = (
@@ -82,5 +77,5 @@ def pose(case: Case, device: torch.device) -> Problem:
 
 
 def _seeded(draw: Callable[..., Tensor], shape: tuple[int, ...], seed: int) -> Tensor:
-    """Drawn on the host, so that every device sees the same values."""
+    """Draw on the host, so that every device gets the same values."""
     return draw(shape, generator=torch.Generator().manual_seed(seed))

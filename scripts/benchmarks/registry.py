@@ -1,9 +1,9 @@
-"""What is measured: every case as data. Nothing here runs anything.
+"""The cases that scripts/bench measures, as data.
 
-A case is one subject (a block, a network, an optimiser) in one mode at one shape and precision:
+A case is a subject (a layer, a network or an optimiser) in one mode, shape and dtype:
 
-- `forward`: a block's forward in training mode, at a training step's size;
-- `backward`: its backward, the forward before it untimed;
+- `forward`: a layer's forward in training mode, at the size of a training step;
+- `backward`: its backward; the forward before it is not timed;
 - `step`: an optimiser's step of the unet's parameters;
 - `train`: a network's forward, MSE loss, backward and step of SGD with momentum;
 - `infer`: forward in inference mode, at 1 megapixel.
@@ -37,38 +37,37 @@ MODES: tuple[Mode, ...] = ("train", "infer", "forward", "backward", "step")
 PROVIDERS = ("ours", "eager", "compile", "onnxruntime", "openvino")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# How far a result may be from torch eager's in the same precision, ‖actual − expected‖/‖expected‖.
-# The norm is the largest element, but for training steps the Euclidean one: where a ReLU's input is
-# within rounding of 0, the gradient jumps. In float32, 2 of the unet's 4.3 million did so at
-# 16×3×96×96, which made 0.0025 of the largest element and 0.0006 of the Euclidean norm. Two right
-# answers in bfloat16 (2⁻⁹ a rounding) differ by some roundings where partial sums are rounded too
-# (0.011 measured, reference/'s transposed convolution), and by more through 20 layers: with AVX2
-# alone, torch's unet gradient is 0.081 from its float32 one, ours 0.079, and the two are 0.066
-# apart (2×3×32×32).
+# Largest allowed difference from torch eager in the same dtype, ‖actual − expected‖/‖expected‖: by
+# the largest element, or for training steps by the Euclidean norm, because a gradient jumps where a
+# ReLU's input is within rounding of 0 (2 of the unet's 4.3 million at 16×3×96×96: 0.0025 of the
+# largest element, 0.0006 of the Euclidean norm). Two correct bfloat16 results differ by some
+# roundings where partial sums are rounded too (0.011 measured, reference transposed convolution),
+# and by more after 20 layers: with AVX2 alone the unet's gradient is 0.081 (torch) and 0.079 (ours)
+# from its float32 value, and the two are 0.066 apart (2×3×32×32).
 TOLERANCES = {
     "float32": {"block": 1e-5, "infer": 1e-4, "train": 2e-3},
     "bfloat16": {"block": 2e-2, "infer": 5e-2, "train": 1e-1},
 }
 
-# Issue 3: ratio ours/peer of median times. "fastest" is the fastest of all peers.
+# Largest wanted ratio of our median time to the peer's; "fastest" is the fastest peer.
 TARGETS: Mapping[tuple[Mode, str], Mapping[str, float]] = {
     ("train", "tconv"): {"eager": 0.7},
     ("train", "unet"): {"eager": 1.0},
     ("infer", "tconv"): {"eager": 0.5, "fastest": 1.0},
     ("infer", "unet"): {"eager": 0.8, "fastest": 1.0},
 }
-MEMORY_TARGET = 1.0  # peak memory of a training step, ours/eager
+MEMORY_TARGET = 1.0  # the same for peak memory in a training step, ours/eager
 
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement; its name is what patterns on the command line match.
+    """One measurement.
 
     Attributes:
         mode: what is timed.
         subject: a key of `SUBJECTS`, or an optimiser.
-        shape: of the input, (N, C, H, W); of a step, (number of parameters,).
-        dtype: precision of the arithmetic; parameters in training stay float32.
+        shape: the input's (N, C, H, W), or a step's (number of parameters,).
+        dtype: dtype of the arithmetic; parameters in training stay float32.
         providers: who takes part, ours first.
     """
 
@@ -80,36 +79,36 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As in `infer/unet/1x3x1024x1024/float32`."""
+        """Such as `infer/unet/1x3x1024x1024/float32`; patterns on the command line match it."""
         return f"{self.mode}/{self.subject}/{'x'.join(map(str, self.shape))}/{self.dtype}"
 
     @property
     def is_network(self) -> bool:
-        """Whether a whole network runs."""
+        """Whether the subject is a whole network."""
         return self.subject in NETWORKS
 
     @property
     def tolerance(self) -> float:
-        """How far from torch eager's result every provider may be."""
+        """Largest allowed difference from torch eager's results."""
         return TOLERANCES[self.dtype][self.mode if self.is_network else "block"]
 
     @property
     def norm(self) -> Norm:
-        """How that distance is measured."""
+        """The norm of that difference."""
         return "euclidean" if self.mode == "train" else "max"
 
     @property
     def targets(self) -> Mapping[str, float]:
-        """Largest allowed ratio ours/peer, by peer; empty for most cases."""
+        """Largest wanted ratio ours/peer, by peer; empty for most cases."""
         return TARGETS.get((self.mode, self.subject), {})
 
     def block(self) -> Block:
-        """The subject with the same parameters every time."""
+        """Create the subject, with the same parameters every time."""
         return SUBJECTS[self.subject](torch.Generator().manual_seed(0))
 
 
 class LossBlock(Block):
-    """MSELoss against a constant target, as a block, so that it is measured like all others."""
+    """MSELoss against a constant target, as a layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,20 +116,20 @@ class LossBlock(Block):
         self.target: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """The loss, a 0-d tensor."""
+        """Return the loss, a 0-d tensor."""
         if self.target is None:
             self.target = torch.full_like(input, 0.5)
         return self.loss(input, self.target)
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> Tensor:
-        """grad_output is 1: nothing comes after a loss."""
+        """Return the gradient of the input; `grad_output` is 1."""
         return self.loss.backward()
 
 
 def _network(architecture: str) -> Callable[[torch.Generator], Block]:
-    """With weights of a trained network's size.
+    """Create a network whose weights are as large as trained ones.
 
-    The unet's own initial ones predict almost no noise, so that a wrong layer would hardly show.
+    The unet's initial weights predict almost no noise, so a wrong layer would hardly show.
     """
 
     def build(generator: torch.Generator) -> Block:
@@ -167,7 +166,7 @@ SUBJECTS: dict[str, Callable[[torch.Generator], Block]] = NETWORKS | {
 }
 
 # Subject → its input in a training step (unet at 16×3×96×96, tconv at 64×3×32×32 with its margin)
-# and at 1 megapixel; None where that would measure the same again.
+# and at 1 megapixel; None where the two would measure the same.
 SHAPES: Mapping[str, tuple[Shape, Shape | None]] = {
     "conv3x3-32": ((16, 32, 48, 48), (1, 32, 512, 512)),
     "conv3x3-64": ((16, 64, 24, 24), (1, 64, 256, 256)),
@@ -191,21 +190,21 @@ SHAPES: Mapping[str, tuple[Shape, Shape | None]] = {
 OPTIMIZERS = ("SGD", "AdamW")
 TRAINING_SHAPES: Sequence[Shape] = ((16, 3, 96, 96), (64, 3, 32, 32))
 INFERENCE_SHAPE: Shape = (1, 3, 1024, 1024)
-# torch.compile of a single block calls the same kernel as eager; runtimes only infer.
+# torch.compile of a single layer calls the same kernel as eager; the runtimes only infer.
 TRAINING_PROVIDERS = ("ours", "eager", "compile")
 BLOCK_PROVIDERS = ("ours", "eager")
 BLOCK_INFERENCE_PROVIDERS = ("ours", "eager", "onnxruntime", "openvino")
 
 
 def cases() -> list[Case]:
-    """Every case, networks first."""
+    """Return every case, networks first."""
     return [*_network_cases(), *_block_cases(), *_optimizer_cases()]
 
 
 def select(found: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
-    """Cases whose name matches one of the patterns: `infer/*`, or any part of it, `unet`.
+    """Return the cases whose name matches a glob (`infer/*`) or contains a text (`unet`).
 
-    Without patterns, all.
+    Without patterns, return all.
     """
     if not patterns:
         return list(found)
@@ -214,7 +213,7 @@ def select(found: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
 
 
 def quick(chosen: Sequence[Case]) -> list[Case]:
-    """The same cases, small, each once, and without torch.compile, which takes its time."""
+    """Return the same cases, small, once each and without torch.compile, which is slow to start."""
     return list(dict.fromkeys(map(_quick, chosen)))
 
 

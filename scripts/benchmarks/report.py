@@ -1,29 +1,31 @@
-"""What a run prints and writes.
+"""The tables that a run prints and the JSON that it writes.
 
 The JSON document, version 1:
 
 - `version`: 1. Fields may be added within a version, never renamed.
-- `date` (ISO 8601, UTC), `commit` (short hash, "+" behind it if files had changed, or "unknown"),
-  `device`, `cpu`, `cores`, `threads`, `rounds`, `quick`, `versions` (of python, torch and the peers
-  that are installed).
-- `gemm`: precision → "MxKxN" → GFLOP/s of torch.mm, measured in the same run.
+- `date` (ISO 8601, UTC), `commit` (short hash, with "+" if files had changed, or "unknown"),
+  `device`, `cpu`, `cores`, `threads`, `rounds`, `quick`, `versions` (python, torch, triton and the
+  installed peers).
+- `gemm`: dtype → "MxKxN" → GFLOP/s of torch.mm, measured in the same run.
 - `cases`: a list of
   - `name`, `mode`, `subject`, `shape`, `dtype`, `tolerance`, `norm` (max or euclidean), `gflop`
-    (of one call, null for none), `targets` (peer → largest allowed ratio), `red` (whether a gate
-    was),
-  - `ratios`: peer → median of ours / its median; "fastest" for the fastest peer,
-  - `memory_ratio`: peak memory of ours / torch eager's, or null,
+    (of one call; null if none), `targets` (peer → largest allowed ratio), `red` (whether a result
+    was wrong),
+  - `ratios`: peer → our median / its median; "fastest" for the fastest peer,
+  - `memory_ratio`: our peak memory / torch eager's, or null,
   - `providers`: name → `status` (ok, wrong, failed, unavailable, ungated), `reason`, `error`
-    (relative difference to torch eager's results in that norm), `median_ms`, `p20_ms`, `p80_ms`,
+    (relative difference from torch eager's results in that norm), `median_ms`, `p20_ms`, `p80_ms`,
     `samples`, `gflops`, `gemm_fraction` (of the fastest product in `gemm`), `peak_mb` (MiB); null
     where there is none.
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +33,7 @@ from typing import Any
 
 import torch
 from measure import Entry, Outcome
-from registry import MEMORY_TARGET, MODES, PROVIDERS
+from registry import MEMORY_TARGET, MODES
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -48,7 +50,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What all cases of a run have in common."""
+    """The conditions that all cases of a run share."""
 
     device: torch.device
     threads: int
@@ -57,116 +59,82 @@ class Run:
     gemm: Mapping[str, Mapping[str, float]]
 
     def peak(self, dtype: str) -> float:
-        """The fastest matrix product in that precision, GFLOP/s."""
+        """Return the fastest matrix product in that dtype, GFLOP/s."""
         return max(self.gemm[dtype].values())
 
 
 def document(run: Run, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The JSON document that the module's docstring describes."""
+    """Return the JSON document that the module's docstring describes."""
     return {
         "version": VERSION,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "device": _device_name(run.device),
+        "commit": commit(),
+        "device": device_name(run.device),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": run.threads,
         "rounds": run.rounds,
         "quick": run.is_quick,
-        "versions": _versions(),
+        "versions": versions(),
         "gemm": {dtype: dict(rates) for dtype, rates in run.gemm.items()},
         "cases": [_case_document(run, outcome) for outcome in outcomes],
     }
 
 
-def print_report(console: Console, run: Run, outcomes: Sequence[Outcome]) -> None:
-    """The machine, then one table for each mode."""
-    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
-    console.print(f"{_device_name(run.device)}, {run.threads} threads, {versions}")
-    for dtype, rates in run.gemm.items():
+def print_report(console: Console, document: Mapping[str, Any]) -> None:
+    """Print the machine, then one table per mode."""
+    found = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    console.print(f"{document['device']}, {document['threads']} threads, {found}")
+    for dtype, rates in document["gemm"].items():
         shown = ", ".join(f"{shape} {rate:.0f}" for shape, rate in rates.items())
         console.print(f"GEMM {dtype}, GFLOP/s: {shown}")
     for mode in MODES:
-        rows = [outcome for outcome in outcomes if outcome.case.mode == mode]
-        if rows:
-            console.print(_table(TITLES[mode], run, rows))
+        cases = [case for case in document["cases"] if case["mode"] == mode]
+        if cases:
+            console.print(_table(TITLES[mode], cases))
     console.print(
-        "Each provider: median [×ratio ours/peer]; p20–p80; GFLOP/s and share of the fastest GEMM. "
-        "Green meets the target (or, without one, is no slower), red misses it."
+        "ours/peer below 1: ours is faster. Green meets the target (without one, 1), red misses "
+        "it. GEMM: share of the fastest matrix product in that dtype."
     )
 
 
-def _table(title: str, run: Run, outcomes: Sequence[Outcome]) -> Table:
-    shown = [name for name in PROVIDERS if any(name in o.entries for o in outcomes)]
-    has_targets = any(o.case.targets for o in outcomes)
-    has_memory = any(o.memory_ratio is not None for o in outcomes)
-    table = Table(title=title, show_lines=True, title_justify="left")
-    table.add_column("case", overflow="fold")
-    if has_targets:
-        table.add_column("target", no_wrap=True)
-    for name in shown:
-        table.add_column(name, overflow="fold")
-    if has_memory:
-        table.add_column("peak memory", no_wrap=True)
-    for outcome in outcomes:
-        case = outcome.case
-        cells = [f"{case.subject}\n{'×'.join(map(str, case.shape))}\n[dim]{case.dtype}[/dim]"]
-        if has_targets:
-            cells.append(_targets_cell(outcome))
-        cells += [_provider_cell(run, outcome, name) for name in shown]
-        if has_memory:
-            cells.append(_memory_cell(outcome))
-        table.add_row(*cells)
+def _table(title: str, cases: Sequence[Mapping[str, Any]]) -> Table:
+    headings = ("ms", "p20–p80", "ours/peer", "GFLOP/s", "GEMM", "peak MiB")
+    table = Table("case", "provider", title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    for case in cases:
+        table.add_section()
+        name = f"{case['subject']} {'×'.join(map(str, case['shape']))} {case['dtype']}"
+        for provider, entry in case["providers"].items():
+            if entry["median_ms"] is None:
+                provider += f" [dim]{entry['status']}: {escape(entry['reason'] or '')}[/]"
+                cells = []
+            else:
+                ratio, target = case["ratios"].get(provider), case["targets"].get(provider)
+                memory = entry["peak_mb"] and f"{entry['peak_mb']:.0f}"
+                if memory and provider == "ours" and case["memory_ratio"]:
+                    memory += " " + _coloured(case["memory_ratio"], MEMORY_TARGET)
+                cells = [
+                    f"{entry['median_ms']:.3g}",
+                    f"{entry['p20_ms']:.3g}–{entry['p80_ms']:.3g}",
+                    _coloured(ratio, target) if ratio else "",
+                    f"{entry['gflops']:.0f}" if entry["gflops"] else "",
+                    f"{entry['gemm_fraction']:.0%}" if entry["gemm_fraction"] else "",
+                    memory or "",
+                ]
+            table.add_row(name, provider, *cells)
+            name = ""
+        if "fastest" in case["targets"] and "fastest" in case["ratios"]:
+            ratio = _coloured(case["ratios"]["fastest"], case["targets"]["fastest"])
+            table.add_row("", "fastest peer", "", "", ratio)
     return table
 
 
-def _provider_cell(run: Run, outcome: Outcome, name: str) -> str:
-    entry = outcome.entries.get(name)
-    if entry is None:
-        return "[dim]–[/dim]"
-    if entry.timing is None:
-        colour = "dim" if entry.status in ("unavailable", "ungated") else "red"
-        return f"[{colour}]{entry.status}: {escape(entry.reason)}[/{colour}]"
-    timing = entry.timing
-    first = f"{_milliseconds(timing.median)} ms"
-    if name in outcome.ratios:
-        first += " " + _coloured_ratio(outcome.ratios[name], outcome.case.targets.get(name))
-    lines = [first, f"{_milliseconds(timing.p20)}–{_milliseconds(timing.p80)}"]
-    gflops = _gflops(outcome, entry)
-    if gflops:
-        lines.append(f"{gflops:.0f} GF/s {gflops / run.peak(outcome.case.dtype):.0%}")
-    return lines[0] + "".join(f"\n[dim]{line}[/dim]" for line in lines[1:])
-
-
-def _targets_cell(outcome: Outcome) -> str:
-    lines = []
-    for peer, target in outcome.case.targets.items():
-        ratio = outcome.ratios.get(peer)
-        reached = "–" if ratio is None else _coloured_ratio(ratio, target)
-        lines.append(f"{peer} ≤ {target:g}: {reached}")
-    return "\n".join(lines)
-
-
-def _memory_cell(outcome: Outcome) -> str:
-    lines = [
-        f"{name} {entry.peak_bytes / 2**20:.0f} MiB"
-        for name, entry in outcome.entries.items()
-        if entry.peak_bytes
-    ]
-    if outcome.memory_ratio is not None:
-        lines.append(f"≤ {MEMORY_TARGET:g}: {_coloured_ratio(outcome.memory_ratio, MEMORY_TARGET)}")
-    return "\n".join(lines)
-
-
-def _coloured_ratio(ratio: float, target: float | None) -> str:
-    if ratio <= (target or 1.0):
-        return f"[green]×{ratio:.2f}[/green]"
-    colour = "yellow" if target is None else "red"
-    return f"[{colour}]×{ratio:.2f}[/{colour}]"
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g}" if seconds < 0.1 else f"{seconds * 1e3:.0f}"
+def _coloured(ratio: float, target: float | None) -> str:
+    colour = "green" if ratio <= (target or 1) else "yellow" if target is None else "red"
+    goal = "" if target is None else f" (≤ {target:g})"
+    return f"[{colour}]{ratio:.2f}[/]{goal}"
 
 
 def _gflops(outcome: Outcome, entry: Entry) -> float | None:
@@ -212,17 +180,23 @@ def _entry_document(run: Run, outcome: Outcome, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions that figures depend on."""
     found = {"python": platform.python_version()}
     for name in ("denoise-batch", "torch", "onnxruntime", "openvino"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if importlib.util.find_spec("triton"):
+        # Its distributions have various names: triton, pytorch-triton, …
+        with suppress(ImportError, AttributeError):
+            found["triton"] = str(importlib.import_module("triton").__version__)
     return found
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the short hash of the working tree's commit, with "+" if files had changed."""
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
@@ -235,7 +209,8 @@ def _commit() -> str:
         return "unknown"
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the model of the GPU or processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model()
 
 

@@ -1,34 +1,34 @@
-"""The providers "onnxruntime" and "openvino": inference on the CPU, where they are installed.
+"""The providers "onnxruntime" and "openvino": inference on the CPU, if they are installed.
 
-Both read the same ONNX graph, get their input in their own layout (planar, laid out beforehand)
-and hand out a fresh or shared output, whichever is faster for them.
+Both read the torch equivalent in ONNX and get a planar input, laid out beforehand.
 """
 
 import importlib
 import io
+import warnings
 from types import ModuleType
 from typing import Any
 
 import torch
 from problem import Problem, Runner, UnavailableError
+from torch_networks import torch_equivalent
 
 
 def onnxruntime(problem: Problem) -> Runner:
-    """ONNX Runtime with all graph optimisations, `threads` threads, one operator at a time."""
-    runtime = _installed("onnxruntime")
-    model = _model(problem)
+    """Prepare ONNX Runtime with all graph optimisations, one operator at a time."""
+    runtime = _installed(problem, "onnxruntime")
+    if problem.dtype != torch.float32:
+        raise UnavailableError("ONNX Runtime has no bfloat16 on CPUs")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4
-    # Its threads may spin while it works, but not on into the next provider's turn.
+    # Its threads may spin while it computes, but not into the next provider's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # one class of its own for every status code
-        raise UnavailableError(_first_line(error)) from error
-    feed = {"input": _planar(problem)}
+    model = onnx_model(problem)
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feed = {"input": problem.input.float().contiguous().numpy()}
     latest: dict[str, Any] = {}
 
     def run() -> None:
@@ -38,26 +38,20 @@ def onnxruntime(problem: Problem) -> Runner:
 
 
 def openvino(problem: Problem) -> Runner:
-    """OpenVINO's CPU plug-in for latency, told the precision (its own choice would be bfloat16)."""
-    vino = _installed("openvino")
-    core = vino.Core()
+    """Prepare OpenVINO's CPU plug-in for latency, in the case's precision (its own is bfloat16)."""
+    core = _installed(problem, "openvino").Core()
     precision = "f32" if problem.dtype == torch.float32 else "bf16"
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UnavailableError("this CPU has no bfloat16")
-    # float32 in the graph: the plug-in converts by the hint.
-    model = core.read_model(io.BytesIO(_model(problem, torch.float32)))
-    compiled = core.compile_model(
-        model,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-        },
-    )
-    request = compiled.create_infer_request()
-    feed = [_planar(problem)]
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    model = core.read_model(io.BytesIO(onnx_model(problem)))
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    feed = [problem.input.float().contiguous().numpy()]
     latest: dict[str, Any] = {}
 
     def run() -> None:
@@ -66,27 +60,31 @@ def openvino(problem: Problem) -> Runner:
     return Runner(run, lambda: {"output": torch.from_numpy(latest["output"]).clone()})
 
 
-def _installed(name: str) -> ModuleType:
+def onnx_model(problem: Problem) -> bytes:
+    """Export the torch equivalent, float32, with input "input" of the case's shape."""
+    module = torch_equivalent(problem.case.block()).eval()
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # The exporter that needs no onnxscript is deprecated; traced sizes become constants.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (problem.input.float().contiguous(),),
+            buffer,
+            input_names=["input"],
+            output_names=["output"],
+            opset_version=18,
+            dynamo=False,
+        )
+    return buffer.getvalue()
+
+
+def _installed(problem: Problem, name: str) -> ModuleType:
+    if problem.device.type != "cpu":
+        raise UnavailableError("measured on the CPU only")
     for needed in (name, "onnx"):
         try:
             importlib.import_module(needed)
         except ImportError as error:
             raise UnavailableError(f"{needed} is not installed (extra: bench)") from error
     return importlib.import_module(name)
-
-
-def _model(problem: Problem, dtype: torch.dtype | None = None) -> bytes:
-    if problem.device.type != "cpu":
-        raise UnavailableError("measured on the CPU only")
-    from onnx_graph import onnx_model  # needs onnx, which is optional
-
-    return onnx_model(problem.case.block(), problem.case.shape, dtype or problem.dtype)
-
-
-def _planar(problem: Problem) -> Any:
-    return problem.input.float().contiguous().numpy()
-
-
-def _first_line(error: Exception) -> str:
-    """Without the status in front and the node's name behind, which say nothing here."""
-    return str(error).partition("\n")[0].rpartition(" : ")[2].partition(" node with name")[0]

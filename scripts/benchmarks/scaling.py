@@ -1,14 +1,12 @@
-"""How training and denoising grow from 1 to N workers on this machine.
+"""Measure how training and denoising scale from 1 to N workers on this machine.
 
     scripts/scaling                 1 and 2 workers, all cases
     scripts/scaling --workers 1,2,4 train ray
 
-Every worker computes with one thread, so N workers use N cores; whatever else runs on the machine
-spoils the figures. "apart" is what the machine itself lets N workers gain: N trainings that know
-nothing of each other, each with its share of the tiles and of the batch. Rates leave out the start:
-training counts the seconds of its steps, denoising the time from the first file handed out to the
-last one written, with workers that are up already. The best of `--rounds` counts. All pictures and
-weights are made up, from a fixed seed.
+Each worker computes on one thread, so N workers use N cores; run nothing else meanwhile. "apart" is
+the machine's own limit: N independent trainings, each with its share of the tiles and of the batch.
+Rates leave out the start: training counts the seconds of its steps, denoising the time from the
+first file handed out to the last one written. The best of `--rounds` counts. Images are synthetic.
 """
 
 import argparse
@@ -38,19 +36,21 @@ SIDE = 768
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table, and with --json write it."""
+    """Measure and print a table; with --json write it too."""
     parser = argparse.ArgumentParser(
-        prog="scripts/scaling", description=__doc__, formatter_class=_Formatter
+        prog="scripts/scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; default: all")
+    parser.add_argument("cases", nargs="*", help=f"choose from {', '.join(CASES)}; default: all")
     parser.add_argument("--workers", default="1,2", help="numbers of workers (default: 1,2)")
     parser.add_argument("--images", type=int, default=48, help=f"of {SIDE}x{SIDE} (default: 48)")
-    parser.add_argument("--rounds", type=int, default=3, help="the best counts (default: 3)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--rounds", type=int, default=3, help="the best one counts (default: 3)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
     chosen = options.cases or list(CASES)
     if unknown := set(chosen) - set(CASES):
-        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+        parser.error(f"unknown case {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}")
     numbers = [int(number) for number in options.workers.split(",")]
     os.environ["OMP_NUM_THREADS"] = "1"
     rates: dict[str, dict[int, float]] = {case: {} for case in chosen}
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "processes": lambda workers, out: _denoise(workers, images, out, is_ray=False),
             "ray": lambda workers, out: _denoise(workers, images, out, is_ray=True),
         }
-        for number in range(options.rounds):  # in turns, so that a slow minute hits all
+        for number in range(options.rounds):  # in turns, so that a slow minute affects all cases
             for case in chosen:
                 for workers in numbers:
                     out = Path(folder) / f"{case}-{workers}-{number}"
@@ -75,12 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """The docstring as it stands."""
-
-
 def _pictures(folder: Path, count: int) -> Path:
-    """Smooth noisy pictures, of which training and denoising take as long as of photographs."""
+    """Create smooth images with noise, which take as long as photographs."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
     for number in range(count):
@@ -95,7 +91,7 @@ def _pictures(folder: Path, count: int) -> Path:
 
 
 def _train(workers: int, images: Path, out: Path) -> float:
-    """Tiles a second of the U-Net, `BATCH` tiles a step."""
+    """Return tiles per second of the U-Net, `BATCH` tiles per step."""
     command = [sys.executable, "-m"]
     if workers > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m"]
@@ -105,7 +101,7 @@ def _train(workers: int, images: Path, out: Path) -> float:
 
 
 def _train_apart(workers: int, images: Path, out: Path) -> float:
-    """Tiles a second of several runs together."""
+    """Return tiles per second of several independent runs together."""
     runs = [out.with_name(f"{out.name}-{number}") for number in range(workers)]
     running = [
         subprocess.Popen(
@@ -122,7 +118,7 @@ def _train_apart(workers: int, images: Path, out: Path) -> float:
 
 
 def _training(images: Path, out: Path, share: int) -> list[str]:
-    """Module and arguments of a training with one of `share` shares of the work."""
+    """Return module and arguments of a training on 1/`share` of the work."""
     command = ["denoise_batch.training", str(images), "--network", "unet"]
     command += ["--noise", "gaussian:25", "--tiles", str(TILES // share), "--tile-px", str(TILE_PX)]
     command += ["--batch-size", str(BATCH // share), "--optimizer", "adamw", "--lr", "0.0005"]
@@ -130,13 +126,13 @@ def _training(images: Path, out: Path, share: int) -> list[str]:
 
 
 def _tiles_a_second(out: Path, share: int) -> float:
-    """Of the second epoch: the first one warms up."""
+    """Return tiles per second in the second epoch; the first warms up."""
     row = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     return float(TILES // share / row["seconds"])
 
 
 def _denoise(workers: int, images: Path, out: Path, *, is_ray: bool) -> float:
-    """Images a second of the default weights, with workers that are up."""
+    """Return images per second with the default weights and workers that are running."""
     options = DenoiseOptions((str(images),), out, device="cpu")
     torch.set_num_threads(1)
     with ExitStack() as stack:
@@ -149,7 +145,7 @@ def _denoise(workers: int, images: Path, out: Path, *, is_ray: bool) -> float:
                 session.engine = ProcessEngine(options, session.storage, "", devices)
             assert isinstance(session.engine, WorkersEngine)
             jobs = session.jobs()
-            # What a run does before it hands out jobs: Ray's workers look for the lock.
+            # As a run does before it hands out jobs: Ray's workers look for the lock.
             for root in {job.root for job in jobs}:
                 with locked(root):
                     session.engine.warm_up(jobs)
@@ -161,7 +157,7 @@ def _denoise(workers: int, images: Path, out: Path, *, is_ray: bool) -> float:
 
 @contextmanager
 def _cluster(nodes: int) -> Iterator[str]:
-    """A Ray cluster of nodes with one core each, all on this machine."""
+    """Run a Ray cluster of nodes with one core each on this machine."""
     from ray.cluster_utils import Cluster
 
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}

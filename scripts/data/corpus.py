@@ -1,9 +1,8 @@
-"""Build the training corpus: freely licensed photographs out of Debian packages, taken by name.
+"""Build the training corpus: freely licensed photographs from named Debian packages.
 
-The photographs are downscaled with a Lanczos filter, which takes away the artefacts of JPEG and
-WebP and the noise of the sensor: what is left is clean enough to add noise to. OUT/manifest.json
-says for each one where it came from and under which licence; the photographs themselves are not
-redistributed with this project. Needs apt-get and dpkg-deb, so Debian or a descendant of it.
+Downscaling with a Lanczos filter removes compression artefacts and sensor noise, so that the
+photographs are clean enough to add noise to. OUT/manifest.json gives the source and licence of each
+one; this project does not redistribute them. Needs apt-get and dpkg-deb (Debian or a derivative).
 """
 
 import argparse
@@ -22,23 +21,23 @@ from corpus_selection import SELECTIONS, Selection
 from corpus_sources import Package, licence_of, matches, unpack_bundle
 from PIL import Image
 
-# An icon teaches nothing, and no photograph is made smaller than MIN_SIDE_PX on its short side.
+# Smaller images are icons; no photograph is downscaled below MIN_SIDE_PX on its short side.
 MIN_AREA_PX = 40_000
 MIN_SIDE_PX = 160
 LONG_SIDE_PX = 800
 MAX_DOWNSCALE = 6.0
-# Below this many bits a pixel, compression has left traces that only halving removes.
+# Below this many bits per pixel, compression leaves artefacts that only halving removes.
 FINE_BITS_PER_PIXEL = 1.5
-# Raise it when the same selection begins to give other pixels or other rows.
+# Raise it when a change of the code changes pixels or rows of the manifest.
 RECIPE = 1
 
-# Folders that tell nothing about the photograph do not enter its name.
+# Folders whose names say nothing about the photograph are left out of its file name.
 SILENT_FOLDERS = frozenset({"contents", "image", "images", "resource"})
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """One row of the manifest: sources are paths within the package, sizes (width, height)."""
+    """A row of the manifest; sources are paths in the package, sizes (width, height)."""
 
     file: str
     package: str
@@ -54,14 +53,14 @@ class Photograph:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what OUT lacks; 1 if not one photograph could be had, 2 if OUT is something else."""
+    """Build what OUT lacks; return 1 without any photograph, 2 if OUT is not a corpus."""
     parser = argparse.ArgumentParser(prog="corpus", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("out", type=Path, help="folder of the corpus: new, or an earlier run's")
+    parser.add_argument("out", type=Path, help="folder of the corpus: new, or of an earlier run")
     parser.add_argument("--keep-packages", action="store_true", help="keep them in OUT/packages")
     options = parser.parse_args(arguments)
     out: Path = options.out.resolve()
     if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir()):
-        # Folders named like a package are replaced, so they must be known to be the corpus's own.
+        # Folders named like a package are replaced, so they must belong to a corpus.
         parser.error(f"{out}: has files but no manifest.json; name an empty or new folder")
     rows = build(out, keep_packages=options.keep_packages)
     megapixels = sum(row.size[0] * row.size[1] for row in rows) / 1e6
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(out: Path, *, keep_packages: bool = False) -> list[Photograph]:
-    """Build the packages that out lacks, or holds by another recipe; return the whole manifest."""
+    """Build the packages that `out` lacks or has by another recipe; return the whole manifest."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [row for selection in SELECTIONS for row in verified(out, selection)]
     missing = [s for s in SELECTIONS if s.package not in {row.package for row in rows}]
@@ -91,10 +90,10 @@ def build(out: Path, *, keep_packages: bool = False) -> list[Photograph]:
 
 
 def build_package(selection: Selection, out: Path, staging: Path, debs: Path) -> list[Photograph]:
-    """Fetch one package and put its photographs into out, all or none.
+    """Download one package and put its photographs into `out`, all or none.
 
     Raises:
-        OSError: the package cannot be had, or holds nothing of the selection.
+        OSError: the package is not available, or contains nothing of the selection.
     """
     tree, ready = staging / "tree", staging / "ready"
     for folder in (tree, ready, debs):
@@ -108,7 +107,7 @@ def build_package(selection: Selection, out: Path, staging: Path, debs: Path) ->
     with ThreadPoolExecutor() as pool:
         rows = [row for row in pool.map(convert, chosen) if row]
     if not rows:
-        raise OSError(f"version {package.version} holds none of the photographs selected")
+        raise OSError(f"version {package.version} contains none of the selected photographs")
     shutil.rmtree(out / selection.package, ignore_errors=True)
     ready.rename(out / selection.package)
     print(f"{selection.package} {package.version}: {len(rows)} photographs", file=sys.stderr)
@@ -116,7 +115,7 @@ def build_package(selection: Selection, out: Path, staging: Path, debs: Path) ->
 
 
 def fetch(package: str, debs: Path, tree: Path) -> str:
-    """Download a package into debs unless it lies there, extract it into tree; its version."""
+    """Download a package into `debs` unless it is there, extract it; return its version."""
     if not list(debs.glob(f"{package}_*.deb")):
         run("apt-get", "download", package, folder=debs)
     deb, version = "", ""
@@ -129,13 +128,13 @@ def fetch(package: str, debs: Path, tree: Path) -> str:
 
 
 def is_newer(version: str, other: str) -> bool:
-    """In Debian's order, in which 1.10 comes after 1.9 and 1:1.0 after both."""
+    """Compare Debian versions: 1.10 is newer than 1.9, and 1:1.0 than both."""
     command = ["dpkg", "--compare-versions", version, "gt", other]
     return subprocess.run(command, check=False).returncode == 0
 
 
 def run(*command: str, folder: Path) -> str:
-    """What the command prints, run in folder; OSError if it fails or is not installed."""
+    """Run the command in `folder` and return its output; OSError if it fails or is missing."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{command[0]}: {done.stderr.strip()}")
@@ -143,12 +142,12 @@ def run(*command: str, folder: Path) -> str:
 
 
 def photograph(picture: Path, package: Package, ready: Path) -> Photograph | None:
-    """Write one photograph, downscaled, into ready; None if it is too small or see-through."""
+    """Downscale one photograph into `ready`; None if it is too small or transparent."""
     selection = package.selection
     data = picture.read_bytes()
     with Image.open(picture) as image:
         native = image.size
-        if native[0] * native[1] < MIN_AREA_PX or is_see_through(image):
+        if native[0] * native[1] < MIN_AREA_PX or is_transparent(image):
             return None
         factor = selection.downscale or downscale_factor(*native, len(data))
         size = (round(native[0] / factor), round(native[1] / factor))
@@ -156,7 +155,7 @@ def photograph(picture: Path, package: Package, ready: Path) -> Photograph | Non
     relative = picture.relative_to(package.root).with_suffix("")
     parts = [part for part in relative.parts if part not in SILENT_FOLDERS]
     name = "-".join(parts) + ".png"
-    # Level 1: a quarter of the time of 6 for 6 % more disk.
+    # Level 1 takes a quarter of the time of level 6, and 6 % more disk space.
     small.save(ready / name, compress_level=1)
     licence, licence_source = licence_of(picture, package)
     return Photograph(
@@ -174,27 +173,27 @@ def photograph(picture: Path, package: Package, ready: Path) -> Photograph | Non
     )
 
 
-def is_see_through(image: Image.Image) -> bool:
-    """Whether any pixel is less than opaque: a cut-out or a drawing, not a photograph."""
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a pixel is not opaque: a cut-out or a drawing, not a photograph."""
     if not image.has_transparency_data:
         return False
     return min(image.convert("RGBA").getchannel("A").tobytes()) < 255
 
 
 def downscale_factor(width: int, height: int, size_bytes: int) -> float:
-    """Factor that brings the long side to LONG_SIDE_PX, and is at least what compression asks."""
+    """Return the factor to LONG_SIDE_PX on the long side, at least what compression needs."""
     fine = size_bytes * 8 / (width * height) >= FINE_BITS_PER_PIXEL
     factor = max(max(width, height) / LONG_SIDE_PX, 1.5 if fine else 2.0)
     return max(1.0, min(factor, MAX_DOWNSCALE, min(width, height) / MIN_SIDE_PX))
 
 
 def recipe(selection: Selection) -> str:
-    """Changes whenever the photographs of a selection may."""
+    """Return a hash that changes whenever the photographs of a selection may."""
     return hashlib.sha256(f"{RECIPE} {selection}".encode()).hexdigest()[:12]
 
 
 def verified(out: Path, selection: Selection) -> list[Photograph]:
-    """The package's rows of out's manifest; none unless made by this recipe and all there."""
+    """Return the package's rows of the manifest; none if one is missing or of another recipe."""
     rows = [row for row in read_manifest(out) if row.package == selection.package]
     for row in rows:
         try:
@@ -208,7 +207,7 @@ def verified(out: Path, selection: Selection) -> list[Photograph]:
 
 
 def read_manifest(out: Path) -> list[Photograph]:
-    """The rows of out's manifest; none where there is no manifest yet."""
+    """Return the rows of the manifest; none without a manifest."""
     path = out / "manifest.json"
     rows = json.loads(path.read_text("utf-8"))["photographs"] if path.exists() else []
     sizes = ("native_size", "size")
@@ -216,7 +215,7 @@ def read_manifest(out: Path) -> list[Photograph]:
 
 
 def write_manifest(out: Path, rows: Sequence[Photograph]) -> None:
-    """Replace out's manifest in one step."""
+    """Replace the manifest atomically."""
     ordered = sorted(rows, key=lambda row: row.file)
     text = json.dumps({"photographs": [asdict(row) for row in ordered]}, indent=1)
     draft = out / ".manifest.json"

@@ -1,21 +1,21 @@
-"""Which photographs the training corpus takes from which Debian package: data, looked at by eye."""
+"""The photographs of the training corpus by Debian package, selected by eye."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which photographs to take from one package.
+    """The photographs to take from one package.
 
     Attributes:
         package: name of the Debian package.
-        root: folder of the package that patterns and exclude start from.
-        patterns: globs below root.
-        licence: what the package states as a whole, where nothing finer is said.
-        exclude: fnmatch patterns below root: what is no photograph, or shows people.
-        origin: root's name in the source package, by which debian/copyright calls it.
-        beside: file that states a photograph's licence, seen from its folder; * is its stem.
-        bundles: Qt resource bundles, unpacked where they lie.
+        root: folder in the package that `patterns` and `exclude` start from.
+        patterns: globs below `root`.
+        licence: the package's licence, where no finer one is stated.
+        exclude: fnmatch patterns below `root` for drawings and people.
+        origin: name of `root` in the source package, as debian/copyright uses it.
+        beside: file with a photograph's licence, relative to its folder; * is its stem.
+        bundles: Qt resource bundles to unpack in place.
         downscale: one factor for the whole package.
     """
 
@@ -52,7 +52,7 @@ SELECTIONS = (
             *("*/australia*", "*/ireland*", "*/italy*", "*/japan*", "*/mexico*", "*/orchestra*"),
             # Film grain, blown highlights.
             *("*/castleClinton*", "*/castillodeSanMarcos*"),
-            # Small copies of what explore_monuments has.
+            # Small copies of images in explore_monuments.
             *("*/monuments/brandenburgGate*", "*/monuments/colosseum*", "*/greatPyramid.*"),
         ),
         origin="src/activities",
@@ -69,7 +69,7 @@ SELECTIONS = (
             "*/moon*",
         ),
         origin="Media/Backgrounds",
-        # Small, and downscaled already by whoever chose them.
+        # Small, and already downscaled by their editors.
         downscale=1.25,
     ),
     Selection("tuxpaint-data", "usr/share/tuxpaint/templates", ("*.jpg",), "GPL-2+"),

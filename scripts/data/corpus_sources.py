@@ -1,4 +1,4 @@
-"""What the packages of the corpus say in their own formats: licences, and Qt resource bundles."""
+"""The packages' own formats: licence statements and Qt resource bundles."""
 
 import re
 import struct
@@ -24,7 +24,7 @@ SPELLINGS = {
 
 @dataclass(frozen=True)
 class Package:
-    """A package unpacked into tree."""
+    """A package, unpacked into `tree`."""
 
     selection: Selection
     version: str
@@ -32,25 +32,25 @@ class Package:
 
     @property
     def root(self) -> Path:
-        """Where the selection's patterns start."""
+        """The folder that the selection's patterns start from."""
         return self.tree / self.selection.root
 
     @property
     def copyright(self) -> Path:
-        """What Debian says of the licences in it."""
+        """Debian's statement of the licences."""
         return self.tree / "usr/share/doc" / self.selection.package / "copyright"
 
     @cached_property
     def stanzas(self) -> list[tuple[list[str], str]]:
-        """What read_stanzas finds there."""
+        """The stanzas of that statement."""
         return read_stanzas(self.copyright)
 
 
 def licence_of(picture: Path, package: Package) -> tuple[str, str]:
-    """A photograph's licence and the file of the package that states it, the nearest first.
+    """Return a photograph's licence and the file that states it; the nearest file counts.
 
-    debian/copyright comes last: in gcompris-qt-data it still describes photographs of the same
-    name that upstream has since replaced, and the READMEs in the bundles describe the new ones.
+    debian/copyright comes last: in gcompris-qt-data it still describes photographs that upstream
+    has replaced under the same names; the READMEs in the bundles describe the new ones.
     """
     tree, selection = package.tree, package.selection
     for folder in picture.relative_to(tree).parents:
@@ -71,19 +71,19 @@ def licence_of(picture: Path, package: Package) -> tuple[str, str]:
 
 
 def matches(path: Path, root: Path, patterns: Sequence[str]) -> bool:
-    """Whether path, seen from root, matches a pattern of * and ?; both match / too, as in DEP-5."""
+    """Whether `path` below `root` matches a pattern; * and ? match / too, as in DEP-5."""
     name = path.relative_to(root).as_posix()
     return any(fnmatchcase(name, pattern.replace("[", "[[]")) for pattern in patterns)
 
 
 def spelled(licence: str) -> str:
-    """The licence as debian/copyright would spell it."""
+    """Return the licence in debian/copyright's spelling."""
     licence = licence.strip()
     return SPELLINGS.get(licence.lower(), licence.replace(" ", "-"))
 
 
 def read_stanzas(path: Path) -> list[tuple[list[str], str]]:
-    """The (patterns, licence) of each Files stanza of a machine-readable debian/copyright (DEP-5).
+    """Return (patterns, licence) of each Files stanza of a debian/copyright (DEP-5).
 
     https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
     """
@@ -98,7 +98,7 @@ def read_stanzas(path: Path) -> list[tuple[list[str], str]]:
 
 
 def read_readme(path: Path) -> list[tuple[list[str], str]]:
-    """The (names, licence) of each paragraph of a GCompris README: names stand one to a line."""
+    """Return (names, licence) of each paragraph of a GCompris README; one name per line."""
     paragraphs = []
     for paragraph in re.split(r"\n\s*\n", path.read_text("utf-8", errors="replace")):
         if licence := re.search(r"^License: *(.+)$", paragraph, re.MULTILINE):
@@ -108,7 +108,7 @@ def read_readme(path: Path) -> list[tuple[list[str], str]]:
 
 
 def unpack_bundle(path: Path) -> None:
-    """Unpack the WebP pictures and READMEs of a Qt resource bundle into the folder it lies in."""
+    """Unpack the WebP images and READMEs of a Qt resource bundle into its folder."""
     for name, data in read_bundle(path.read_bytes()):
         target = path.parent / name
         if target.suffix == ".webp" or target.name == "README":
@@ -117,16 +117,16 @@ def unpack_bundle(path: Path) -> None:
 
 
 def read_bundle(bundle: bytes) -> Iterator[tuple[str, bytes]]:
-    """The (path, content) of each file in a Qt binary resource, format 1 to 3; big endian.
+    """Yield (path, content) of each file in a Qt binary resource of format 1 to 3; big endian.
 
-    The header points at three tables. A tree of nodes, the root first: name offset u32, flags u16,
+    The header points to three tables. A tree of nodes, root first: name offset u32, flags u16;
     then for a folder the count and index of its children (u32, u32), for a file its locale (u16,
-    u16) and data offset u32; from format 2 a time stamp u64. Names: length u16, hash u32, UTF-16.
-    Data: length u32, then the content, which compressed is a length u32 and a zlib stream. Files
-    compressed with Zstandard are left out: rcc does that to text, hardly ever to a picture.
+    u16) and data offset u32; from format 2 on a time stamp u64. Names: length u16, hash u32,
+    UTF-16. Data: length u32 and content; compressed content is a length u32 and a zlib stream.
+    Files compressed with Zstandard are skipped: rcc compresses text so, hardly ever images.
 
     Raises:
-        OSError: not such a resource.
+        OSError: not a Qt resource.
     """
     magic, version, tree, data, names = struct.unpack_from(">4s4I", bundle)
     if magic != b"qres" or version not in (1, 2, 3):

@@ -1,8 +1,8 @@
-"""The README's pictures of a run: the terminal as SVG and, with Chromium, the HTML report.
+"""Draw the documentation's pictures of a run: terminal (SVG) and, with Chromium, HTML report.
 
 usage: python scripts/data/readme_pictures.py NOISY CLEAN OUTPUT-FOLDER
 
-The speed in them is this machine's: run it where nothing else runs.
+They show this machine's speed, so run nothing else meanwhile.
 """
 
 import re
@@ -28,12 +28,12 @@ FLAGS = (
 
 
 def main(noisy: str, clean: str, output: str) -> None:
-    """Denoise into a temporary folder and draw what the user sees."""
+    """Denoise into a temporary folder and draw what a user sees."""
     with tempfile.TemporaryDirectory() as folder:
         options = DenoiseOptions(
             (noisy,), output=Path(folder) / "denoised", reference=Path(clean), device="cpu"
         )
-        denoise(options)  # the first run pays for imports and memory
+        denoise(options)  # warm up: imports and memory
         again = DenoiseOptions(
             (noisy,), output=Path(folder) / "again", reference=Path(clean), device="cpu"
         )
@@ -42,12 +42,12 @@ def main(noisy: str, clean: str, output: str) -> None:
         console.print(f"[bold]$[/] denoise-batch {noisy} --reference {clean}", highlight=False)
         print_summary(summary, console)
         svg = console.export_svg(title="denoise-batch")
-        # Without the fonts that rich would load from the network.
+        # Remove the fonts that rich would load from the network.
         svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
         (Path(output) / "terminal.svg").write_text(svg, encoding="utf-8")
         browser = shutil.which("chromium") or shutil.which("google-chrome")
         if browser is None:
-            print("no Chromium: report.png stays as it is", file=sys.stderr)
+            print("no Chromium: report.png is unchanged", file=sys.stderr)
             return
         page = Path(folder) / "report.html"
         write_report(page, make_report(again, summary))

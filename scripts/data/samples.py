@@ -1,9 +1,9 @@
-"""Make docs/samples: small clean photographs and the same with Gaussian noise.
+"""Create docs/samples: small clean photographs, and the same with Gaussian noise.
 
     python scripts/data/samples.py FOLDER_WITH_ORIGINALS docs/samples
 
-The originals are the files named below, from the folder skimage/data of the scikit-image wheel;
-docs/samples/README.md names their authors and licences. Same torch, same bytes.
+The originals below are in skimage/data of the scikit-image wheel; docs/samples/README.md gives
+their authors and licences. The same version of torch gives the same bytes.
 """
 
 import sys
@@ -25,14 +25,14 @@ SIGMA_255 = 25.0
 
 
 def shrunk(image: Image.Image) -> Image.Image:
-    """The image with a long side of LONG_SIDE_PX, resampled by Lanczos."""
+    """Resize the image to LONG_SIDE_PX on its long side, with a Lanczos filter."""
     scale = LONG_SIDE_PX / max(image.size)
     width, height = (round(side * scale) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def noisy(image: Image.Image, seed: int) -> Image.Image:
-    """The image plus white Gaussian noise, rounded and clipped to 8 bits."""
+    """Add white Gaussian noise; round and clip to 8 bits."""
     samples = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed))
     levels = (samples + SIGMA_255 * noise).round().clamp(0, 255).to(torch.uint8)

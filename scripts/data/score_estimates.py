@@ -1,11 +1,11 @@
-"""How far the numbers without references are from the truth, on photographs with known noise.
+"""Score the estimates made without references, on photographs with known noise.
 
 usage: python scripts/data/score_estimates.py PHOTOGRAPHS [--weights NAME] [--every N] [--mosaic]
                                                [--kinds KIND …] [--sigmas SIGMA …]
 
-For each kind (colour, gray, and colour as an 8-bit file holds it: rounded and clipped) and each σ:
-the estimated σ against the true one, and the estimated PSNR of the denoised image against the true
-one. --mosaic joins four photographs to one, which is then probed by tiles only.
+Compares, for each kind (colour; gray; 8-bit: colour, rounded and clipped) and each σ, the estimated
+with the true σ, and the estimated with the true PSNR of the denoised image. --mosaic joins four
+photographs into one, large enough that only tiles are probed.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("photographs", type=Path)
     parser.add_argument("--weights")
     parser.add_argument("--every", type=int, default=1, help="use every Nth photograph")
-    parser.add_argument("--mosaic", action="store_true", help="join four photographs to one")
+    parser.add_argument("--mosaic", action="store_true", help="join four photographs into one")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--sigmas", nargs="+", type=int, default=SIGMAS)
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""PSNR on the report's protocol: 1 000 held-out tiles of 32×32 with `subpixel:8` noise.
+"""Score weights as the course paper does: 1 000 held-out 32×32 tiles with `subpixel:8` noise.
 
 usage: python scripts/data/score_protocol.py CORPUS WEIGHTS...
 
-WEIGHTS are files of denoise-train, or the report authors' own (tensors conv1, conv2, tconv1,
-tconv2), whose network saw values in [0, 1] without standardisation and without a margin.
+WEIGHTS are files of denoise-train, or the course paper's own (tensors conv1, conv2, tconv1,
+tconv2), for values in [0, 1] without normalisation or margin.
 """
 
 import argparse
@@ -24,7 +24,7 @@ AUTHORS_LAYERS = {"conv1": "0", "conv2": "2", "tconv1": "4", "tconv2": "6"}
 
 
 def main() -> None:
-    """One line of JSON for the noisy tiles and for each file."""
+    """Print one line of JSON for the noisy tiles and for each file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("weights", type=Path, nargs="+")
@@ -34,15 +34,15 @@ def main() -> None:
     tiles = validation_tiles(
         photographs, noise, count=1000, tile_px=32, seed=VALIDATION_SEED, device=cpu
     )
-    report("noisy", tiles.noisy, tiles.clean)
+    print_score("noisy", tiles.noisy, tiles.clean)
     for path in options.weights:
         network = load_any(path)
         output = torch.cat([network(part) for part in tiles.noisy.split(50)])
-        report(str(path), output, tiles.clean)
+        print_score(str(path), output, tiles.clean)
 
 
 def load_any(path: Path) -> Callable[[Tensor], Tensor]:
-    """Our weights as a network; the authors' as Architecture 1's bare layers."""
+    """Load our weights as a network, the course paper's as the layers of Architecture 1."""
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
         if "tconv1.weight" not in names:
@@ -58,8 +58,8 @@ def load_any(path: Path) -> Callable[[Tensor], Tensor]:
     return layers
 
 
-def report(name: str, images: Tensor, clean: Tensor) -> None:
-    """PSNR of one MSE over all tiles, and averaged over the tiles."""
+def print_score(name: str, images: Tensor, clean: Tensor) -> None:
+    """Print the PSNR of one MSE over all tiles, and averaged over tiles."""
     each = [psnr(image, target) for image, target in zip(images, clean, strict=True)]
     row = {
         "images": name,

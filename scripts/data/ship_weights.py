@@ -1,4 +1,4 @@
-"""Put trained weights into weights/ under a name never used before, with their manifest entry.
+"""Add trained weights to weights/ and its manifest, under a name never used before.
 
 usage: python scripts/data/ship_weights.py NAME FILE --for TEXT --command TEXT --data TEXT
            --scores JSON [--default]
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[2] / "weights"
 
 
 def main() -> None:
-    """Check the file, copy it, describe it."""
+    """Check the file, copy it and add its manifest entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name")
     parser.add_argument("file", type=Path)

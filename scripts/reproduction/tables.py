@@ -1,26 +1,29 @@
-"""The tables of reproduction.md, each of what its stage has found so far."""
+"""The tables of reproduction.md, from the results so far."""
 
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lab import Lab
-from scale import SCALES
+from config import NAMES, SCALES
+from figures import epochs_of
+from reproduction import Reproduction
 
-NAMES = {"tconv": "Architecture 1", "upsample": "Architecture 2"}
-# The results keep the names that the stages had when they ran.
+from denoise_batch.metrics import psnr_of_mse
+
+# The results keep their old spellings.
 RECIPES = {
     "report": "course paper", "repaired": "repaired", "the report's": "the course paper's",
 }  # fmt: skip
 MISSING = "*Not run yet.*"
 
 
-def scale(lab: Lab) -> str:
-    """How much of the whole there is, whatever was asked for."""
+def scale(reproduction: Reproduction) -> str:
+    """Say how much of the whole has been run."""
     whole = SCALES["whole"]
-    if lab.scale.tiles != whole.tiles:
+    if reproduction.scale.tiles != whole.tiles:
         return (
-            f"**Smoke test** on {lab.scale.tiles} tiles; the numbers are not meaningful, and the "
-            "text describes the full run."
+            f"**Smoke test** on {reproduction.scale.tiles} tiles; the numbers are not meaningful, "
+            "and the text describes the full run."
         )
     wanted = {
         ("tconv", "report"): whole.report_epochs[0],
@@ -30,7 +33,7 @@ def scale(lab: Lab) -> str:
     }
     parts = []
     for (name, stage), epochs in wanted.items():
-        run = lab.result(stage).get("runs", {}).get(name)
+        run = reproduction.result(stage).get("runs", {}).get(name)
         done = epochs_of(run, run["steps"], whole.tiles) if run else 0
         if done < epochs:
             parts.append(f"{NAMES[name]}, {RECIPES[stage]}: {done:g} of {epochs} epochs")
@@ -42,43 +45,40 @@ def scale(lab: Lab) -> str:
     )
 
 
-def epochs_of(run: Mapping[str, Any], steps: int, tiles: int) -> float:
-    """How many times a run has seen every tile after so many steps."""
-    batch_size: int = run["recipe"]["batch_size"]
-    return steps * batch_size / tiles
-
-
-def data(lab: Lab) -> str:
-    """What the networks are trained and scored on."""
-    protocol = lab.result("protocol")
+def data(reproduction: Reproduction) -> str:
+    """Describe the data."""
+    protocol = reproduction.result("protocol")
     if not protocol:
         return MISSING
     training, validation = protocol["photographs"]
     rows = [
-        ("training pairs", f"{lab.scale.tiles} of 32×32, from {training} photographs"),
-        ("validation tiles", f"{lab.scale.validation_tiles}, from {validation} other photographs"),
+        ("training pairs", f"{reproduction.scale.tiles} of 32×32, from {training} photographs"),
+        (
+            "validation tiles",
+            f"{reproduction.scale.validation_tiles}, from {validation} other photographs",
+        ),
         ("noisy validation tiles", _db(protocol["scores"]["noisy"])),
     ]
     return table(("", ""), rows)
 
 
-def sources(lab: Lab) -> str:
-    """Where the pictures' photographs come from."""
-    files = sorted({file for row in lab.result("sources").values() for file in row})
+def sources(reproduction: Reproduction) -> str:
+    """Name the photographs in the figures."""
+    files = sorted({file for row in reproduction.result("sources").values() for file in row})
     if not files:
         return MISSING
     named = ", ".join(f"`{file}`" for file in files)
-    return f"Of `scripts/corpus`, in the public domain or under CC0: {named}."
+    return f"From `scripts/corpus`, in the public domain or under CC0: {named}."
 
 
-def results(lab: Lab) -> str:
-    """PSNR of everything trained, and of the weights that are at hand."""
-    scores, rows = lab.result("protocol").get("scores", {}), []
+def results(reproduction: Reproduction) -> str:
+    """PSNR of the trained networks and of existing weights."""
+    scores, rows = reproduction.result("protocol").get("scores", {}), []
     if scores:
         rows.append(("noisy", "", "", *_db_cells(scores["noisy"])))
     for stage in ("report", "repaired"):
-        for name, run in lab.result(stage).get("runs", {}).items():
-            epochs = f"{epochs_of(run, run['steps'], lab.scale.tiles):g}"
+        for name, run in reproduction.result(stage).get("runs", {}).items():
+            epochs = f"{epochs_of(run, run['steps'], reproduction.scale.tiles):g}"
             last = run["rows"][-1]["psnr"]
             cells = _db_cells({"psnr": last, "psnr_mean": run["psnr_mean"]})
             rows.append((NAMES[name], RECIPES[stage], epochs, *cells))
@@ -92,10 +92,10 @@ def results(lab: Lab) -> str:
     return table(head, rows) if rows else MISSING
 
 
-def gradients(lab: Lab) -> str:
-    """Norms in the first steps, layer by layer."""
+def gradients(reproduction: Reproduction) -> str:
+    """Gradient norms in the first steps, by layer."""
     rows = []
-    for name, run in lab.result("gradients").get("runs", {}).items():
+    for name, run in reproduction.result("gradients").get("runs", {}).items():
         architecture, label = name.split(", ", 1)
         norms = list(run["rows"][-1]["gradients"].values())
         share = f"{norms[0] / norms[-1]:.2f}"
@@ -111,9 +111,9 @@ def gradients(lab: Lab) -> str:
     return table(("network", "recipe", *layers, "first/last"), rows) if rows else MISSING
 
 
-def ablation(lab: Lab) -> str:
-    """One thing changed at a time, both architectures."""
-    runs = lab.result("ablation").get("runs", {})
+def ablation(reproduction: Reproduction) -> str:
+    """One change at a time, both architectures."""
+    runs = reproduction.result("ablation").get("runs", {})
     if not runs:
         return MISSING
     labels = dict.fromkeys(name.split(", ", 1)[1] for name in runs)
@@ -132,7 +132,7 @@ def ablation(lab: Lab) -> str:
 
 
 def steps_of(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """How long the runs were: all as long, unless a longer scale is under way."""
+    """Return the length of the runs; several while a longer scale is running."""
     lengths = sorted({run["steps"] for run in runs.values()})
     return " or ".join(map(str, lengths))
 
@@ -144,10 +144,10 @@ def _run_cells(run: Mapping[str, Any]) -> list[str]:
     return [f"{row['psnr']:.2f}", " ".join(f"{share:.0%}" for share in row["dead"])]
 
 
-def slow(lab: Lab) -> str:
-    """A low rate for long beside a high one for a short time."""
-    fast = lab.result("ablation").get("runs", {}).get("upsample, lr 0.5")
-    runs = [fast, lab.result("slow").get("runs", {}).get("upsample")]
+def slow(reproduction: Reproduction) -> str:
+    """A low rate for many steps beside a high one for few."""
+    fast = reproduction.result("ablation").get("runs", {}).get("upsample, lr 0.5")
+    runs = [fast, reproduction.result("slow").get("runs", {}).get("upsample")]
     rows = [
         (f"{run['recipe']['lr']:g}", str(run["steps"]), _run_cells(run)[0]) for run in runs if run
     ]
@@ -163,7 +163,117 @@ def _db_cells(score: Mapping[str, float]) -> tuple[str, str]:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     head = list(head)
     lines = [f"| {' | '.join(line)} |" for line in (head, *rows)]
     return "\n".join([lines[0], "|--" * len(head) + "|", *lines[1:]])
+
+
+def noise2noise(reproduction: Reproduction) -> str:
+    """Noisy against clean targets."""
+    runs = reproduction.result("noise2noise").get("runs", {})
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, run in runs.items():
+        noise, targets, _ = name.split(" ")
+        found.setdefault(noise, {}).setdefault(targets, []).append(run["rows"][-1]["psnr"])
+    rows = []
+    for noise, by_target in found.items():
+        noisy, clean = by_target.get("noisy", []), by_target.get("clean", [])
+        pairs = [a - b for a, b in zip(noisy, clean, strict=False)]
+        rows.append((f"`{noise}`", _mean(noisy), _mean(clean), _mean(pairs), str(len(pairs))))
+    if not rows:
+        return MISSING
+    steps = steps_of(runs)
+    head = ("noise", "noisy targets, dB", "clean targets, dB", "difference", "seeds")
+    return f"Architecture 1, repaired recipe, {steps} steps of batch 4 each:\n\n{table(head, rows)}"
+
+
+def parity(reproduction: Reproduction) -> str:
+    """Our layers beside torch."""
+    result = reproduction.result("parity")
+    if not result:
+        return MISSING
+    times, single, double = result["cpu_ms"], result["single"], result["double"]
+    both = [
+        ("steps of batch 4", str(result["steps"]), str(double["steps"])),
+        *((f"final PSNR, {who}, dB", *_each(who, single, double)) for who in ("ours", "torch")),
+    ]
+    labels = {
+        "psnr_difference": "difference, dB",
+        "outputs": "largest difference of an output",
+        "parameters": "largest difference of a parameter",
+        "relative": "… by the largest of its tensor",
+        "moved": "to compare: the furthest that training moved one",
+    }
+    both += [(label, f"{single[key]:.1e}", f"{double[key]:.1e}") for key, label in labels.items()]
+    speed = [
+        ("torch", f"{times['torch']:.2f}", ""),
+        # Results of before ADR 24 have operations of their own for small batches.
+        ("ours, lean operations" if "gemm" in times else "ours", *_ratio(times, "ours")),
+        *((("ours, `kernels/gemm`", *_ratio(times, "gemm")),) if "gemm" in times else ()),
+    ]
+    head = (f"lr {result['lr']:g}, {NAMES[result['architecture']]}", "float32", "float64")
+    return (
+        f"{table(head, both)}\n\n"
+        f"{table(('a step of batch 4, float32', 'ms of processor time', 'of torch'), speed)}"
+    )
+
+
+def _each(who: str, *results: Mapping[str, Any]) -> list[str]:
+    return [f"{result['psnr'][who]:.3f}" for result in results]
+
+
+def _ratio(times: Mapping[str, float], name: str) -> tuple[str, str]:
+    return f"{times[name]:.2f}", f"{times[name] / times['torch']:.2f}"
+
+
+def cost(reproduction: Reproduction) -> str:
+    """Quality against cost."""
+    found = reproduction.result("cost")
+    if not found.get("mse"):
+        return MISSING
+    errors = found["mse"]
+    files = list(errors["noisy"])
+    common = common_photographs(found)
+    rows = []
+    for name in common_psnrs(found):
+        macs = found["macs"].get(name)
+        times = found["seconds"].get(name, {}).values()
+        seconds = f"{statistics.mean(times):.2f}" if times else ""
+        cells = [_psnr_on(errors[name], chosen) for chosen in (files, common)]
+        rows.append((name, f"{macs:,.0f}" if macs else "–", *cells, seconds))
+    head = (
+        "",
+        "multiply-adds a pixel",
+        f"dB, {len(files)} photographs",
+        f"dB, the {len(common)} of BM3D",
+    )
+    return table((*head, "processor seconds a photograph"), rows)
+
+
+def common_photographs(cost: Mapping[str, Any]) -> list[str]:
+    """Return the photographs that everyone has denoised; slow BM3D may have done fewer."""
+    errors = cost["mse"]
+    return [file for file in errors["noisy"] if file in (errors.get("BM3D") or errors["noisy"])]
+
+
+def common_psnrs(cost: Mapping[str, Any]) -> dict[str, float]:
+    """Return PSNR on them in dB, of everyone who has denoised all photographs, and of BM3D."""
+    files, count = common_photographs(cost), len(cost["mse"]["noisy"])
+    return {
+        name: statistics.mean(psnr_of_mse(errors[file]) for file in files)
+        for name, errors in cost["mse"].items()
+        if errors and (len(errors) == count or name == "BM3D")
+    }
+
+
+def _psnr_on(errors: Mapping[str, float], files: list[str]) -> str:
+    found = [psnr_of_mse(errors[file]) for file in files if file in errors]
+    return f"{statistics.mean(found):.2f}" if len(found) == len(files) and files else "–"
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return "–"
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2f} ± {deviation:.2f}"

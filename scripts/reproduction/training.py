@@ -1,7 +1,7 @@
-"""The training loop of the reproduction: our blocks, loss and optimiser, and their history.
+"""The training loop: our layers, loss and optimiser, and the history of a run.
 
-`denoise-train` draws, turns and checks anew at every step; here tiles come in chunks of many steps,
-since at batch 4 everything that is done for each step counts.
+`denoise-train` draws and augments at every step. Here tiles come in chunks of many steps, because
+at batch size 4 everything done per step counts (ADR 18).
 """
 
 import math
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import Protocol, standardisation
-from recipes import Recipe, layers
+from config import Recipe, layers
+from dataset import Dataset, standardisation
 from torch import Tensor
 
 from denoise_batch.kernels import (
@@ -28,26 +28,26 @@ from denoise_batch.kernels import (
 )
 from denoise_batch.kernels.optim import Optimizer
 from denoise_batch.metrics import mse, psnr_of_mse
-from denoise_batch.models import load_tensors, save_tensors
+from denoise_batch.models import Network, load_tensors, save_tensors
 from denoise_batch.training.noise import parse_noise
 from denoise_batch.training.pairs import to_float
 
 CHUNK_STEPS = 125
 CHECKPOINT_S = 60
 VALIDATION_SEED = 77
-# Gradient norms are means over the last steps before they are recorded.
+# Recorded gradient norms are means over this many steps.
 NORM_STEPS = 8
 
 
 @dataclass
 class Run:
-    """A run under way, and its history.
+    """The state and history of a run.
 
     Attributes:
         step: steps done.
         seconds: processor time of the steps.
-        rows: what was recorded, see `record`.
-        psnr_mean: at the end, dB averaged over the validation tiles.
+        rows: the history, see `record`.
+        psnr_mean: final PSNR in dB, averaged over the validation tiles.
     """
 
     step: int = 0
@@ -57,23 +57,23 @@ class Run:
 
 
 class Data:
-    """Batches of a recipe, chunk by chunk, and the validation tiles as the network sees them."""
+    """A recipe's batches, chunk by chunk, and its validation tiles."""
 
-    def __init__(self, recipe: Recipe, protocol: Protocol) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
         self.recipe = recipe
-        self.protocol = protocol
+        self.dataset = dataset
         self.noise = None if recipe.noise == "subpixel:8" else parse_noise(recipe.noise)
-        mean, std = standardisation(protocol) if recipe.is_standardised else ([0.0], [1.0])
+        mean, std = standardisation(dataset) if recipe.is_standardised else ([0.0], [1.0])
         self.standardize = Normalize(mean, std).eval()
-        self.clean = protocol.validation_clean
-        self.noisy = protocol.validation_noisy
+        self.clean = dataset.validation_clean
+        self.noisy = dataset.validation_noisy
         if self.noise is not None:
             generator = torch.Generator().manual_seed(VALIDATION_SEED)
             self.noisy = self.noise.draw(self.clean, generator)
 
     def chunk(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Input and target tiles of the steps [step, step + steps); a function of them alone."""
-        recipe, count = self.recipe, len(self.protocol.noisy)
+        """Return input and target tiles of the steps [step, step + steps), whatever came before."""
+        recipe, count = self.recipe, len(self.dataset.noisy)
         first = step * recipe.batch_size
         positions = torch.arange(first, first + steps * recipe.batch_size)
         indices = positions % count
@@ -93,34 +93,30 @@ class Data:
         return self.standardize(noisy), target.contiguous(memory_format=nhwc)
 
     def _pair(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        protocol, is_clean = self.protocol, self.recipe.targets == "clean"
+        dataset, is_clean = self.dataset, self.recipe.targets == "clean"
         if self.noise is None:
-            target = protocol.clean if is_clean else protocol.other
-            return to_float(protocol.noisy[indices]), to_float(target[indices])
-        clean = to_float(protocol.clean[indices])
+            target = dataset.clean if is_clean else dataset.other
+            return to_float(dataset.noisy[indices]), to_float(target[indices])
+        clean = to_float(dataset.clean[indices])
         noisy = self.noise.draw(clean, generator)
         return noisy, clean if is_clean else self.noise.draw_target(clean, generator)
 
 
-def train(
-    recipe: Recipe, protocol: Protocol, steps: int, records: int, folder: Path, name: str
-) -> dict[str, Any]:
-    """Train, going on from a checkpoint if there is one; the run as plain values.
+def train(recipe: Recipe, dataset: Dataset, steps: int, records: int, file: Path) -> dict[str, Any]:
+    """Train, resuming from the checkpoint `file` if it exists; return the run as plain values.
 
     Args:
-        recipe: how.
-        protocol: on what.
-        steps: how long; a shorter run with a constant rate is gone on with where it ended.
-        records: how often, evenly, the validation tiles are denoised.
-        folder: where the checkpoint `name`.safetensors stands.
-        name: of the run.
+        recipe: how to train.
+        dataset: the tiles.
+        steps: length of the run; a shorter run with a constant rate is continued.
+        records: rows of the history, evenly spaced.
+        file: the checkpoint; its name is the run's.
     """
-    data, network, criterion = Data(recipe, protocol), layers(recipe), MSELoss()
+    data, network, criterion = Data(recipe, dataset), layers(recipe), MSELoss()
     parameters = network.parameters()
     optimizer: Optimizer = SGD(parameters, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
     if recipe.optimizer == "muon":
         optimizer = Muon(parameters, recipe.lr, weight_decay=0.0)
-    file = folder / f"{name}.safetensors"
     run = _load(file, recipe, steps, network, optimizer) or Run()
     every = max(steps // records, 1)
     saved_at = time.monotonic()
@@ -164,20 +160,20 @@ def train(
         output = _denoise(network, data)
     each = (output - data.clean).square().mean((1, 2, 3)).clamp_min(1e-10)
     run.psnr_mean = (-10 * each.log10()).mean().item()
-    return asdict(run) | {"recipe": asdict(recipe), "steps": steps, "name": name}
+    return asdict(run) | {"recipe": asdict(recipe), "steps": steps, "name": file.stem}
 
 
 def record(
     run: Run, data: Data, network: Sequential, loss: float, norms: Tensor, lr: float
 ) -> dict[str, Any]:
-    """Losses and PSNR now, and what may explain them.
+    """Return a row of the history: losses, PSNR, and what may explain them.
 
     Returns:
-        step; training_loss (mean since the last row); validation_loss and psnr (one MSE over all
-        validation tiles, against the clean ones); lr; for every convolution's weight, by name,
-        gradient (norm, before clipping) and update (lr · gradient / norm of the weight); for every
-        ReLU the share of channels that are 0 everywhere (dead); slope, the mean of σ′ = σ(1 − σ);
-        spread, the mean deviation over channels and places of the output within an image.
+        step; training_loss (mean since the last row); validation_loss and psnr (from one MSE over
+        all validation tiles); lr; gradients (norm before clipping) and updates (lr · gradient norm
+        / weight norm) by name of the weight; dead (share of channels that are 0 everywhere, per
+        ReLU); slope (mean of the Sigmoid's derivative σ(1 − σ)); spread (mean standard deviation
+        of the output within an image).
     """
     error = mse(_denoise(network, data), data.clean)
     names = [name for name, _ in network.named_parameters()]
@@ -216,7 +212,7 @@ def _denoise(network: Sequential, data: Data) -> Tensor:
 
 
 def _grad(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None  # a backward has just filled it
+    assert parameter.grad is not None  # set by the backward pass
     return parameter.grad
 
 
@@ -236,7 +232,7 @@ def _save(
 def _load(
     file: Path, recipe: Recipe, steps: int, network: Sequential, optimizer: Optimizer
 ) -> Run | None:
-    """The run that the checkpoint is of, if it is a beginning of this one."""
+    """Return the checkpoint's run if it is the beginning of this one."""
     if not file.exists():
         return None
     tensors, header = load_tensors(file)
@@ -250,3 +246,21 @@ def _load(
 
 def _without(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def layers_of(recipe: Recipe, file: Path) -> Sequential:
+    """Load a run's trained layers, without margin, for inference."""
+    tensors, _ = load_tensors(file)
+    network = layers(recipe)
+    network.load_state_dict(_without(tensors, "network."))
+    network.eval()
+    return network
+
+
+def network_of(recipe: Recipe, file: Path, dataset: Dataset) -> Network:
+    """Load a run's network with normalisation and margin, for images of any size."""
+    mean, std = standardisation(dataset) if recipe.is_standardised else ([0.0], [1.0])
+    network = Network(recipe.architecture, mean, std)
+    network.load_state_dict(layers_of(recipe, file).state_dict())
+    network.eval()
+    return network

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from denoise_batch.device import describe_device, resolve_device
+from denoise_batch.device import describe_device, resolve_device, torch_dtype
 from denoise_batch.kernels import DeviceError, OptionError
 
 
@@ -60,3 +60,9 @@ def test_what_is_no_device_of_this_machine_is_its_own_description(
     monkeypatch.setattr(torch.cuda, "get_device_name", missing)
     for name in ("Ray (2 × CPU)", "Ray (1 × GPU)", "cuda:0, cuda:1", "cpu, none"):
         assert describe_device(name) == name
+
+
+def test_precisions_are_torch_dtypes() -> None:
+    assert torch_dtype("fp32") is None
+    assert torch_dtype("bf16") == torch.bfloat16
+    assert torch_dtype("fp16") == torch.float16

@@ -1,7 +1,9 @@
-"""denoise-doctor: healthy here; each thing that can be wrong is named and changes the exit code."""
+"""denoise-doctor: a sound installation is healthy; each fault is named and sets the exit code."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from denoise_batch import doctor
 from denoise_batch import weights as shipped
 from denoise_batch.cli.doctor import main
-from denoise_batch.doctor import Check, is_healthy, self_test
+from denoise_batch.doctor import Check, is_healthy, kernels_in_use, self_test
 from denoise_batch.kernels.kernel_check import KernelCheck
 from denoise_batch.models import Network, save_weights
 
@@ -28,6 +30,7 @@ def test_a_sound_installation_is_healthy(capsys: pytest.CaptureFixture[str]) -> 
         assert topic in out
     for found in ("torch", "memory", *shipped.names(), "conv2d_forward", "healthy"):
         assert found in out
+    assert "Computing on cpu: torch matrix products" in out
     assert "not healthy" not in out
 
 
@@ -105,3 +108,31 @@ def test_missing_extras_are_a_note_with_the_command(
     assert main(["--device", "cpu"]) == 0
     # A narrow terminal may fold the command.
     assert "pip install 'denoise-batch[plots]'" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "available_host_bytes", lambda: 400_000_000)
+    (check,) = (check for check in doctor.examine(CPU) if check.name == "memory")
+    assert check.state == "note"
+    assert "0.4 GB available; large images will be processed in small tiles" in check.detail
+
+
+def kernel(name: str, implementation: str, status: Literal["ok", "failed"]) -> KernelCheck:
+    return KernelCheck(f"{name} float32", implementation, status, None, 1e-5, "no driver")
+
+
+def test_one_line_says_which_kernels_compute() -> None:
+    portable = kernel("conv2d_forward", "gemm", "ok")
+    good, bad = kernel("conv2d_forward", "triton", "ok"), kernel("mse_loss", "triton", "failed")
+    assert kernels_in_use([portable]) == "torch matrix products"
+    assert kernels_in_use([good, portable]) == "Triton kernels"
+    assert kernels_in_use([good, bad]) == "Triton kernels, and torch matrix products for mse_loss"
+    assert kernels_in_use([bad]) == "torch matrix products (Triton kernels: no driver)"
+
+
+@pytest.mark.parametrize("option", ["-h", "--help", "--version"])
+def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([option]) == 0
+    out = capsys.readouterr().out
+    assert version("denoise-batch") in out if option == "--version" else "Exit codes" in out

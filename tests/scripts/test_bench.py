@@ -1,4 +1,4 @@
-"""scripts/benchmarks: what it promises whatever the clock says; no test here looks at a time."""
+"""scripts/benchmarks: what holds at any speed; no test here looks at a time."""
 
 import importlib.util
 import json
@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from denoise_batch.models import ARCHITECTURES, Network
+
 BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 TINY = ["--quick", "--rounds", "1", "--threads", "1"]
 
@@ -22,7 +24,7 @@ Main = Callable[[list[str]], int]
 
 @pytest.fixture(autouse=True)
 def _siblings_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder is a folder of scripts and no package: its files import each other plainly."""
+    """The folder is no package: its files import each other by their bare names."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
@@ -176,17 +178,27 @@ def test_results_that_cannot_be_compared_are_infinitely_wrong(name: str) -> None
 
 
 @pytest.mark.parametrize("subject", ["tconv", "unet"])
-def test_the_onnx_graph_is_the_network(subject: str) -> None:
+def test_the_onnx_export_is_the_network(subject: str) -> None:
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    registry = sibling("registry")
-    case = registry.Case("infer", subject, (1, 3, 21, 34), "float32")
-    image = torch.rand(case.shape)
-    model = sibling("onnx_graph").onnx_model(case.block(), case.shape, torch.float32)
+    case = sibling("registry").Case("infer", subject, (1, 3, 21, 34), "float32")
+    problem = sibling("problem").pose(case, torch.device("cpu"))
+    model = sibling("runtimes").onnx_model(problem)
     session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, {"input": image.numpy()})
-    expected = case.block().eval()(image)
+    (output,) = session.run(None, {"input": problem.input.contiguous().numpy()})
+    expected = case.block().eval()(problem.input)
     torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_torch_equivalents_are_the_networks(architecture: str) -> None:
+    network = Network(architecture, (0.4, 0.5, 0.6), 0.2, torch.Generator().manual_seed(0)).eval()
+    equivalent = sibling("torch_networks").torch_equivalent(network)
+    expected = list(equivalent.parameters())
+    for own, value in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(own, value.detach(), rtol=0, atol=0)
+    image = torch.rand(2, 3, 21, 34)
+    torch.testing.assert_close(network(image), equivalent(image).detach(), rtol=0, atol=1e-5)
 
 
 def test_folder_measures_stages_stream_and_memory(

@@ -1,4 +1,4 @@
-"""scripts/data/corpus.py on packages made by hand: nothing is downloaded, nothing needs Debian."""
+"""scripts/data/corpus.py on handmade packages: no download, no Debian needed."""
 
 import importlib
 import json

@@ -1,84 +1,70 @@
-"""scripts/gpu-check: rehearsed on the CPU, since no machine of ours has a GPU."""
+"""scripts/gpu-check, rehearsed on the CPU."""
 
+import importlib
 import subprocess
 import sys
 import types
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 
 
 def test_a_rehearsal_writes_the_whole_report_and_says_that_it_is_none(tmp_path: Path) -> None:
     report = tmp_path / "report.md"
-    command = [sys.executable, str(ROOT / "scripts" / "gpu"), "--device", "cpu", "--quick"]
+    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--device", "cpu", "--quick"]
     result = subprocess.run(
         [*command, "--output", str(report)], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     text = report.read_text()
-    assert "**A rehearsal without a GPU: no result, only the form of one.**" in text
+    assert "**A rehearsal without a GPU: these figures are no result.**" in text
     assert "WRONG" not in text
+    assert f"torch {torch.__version__}" in text
+    assert "\n- commit " in text
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings == [
-        "## Every kernel against gemm/, and gemm/ against the specification",
-        "## Networks against float64",
-        "## Time of a call, ms",
-        "## Shares of this GPU's own limits, inference in bfloat16",
-        "## Folders of 3 images, file to file",
+        "## Correctness: every kernel against the reference implementation",
+        "## Speed",
+        "## Whole folders, file to file",
     ]
-    for row in ("conv2d_backward bfloat16 | gemm | ok", "| unet | float32 |", "one size, PNG |"):
+    for row in ("| conv2d_backward bfloat16 |", "| infer/tconv/1x3x32x32/float32 |", "| stream |"):
         assert row in text
 
 
-def test_the_report_does_without_git_and_with_triton_of_another_distribution(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("report")
+
+
+def test_versions_and_commit_without_git_and_with_any_triton(
+    report: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = _report(monkeypatch)
     monkeypatch.setenv("PATH", "/nonexistent")  # no git
-    # torch's nightly builds bring theirs as pytorch-triton.
+    # torch's nightly builds bring their Triton as the distribution pytorch-triton.
     monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.9.1"))
-    monkeypatch.setattr(metadata, "version", _unknown)
     monkeypatch.setattr(util, "find_spec", lambda name: object())
-    name, facts = report.machine(torch.device("cpu"))
-    assert name == "cpu"
-    assert ", triton 3.9.1" in facts[0]
-    assert facts[1] == "commit unknown"
+    assert report.versions()["triton"] == "3.9.1"
+    assert report.commit() == "unknown"
 
 
-def test_the_report_says_unknown_of_a_triton_that_cannot_be_imported(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_triton_that_cannot_be_imported_is_left_out(
+    report: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = _report(monkeypatch)
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(util, "find_spec", lambda name: object())
-    assert ", triton unknown" in report.machine(torch.device("cpu"))[1][0]
-
-
-def _report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """scripts/gpu/report.py, whose bare name others have too."""
-    name = "gpu_report"
-    spec = util.spec_from_file_location(name, ROOT / "scripts" / "gpu" / "report.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-def _unknown(name: str) -> str:
-    raise metadata.PackageNotFoundError(name)
+    assert "triton" not in report.versions()
 
 
 def test_without_a_gpu_it_says_how_to_rehearse() -> None:
     if torch.cuda.is_available():
         return
-    command = [sys.executable, str(ROOT / "scripts" / "gpu")]
+    command = [sys.executable, str(BENCHMARKS / "gpu_check.py")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "torch sees no CUDA device here; --device cpu rehearses" in result.stderr

@@ -1,13 +1,11 @@
-"""Files that import each other by their bare names: no two may have the same."""
+"""Files that import each other by their bare names: the names must be unique."""
 
 import sys
 from collections import Counter
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-# The tests' helpers and the scripts whose functions are tested: one process has all these folders
-# on sys.path, and the first module of a name is the one that everybody gets. (scripts/gpu is only
-# ever run as a process.)
+# One test process has all these folders on sys.path; the first module of a name hides the others.
 FLAT = [
     SCRIPTS.parent / "tests",
     *(SCRIPTS / name for name in ("benchmarks", "data", "reproduction")),
@@ -18,7 +16,7 @@ NAMES = Counter(
 
 
 def test_no_two_files_share_a_name() -> None:
-    assert {"oracles", "twins", "corpus", "protocol"} <= set(NAMES)
+    assert {"oracles", "torch_networks", "corpus", "dataset"} <= set(NAMES)
     assert [name for name, count in NAMES.items() if count > 1] == []
 
 

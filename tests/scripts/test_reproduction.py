@@ -1,4 +1,4 @@
-"""scripts/reproduction: its operations, its runs that go on, its document."""
+"""scripts/reproduction: initialisation, data, runs that resume, the document."""
 
 import importlib
 import json
@@ -12,8 +12,7 @@ import pytest
 import torch
 from pictures import picture
 
-from denoise_batch.kernels import Block, Conv2d, ConvTranspose2d, ReLU, Sequential, UpsampleConv2d
-from denoise_batch.models import ARCHITECTURES
+from denoise_batch.kernels import Conv2d, ConvTranspose2d, ReLU, Sequential, UpsampleConv2d
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "scripts" / "reproduction"
@@ -21,8 +20,9 @@ FOLDER = ROOT / "scripts" / "reproduction"
 
 @pytest.fixture(autouse=True)
 def _siblings_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders of scripts and no packages: their files import each other plainly."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "data"))
+    """These folders are no packages: their files import each other by their bare names."""
+    for name in ("benchmarks", "data"):
+        monkeypatch.syspath_prepend(str(ROOT / "scripts" / name))
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
@@ -30,69 +30,13 @@ def sibling(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-BLOCKS: dict[str, tuple[Any, int]] = {
-    "conv-k4-s2": (lambda: Conv2d(3, 5, 4, stride=2), 3),
-    "conv-k3-s2-pad1": (lambda: Conv2d(3, 5, 3, stride=2, padding=1), 3),
-    "conv-k3-s1-pad1": (lambda: Conv2d(3, 5, 3, padding=1), 3),
-    "conv-k2x3-s1x2-no-bias": (lambda: Conv2d(2, 4, (2, 3), (1, 2), (1, 0), bias=False), 2),
-    "transposed-k3-s2": (lambda: ConvTranspose2d(4, 2, 3, stride=2), 4),
-    "transposed-k4-s2": (lambda: ConvTranspose2d(4, 3, 4, stride=2), 4),
-    "transposed-k3-s2-pad1-out1": (lambda: ConvTranspose2d(4, 2, 3, 2, 1, 1), 4),
-    "transposed-k2-s3-no-bias": (lambda: ConvTranspose2d(4, 2, 2, 3, bias=False), 4),
-    "upsample": (lambda: UpsampleConv2d(2, 4, 3, 3, padding=1), 4),
-}
-
-
-def results(block: Block, input: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Output and every gradient of a sum that weighs all outputs differently."""
-    output = block(input)
-    generator = torch.Generator().manual_seed(1)
-    weights = torch.rand(output.shape, generator=generator, dtype=output.dtype) - 0.5
-    found = {"output": output, "input": block.backward(weights)}
-    for number, value in enumerate(block.parameters()):
-        assert value.grad is not None
-        found[f"parameter {number}"] = value.grad
-        value.grad = None
-    return found
-
-
-@pytest.mark.parametrize("activation", [(), (ReLU(),)], ids=["plain", "relu"])
-@pytest.mark.parametrize(("build", "channels"), list(BLOCKS.values()), ids=list(BLOCKS))
-def test_lean_blocks_agree_with_the_products(
-    build: Any, channels: int, activation: tuple[ReLU, ...]
-) -> None:
-    block = build().to(dtype=torch.float64)
-    lean = sibling("lean").lean(block)
-    assert type(lean) is not type(block)
-    for size in ((2, channels, 9, 12), (1, channels, 6, 7)):
-        input = torch.rand(size, dtype=torch.float64)
-        expected = results(Sequential(block, *activation), input)
-        found = results(Sequential(lean, *activation), input)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_what_no_lean_operation_serves_stays_as_it_is() -> None:
-    lean = sibling("lean").lean
-    for block in (Conv2d(1, 1, 3, dilation=2), UpsampleConv2d(3, 1, 1, 3, padding=1), ReLU()):
-        assert lean(block) is block
-
-
-@pytest.mark.parametrize("architecture", ["tconv", "upsample"])
-def test_torch_twins_are_the_architectures(architecture: str) -> None:
-    twin = sibling("parity").torch_layers(architecture)
-    network = Sequential(*ARCHITECTURES[architecture].layers(None))
-    for own, value in zip(network.parameters(), twin.parameters(), strict=True):
-        own.copy_(value.detach())
+@pytest.mark.parametrize("architecture", ["tconv", "upsample", "unet-8"])
+def test_torch_starts_from_the_same_network(architecture: str) -> None:
+    recipe = sibling("config").Recipe(architecture)
+    ours = sibling("config").layers(recipe)
+    peer = sibling("torch_networks").torch_equivalent(sibling("config").layers(recipe))
     image = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(network(image), twin(image).detach(), rtol=0, atol=1e-6)
-
-
-def test_the_unet_of_the_products_width_is_the_products() -> None:
-    generator = torch.Generator().manual_seed(0)
-    ours = sibling("narrow").unet(32, generator)
-    product = Sequential(*ARCHITECTURES["unet"].layers(generator))
-    expected = [value.shape for value in product.parameters()]
-    assert sorted(value.shape for value in ours.parameters()) == sorted(expected)
+    torch.testing.assert_close(ours(image), peer(image).detach(), rtol=0, atol=1e-6)
 
 
 def test_multiply_adds_are_those_of_the_convolutions() -> None:
@@ -103,40 +47,42 @@ def test_multiply_adds_are_those_of_the_convolutions() -> None:
 
 
 def test_he_keeps_the_deviation_through_every_layer() -> None:
-    recipes = sibling("recipes")
+    config = sibling("config")
     generator = torch.Generator().manual_seed(0)
     for block in (Conv2d(48, 64, 3), ConvTranspose2d(48, 24, 4, stride=2)):
-        recipes.initialise(block, "he", generator)
+        config.initialise(block, "he", generator)
         # ReLU's output of unit normal numbers has a mean square of 1/2, which He's factor undoes.
         input = torch.randn(4, 48, 24, 24, generator=generator).relu()
         inner = block(input)[:, :, 4:-4, 4:-4]
         assert inner.square().mean().item() == pytest.approx(1.0, rel=0.15)
 
 
-def test_the_reports_initialisation_has_its_bounds() -> None:
-    recipes = sibling("recipes")
+def test_the_course_papers_initialisation_has_its_bounds() -> None:
+    config = sibling("config")
     block = ConvTranspose2d(48, 24, 3, stride=2)
-    recipes.initialise(block, "report", torch.Generator().manual_seed(0))
+    config.initialise(block, "report", torch.Generator().manual_seed(0))
     bound = 1 / (2 * 48 * 3) ** 0.5
     for value in block.parameters():
         assert 0.8 * bound < value.abs().max().item() <= bound
 
 
 @pytest.fixture
-def protocol() -> Any:
+def dataset() -> Any:
     generator = torch.Generator().manual_seed(0)
     tiles = torch.randint(256, (3, 10, 3, 32, 32), generator=generator, dtype=torch.uint8)
     clean = torch.rand(4, 3, 32, 32, generator=generator)
     noisy = (clean + 0.1 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
-    return sibling("protocol").Protocol(*tiles, noisy, clean, (1, 1))
+    return sibling("dataset").Dataset(*tiles, noisy, clean, (1, 1))
 
 
-def test_a_longer_run_goes_on_where_the_shorter_one_ended(protocol: Any, tmp_path: Path) -> None:
+def test_a_longer_run_goes_on_where_the_shorter_one_ended(dataset: Any, tmp_path: Path) -> None:
     training = sibling("training")
-    recipe = sibling("recipes").Recipe("tconv", momentum=0.9, is_shuffled=True)
+    recipe = sibling("config").Recipe("tconv", momentum=0.9, is_shuffled=True)
 
     def train(steps: int, records: int, folder: Path) -> dict[str, Any]:
-        found: dict[str, Any] = training.train(recipe, protocol, steps, records, folder, "run")
+        found: dict[str, Any] = training.train(
+            recipe, dataset, steps, records, folder / "run.safetensors"
+        )
         return found
 
     train(4, 2, tmp_path / "two")
@@ -148,49 +94,49 @@ def test_a_longer_run_goes_on_where_the_shorter_one_ended(protocol: Any, tmp_pat
         assert row["gradients"] == expected["gradients"]
 
 
-def test_a_run_with_another_schedule_starts_anew(protocol: Any, tmp_path: Path) -> None:
+def test_a_run_with_another_schedule_starts_anew(dataset: Any, tmp_path: Path) -> None:
     training = sibling("training")
-    recipe = sibling("recipes").Recipe("upsample", schedule="cosine")
-    training.train(recipe, protocol, 4, 1, tmp_path, "run")
-    anew = training.train(recipe, protocol, 6, 1, tmp_path, "run")
-    whole = training.train(recipe, protocol, 6, 1, tmp_path / "other", "run")
+    recipe = sibling("config").Recipe("upsample", schedule="cosine")
+    training.train(recipe, dataset, 4, 1, tmp_path / "run.safetensors")
+    anew = training.train(recipe, dataset, 6, 1, tmp_path / "run.safetensors")
+    whole = training.train(recipe, dataset, 6, 1, tmp_path / "other.safetensors")
     assert anew["rows"][-1]["psnr"] == whole["rows"][-1]["psnr"]
 
 
 @pytest.mark.parametrize("noise", ["gaussian:25", "bernoulli:0.5", "subpixel:8"])
-def test_noisy_and_clean_targets_have_the_same_inputs(noise: str, protocol: Any) -> None:
-    recipes, data = sibling("recipes"), sibling("training").Data
+def test_noisy_and_clean_targets_have_the_same_inputs(noise: str, dataset: Any) -> None:
+    config, data = sibling("config"), sibling("training").Data
     chunks = [
-        data(recipes.Recipe("tconv", noise=noise, targets=targets), protocol).chunk(2, 3)
+        data(config.Recipe("tconv", noise=noise, targets=targets), dataset).chunk(2, 3)
         for targets in ("noisy", "clean")
     ]
     (noisy_input, noisy_target), (clean_input, clean_target) = chunks
     assert torch.equal(noisy_input, clean_input)
     assert not torch.equal(noisy_target, clean_target)
     order = torch.arange(8, 20) % 10  # sequential, without replacement, epoch after epoch
-    assert torch.equal(clean_target, protocol.clean[order].float() / 255)
+    assert torch.equal(clean_target, dataset.clean[order].float() / 255)
 
 
 def test_everyone_is_compared_on_what_bm3d_has_done() -> None:
-    comparisons = sibling("comparisons")
+    tables = sibling("tables")
     errors = {"noisy": {"a": 0.1, "b": 0.1}, "tconv": {"a": 0.01, "b": 0.1}, "NLM": {"a": 0.01}}
-    alone = comparisons.common_psnrs({"mse": errors | {"BM3D": {}}})
+    alone = tables.common_psnrs({"mse": errors | {"BM3D": {}}})
     assert alone == pytest.approx({"noisy": 10.0, "tconv": 15.0})
-    beside = comparisons.common_psnrs({"mse": errors | {"BM3D": {"a": 0.001}}})
+    beside = tables.common_psnrs({"mse": errors | {"BM3D": {"a": 0.001}}})
     assert beside == pytest.approx({"noisy": 10.0, "tconv": 20.0, "BM3D": 30.0})
 
 
-def test_a_longer_run_of_the_same_recipe_stands(protocol: Any, tmp_path: Path) -> None:
-    scale = sibling("scale").SCALES["tiny"]
-    lab = sibling("lab").Lab(scale, tmp_path, None, None, tmp_path / "work", tmp_path / "out")
-    lab.__dict__["protocol"] = protocol  # what the cached property would load
-    recipe = sibling("recipes").Recipe("tconv")
-    assert lab.run("stage", "run", recipe, 4, 1)
-    before = lab.result("stage")
-    assert not lab.run("stage", "run", recipe, 2, 1)
-    assert lab.result("stage") == before
-    assert lab.run("stage", "run", recipe, 6, 1)
-    assert lab.result("stage")["runs"]["run"]["steps"] == 6
+def test_a_longer_run_of_the_same_recipe_stands(dataset: Any, tmp_path: Path) -> None:
+    scale, folders = sibling("config").SCALES["tiny"], (tmp_path / "work", tmp_path / "out")
+    reproduction = sibling("reproduction").Reproduction(scale, tmp_path, None, None, *folders)
+    reproduction.__dict__["dataset"] = dataset  # instead of the cached property's
+    recipe = sibling("config").Recipe("tconv")
+    assert reproduction.run("stage", "run", recipe, 4, 1)
+    before = reproduction.result("stage")
+    assert not reproduction.run("stage", "run", recipe, 2, 1)
+    assert reproduction.result("stage") == before
+    assert reproduction.run("stage", "run", recipe, 6, 1)
+    assert reproduction.result("stage")["runs"]["run"]["steps"] == 6
 
 
 def reproduce(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -236,7 +182,7 @@ def test_one_command_runs_every_stage_and_writes_the_document(tmp_path: Path) ->
     assert "steps" not in again.stdout  # nothing is trained twice
 
 
-def test_wrong_use_is_told(tmp_path: Path) -> None:
+def test_wrong_usage_is_an_error(tmp_path: Path) -> None:
     stage = reproduce(tmp_path, "--only", "nonsense")
     assert stage.returncode == 2
     assert "nonsense" in stage.stderr

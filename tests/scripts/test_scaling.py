@@ -1,4 +1,4 @@
-"""scripts/scaling: what it prints and writes; no test here looks at a rate."""
+"""scripts/scaling: its output; no test here looks at a rate."""
 
 import importlib
 import json
@@ -33,4 +33,4 @@ def test_an_unknown_case_is_refused(
     scaling = importlib.import_module("scaling")
     with pytest.raises(SystemExit, match="2"):
         scaling.main(["warp"])
-    assert "no case warp; there are train, apart, processes, ray" in capsys.readouterr().err
+    assert "unknown case warp; choose from train, apart, processes, ray" in capsys.readouterr().err

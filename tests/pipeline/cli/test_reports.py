@@ -13,7 +13,7 @@ from pictures import picture
 from PIL import Image
 
 from denoise_batch.cli.batch import main
-from denoise_batch.doctor import made_up_picture
+from denoise_batch.doctor import synthetic_image
 from denoise_batch.metrics import psnr
 from denoise_batch.streaming.references import to_8_bit
 from denoise_batch.streaming.result import Summary
@@ -32,7 +32,7 @@ def save(path: Path, pixels: torch.Tensor) -> None:
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
     """Return a folder with noisy/ and clean/ versions of one image."""
-    clean = 0.25 + 0.5 * made_up_picture(SIDE)
+    clean = 0.25 + 0.5 * synthetic_image(SIDE)
     noisy = clean + SIGMA / 255 * torch.randn(
         clean.shape, generator=torch.Generator().manual_seed(1)
     )
@@ -58,7 +58,7 @@ def test_without_a_reference_psnr_is_estimated_and_marked(
     with Image.open(folders / "noisy-denoised" / "a.png") as opened:
         data = torch.frombuffer(bytearray(opened.tobytes()), dtype=torch.uint8)
     denoised = data.view(SIDE, SIDE, 3).permute(2, 0, 1) / 255
-    truth = psnr(denoised, to_8_bit(0.25 + 0.5 * made_up_picture(SIDE)))
+    truth = psnr(denoised, to_8_bit(0.25 + 0.5 * synthetic_image(SIDE)))
     assert image["psnr_out"] == pytest.approx(truth, abs=2)  # a drawing, not a photograph
     assert image["psnr_in"] == pytest.approx(22.1, abs=0.2)
 

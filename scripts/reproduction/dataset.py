@@ -1,7 +1,7 @@
-"""The report's data: 32×32 tiles, two noisy versions each by point sampling, and their clean mean.
+"""The data: 32×32 tiles with two noisy versions each, by point sampling, and their clean mean.
 
-The same squares and the same noise as `denoise-train CORPUS --noise subpixel:8 --seed 0` draws, so
-that PSNR here and there can be compared. Built once, then read from one file.
+Squares and noise are those of `denoise-train CORPUS --noise subpixel:8 --seed 0`, so that PSNR
+can be compared. Built once, then read from one file.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from scale import ValueRange
+from config import Scale
 from torch import Tensor
 
 from denoise_batch.models import load_tensors, save_tensors
@@ -30,16 +30,16 @@ VALIDATION_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Dataset:
     """Training tiles as uint8 (T, 3, 32, 32), validation tiles as float32 (V, 3, 32, 32).
 
     Attributes:
-        noisy: first noisy version of every training tile.
-        other: second one, independent.
-        clean: their mean over all that could be drawn, rounded to 8 bits (noise of −59 dB).
-        validation_noisy: one noisy version of every validation tile.
-        validation_clean: the exact mean.
-        photographs: number of photographs on either side of the split.
+        noisy: a noisy version of every training tile.
+        other: a second, independent one.
+        clean: their expectation, rounded to 8 bits (an error of −59 dB).
+        validation_noisy: a noisy version of every validation tile.
+        validation_clean: their exact expectation.
+        photographs: numbers of training and validation photographs.
     """
 
     noisy: Tensor
@@ -50,15 +50,15 @@ class Protocol:
     photographs: tuple[int, int]
 
 
-def load_protocol(corpus: Path, cache: Path, scale: ValueRange) -> Protocol:
-    """The data, from the cache if the same photographs gave it before."""
+def load_dataset(corpus: Path, cache: Path, scale: Scale) -> Dataset:
+    """Return the data, from the cache if it was built from the same photographs."""
     split = split_photographs(corpus, SOURCE_PX, VALIDATION_SHARE)
     names = [path.relative_to(corpus).as_posix() for path in (*split.training, *split.validation)]
     key = f"{scale.tiles} {scale.validation_tiles} {SEED} {names}".encode()
     file = cache / f"protocol-{hashlib.sha256(key).hexdigest()[:12]}.safetensors"
     if file.exists():
         tensors, _ = load_tensors(file)
-        return Protocol(**tensors, photographs=(len(split.training), len(split.validation)))
+        return Dataset(**tensors, photographs=(len(split.training), len(split.validation)))
 
     def versions(squares: Tensor, generator: torch.Generator) -> Tensor:
         drawn = [NOISE.draw(squares, generator) for _ in range(2)]
@@ -83,10 +83,10 @@ def load_protocol(corpus: Path, cache: Path, scale: ValueRange) -> Protocol:
     }
     cache.mkdir(parents=True, exist_ok=True)
     save_tensors(file, tensors, {"corpus": corpus.name, "tiles": scale.tiles})
-    return Protocol(**tensors, photographs=(len(split.training), len(split.validation)))
+    return Dataset(**tensors, photographs=(len(split.training), len(split.validation)))
 
 
-def standardisation(protocol: Protocol) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel of the first 2 000 noisy tiles, as denoise-train has them."""
-    tiles = to_float(protocol.noisy[:2000])
+def standardisation(dataset: Dataset) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel of 2 000 noisy tiles, as denoise-train."""
+    tiles = to_float(dataset.noisy[:2000])
     return tiles.mean((0, 2, 3)).tolist(), tiles.std((0, 2, 3)).tolist()
