@@ -68,7 +68,7 @@ def _our_training(problem: Problem, network: Block) -> Runner:
         output = network(problem.input)
         latest.update(output=output, loss=criterion(output, problem.target))
         optimizer.zero_grad()
-        network.backward_parameters(criterion.backward())
+        network.backward(criterion.backward(), needs_input_grad=False)
         optimizer.step()
 
     return Runner(run, lambda: latest | _gradients(network.parameters()))

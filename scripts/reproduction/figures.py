@@ -20,7 +20,7 @@ from denoise_batch.files.atomic import atomic_file
 from denoise_batch.files.pixels import to_pil
 from denoise_batch.metrics import psnr
 from denoise_batch.training.data import VALIDATION_SEED
-from denoise_batch.training.photographs import split_photographs
+from denoise_batch.training.data import split_photographs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
