@@ -1,8 +1,9 @@
-"""Layers: convolutions, ReLU, Sigmoid, pixel shuffles, upsampling, Normalize, ReflectPadded.
+"""Layers: convolutions and their initialisation, ReLU, Sigmoid, shuffles, upsampling, padding.
 
 Names, arguments, weight shapes, initialisation and errors are torch's.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -14,9 +15,18 @@ from .block import Block, InputGrad, accumulate_grad
 from .buffer_pool import POOL, shares_memory
 from .dispatch import Gradients, ops_for
 from .errors import ShapeError
-from .geometry import Activation, ConvGeometry, Int2, IntPair, Shape, check_nchw, pair
-from .init import bias_uniform_, kaiming_uniform_
-from .reference import pixel_shuffle, pixel_unshuffle, relu_backward, relu_forward
+from .geometry import (
+    Activation,
+    ConvGeometry,
+    Int2,
+    IntPair,
+    Shape,
+    check_nchw,
+    pair,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
+from .reference import relu_backward, relu_forward
 
 
 class Convolution(Block):
@@ -633,3 +643,35 @@ class ReflectPadded(Block):
         if not self.training and not any(shares_memory(padded, kept) for kept in (input, inside)):
             POOL.free(padded)
         return inside
+
+
+def kaiming_uniform_(weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fill a convolution's weight from U(−b, b), b = √3 · gain / √fan_in with gain = √(1/3).
+
+    torch's default for every convolution: He et al., "Delving deep into rectifiers" (2015), with
+    the leaky slope a = √5, so that b is 1/√fan_in.
+
+    Args:
+        weight: (out_channels, in_channels, kh, kw), or (in, out, kh, kw) of a transposed one;
+            torch counts shape[1]·kh·kw as the fan-in of both.
+        generator: source of randomness; torch's global one by default.
+    """
+    gain = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
+    bound = math.sqrt(3.0) * (gain / math.sqrt(fan_in(weight)))
+    return weight.uniform_(-bound, bound, generator=generator)
+
+
+def kaiming_normal_(weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fill a weight from N(0, 2/fan_in), which keeps the deviation through a ReLU (He et al.)."""
+    return weight.normal_(0.0, math.sqrt(2.0 / fan_in(weight)), generator=generator)
+
+
+def bias_uniform_(bias: Tensor, weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fill a bias from U(−1/√fan_in, 1/√fan_in) of its weight."""
+    bound = 1 / math.sqrt(fan_in(weight))
+    return bias.uniform_(-bound, bound, generator=generator)
+
+
+def fan_in(weight: Tensor) -> int:
+    """Return the number of inputs that torch counts per output: shape[1]·kh·kw."""
+    return weight[0].numel()

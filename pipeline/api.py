@@ -25,10 +25,10 @@ from .files.pixels import (
 from .models import Network, find_weights, load_weights
 from .options import DenoiseOptions
 from .progress import Progress, Stop
-from .streaming.engine import LocalEngine
 from .streaming.manifest import Storage
 from .streaming.result import Plan, Result, Summary
 from .streaming.session import Session, open_storage
+from .streaming.stream import LocalEngine
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,10 +17,9 @@ from denoise_batch.kernels import DenoiseBatchError
 from denoise_batch.kernels.kernel_check import KernelCheck
 from denoise_batch.kernels.selfcheck import self_check
 
-from . import weights as shipped
 from .device import available_host_bytes, describe_device
 from .metrics import psnr
-from .models import find_weights, load_weights
+from .models import find_weights, load_weights, shipped_file, shipped_manifest, shipped_names
 
 State = Literal["ok", "note", "problem"]
 
@@ -89,7 +88,7 @@ def self_test(device: torch.device, name: str | None = None) -> Check:
         device: where to compute.
         name: name or file of the weights; None for the default weights.
     """
-    title = f"{name or shipped.names()[0]} on {device}"
+    title = f"{name or shipped_names()[0]} on {device}"
     started = time.perf_counter()
     try:
         network = load_weights(find_weights(name)).network.to(device)
@@ -199,11 +198,11 @@ def _is_installed(package: str) -> bool:
 
 
 def _weights() -> Iterator[Check]:
-    for name in shipped.names():
+    for name in shipped_names():
         try:
-            shipped.path(name)
+            shipped_file(name)
         except DenoiseBatchError as error:
             yield Check("weights", name, "problem", str(error))
         else:
-            digest = shipped.manifest()["weights"][name]["sha256"]
+            digest = shipped_manifest()["weights"][name]["sha256"]
             yield Check("weights", name, "ok", f"sha256 {digest[:16]}… matches the manifest")

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,12 @@ from denoise_batch.kernels import (
 from denoise_batch.kernels.block import InputGrad
 from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.geometry import check_nchw
-from denoise_batch.kernels.init import kaiming_normal_
+from denoise_batch.kernels.layers import kaiming_normal_
 
-from . import weights as shipped
+from . import weights
 from .files.atomic import atomic_write
 
+SHIPPED = Path(weights.__file__).parent
 Layers = Callable[[torch.Generator | None], Sequence[Block]]
 
 
@@ -374,9 +376,43 @@ def find_weights(name_or_file: str | None) -> Path:
         WeightsError: neither a file nor a shipped name.
     """
     if name_or_file is None:
-        return shipped.path(shipped.names()[0])
+        return shipped_file(shipped_names()[0])
     if Path(name_or_file).is_file():
         return Path(name_or_file)
     if Path(name_or_file).suffix:
         raise WeightsError(f"{name_or_file}: there is no such weights file")
-    return shipped.path(name_or_file)
+    return shipped_file(name_or_file)
+
+
+@cache
+def shipped_manifest() -> dict[str, Any]:
+    """Return weights/manifest.json: `default` (a name) and `weights` (name → description)."""
+    content: dict[str, Any] = json.loads((SHIPPED / "manifest.json").read_text(encoding="utf-8"))
+    return content
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the shipped weights, the default first."""
+    default = shipped_manifest()["default"]
+    return [default, *sorted(set(shipped_manifest()["weights"]) - {default})]
+
+
+def shipped_file(name: str) -> Path:
+    """Return the file of shipped weights, its sha256 checked against the manifest.
+
+    Raises:
+        WeightsError: no such name, or the installed file is missing or damaged.
+    """
+    entry = shipped_manifest()["weights"].get(name)
+    if entry is None:
+        raise WeightsError(
+            f"weights {name!r}: neither a file nor a shipped name ({', '.join(shipped_names())})"
+        )
+    file: Path = SHIPPED / entry["file"]
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{file}: {error.strerror}; reinstall denoise-batch") from error
+    if digest != entry["sha256"]:
+        raise WeightsError(f"{file}: damaged (sha256 differs); reinstall denoise-batch")
+    return file

@@ -1,9 +1,8 @@
 """Hand-made results and summaries for tests of reports."""
 
+from denoise_batch.models import shipped_file, shipped_names
 from denoise_batch.quality import Quality
 from denoise_batch.streaming.result import Result, Summary
-from denoise_batch.weights import names
-from denoise_batch.weights import path as weights_path
 
 SECONDS = {"decode": 0.01, "transfer": 0.0, "compute": 0.06, "encode": 0.02, "measure": 0.01}
 AWKWARD = "ä <b>'\"&.png"
@@ -14,4 +13,4 @@ def quality_of(index: int) -> Quality:
 
 
 def summary_of(results: list[Result], seconds: float = 2.0) -> Summary:
-    return Summary(tuple(results), seconds, "cpu", str(weights_path(names()[0])))
+    return Summary(tuple(results), seconds, "cpu", str(shipped_file(shipped_names()[0])))

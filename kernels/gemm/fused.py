@@ -5,8 +5,14 @@ These are the specification of `cuda`'s fused ops, and do the work of those that
 
 from torch import Tensor
 
-from ..geometry import Activation, ConvGeometry, FusedActivation, IntPair
-from ..reference import pixel_shuffle, pixel_unshuffle
+from ..geometry import (
+    Activation,
+    ConvGeometry,
+    FusedActivation,
+    IntPair,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
 from .conv import conv2d_forward, conv_transpose2d_forward
 from .pointwise import sigmoid_forward_, upsample_nearest2d_forward
 

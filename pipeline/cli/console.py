@@ -1,13 +1,19 @@
-"""What `denoise-batch` shows during and after a run: bars, plain lines, or JSON lines."""
+"""What `denoise-batch` shows of a run: bars, plain lines or JSON lines, then a table."""
 
 import json
+import math
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TextIO
 
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape, render
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,13 +24,230 @@ from rich.progress import (
 from rich.progress import (
     Progress as RichProgress,
 )
+from rich.table import Table
 
 from ..options import DenoiseOptions
 from ..progress import Progress
+from ..quality import Quality
 from ..reports import write_report
 from ..reports.report import make_report, result_to_json
-from ..reports.table import print_summary, totals_line
-from ..streaming.result import Plan, Result, Summary
+from ..streaming.result import Plan, Result, Summary, Totals, add_up, is_scored, ranked
+
+MOST_ROWS = 40
+WORST_AND_BEST = 10  # rows of each, for a longer run
+MOST_FAILED_ROWS = 10
+MOST_NOTES = 20
+LEAST_NAME_CELLS = 20
+_GAP = 2  # cells between columns, one of which the box draws
+_NOTHING = "[dim]–[/dim]"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column beside the image's name; rich would cut its values where it should drop it.
+
+    Attributes:
+        heading: one or two lines.
+        rank: the column of the highest rank is dropped first from a narrow terminal.
+        cell: a result's value, as markup.
+        total: the last row's value, as text.
+    """
+
+    heading: str
+    rank: int
+    cell: Callable[[Result], str]
+    total: str = ""
+
+    def width(self, results: Sequence[Result]) -> int:
+        """Cells of the widest value or line of the heading."""
+        values = (render(self.cell(result)).plain for result in results)
+        return max(map(cell_len, (*values, *self.heading.split("\n"), self.total)))
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print the table, notes, failures, each stage's share of the time, and the totals.
+
+    The table has every image of a short run, and the worst, the best and the failed ones of a long
+    run.
+    """
+    totals = add_up(summary.results)
+    table = _table(summary.results, totals, console.width)
+    if table is not None:
+        console.print(table)
+    _print_notes(summary, totals, console)
+    for result in summary.results:
+        if result.status == "failed":
+            line = f"[red]failed[/red] {escape(result.reason)}"
+            console.print(line, highlight=False, soft_wrap=True)
+    for line in (_stage_line(summary), totals_line(summary)):
+        if line:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def totals_line(summary: Summary) -> str:
+    """Return counts, megapixels, seconds and speed in one line."""
+    totals = add_up(summary.results)
+    by_status = {"done": totals.done, "skipped": totals.skipped, "failed": totals.failed}
+    counts = [f"{n} {status}" for status, n in by_status.items() if n or status == "done"]
+    if summary.left:
+        counts.append(f"{summary.left} left for the next run")
+    megapixels, seconds = summary.megapixels, summary.seconds
+    speed = ""
+    if megapixels and seconds:
+        speed = f", {megapixels / seconds:.1f} MP/s, {totals.done / seconds:.1f} images/s"
+    interrupted = "interrupted: " if summary.is_interrupted else ""
+    hint = " (--overwrite denoises them again)" if totals.skipped else ""
+    return (
+        f"{interrupted}{', '.join(counts)}{hint}; {megapixels:.1f} MP in {seconds:.1f} s{speed} "
+        f"on {summary.device}"
+    )
+
+
+def shortened(name: str, cells: int) -> str:
+    """Return a path's end, which says most, behind an ellipsis if the path is too long."""
+    if cell_len(name) <= cells:
+        return name
+    kept = name
+    while kept and cell_len(kept) > cells - 1:
+        kept = kept[1:]
+    return "…" + kept
+
+
+def _stage_line(summary: Summary) -> str:
+    """Each stage's share of the time; stages of different images overlap."""
+    seconds = summary.stage_seconds
+    whole = sum(seconds.values())
+    if not whole:
+        return ""
+    return " · ".join(f"{stage} {value / whole:.0%}" for stage, value in seconds.items())
+
+
+def _print_notes(summary: Summary, totals: Totals, console: Console) -> None:
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    notes = [note for result in summary.results for note in result.notes]
+    for note in notes[:MOST_NOTES]:
+        say(f"note: {note}")
+    if len(notes) > MOST_NOTES:
+        say(f"{len(notes) - MOST_NOTES} more notes not shown")
+    qualities = [result.quality for result in summary.results if result.quality]
+    # "too little noise (σ̂ 2.0)" and "too little noise (σ̂ 3.0)" are one reason.
+    reasons = Counter(quality.reason.partition(" (")[0] for quality in qualities if quality.reason)
+    for reason, count in reasons.most_common():
+        say(f"no PSNR for {count} image{'s' if count > 1 else ''}: {reason}")
+    if totals.basis == "estimate":
+        say("est.: estimated without a reference (SURE), assuming white Gaussian noise")
+
+
+def _table(results: Sequence[Result], totals: Totals, width: int) -> Table | None:
+    """Lay out the table; None if no image was denoised and none failed."""
+    if totals.done + totals.failed == 0:
+        return None
+    groups = _groups(results)
+    shown = [result for _, group in groups for result in group]
+    columns, room = _fit(_columns(totals), shown, width)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
+    table.add_column("image", no_wrap=True, max_width=room)
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    for heading, group in groups:
+        if heading:
+            table.add_row(f"[dim italic]{heading}[/]")
+        for result in group:
+            name = escape(shortened(result.job.name, room))
+            table.add_row(name, *(column.cell(result) for column in columns))
+        table.add_section()
+    count = totals.scored or totals.done
+    if count:
+        cells = [column.total and f"[bold]{column.total}[/bold]" for column in columns]
+        table.add_row(f"[bold]mean of {count}[/bold]", *cells)
+    return table
+
+
+def _groups(results: Sequence[Result]) -> list[tuple[str, Sequence[Result]]]:
+    """The table's rows under their headings; skipped images only count in the totals."""
+    seen = [result for result in results if result.status != "skipped"]
+    if len(seen) <= MOST_ROWS:
+        return [("", seen)]
+    done = ranked(seen)
+    failed = [result for result in seen if result.status == "failed"]
+    groups: list[tuple[str, Sequence[Result]]] = []
+    if len(done) > 2 * WORST_AND_BEST:
+        groups.append((f"worst {WORST_AND_BEST} of {len(done)}", done[:WORST_AND_BEST]))
+        groups.append((f"best {WORST_AND_BEST}", done[-WORST_AND_BEST:]))
+    elif done:
+        groups.append((f"{len(done)} done", done))
+    if failed:
+        shown = failed[:MOST_FAILED_ROWS]
+        part = f"{len(shown)} of " if len(shown) < len(failed) else ""
+        groups.append((f"{part}{len(failed)} failed", shown))
+    return groups
+
+
+def _columns(totals: Totals) -> list[_Column]:
+    def measured(
+        heading: str, rank: int, value: Callable[[Quality], float | None], spec: str, mean: float
+    ) -> _Column:
+        def cell(result: Result) -> str:
+            number = value(result.quality) if result.quality else None
+            if number is None:
+                return _NOTHING
+            return format(number, spec) if math.isfinite(number) else "∞"
+
+        return _Column(heading, rank, cell, format(mean, spec))
+
+    columns = [_Column("size", 6, _size)]
+    if totals.sigma_in_255 is not None and totals.sigma_out_255 is not None:
+        columns += [
+            measured("σ in", 3, lambda q: q.sigma_in_255, ".1f", totals.sigma_in_255),
+            measured("σ out", 3, lambda q: q.sigma_out_255, ".1f", totals.sigma_out_255),
+        ]
+    if totals.psnr_in is not None and totals.psnr_out is not None:
+        est = "\nest." if totals.basis == "estimate" else ""
+        columns += [
+            measured(f"PSNR in{est}", 2, lambda q: q.psnr_in, ".2f", totals.psnr_in),
+            measured(f"PSNR out{est}", 1, lambda q: q.psnr_out, ".2f", totals.psnr_out),
+            _Column("gain", 0, _gain, f"{totals.gain:+.2f}"),
+        ]
+    columns.append(_Column("time", 5, _time))
+    if totals.failed:
+        columns.append(_Column("status", 4, _status))
+    return columns
+
+
+def _fit(
+    columns: list[_Column], results: Sequence[Result], width: int
+) -> tuple[list[_Column], int]:
+    """Drop the least important columns until the name has room; return the rest and that room."""
+    widths = {column.heading: column.width(results) + _GAP for column in columns}
+    while True:
+        room = width - sum(widths[column.heading] for column in columns)
+        lowest = max((column.rank for column in columns), default=0)
+        if room >= LEAST_NAME_CELLS or lowest == 0:
+            return columns, max(room, 8)
+        columns = [column for column in columns if column.rank != lowest]
+
+
+def _gain(result: Result) -> str:
+    quality = result.quality
+    if quality is None or quality.gain is None or not is_scored(quality):
+        return _NOTHING
+    colour = "green" if quality.gain > 0 else "red"
+    return f"[{colour}]{quality.gain:+.2f}[/{colour}]"
+
+
+def _size(result: Result) -> str:
+    return f"{result.size[0]}×{result.size[1]}" if result.size else ""
+
+
+def _time(result: Result) -> str:
+    seconds = sum(result.seconds.values())
+    return f"{seconds:.2f} s" if seconds else ""
+
+
+def _status(result: Result) -> str:
+    return "[red]failed[/red]" if result.status == "failed" else result.status
 
 
 class Display(Progress[Plan, Result]):

@@ -33,14 +33,7 @@ from .metadata import (
     save_options,
     upright,
 )
-from .pixels import (
-    EXTRA_SAMPLES_NOTE,
-    DecodedImage,
-    ValueRange,
-    decode,
-    encode,
-    target_mode,
-)
+from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage, ValueRange, decode, encode, target_mode
 from .sniff import FileHead, refuse_unsupported, sniff
 
 # Pillow's name of a format → the suffixes it is written for, and the modes that it holds.

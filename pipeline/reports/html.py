@@ -20,9 +20,9 @@ from denoise_batch.kernels import ImageError
 from ..files.scan import real_path
 from ..quality import Quality
 from ..streaming.references import find_reference
-from ..streaming.result import Result
+from ..streaming.result import Result, is_scored, ranked
 from .pictures import VIEW_PX, Thumbnails, View, load, thumbnails, view
-from .report import Report, is_scored, ranked
+from .report import Report
 
 MOST_BYTES = 23_000_000
 MOST_IN_FULL = 24

@@ -10,7 +10,6 @@ import json
 import math
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,98 +19,13 @@ import torch
 
 from denoise_batch.kernels import WeightsError
 
-from .. import weights as shipped
 from ..device import describe_device
-from ..models import load_tensors
+from ..models import SHIPPED, load_tensors, shipped_manifest
 from ..options import DenoiseOptions
-from ..quality import Basis, Quality
-from ..streaming.result import Result, Summary
+from ..quality import Quality
+from ..streaming.result import Result, Summary, Totals, add_up
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Counts and means of a run; a mean is over the images that have the value, or None.
-
-    Attributes:
-        done: images denoised.
-        failed: images that failed.
-        skipped: images that an earlier run had denoised.
-        sigma_in_255: mean estimated σ of the inputs' noise, in units of 1/255.
-        sigma_out_255: mean estimated σ of the outputs' noise, in units of 1/255.
-        scored: images with a finite PSNR before and after; the means below are over these.
-        psnr_in: mean PSNR of the inputs in dB.
-        psnr_out: mean PSNR of the outputs in dB.
-        basis: "estimate" as soon as one PSNR is estimated, else "reference"; None without a PSNR.
-    """
-
-    done: int
-    failed: int
-    skipped: int
-    sigma_in_255: float | None
-    sigma_out_255: float | None
-    scored: int
-    psnr_in: float | None
-    psnr_out: float | None
-    basis: Basis | None
-
-    @property
-    def gain(self) -> float | None:
-        """Mean gain in dB."""
-        if self.psnr_in is None or self.psnr_out is None:
-            return None
-        return self.psnr_out - self.psnr_in
-
-
-def add_up(results: Sequence[Result]) -> Totals:
-    """Return the totals of a run's results."""
-    qualities = [result.quality for result in results if result.quality is not None]
-    scored = [quality for quality in qualities if is_scored(quality)]
-    count = {"done": 0, "failed": 0, "skipped": 0}
-    for result in results:
-        count[result.status] += 1
-    basis: Basis | None = "reference" if scored else None
-    if any(quality.basis == "estimate" for quality in scored):
-        basis = "estimate"
-    return Totals(
-        **count,
-        sigma_in_255=_mean([quality.sigma_in_255 for quality in qualities]),
-        sigma_out_255=_mean([quality.sigma_out_255 for quality in qualities]),
-        scored=len(scored),
-        psnr_in=_mean([quality.psnr_in for quality in scored]),
-        psnr_out=_mean([quality.psnr_out for quality in scored]),
-        basis=basis,
-    )
-
-
-def is_scored(quality: Quality | None) -> bool:
-    """Whether there is a finite PSNR before and after."""
-    return (
-        quality is not None
-        and quality.psnr_in is not None
-        and quality.psnr_out is not None
-        and math.isfinite(quality.psnr_in)
-        and math.isfinite(quality.psnr_out)
-    )
-
-
-def ranked(results: Sequence[Result]) -> list[Result]:
-    """Return the denoised images, worst first.
-
-    Images with a PSNR come first, by the output's; then those with only a σ, by the input's; then
-    the others, in their order.
-    """
-
-    def key(result: Result) -> tuple[int, float]:
-        quality = result.quality
-        if quality is None:
-            return 2, 0.0
-        if is_scored(quality) and quality.psnr_out is not None:
-            return 0, quality.psnr_out
-        return 1, -(quality.sigma_in_255 or 0.0)
-
-    return sorted((result for result in results if result.status == "done"), key=key)
 
 
 @dataclass(frozen=True)
@@ -256,11 +170,6 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _rate(amount: float, seconds: float) -> float | None:
     return round(amount / seconds, 4) if seconds else None
 
@@ -276,10 +185,7 @@ def _plain(value: Any) -> Any:
 
 
 def _describe_weights(file: Path) -> dict[str, str | None]:
-    names = {
-        shipped.FOLDER / entry["file"]: name
-        for name, entry in shipped.manifest()["weights"].items()
-    }
+    names = {SHIPPED / entry["file"]: name for name, entry in shipped_manifest()["weights"].items()}
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         architecture = load_tensors(file)[1]["network"]["architecture"]

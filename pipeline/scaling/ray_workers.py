@@ -15,8 +15,8 @@ from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError, OptionE
 
 from ..files.scan import Job
 from ..progress import Stop
-from ..streaming.engine import precision_on
 from ..streaming.result import Result
+from ..streaming.stream import precision_on
 from .dispatch import PATIENCE_S, Worker, WorkerLostError
 from .worker_session import WorkerConfig, WorkerSession
 

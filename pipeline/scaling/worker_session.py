@@ -15,9 +15,9 @@ from denoise_batch.kernels.errors import OptionError
 from ..files.scan import Job
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
-from ..streaming.engine import LocalEngine
 from ..streaming.manifest import Manifest, Storage
 from ..streaming.result import Result
+from ..streaming.stream import LocalEngine
 from .mirror import LocalMirror
 from .remote import RemoteStorage
 

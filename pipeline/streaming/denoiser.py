@@ -17,11 +17,11 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError
 from denoise_batch.kernels.capture import Captured
 
+from ..device import Download, Mark, Transfer
 from ..files.pixels import DecodedImage
 from ..models import Network
 from ..quality import MIN_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_slices
 from .tiling import Grid, Span, automatic_grid, fixed_grid
-from .transfer import Download, Mark, Transfer
 
 
 @dataclass(frozen=True)

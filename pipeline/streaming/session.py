@@ -12,9 +12,9 @@ from ..files.atomic import temporary_lead
 from ..files.scan import Job, scan
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
-from .engine import Engine, LocalEngine
 from .manifest import Entry, FileStat, Manifest, Storage, locked, sha256_of
 from .result import Plan, Result, Summary
+from .stream import Engine, LocalEngine
 
 UNCHANGED = "done before"
 FOREIGN = "exists"

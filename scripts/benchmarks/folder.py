@@ -34,13 +34,11 @@ from rich.table import Table
 
 from denoise_batch.device import compute_bytes, cores, torch_dtype
 from denoise_batch.files.images import read_pages, write_pages
-from denoise_batch.models import find_weights, load_weights
+from denoise_batch.models import find_weights, load_weights, shipped_names
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.streaming.denoiser import BatchDenoiser
-from denoise_batch.streaming.engine import precision_on
 from denoise_batch.streaming.session import Session
-from denoise_batch.streaming.stream import worker_threads
-from denoise_batch.weights import names
+from denoise_batch.streaming.stream import precision_on, worker_threads
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "noisy"
 TARGET = 1.15  # largest wanted wall time of the stream / slowest stage alone
@@ -220,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--photographs", type=Path, default=SAMPLES, metavar="DIR")
-    parser.add_argument("--weights", default=names()[0])
+    parser.add_argument("--weights", default=shipped_names()[0])
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument(

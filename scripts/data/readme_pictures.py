@@ -14,10 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from denoise_batch.cli.console import print_summary
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.reports import write_report
 from denoise_batch.reports.report import make_report
-from denoise_batch.reports.table import print_summary
 from denoise_batch.streaming.session import denoise
 
 FLAGS = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from denoise_batch.kernels import Block, Conv2d, ConvTranspose2d, Residual, Sequential, Sigmoid
-from denoise_batch.kernels.init import kaiming_normal_
+from denoise_batch.kernels.layers import kaiming_normal_
 from denoise_batch.models import ARCHITECTURES, unet
 
 NAMES = {"tconv": "Architecture 1", "upsample": "Architecture 2"}

@@ -20,9 +20,8 @@ from training import layers_of, network_of
 from denoise_batch.files.images import read_image
 from denoise_batch.kernels import Block
 from denoise_batch.metrics import mse
-from denoise_batch.models import find_weights, load_weights
+from denoise_batch.models import find_weights, load_weights, shipped_names
 from denoise_batch.training.noise import parse_noise
-from denoise_batch.weights import names
 
 NOISE, SIGMA = "gaussian:25", 25 / 255
 PROBE_PX = 256
@@ -59,7 +58,7 @@ def measure_cost(reproduction: Reproduction, recipes: Mapping[str, Recipe]) -> N
             result["mse"].pop(name, None)
         narrow = layers_of(recipe, reproduction.checkpoint("cost-training", name))
         contestants[name], result["macs"][name] = narrow, multiply_adds(narrow)
-    default = names()[0]
+    default = shipped_names()[0]
     contestants[default] = unet = load_weights(find_weights(default)).network
     result["macs"][default] = multiply_adds(unet)
     for former in result["macs"].keys() - contestants.keys():

@@ -15,12 +15,11 @@ from score_protocol import load_any
 from torch import Tensor
 from training import Data, layers_of
 
-from denoise_batch import weights as shipped
 from denoise_batch.files.atomic import atomic_file
 from denoise_batch.files.pixels import to_pil
 from denoise_batch.metrics import psnr
-from denoise_batch.training.data import VALIDATION_SEED
-from denoise_batch.training.data import split_photographs
+from denoise_batch.models import shipped_file, shipped_names
+from denoise_batch.training.data import VALIDATION_SEED, split_photographs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,7 +141,7 @@ def _save(path: Path, figure: "Figure") -> None:
 
 def score_dataset(reproduction: Reproduction) -> dict[str, Any]:
     """Score the shipped and the authors' weights: PSNR of one MSE over all tiles, and averaged."""
-    files = {name: shipped.path(name) for name in shipped.names() if name in ("tconv", "upsample")}
+    files = {name: shipped_file(name) for name in shipped_names() if name in ("tconv", "upsample")}
     if reproduction.authors is not None:
         files["report authors"] = reproduction.authors
     dataset, scores = reproduction.dataset, {}

@@ -7,9 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from denoise_batch import weights as shipped
 from denoise_batch.kernels import WeightsError
-from denoise_batch.models import Network, find_weights, load_weights, save_weights
+from denoise_batch.models import Network, find_weights, load_weights, save_weights, shipped_names
 
 
 @pytest.fixture
@@ -124,7 +123,7 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
 def test_names_and_files_are_told_apart(saved: Path) -> None:
     assert find_weights(str(saved)) == saved
     assert find_weights("tconv").name == "tconv.safetensors"
-    assert find_weights(None) == find_weights(shipped.names()[0])
+    assert find_weights(None) == find_weights(shipped_names()[0])
     with pytest.raises(WeightsError, match="no such weights file"):
         find_weights("gone.safetensors")
     with pytest.raises(WeightsError, match="tconv"):

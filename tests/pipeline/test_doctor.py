@@ -8,12 +8,11 @@ from typing import Literal
 import pytest
 import torch
 
-from denoise_batch import doctor
-from denoise_batch import weights as shipped
+from denoise_batch import doctor, models
 from denoise_batch.cli.doctor import main
 from denoise_batch.doctor import Check, is_healthy, kernels_in_use, self_test
 from denoise_batch.kernels.kernel_check import KernelCheck
-from denoise_batch.models import Network, save_weights
+from denoise_batch.models import Network, save_weights, shipped_manifest, shipped_names
 
 CPU = torch.device("cpu")
 
@@ -28,7 +27,7 @@ def test_a_sound_installation_is_healthy(capsys: pytest.CaptureFixture[str]) -> 
     out = capsys.readouterr().out
     for topic in ("software", "devices", "extras", "weights", "self-test"):
         assert topic in out
-    for found in ("torch", "memory", *shipped.names(), "conv2d_forward", "healthy"):
+    for found in ("torch", "memory", *shipped_names(), "conv2d_forward", "healthy"):
         assert found in out
     assert "Computing on cpu: torch matrix products" in out
     assert "not healthy" not in out
@@ -43,17 +42,17 @@ def test_json_has_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["healthy"] is True
     by_name = {check["name"]: check for check in document["checks"]}
     assert by_name["plots"]["topic"] == "extras"
-    assert "sha256" in by_name[shipped.names()[0]]["detail"]
-    assert "→" in by_name[f"{shipped.names()[0]} on cpu"]["detail"]
+    assert "sha256" in by_name[shipped_names()[0]]["detail"]
+    assert "→" in by_name[f"{shipped_names()[0]} on cpu"]["detail"]
 
 
 @pytest.mark.usefixtures("no_kernels")
 def test_damaged_weights_are_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in shipped.names():
-        (tmp_path / shipped.manifest()["weights"][name]["file"]).write_bytes(b"damaged")
-    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    for name in shipped_names():
+        (tmp_path / shipped_manifest()["weights"][name]["file"]).write_bytes(b"damaged")
+    monkeypatch.setattr(models, "SHIPPED", tmp_path)
     assert main(["--device", "cpu"]) == 1
     out = capsys.readouterr().out
     assert "reinstall" in out

@@ -17,7 +17,7 @@ from PIL import Image
 from denoise_batch.cli.batch import main
 from denoise_batch.files.images import read_image
 from denoise_batch.models import Network, load_weights, save_weights
-from denoise_batch.streaming import engine as engine_module
+from denoise_batch.streaming import stream as engine_module
 from denoise_batch.streaming.stream import Budget
 
 

@@ -12,11 +12,11 @@ import pytest
 from report_runs import AWKWARD
 
 from denoise_batch.kernels import OptionError
+from denoise_batch.models import shipped_manifest
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.quality import Quality
 from denoise_batch.reports import write_report
 from denoise_batch.reports.report import SCHEMA, Report
-from denoise_batch.weights import manifest
 
 DOCS = Path(__file__).parents[3] / "docs" / "reports.md"
 
@@ -43,9 +43,9 @@ def test_json_has_the_run_and_every_image(run_of: Callable[..., Report], tmp_pat
     assert document["format"] == "denoise-batch report"
     assert document["schema"] == SCHEMA == 1
     assert document["exit_code"] == 1
-    name = manifest()["default"]
+    name = shipped_manifest()["default"]
     assert document["weights"]["name"] == name
-    assert document["weights"]["sha256"] == manifest()["weights"][name]["sha256"]
+    assert document["weights"]["sha256"] == shipped_manifest()["weights"][name]["sha256"]
     assert document["totals"]["done"] == 3
     assert document["totals"]["failed"] == 1
     assert document["totals"]["skipped"] == 1

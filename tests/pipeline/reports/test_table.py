@@ -8,9 +8,9 @@ from report_runs import SECONDS, quality_of, summary_of
 from rich.cells import cell_len
 from rich.console import Console
 
+from denoise_batch.cli.console import print_summary, ranked, shortened
 from denoise_batch.files.scan import Job
 from denoise_batch.quality import Quality
-from denoise_batch.reports.table import print_summary, ranked, shortened
 from denoise_batch.streaming.result import Result
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from denoise_batch.cli import batch
+from denoise_batch.device import Transfer
 from denoise_batch.kernels.capture import Captured
 from denoise_batch.models import Network
-from denoise_batch.streaming import denoiser, engine
+from denoise_batch.streaming import denoiser
+from denoise_batch.streaming import stream as engine
 from denoise_batch.streaming.denoiser import BatchDenoiser
-from denoise_batch.streaming.transfer import Transfer
 
 
 @pytest.mark.parametrize(

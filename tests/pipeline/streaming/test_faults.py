@@ -23,7 +23,7 @@ from denoise_batch.cli.batch import main
 from denoise_batch.files import atomic
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.progress import Progress
-from denoise_batch.streaming import engine as engine_module
+from denoise_batch.streaming import stream as engine_module
 from denoise_batch.streaming.result import Plan, Result, Summary
 from denoise_batch.streaming.session import Session
 from denoise_batch.streaming.stream import Budget

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from denoise_batch.streaming.transfer import Transfer
+from denoise_batch.device import Transfer
 
 CPU = torch.device("cpu")
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))

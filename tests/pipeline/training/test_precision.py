@@ -5,18 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from denoise_batch import weights
 from denoise_batch.files.images import read_image
 from denoise_batch.metrics import psnr
-from denoise_batch.models import load_weights
+from denoise_batch.models import load_weights, shipped_file, shipped_names
 
 SAMPLES = Path(__file__).parents[3] / "docs" / "samples"
 CENTRE = (..., slice(64, 192), slice(64, 192))  # a fifth of a picture tells as much
 
 
-@pytest.mark.parametrize("name", weights.names())
+@pytest.mark.parametrize("name", shipped_names())
 def test_half_precision_keeps_the_psnr(name: str) -> None:
-    network = load_weights(weights.path(name)).network
+    network = load_weights(shipped_file(name)).network
     for path in sorted((SAMPLES / "noisy").iterdir()):
         noisy = read_image(path).to_unit()[None][CENTRE]
         clean = read_image(SAMPLES / "clean" / path.name).to_unit()[None][CENTRE]
