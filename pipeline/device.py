@@ -31,9 +31,6 @@ _IN_FLIGHT_PER_CORE = 64 * MIB  # more would only be read sooner than it is need
 _MOST_IN_FLIGHT = 4096 * MIB
 _LEAST = 128 * MIB
 _M_MMAP_THRESHOLD = -3  # malloc.h
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -155,41 +152,44 @@ def compute_bytes(device: torch.device) -> int:
     return max(_LEAST, min(_MOST_ON_CPU, available_host_bytes() // 4))
 
 
-def available_host_bytes() -> int:
+def available_host_bytes(root: Path = Path("/")) -> int:
     """Memory that this process may still take: what the machine has free, or its control group.
 
     The limit of every control group above the process counts, as Docker, Kubernetes, Slurm and
     systemd set it.
+
+    Args:
+        root: the folder that holds `proc` and `sys`; another one in tests.
     """
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if _HAS_SYSCONF else 0
     available = pages or 4096 * MIB
     with suppress(OSError, ValueError, StopIteration):
-        lines = _MEMINFO.read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
         entry = next(line for line in lines if line.startswith("MemAvailable"))
         available = int(entry.split()[1]) * 1024
-    return max(0, min([available, *_cgroup_bytes()]))
+    return max(0, min([available, *_cgroup_bytes(root)]))
 
 
-def _cgroup_bytes() -> Iterator[int]:
+def _cgroup_bytes(root: Path) -> Iterator[int]:
     """Bytes that each control group with a memory limit (version 2, then 1) still allows."""
     try:
-        lines = _OWN_CGROUP.read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         lines = []
     groups = [line.split(":", 2)[1:] for line in lines if line.count(":") >= 2]
-    for root, limit, used, names in (
-        (_CGROUPS, "memory.max", "memory.current", [n for kind, n in groups if not kind]),
+    cgroups = root / "sys/fs/cgroup"
+    for top, limit, used, names in (
+        (cgroups, "memory.max", "memory.current", [n for kind, n in groups if not kind]),
         (
-            _CGROUPS / "memory",
+            cgroups / "memory",
             "memory.limit_in_bytes",
             "memory.usage_in_bytes",
             [name for kind, name in groups if "memory" in kind.split(",")],
         ),
     ):
         # Inside a container the group's own name may not exist: its root is mounted here.
-        own = root / (names[0] if names else "").lstrip("/")
-        folders = [own, *own.parents] if own.is_relative_to(root) else [root]
-        for folder in folders[: len(own.parts) - len(root.parts) + 1]:
+        own = top.joinpath(*Path(names[0] if names else "").parts[1:])
+        for folder in (own, *own.parents)[: len(own.parts) - len(top.parts) + 1]:
             with suppress(OSError, ValueError):  # no group, or no limit ("max")
                 allowed = int((folder / limit).read_text()) - int((folder / used).read_text())
                 yield allowed + _reclaimable(folder)

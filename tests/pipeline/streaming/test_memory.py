@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from denoise_batch import device
 from denoise_batch.device import available_host_bytes
 from denoise_batch.streaming.stream import Budget
 
@@ -75,13 +74,12 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with 8 GiB free and no limits; files below the folder set them."""
-    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {8 << 20} kB\n")
-    (tmp_path / "cgroup").write_text("0::/\n")
-    monkeypatch.setattr(device, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(device, "_OWN_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(device, "_CGROUPS", tmp_path / "fs")
+def machine(tmp_path: Path) -> Path:
+    """The root of a machine with 8 GiB free and no limits; files in it set them."""
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    meminfo = f"MemTotal: 1 kB\nMemAvailable: {8 << 20} kB\n"
+    (tmp_path / "proc" / "meminfo").write_text(meminfo)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/\n")
     return tmp_path
 
 
@@ -97,37 +95,39 @@ V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def test_without_a_limit_the_machine_counts(machine: Path) -> None:
-    limit(machine / "fs", V2, "max", 100 * MIB)
-    assert available_host_bytes() == 8 << 30
+    limit(machine / "sys/fs/cgroup", V2, "max", 100 * MIB)
+    assert available_host_bytes(machine) == 8 << 30
 
 
 def test_the_memory_limit_of_a_container_counts(machine: Path) -> None:
     """Inside a container, its own group is mounted at the root."""
-    limit(machine / "fs", V2, str(512 * MIB), 112 * MIB)
-    assert available_host_bytes() == 400 * MIB
+    limit(machine / "sys/fs/cgroup", V2, str(512 * MIB), 112 * MIB)
+    assert available_host_bytes(machine) == 400 * MIB
 
 
 def test_page_cache_inside_a_container_is_free(machine: Path) -> None:
-    limit(machine / "fs", V2, str(512 * MIB), 500 * MIB, cached=300 * MIB)
-    assert available_host_bytes() == 312 * MIB
+    limit(machine / "sys/fs/cgroup", V2, str(512 * MIB), 500 * MIB, cached=300 * MIB)
+    assert available_host_bytes(machine) == 312 * MIB
 
 
 def test_the_tightest_group_above_a_service_counts(machine: Path) -> None:
-    (machine / "cgroup").write_text("0::/system.slice/denoise.service\n")
-    limit(machine / "fs" / "system.slice", V2, str(300 * MIB), 100 * MIB)
-    limit(machine / "fs" / "system.slice" / "denoise.service", V2, str(900 * MIB), 50 * MIB)
-    assert available_host_bytes() == 200 * MIB
+    (machine / "proc/self/cgroup").write_text("0::/system.slice/denoise.service\n")
+    limit(machine / "sys/fs/cgroup" / "system.slice", V2, str(300 * MIB), 100 * MIB)
+    limit(
+        machine / "sys/fs/cgroup" / "system.slice" / "denoise.service", V2, str(900 * MIB), 50 * MIB
+    )
+    assert available_host_bytes(machine) == 200 * MIB
 
 
 def test_version_1_of_control_groups_counts(machine: Path) -> None:
-    (machine / "cgroup").write_text("9:cpu:/\n4:memory:/job/7\n0::/\n")
-    limit(machine / "fs" / "memory" / "job" / "7", V1, str(600 * MIB), 100 * MIB)
-    assert available_host_bytes() == 500 * MIB
+    (machine / "proc/self/cgroup").write_text("9:cpu:/\n4:memory:/job/7\n0::/\n")
+    limit(machine / "sys/fs/cgroup" / "memory" / "job" / "7", V1, str(600 * MIB), 100 * MIB)
+    assert available_host_bytes(machine) == 500 * MIB
 
 
 def test_a_group_that_is_over_its_limit_leaves_nothing(machine: Path) -> None:
-    limit(machine / "fs", V2, str(100 * MIB), 200 * MIB)
-    assert available_host_bytes() == 0
+    limit(machine / "sys/fs/cgroup", V2, str(100 * MIB), 200 * MIB)
+    assert available_host_bytes(machine) == 0
 
 
 def resident_after_frees(setup: str) -> int:
