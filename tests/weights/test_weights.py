@@ -39,7 +39,7 @@ def test_help_names_what_is_shipped_and_the_default() -> None:
     options = {option.name: option for option in get_command(batch.app).params}
     told = options["weights"].help
     assert all(name in told for name in shipped_names())
-    assert f"{shipped_names()[0]} (the default" in told
+    assert f"{shipped_names()[0]} (default" in told
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
