@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .errors import first_line
 from .kernel_check import TOLERANCES
 
 logger = logging.getLogger("denoise_batch.kernels")
@@ -111,7 +112,7 @@ class Captured:
             self._end()  # the plain function needs the memory
             return
         except RuntimeError as failure:  # torch's, for whatever cannot be recorded
-            self._disable(str(failure).strip().partition("\n")[0][:200])
+            self._disable(first_line(failure))
             return
         allowed = TOLERANCES.get(expected.dtype, TOLERANCES[torch.float32])
         if not error <= allowed:

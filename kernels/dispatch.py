@@ -30,6 +30,7 @@ from .errors import (
     OptionError,
     UnavailableError,
     UncheckableError,
+    first_line,
 )
 from .gemm import conv, fused, pointwise
 from .kernel_check import Op, check_call, signature
@@ -227,8 +228,7 @@ class TritonKernels:
                 ) from error
             # First: if it raises too, a good kernel stays enabled.
             result = gemm(*args, **kwargs)
-            line = str(error).strip().partition("\n")[0][:200]
-            self._disable(name, f"{type(error).__name__}: {line}")
+            self._disable(name, f"{type(error).__name__}: {first_line(error)}")
             return result
         return gemm(*args, **kwargs)
 

@@ -80,3 +80,9 @@ class NotCoveredError(Exception):
 
 class UncheckableError(Exception):
     """A call cannot be checked: it is wrong itself, or there is no small problem like it."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, at most 200 characters; its type if it is empty."""
+    text = str(error).strip() or type(error).__name__
+    return text.partition("\n")[0][:200]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .errors import NotCoveredError, UncheckableError
+from .errors import NotCoveredError, UncheckableError, first_line
 from .geometry import Activation, ConvGeometry, FusedActivation, IntPair
 
 Op = Callable[..., Any]
@@ -81,8 +81,7 @@ def check_call(
     except (NotCoveredError, torch.OutOfMemoryError):
         raise
     except Exception as failure:  # whatever a compiler or a driver raises is the kernel's failure
-        line = str(failure).strip().partition("\n")[0]
-        reason = f"{type(failure).__name__}: {line}"[:200]
+        reason = f"{type(failure).__name__}: {first_line(failure)}"
         return KernelCheck(label, implementation, "failed", None, tolerance, reason)
     if error <= tolerance:
         return KernelCheck(label, implementation, "ok", error, tolerance)

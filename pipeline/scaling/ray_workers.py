@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError, OptionError
+from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError, OptionError, first_line
 
 from ..files.scan import Job
 from ..progress import Stop
@@ -61,7 +61,7 @@ def connect(address: str | None) -> tuple[Any, bool]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             place = f"--ray-address {address}" if address else "--engine ray"
-            raise DeviceError(f"{place}: {_line(error)}; is the cluster up?") from error
+            raise DeviceError(f"{place}: {first_line(error)}; is the cluster up?") from error
     return ray, True
 
 
@@ -79,7 +79,7 @@ def precision_there(ray: Any, name: str, *, has_gpu: bool) -> str:
     except ray.exceptions.RayError as error:
         ray.cancel(task)
         raise DeviceError(
-            f"--precision auto: no GPU of the cluster answers: {_line(error)}; name a precision, "
+            f"--precision auto: no GPU of the cluster answers: {first_line(error)}; name a precision, "
             "or try again when one is free"
         ) from error
 
@@ -182,7 +182,7 @@ class RayWorker(Worker):
                     return False
             _checked(self._ray.get(problem))
         except self._ray.exceptions.RayError as error:
-            raise WorkerLostError(_line(error)) from error
+            raise WorkerLostError(first_line(error)) from error
         return True
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
@@ -192,7 +192,7 @@ class RayWorker(Worker):
             for reference in run.remote(list(jobs)):
                 yield _checked(self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
-            raise WorkerLostError(_line(error)) from error
+            raise WorkerLostError(first_line(error)) from error
 
     def stop(self) -> None:
         """Stop the actor; a lost one has stopped anyway."""
@@ -258,8 +258,3 @@ def _checked(message: Any) -> Any:
     if isinstance(message, DenoiseBatchError):
         raise message
     return message
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from denoise_batch.kernels import ImageError
+from denoise_batch.kernels.errors import first_line
 
 from ..files.images import read_pages, write_pages
 from ..files.pixels import DecodedImage
@@ -81,8 +82,8 @@ class FileInFlight:
 
     def note_no_estimate(self, error: Exception) -> None:
         """Say why there are no estimates; a missing number never costs the image."""
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        self.notes.append(f"{self.job.name}: its noise could not be estimated: {line}")
+        reason = first_line(error)
+        self.notes.append(f"{self.job.name}: its noise could not be estimated: {reason}")
 
     def failed(self, reason: str) -> Result:
         """The result of a file that cannot be finished."""

@@ -24,6 +24,7 @@ from typing import Generic, TypeVar
 import torch
 
 from denoise_batch.kernels import DeviceError, ImageError
+from denoise_batch.kernels.errors import first_line
 
 from ..device import (
     Download,
@@ -156,8 +157,8 @@ class LocalEngine(Engine):
         except RuntimeError as error:
             if "CUDA error" not in str(error):
                 raise
-            line = str(error).splitlines()[0]
-            raise DeviceError(f"{self.device} failed: {line}; finished files are kept") from error
+            reason = f"{self.device} failed: {first_line(error)}; finished files are kept"
+            raise DeviceError(reason) from error
 
 
 def precision_on(name: str, device: torch.device) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
+from denoise_batch.kernels.errors import first_line
 
 from ..files.images import READABLE_SUFFIXES, read_image
 from ..files.pixels import UNIT, DecodedImage, ValueRange
@@ -130,8 +131,8 @@ def load_two_tensors(path: Path) -> tuple[Tensor, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on foreign bytes torch raises almost any exception
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrainingError(f"{path}: not a file of two tensors ({reason})") from error
+        reason = f"{path}: not a file of two tensors ({first_line(error)})"
+        raise TrainingError(reason) from error
     if isinstance(content, Mapping):
         content = tuple(content.values())
     is_pair = isinstance(content, Sequence) and len(content) == 2
