@@ -79,8 +79,8 @@ def precision_there(ray: Any, name: str, *, has_gpu: bool) -> str:
     except ray.exceptions.RayError as error:
         ray.cancel(task)
         raise DeviceError(
-            f"--precision auto: no GPU of the cluster answers: {first_line(error)}; name a precision, "
-            "or try again when one is free"
+            f"--precision auto: no GPU of the cluster answers: {first_line(error)}; "
+            "name a precision, or try again when one is free"
         ) from error
 
 
