@@ -8,15 +8,50 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from denoise_batch.kernels import ImageError, NoImagesError
+from denoise_batch.kernels import ImageError, NoImagesError, OptionError
 
 from .device import resolve_device, torch_dtype
 from .files.images import read_image
 from .files.scan import scan
 from .metrics import luma, mse, psnr_of_mse, ssim
 from .models import find_weights, load_weights
-from .options import EvalOptions
 from .streaming.denoiser import Forward
+from .training.noise import NoiseModel, parse_noise
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """One run of denoise-eval.
+
+    Attributes:
+        weights: a file or a shipped name.
+        data: folder of clean images.
+        noises: noise models, each as `--noise` spells it.
+        seed: of the noise.
+        is_gray: score luminance instead of colour.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: "fp32" or "bf16".
+        tta: average over the eight rotated and flipped versions of every image.
+    """
+
+    weights: str
+    data: Path
+    noises: tuple[str, ...]
+    seed: int = 0
+    is_gray: bool = False
+    device: str = "auto"
+    precision: str = "fp32"
+    tta: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise OptionError(f"--precision {self.precision!r}: choose fp32, bf16")
+        for noise in self.noises:
+            self.model(noise)
+
+    def model(self, noise: str) -> NoiseModel:
+        """Parse a noise model."""
+        return parse_noise(noise)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Networks: architectures composed of the blocks of denoise_batch.kernels, and their weights files.
 
-A weights file is safetensors that says what it is. Its metadata has one entry, `denoise-batch`:
-JSON with `format` (1), `network` (architecture, mean, std) and `training` (how the weights came
-about: noise, seed, scores; free in its keys). One entry, because safetensors writes several in
-random order, and equal weights must give equal files.
+A weights file is a safetensors file that describes itself. Its metadata has one entry,
+`denoise-batch`: JSON with `format` (1), `network` (architecture, mean, std) and `training` (noise,
+seed, scores and more; keys are free). One entry, because safetensors writes several in random
+order, and equal weights must give equal files.
 """
 
 import hashlib
@@ -55,14 +55,13 @@ class Architecture:
     """A network's layers and the image sizes that they accept.
 
     Attributes:
-        layers: makes the blocks between standardised input and output, freshly initialised.
-        multiple: image height and width must be multiples of it …
-        minimum: … and at least this; other images are padded by reflection.
+        layers: makes the blocks between normalised input and output, freshly initialised.
+        multiple: image height and width must be multiples of this; others are padded by reflection.
+        minimum: smallest height and width, reached by the same padding.
+        halo: pixels on every side of a tile that its output depends on; a multiple of `multiple`.
+        bytes_per_pixel: approximate peak memory of float32 inference per padded pixel.
         margin: pixels of reflected context around every image, for layers that do not pad.
-        halo: pixels on every side, a multiple of `multiple`, beyond which nothing reaches an output
-            pixel of a block that is aligned to `multiple`: what a tile needs around it.
-        bytes_per_pixel: peak memory of inference in float32 for each padded pixel, about.
-        is_residual: the layers predict what to add to the image rather than the image.
+        is_residual: the layers predict what to add to the image, not the image.
     """
 
     layers: Layers
@@ -75,15 +74,15 @@ class Architecture:
 
 
 class Network(Block):
-    """An architecture with its standardisation: any H×W ≥ 1, gray or RGB, values in [0, 1].
+    """An architecture with its normalisation: any H×W ≥ 1, gray or RGB, values in [0, 1].
 
-    A gray image is shown to all three channels and the three outputs are averaged.
+    A gray image is fed to all three channels and the three outputs are averaged.
 
     Args:
         architecture: a name in `ARCHITECTURES`.
-        mean: what standardisation subtracts, one value or three.
-        std: what it divides by, one value or three.
-        generator: randomness of the initial weights.
+        mean: subtracted from the input; one value or three.
+        std: divides the input; one value or three.
+        generator: source of the initial weights.
 
     Raises:
         OptionError: no such architecture.
@@ -99,22 +98,22 @@ class Network(Block):
         super().__init__()
         if architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
-            raise OptionError(f"network {architecture!r}: there is no such one; choose of {known}")
+            raise OptionError(f"unknown network {architecture!r}; choose from {known}")
         self.architecture = architecture
         spec = ARCHITECTURES[architecture]
-        self.standardize = Normalize(mean, std)
+        self.normalize = Normalize(mean, std)
         self.layers = Sequential(*spec.layers(generator))
         self._padded = ReflectPadded(
             self.layers, multiple=spec.multiple, minimum=spec.minimum, margin=spec.margin
         )
-        body = Sequential(self.standardize, self._padded)
+        body = Sequential(self.normalize, self._padded)
         self._body: Block = Residual(body) if spec.is_residual else body
-        bare = Sequential(self.standardize, self.layers)  # for inference only
+        bare = Sequential(self.normalize, self.layers)  # for inference only
         self._bare: Block = Residual(bare) if spec.is_residual else bare
         self._bare.training = bare.training = False
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
-        """Standardisation and padded layers, as one body."""
+        """Normalisation and padded layers, as one body."""
         yield "body", self._body
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -123,26 +122,26 @@ class Network(Block):
 
     @property
     def spec(self) -> Architecture:
-        """What its architecture demands of sizes, tiles and memory."""
+        """The architecture's requirements on sizes, tiles and memory."""
         return ARCHITECTURES[self.architecture]
 
     def padded_size(self, size: int) -> int:
-        """Extent that the layers see for an image of extent `size`."""
+        """Padded extent for an image of extent `size`."""
         return self._padded.padded_size(size)
 
     def padded_indices(self, size: int, device: torch.device) -> Tensor:
-        """For every padded position of an extent, the image position that it mirrors."""
+        """Index into the image for every padded position of an extent."""
         return self._padded.indices(size, device)
 
     def pad(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C, padded H, padded W): the image between its reflections."""
+        """Pad (N, C, H, W) by reflection to the sizes that the layers accept."""
         return self._padded.pad(input)
 
     def forward_padded(self, padded: Tensor) -> Tensor:
-        """Inference on images that `pad` made, of one size or several, or on aligned tiles of them.
+        """Inference on images that `pad` returned, or on aligned tiles of them.
 
-        Cut to the image (from `spec.margin` on), the result is `forward`'s. Images whose padded
-        sizes agree can share a batch although their own sizes do not.
+        Cropped to the image (from `spec.margin` on), the result equals `forward`'s. Images of
+        different sizes can share a batch if their padded sizes agree.
 
         Args:
             padded: (N, 1 or 3, H, W); H and W multiples of `spec.multiple`, not below
@@ -154,7 +153,7 @@ class Network(Block):
         return (output.mean(1, keepdim=True) if is_gray else output).to(padded.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, 1 or 3, H, W) → the same shape, denoised.
+        """Denoise (N, 1 or 3, H, W).
 
         Raises:
             ShapeError: neither one nor three channels, or an empty image.
@@ -180,10 +179,10 @@ class Network(Block):
 
 
 def _tconv(generator: torch.Generator | None) -> Sequence[Block]:
-    """Architecture 1 (report, Table I): sizes 32 → 15 → 7 → 15 → 32, 23 139 parameters.
+    """Architecture 1 of the course paper (Table I): sizes 32 → 15 → 7 → 15 → 32, 23 139 parameters.
 
-    Without padding, a border pixel is made from far fewer inputs than an inner one; the margin
-    gives it mirrored ones instead.
+    Without padding, a border pixel depends on far fewer inputs than an inner one; the margin adds
+    reflected inputs.
     """
     return (
         Conv2d(3, 24, 4, stride=2, generator=generator),
@@ -198,7 +197,7 @@ def _tconv(generator: torch.Generator | None) -> Sequence[Block]:
 
 
 def _upsample(generator: torch.Generator | None) -> Sequence[Block]:
-    """Architecture 2: upsampling + convolution instead; sizes 32 → 16 → 8 → 16 → 32."""
+    """Architecture 2 of the course paper: upsampling + convolution; 32 → 16 → 8 → 16 → 32."""
     return (
         Conv2d(3, 24, 4, stride=2, padding=1, generator=generator),
         ReLU(),
@@ -212,11 +211,11 @@ def _upsample(generator: torch.Generator | None) -> Sequence[Block]:
 
 
 def unet(generator: torch.Generator | None, width: int = 32) -> Sequence[Block]:
-    """The production network: 2.4 M parameters, 37 k multiply-adds a pixel, no layer at full size.
+    """The production network: 2.4 M parameters, 37 k multiply-adds per pixel, no full-size layer.
 
     Four levels of 1, 2, 4 and 6 times `width` channels at 1/2, 1/4, 1/8 and 1/16 of the size. The
     second convolution of every residual body and the head start small, so that the network starts
-    as nearly the identity: with plain initialisation it stalls.
+    close to the identity: with plain initialisation training stalls.
     """
 
     def body(channels: int) -> Block:
@@ -259,8 +258,8 @@ class Weights:
 
     Attributes:
         network: in inference mode, on the CPU, float32.
-        training: how the weights came about.
-        sha256: of the file.
+        training: how the weights were trained.
+        sha256: digest of the file.
     """
 
     network: Network
@@ -269,18 +268,17 @@ class Weights:
 
 
 def save_weights(path: Path, network: Network, training: Mapping[str, Any]) -> None:
-    """Write the network to `path`, wholly or not at all.
+    """Write the network to `path`, whole or not at all.
 
     Raises:
         WeightsError: the file cannot be written.
     """
-    standardize = network.standardize
     header = {
         "format": FORMAT,
         "network": {
             "architecture": network.architecture,
-            "mean": standardize.mean,
-            "std": standardize.std,
+            "mean": network.normalize.mean,
+            "std": network.normalize.std,
         },
         "training": dict(training),
     }
@@ -310,20 +308,20 @@ def load_weights(path: Path) -> Weights:
 
 
 def _one_or_three(numbers: list[float]) -> list[float]:
-    """What a standardisation subtracts or divides by; 10⁴⁰⁰, say, raises OverflowError."""
+    """Check a mean or std; 10⁴⁰⁰, for example, raises OverflowError."""
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        raise WeightsError(f"standardisation {numbers!r:.50}: one finite number, or three")
+        raise WeightsError(f"mean or std {numbers!r:.50}: expected one finite number, or three")
     return numbers
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON header to a safetensors file, wholly or not at all.
+    """Write tensors and a JSON header to a safetensors file, whole or not at all.
 
     Raises:
         WeightsError: the file cannot be written.
     """
-    # safetensors' own torch door imports numpy, which is no dependency of ours. The plain tensors
-    # must outlive serialize: it reads their memory.
+    # safetensors.torch imports numpy, which is not a dependency. The plain tensors must outlive
+    # serialize, which reads their memory.
     plain = {name: value.to("cpu").contiguous() for name, value in tensors.items()}
     specs = {
         name: TensorSpec(
@@ -342,7 +340,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote: the tensors, on the CPU, and the header.
+    """Read what `save_tensors` wrote: the tensors, on the CPU, and the header.
 
     Raises:
         WeightsError: the file is missing, damaged or not of this tool.

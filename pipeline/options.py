@@ -1,4 +1,4 @@
-"""What a run of the batch or of the scores was asked for, checked once, here."""
+"""The options of one denoise-batch run, checked once, here."""
 
 import hashlib
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 from denoise_batch.kernels import OptionError
 
 from .files.scan import OutputNaming
-from .training.noise import NoiseModel, parse_noise
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 REPORTS = (".json", ".csv", ".html")
@@ -33,27 +32,27 @@ class DenoiseOptions:
 
     Attributes:
         inputs: folders, files and glob patterns.
-        output: where the outputs go; None puts them beside the input.
+        output: output folder; None puts the outputs beside the input.
         weights: a file, a shipped name, or None for the default.
         device: auto, cpu, cuda, cuda:N or mps.
-        reference: folder with the clean images under the same names.
-        batch_size: images that go through the network together; None chooses by their size.
-        recursive: whether folders are searched to the bottom.
-        overwrite: denoise again what already has an output, whoever made it.
+        reference: folder of clean images with the same names.
+        batch_size: images per batch; None chooses by their size.
+        recursive: search sub-folders too.
+        overwrite: denoise everything again, and replace files of other origin.
         quality: of lossy formats, 1 to 100.
         format: a key of `FORMATS`.
-        suffix: added to the outputs' names, before the dot.
-        strength: 0 keeps the input, 1 is the network's output, between them their mixture.
-        tta: average over the eight turned and mirrored versions of every image.
-        precision: what convolutions compute in: auto, fp32, bf16 or fp16.
-        tile: auto (large images are cut up as memory demands), off, or the side of a tile.
-        shard: (number, shards): the share of the images that this run does, numbered from 1.
-        limit: images that this run denoises at most; None: all.
-        cuda_graphs: on CUDA, replay the launches of shapes that come again.
+        suffix: appended to the outputs' names, before the dot.
+        strength: blend; 0 keeps the input, 1 is the network's output.
+        tta: average over the eight rotated and flipped versions of every image.
+        precision: of the convolutions: auto, fp32, bf16 or fp16.
+        tile: auto (tile only if memory demands it), off, or the side of a tile in pixels.
+        shard: (number, shards): process this shard, numbered from 1.
+        limit: stop after this many images have been denoised; None: no limit.
+        cuda_graphs: on CUDA, record the launches of recurring shapes and replay them.
         measure: estimate every image's noise and, without references, its PSNR.
-        reports: files to write the run's report to, by suffix .json, .csv or .html.
+        reports: report files, with the suffix .json, .csv or .html.
         engine: "local" (this machine) or "ray" (a cluster).
-        ray_address: of the cluster; None: what RAY_ADDRESS says, or one on this machine.
+        ray_address: address of the cluster; None: RAY_ADDRESS, or a local cluster.
     """
 
     inputs: tuple[str, ...]
@@ -112,19 +111,19 @@ class DenoiseOptions:
 
     @property
     def tile_px(self) -> int | None:
-        """Side of a tile; 0: never, None: automatic."""
+        """Side of a tile in pixels; 0: no tiles, None: automatic."""
         return {"auto": None, "off": 0}[self.tile] if not self.tile.isdecimal() else int(self.tile)
 
     @property
     def naming(self) -> OutputNaming:
-        """What outputs are called."""
+        """How outputs are named."""
         return OutputNaming(self.suffix, FORMATS[self.format])
 
     def digest(self, precision: str) -> str:
-        """Of everything that makes an output another one, but weights and input.
+        """Digest of all options that change pixels.
 
         Args:
-            precision: what `auto` came to.
+            precision: the resolved precision, not "auto".
         """
         quality = [self.quality, self.strength, self.tta, precision]
         return hashlib.sha256(json.dumps([1, *quality]).encode()).hexdigest()[:16]
@@ -143,38 +142,3 @@ def _check_report(path: Path) -> None:
         raise OptionError(
             f"--report {path}: {path.parent} cannot be written to: {error.strerror}; take another"
         ) from error
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """One run of denoise-eval.
-
-    Attributes:
-        weights: a file or a shipped name.
-        data: folder of clean images.
-        noises: noise models, each as `--noise` spells it.
-        seed: of the noise.
-        is_gray: score luminance instead of colour.
-        device: auto, cpu, cuda, cuda:N or mps.
-        precision: "fp32" or "bf16".
-        tta: average over the eight turned and mirrored versions of every image.
-    """
-
-    weights: str
-    data: Path
-    noises: tuple[str, ...]
-    seed: int = 0
-    is_gray: bool = False
-    device: str = "auto"
-    precision: str = "fp32"
-    tta: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise OptionError(f"--precision {self.precision!r}: choose fp32, bf16")
-        for noise in self.noises:
-            self.model(noise)
-
-    def model(self, noise: str) -> NoiseModel:
-        """The parsed noise."""
-        return parse_noise(noise)

@@ -86,8 +86,8 @@ def evaluate(
     4 device, 5 weights.
     """
     with exit_codes():
+        from ..evaluate import EvalOptions
         from ..evaluate import evaluate as run
-        from ..options import EvalOptions
 
         noises = tuple(noise or ["gaussian:25"])
         options = EvalOptions(weights, data, noises, seed, gray, device, precision, tta)

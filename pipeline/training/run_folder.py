@@ -215,8 +215,8 @@ class RunFolder:
             "total_seconds": state.total_seconds,
             "best": asdict(state.best) if state.best else None,
             "lr": optimizer.lr,
-            "mean": network.standardize.mean,
-            "std": network.standardize.std,
+            "mean": network.normalize.mean,
+            "std": network.normalize.std,
         }
         save_tensors(self.checkpoint, tensors | {"loss_sum": state.loss_sum}, header)
 
@@ -245,8 +245,8 @@ class RunFolder:
         state.seconds, state.total_seconds = header["seconds"], header["total_seconds"]
         state.best = Epoch(**header["best"]) if header["best"] else None
         if "mean" in header:  # checkpoints of earlier releases lack these and the learning rate
-            state.network.standardize.mean = tuple(header["mean"])
-            state.network.standardize.std = tuple(header["std"])
+            state.network.normalize.mean = tuple(header["mean"])
+            state.network.normalize.std = tuple(header["std"])
             state.optimizer.lr = header["lr"]
 
 

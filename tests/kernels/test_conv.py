@@ -39,7 +39,7 @@ def case(
     return {**channels, "kernel_size": kernel_size, **options}, size
 
 
-# The layers of the report's Table I, then the corners of the arithmetic.
+# The layers of the course paper's Table I, then the corners of the arithmetic.
 CONVOLUTIONS = {
     "table1-3to24-k4-s2": case(3, 24, 4, stride=2, size=(32, 32)),
     "table1-24to48-k3-s2": case(24, 48, 3, stride=2, size=(15, 15)),

@@ -61,7 +61,7 @@ def plain(
     return Geometry(batch, *channels, size, *square, extra, True)
 
 
-# Winograd (≥ 24 channels), direct 3 × 3, matrix products, and the layers of the report's Table I.
+# Winograd (≥ 24 channels), direct 3 × 3, matrix products, and the layers of the course paper's Table I.
 FAST = {
     "winograd-whole-tiles": plain(3, (32, 40), (12, 16), 3, 1, 1),
     "winograd-cropped-tiles": plain(2, (40, 32), (23, 25), 3, 1, 1),
@@ -374,7 +374,7 @@ def _refuse(*args: Any, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("geometry", "is_small"),
     [
-        (plain(4, (3, 24), (32, 32), 4, 2), True),  # the report's batch
+        (plain(4, (3, 24), (32, 32), 4, 2), True),  # the course paper's batch
         (plain(1, (3, 24), (1024, 1024), 4, 2), False),
         (replace(plain(4, (3, 24), (32, 32), 4, 2), batch=2000), False),
     ],

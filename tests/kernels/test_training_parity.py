@@ -1,4 +1,4 @@
-"""The report's main claim: the hand-written blocks train as torch.nn, autograd and torch.optim do.
+"""The course paper's main claim: the hand-written blocks train as torch.nn, autograd and torch.optim do.
 
 Architecture 1 of the report (Table I) takes 25 steps beside its torch twin, on the same data.
 """

@@ -1,4 +1,4 @@
-"""The architectures: any image size, gray or RGB, the report's layers."""
+"""The architectures: any image size, gray or RGB, the course paper's layers."""
 
 import pytest
 import torch

@@ -159,9 +159,9 @@ def test_one_seed_gives_one_result(options: TrainOptions, tmp_path: Path) -> Non
 
 def test_the_network_is_standardised_by_the_noisy_tiles(options: TrainOptions) -> None:
     network = load_weights(train(options).weights).network
-    assert len(network.standardize.mean) == 3
-    assert all(0.2 < mean < 0.8 for mean in network.standardize.mean)
-    assert all(25 / 255 < std < 0.6 for std in network.standardize.std)
+    assert len(network.normalize.mean) == 3
+    assert all(0.2 < mean < 0.8 for mean in network.normalize.mean)
+    assert all(25 / 255 < std < 0.6 for std in network.normalize.std)
 
 
 def test_subpixel_noise_trains_too(options: TrainOptions) -> None:
@@ -182,7 +182,7 @@ def test_training_goes_on_from_given_weights(options: TrainOptions, tmp_path: Pa
     outcome = train(replace(second, init=str(first.weights)))
     assert outcome.best.validation_psnr > fresh.best.validation_psnr + 1
     network = load_weights(first.weights).network
-    assert load_weights(outcome.weights).network.standardize.mean == network.standardize.mean
+    assert load_weights(outcome.weights).network.normalize.mean == network.normalize.mean
     other = replace(second, output=tmp_path / "other", network="upsample", init=str(first.weights))
     with pytest.raises(OptionError, match="--init"):
         train(other)
@@ -393,11 +393,11 @@ def test_a_resumed_run_keeps_its_standardisation_whatever_became_of_the_photogra
     options: TrainOptions, photographs: Path
 ) -> None:
     _stopped(options, 6)
-    before = load_weights(options.output / "last.safetensors").network.standardize
+    before = load_weights(options.output / "last.safetensors").network.normalize
     for number in range(8):
         Image.new("RGB", (128, 128), (250,) * 3).save(photographs / f"white {number}.png")
     train(replace(options, resume=True))
-    after = load_weights(options.output / "last.safetensors").network.standardize
+    after = load_weights(options.output / "last.safetensors").network.normalize
     assert (after.mean, after.std) == (before.mean, before.std)
 
 
@@ -437,8 +437,8 @@ def test_every_process_takes_standardisation_and_rate_of_the_first_one_s_checkpo
 
     other = state(Network("tconv", 0.5, 0.25))
     RunFolder(tmp_path / "none", Second()).load_checkpoint(other)
-    standardize = other.network.standardize
-    assert (standardize.mean, standardize.std) == ((0.1, 0.2, 1 / 3), (0.3, 0.2, 0.1))
+    normalize = other.network.normalize
+    assert (normalize.mean, normalize.std) == ((0.1, 0.2, 1 / 3), (0.3, 0.2, 0.1))
     assert other.optimizer.lr == 0.125
 
 
