@@ -61,7 +61,7 @@ def plain(
     return Geometry(batch, *channels, size, *square, extra, True)
 
 
-# Winograd (≥ 24 channels), direct 3 × 3, matrix products, and the layers of the course paper's Table I.
+# Winograd (≥ 24 channels), direct 3 × 3, matrix products, the layers of the course paper's Table I.
 FAST = {
     "winograd-whole-tiles": plain(3, (32, 40), (12, 16), 3, 1, 1),
     "winograd-cropped-tiles": plain(2, (40, 32), (23, 25), 3, 1, 1),

@@ -1,6 +1,6 @@
-"""The course paper's main claim: the hand-written blocks train as torch.nn, autograd and torch.optim do.
+"""The course paper's main claim: hand-written blocks train as torch.nn and torch.optim do.
 
-Architecture 1 of the report (Table I) takes 25 steps beside its torch twin, on the same data.
+Its Architecture 1 (Table I) takes 25 steps beside the torch equivalent, on the same data.
 """
 
 from collections.abc import Callable
