@@ -123,7 +123,7 @@ def ops_for(device: torch.device) -> Ops:
 
 
 def chosen_kernels() -> str:
-    """What DENOISE_BATCH_KERNELS says.
+    """Read DENOISE_BATCH_KERNELS.
 
     Raises:
         OptionError: none of the choices.

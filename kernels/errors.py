@@ -11,8 +11,8 @@
     └── StateError               70  blocks called in the wrong order (RuntimeError)
 
 The number is the exit code of a command that the error ends. A message says what is wrong, why,
-and how to mend it. Other exit codes: 0 done, 1 some files failed, 2 usage,
-3 no images, 4 device, 5 weights, 6 every file failed, 130 interrupted, 70 an internal error.
+and how to mend it. Other exit codes: 0 done, 1 some files failed,
+6 every file failed, 130 Ctrl-C, 143 SIGTERM.
 
 UnavailableError, NotCoveredError and UncheckableError never leave kernels/.
 """

@@ -30,7 +30,7 @@ from .reference import relu_backward, relu_forward
 
 
 class Convolution(Block):
-    """What both convolutions share: arguments, parameters, precision, the fused activation."""
+    """Base of both convolutions: arguments, parameters, precision, the fused activation."""
 
     parameter_names = ("weight", "bias")
 

@@ -1,4 +1,4 @@
-"""What passes between a run and its caller: progress goes out, a wish to stop comes in.
+"""Communication between a run and its caller: `Progress` out, `Stop` in.
 
 A batch, a training run, several devices and a Ray cluster report through the same `Progress`;
 `--log`, the progress bars and the Python interface each subclass it. Every call is made in the
@@ -54,7 +54,7 @@ class Stop:
 
 
 class Stoppable(Protocol):
-    """What can be asked to stop."""
+    """Anything that can be asked to stop."""
 
     def set(self, signal: int) -> None:
         """End as soon as what is in flight is finished."""

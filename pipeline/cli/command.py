@@ -1,4 +1,4 @@
-"""What every command shares: -h, --version, errors as one line on stderr, exit codes."""
+"""Shared by all commands: -h, --version, errors as one line on stderr, exit codes."""
 
 import io
 import signal

@@ -1,4 +1,4 @@
-"""What `denoise-batch` shows of a run: bars, plain lines or JSON lines, then a table."""
+"""The display of a run: bars, plain lines or JSON lines, then a table."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a run shows: a table on a terminal, and report files."""
+"""The files of `--report`: JSON, CSV and HTML."""
 
 from collections.abc import Callable
 from pathlib import Path

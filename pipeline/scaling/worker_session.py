@@ -1,4 +1,4 @@
-"""What runs in a worker: a loaded network that turns jobs into results.
+"""The worker's side: a loaded network that turns jobs into results.
 
 The run's own process has the plan, the locks and the display; a worker reads, denoises and writes
 files, and records each in its own part of the manifest.

@@ -1,4 +1,4 @@
-"""What a run is going to do, what became of each image, and of the whole run."""
+"""A run's plan, the result of each image, and the summary."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ STAGES = ("decode", "transfer", "compute", "encode", "measure")
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one file.
+    """The result of one file.
 
     Attributes:
         job: where it came from and where it went.
@@ -51,7 +51,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is going to do.
+    """The work of a run.
 
     Attributes:
         jobs: images to denoise.
@@ -72,7 +72,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
         results: one for each image, in the order of the inputs.

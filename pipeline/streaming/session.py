@@ -79,7 +79,7 @@ class Session:
         return of_shard(self._scanned, *options.shard)
 
     def plan(self, jobs: Sequence[Job]) -> Plan:
-        """What `run` would do; nothing is written."""
+        """Plan a run without writing anything."""
         return self._plan(jobs, self._manifests(jobs))
 
     def run(

@@ -1,4 +1,4 @@
-"""What happens to one file before and after the network: decode it, then write it."""
+"""The steps of one file before and after the network: decode it, write it."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
