@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from denoise_batch.kernels import ImageError, ShapeError
+from denoise_batch.kernels import ImageError, OptionError, ShapeError
 
 from .files.images import read_image
 from .files.metadata import Metadata, StorageFormat
@@ -65,7 +65,8 @@ def denoise(
 
     Returns:
         The denoised image with the type, shape and device of `image`; for a path a PIL image,
-        rotated upright. PIL images of palette or CMYK mode come back as RGB.
+        rotated upright. PIL images in modes other than 1, L, LA, RGB, RGBA, I;16 and F come back as
+        the nearest of these, such as RGB for a palette.
 
     Raises:
         ShapeError: an array or tensor of another shape or type.
@@ -95,7 +96,7 @@ class Denoiser:
         options = DenoiseOptions(
             inputs=("an image",),
             weights=None if weights is None else str(weights),
-            device=str(device),
+            device=_device_name(device),
             strength=strength,
             tta=tta,
             tile=str(tile),
@@ -109,12 +110,17 @@ class Denoiser:
     def __call__(self, image: Any) -> Any:
         """Denoise one image; see `denoise`."""
         if isinstance(image, (str, Path)):
-            return ImageOps.exif_transpose(self._page_to_pillow(read_image(Path(image))))
+            try:
+                return ImageOps.exif_transpose(self._page_to_pillow(read_image(Path(image))))
+            except ImageError as error:
+                if str(error).startswith(str(image)):
+                    raise
+                raise ImageError(f"{image}: {error}") from error
         if isinstance(image, Image.Image):
             return self._pillow(image)
         if isinstance(image, Tensor):
             return self._tensor(image)
-        if type(image).__module__ == "numpy":
+        if _is_array(image):
             return self._array(image)
         raise ShapeError(
             f"denoise takes a path, a PIL image, a NumPy array or a torch tensor, not "
@@ -126,7 +132,16 @@ class Denoiser:
         return map(self, images)
 
     def _pillow(self, image: Image.Image) -> Image.Image:
+        if 0 in image.size:
+            raise ShapeError(f"PIL image of {image.width}x{image.height}: has no pixels")
         image.load()
+        if image.mode == "I":
+            low, high = (int(value) for value in image.getextrema())  # type: ignore[arg-type]
+            if not 0 <= low <= high <= 65535:
+                raise ImageError(
+                    f"PIL image of mode I with values from {low} to {high}: only 0 to 65535 can be "
+                    "denoised; rescale it, or convert it to mode F"
+                )
         samples, alpha, mode = decode(image)
         storage = StorageFormat(image.format or "PNG", mode)
         page = DecodedImage(samples, alpha, ValueRange.of(samples), storage, Metadata())
@@ -175,11 +190,13 @@ class Denoiser:
     def _images(self, nhwc: Tensor) -> Tensor:
         """(N, H, W, C) on the CPU, denoised; alpha, the last of 2 or 4 channels, stays."""
         channels = nhwc.shape[3]
-        if channels not in (1, 2, 3, 4) or not nhwc.numel():
-            raise ShapeError(
-                f"{channels} channels in an image of {nhwc.shape[1]}x{nhwc.shape[2]} pixels: give "
-                "1 or 3 channels (2 or 4 with alpha) and at least one pixel"
-            )
+        if not nhwc.numel():
+            n, height, width, _ = nhwc.shape
+            raise ShapeError(f"{n} images of {height}x{width}: give at least one pixel")
+        if channels not in (1, 2, 3, 4):
+            raise ShapeError(f"{channels} channels: give 1 or 3, or 2 or 4 with alpha")
+        if self._denoiser.strength == 0:
+            return nhwc.clone()  # float64 keeps every bit
         stored = nhwc.to(torch.float32) if nhwc.dtype in _FLOATS else nhwc
         colours = channels - 1 if channels in (2, 4) else channels
         pages = [_page(image[:, :, :colours].contiguous()) for image in stored]
@@ -225,7 +242,7 @@ def denoise_folder(
     out: str | Path | None = None,
     *,
     weights: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     reference: str | Path | None = None,
     format: str = "preserve",
     quality: int = 95,
@@ -275,13 +292,15 @@ def denoise_folder(
         DeviceError: the device does not exist, or failed.
         WeightsError: the weights cannot be used.
     """
+    if reference == "":  # which `Path` takes for the current folder
+        raise OptionError("reference is empty; name a folder, or leave it out")
     inputs = [str(src)] if isinstance(src, (str, Path)) else [str(path) for path in src]
     with open_storage(inputs, None if out is None else str(out)) as (names, output, storage):
         options = DenoiseOptions(
             inputs=names,
             output=output,
             weights=None if weights is None else str(weights),
-            device=device,
+            device=_device_name(device),
             reference=None if reference is None else Path(reference),
             batch_size=batch_size,
             recursive=recursive,
@@ -316,3 +335,15 @@ def _page(samples: Tensor) -> DecodedImage:
     if samples.shape[2] == 1:
         mode = {torch.uint8: "L", torch.uint16: "I;16", torch.float32: "F"}[samples.dtype]
     return DecodedImage(samples, None, value_range, StorageFormat("array", mode), Metadata())
+
+
+def _is_array(image: object) -> bool:
+    """Whether `image` is a NumPy array or of a subclass, without importing NumPy."""
+    return any(f"{t.__module__}.{t.__name__}" == "numpy.ndarray" for t in type(image).__mro__)
+
+
+def _device_name(device: str | torch.device) -> str:
+    """A device as the command line spells it: torch's cpu:0 is cpu."""
+    name = str(device)
+    is_single = isinstance(device, torch.device) and device.type in ("cpu", "mps")
+    return name.partition(":")[0] if is_single else name

@@ -163,7 +163,7 @@ def available_host_bytes(root: Path = Path("/")) -> int:
     """
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if _HAS_SYSCONF else 0
     available = pages or 4096 * MIB
-    with suppress(OSError, ValueError, StopIteration):
+    with suppress(OSError, ValueError, IndexError, StopIteration):
         lines = (root / "proc/meminfo").read_text().splitlines()
         entry = next(line for line in lines if line.startswith("MemAvailable"))
         available = int(entry.split()[1]) * 1024
@@ -174,7 +174,7 @@ def _cgroup_bytes(root: Path) -> Iterator[int]:
     """Bytes that each control group with a memory limit (version 2, then 1) still allows."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
+    except (OSError, ValueError):  # a group's name need not be text
         lines = []
     groups = [line.split(":", 2)[1:] for line in lines if line.count(":") >= 2]
     cgroups = root / "sys/fs/cgroup"
@@ -197,7 +197,7 @@ def _cgroup_bytes(root: Path) -> Iterator[int]:
 
 def _reclaimable(folder: Path) -> int:
     """Bytes of page cache that a control group counts as used, yet gives up when asked."""
-    with suppress(OSError, ValueError, StopIteration):
+    with suppress(OSError, ValueError, IndexError, StopIteration):
         lines = (folder / "memory.stat").read_text().splitlines()
         kinds = ("inactive_file ", "total_inactive_file ")
         return int(next(line for line in lines if line.startswith(kinds)).split()[1])

@@ -180,7 +180,7 @@ class RayEngine(WorkersEngine):
         first = _absolute(jobs[0])
         must_see = tuple(
             path
-            for path in (first.source.parent, first.root / FOLDER / "lock")
+            for path in (first.source.parent, first.root / FOLDER)
             if self._mirror is None or not path.is_relative_to(self._mirror)
         )
         workers: list[Worker] = []

@@ -6,6 +6,7 @@ and identifies the file by size and time: a run may be killed between the two, a
 somebody changed is not mistaken for ours.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from .result import Result
 FOLDER = ".denoise-batch"
 _BLOCK = 1 << 20
 _LOOK_S = 2.0  # for another shard that is looking at the same lock
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # of the file system
 # Lines survive the death of the process without a sync. Surviving the death of the machine would
 # take a sync per line, and make every file wait for the disk twice.
 _SYNC_S = 5.0
@@ -225,18 +227,22 @@ def locked(root: Path, part: str = "") -> Iterator[None]:
         OptionError: another run holds it, or it cannot be written.
     """
     folder = root / FOLDER
+    whole, own = folder / "lock", folder / f"lock{part}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        own = folder / f"lock{part}"
-        own.touch()
+        for path in (whole, own):
+            path.touch()  # with the permissions that the folder's users expect
     except OSError as error:
         raise OptionError(
             f"{folder}: cannot be made: {error.strerror}; choose another output"
         ) from error
     with ExitStack() as held:
         held.callback(_lock(own, root).release)
-        for other in [folder / "lock"] if part else folder.glob("lock-*"):
-            _lock(other, root, timeout_s=_LOOK_S).release()
+        if part:  # several shards may look at the same moment
+            _lock(whole, root, timeout_s=_LOOK_S).release()
+        else:
+            for other in folder.glob("lock-*"):
+                _lock(other, root).release()
         yield
 
 
@@ -248,8 +254,13 @@ def _lock(path: Path, root: Path, timeout_s: float = 0.0) -> FileLock:
         raise OptionError(
             f"{root}: another denoise-batch is writing there; wait for it, or choose another output"
         ) from error
-    except (OSError, NotImplementedError):
+    except NotImplementedError:
         pass  # a file system without locks: better unguarded than unusable
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise OptionError(
+                f"{path}: cannot be locked: {error.strerror}; choose another output"
+            ) from error
     return lock
 
 

@@ -8,6 +8,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from denoise_batch.kernels import OptionError
+
 from ..files.atomic import temporary_lead
 from ..files.scan import Job, scan
 from ..options import DenoiseOptions
@@ -191,6 +193,8 @@ def open_storage(
     Raises:
         OptionError: a URL that cannot be used, or one without an output.
     """
+    if output == "":  # which `Path` takes for the current folder
+        raise OptionError("--output is empty; name a folder, or leave it out")
     if not has_urls(inputs, output):
         yield tuple(inputs), None if output is None else Path(output), Storage()
         return

@@ -94,6 +94,48 @@ def test_a_tensor_comes_back_as_a_tensor(
     torch.testing.assert_close((result.double() / top).float(), wanted, atol=tolerance, rtol=0)
 
 
+def test_a_subclass_of_array_is_an_array(denoiser: Denoiser) -> None:
+    class Array(np.ndarray):
+        """As imageio returns them."""
+
+    array = (noisy(12, 14, 3) * 255).astype(np.uint8)
+    assert np.array_equal(denoiser(array.view(Array)), denoiser(array))
+
+
+def test_at_strength_0_every_bit_is_kept() -> None:
+    array = np.random.default_rng(0).random((9, 11, 3))
+    assert np.array_equal(denoise(array, weights="tconv", device="cpu", strength=0), array)
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), torch.device("cpu", 0)])
+def test_a_device_may_be_torchs(device: str | torch.device, tmp_path: Path) -> None:
+    picture(16, 12).save(tmp_path / "a.png")
+    assert Denoiser("tconv", device).device == torch.device("cpu")
+    summary = denoise_folder(tmp_path, tmp_path / "out", weights="tconv", device=device)
+    assert summary.exit_code == 0
+
+
+def test_16_bit_colour_in_a_file_is_refused_by_its_name(tmp_path: Path, denoiser: Denoiser) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    path = tmp_path / "a.png"
+    path.write_bytes(imagecodecs.png_encode((noisy(8, 9, 3) * 65535).astype(np.uint16)))
+    with pytest.raises(ImageError, match=r"a\.png: 16-bit colour"):
+        denoiser(path)
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(16, 12).save(tmp_path / "a.png")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(OptionError, match="output is empty"):
+        denoise_folder(tmp_path / "a.png", "", weights="tconv", device="cpu")
+    with pytest.raises(OptionError, match="reference is empty"):
+        denoise_folder(tmp_path / "a.png", weights="tconv", device="cpu", reference="")
+    assert list(Path().iterdir()) == []
+
+
 def test_alpha_is_returned_as_it_is(denoiser: Denoiser) -> None:
     rgba = (noisy(16, 20, 4) * 255).astype(np.uint8)
     result = denoiser(rgba)
@@ -179,6 +221,10 @@ def test_map_denoises_one_after_the_other(denoiser: Denoiser) -> None:
         (np.full((4, 4), np.nan, np.float32), ImageError, "NaN"),
         (np.full((4, 4), 200.0, np.float32), ImageError, r"expected \[0, 1\]"),
         (torch.zeros(5), ShapeError, r"\(C, H, W\)"),
+        (torch.zeros(0, 3, 8, 8), ShapeError, "0 images of 8x8"),
+        (Image.new("RGB", (0, 5)), ShapeError, "0x5: has no pixels"),
+        (Image.new("I", (4, 4), 100_000), ImageError, "values from 100000 to 100000"),
+        (Image.new("I", (4, 4), -1), ImageError, "values from -1"),
         (torch.zeros(3, 4, 4, dtype=torch.bool), ShapeError, "uint8"),
         ([[1, 2], [3, 4]], ShapeError, "a NumPy array or a torch tensor, not list"),
         ("not-there.png", ImageError, "not-there.png"),

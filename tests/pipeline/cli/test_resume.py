@@ -14,6 +14,7 @@ from PIL import Image
 
 from denoise_batch.cli.batch import main
 from denoise_batch.files.atomic import atomic_file, temporary_name
+from denoise_batch.kernels import OptionError
 from denoise_batch.models import Network, save_weights
 from denoise_batch.streaming.manifest import locked
 
@@ -239,6 +240,30 @@ def test_a_second_run_on_one_output_is_refused(
         run(capsys, folder, weights, "--shard", "2/2")
     run(capsys, folder, weights, "--shard", "1/2")
     assert run(capsys, folder, weights) == {"skipped": ALL}
+
+
+def test_refusing_an_unsharded_run_keeps_no_shard_out(tmp_path: Path) -> None:
+    """It looks at the shards' locks without waiting, so its own is held for a moment only."""
+    with locked(tmp_path, "-1-of-2"):
+        started = time.monotonic()
+        with pytest.raises(OptionError, match="another denoise-batch"), locked(tmp_path):
+            pass
+        assert time.monotonic() - started < 1
+        with locked(tmp_path, "-2-of-2"):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["symlink", "folder"])
+def test_a_lock_that_cannot_be_taken_is_an_error(kind: str, tmp_path: Path) -> None:
+    (tmp_path / ".denoise-batch").mkdir()
+    lock = tmp_path / ".denoise-batch" / "lock"
+    if kind == "symlink":
+        (tmp_path / "elsewhere").touch()
+        lock.symlink_to(tmp_path / "elsewhere")
+    else:
+        lock.mkdir()
+    with pytest.raises(OptionError, match="cannot be locked"), locked(tmp_path):
+        pass
 
 
 def test_shards_share_the_work_out(

@@ -125,6 +125,22 @@ def test_version_1_of_control_groups_counts(machine: Path) -> None:
     assert available_host_bytes(machine) == 500 * MIB
 
 
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("proc/self/cgroup", b"0::/\xff\n"),
+        ("proc/self/cgroup", b"nonsense\n::\n"),
+        ("proc/meminfo", b"MemAvailable:\n"),
+        ("sys/fs/cgroup/memory.stat", b"inactive_file \n"),
+        ("sys/fs/cgroup/memory.max", b"a lot\n"),
+    ],
+)
+def test_odd_contents_are_no_error(machine: Path, path: str, content: bytes) -> None:
+    limit(machine / "sys/fs/cgroup", V2, str(512 * MIB), 112 * MIB)
+    (machine / path).write_bytes(content)
+    assert available_host_bytes(machine) >= 400 * MIB
+
+
 def test_a_group_that_is_over_its_limit_leaves_nothing(machine: Path) -> None:
     limit(machine / "sys/fs/cgroup", V2, str(100 * MIB), 200 * MIB)
     assert available_host_bytes(machine) == 0
