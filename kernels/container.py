@@ -7,7 +7,7 @@ from torch import Tensor
 from . import fusion
 from .block import Block, InputGrad
 from .buffer_pool import POOL, shares_memory
-from .dispatch import ops_for
+from .dispatch import Ops, ops_for
 from .geometry import Activation
 from .layers import Convolution, ReLU
 
@@ -26,7 +26,7 @@ class Sequential(Block):
     def forward(self, input: Tensor) -> Tensor:
         """Apply every block in order."""
         if not self.training and ops_for(input.device).has_fused_kernels:
-            return forward_fused(self.blocks, input)
+            return forward_fused([self], input)
         output = input
         for block, activation in self._steps():
             before = output
@@ -64,6 +64,10 @@ class Sequential(Block):
         """Yield the blocks, named by their position: "0", "1", …"""
         for index, block in enumerate(self.blocks):
             yield str(index), block
+
+    def launched(self, ops: Ops) -> Sequence[Block]:
+        """Return the blocks that `forward_fused` runs instead of this one."""
+        return self.blocks
 
     def _steps(self) -> list[tuple[Block, Activation]]:
         """What runs: nested blocks in one row, without the ReLUs that convolutions include."""
@@ -180,31 +184,52 @@ class UNetLevel(Block):
 
 
 def forward_fused(blocks: Sequence[Block], input: Tensor, residual: Tensor | None = None) -> Tensor:
-    """Apply the blocks in order as the fewest launches, in inference; then add `residual`."""
-    steps = fusion.plan(_flat(blocks))
+    """Apply the blocks in order as the fewest launches, in inference; then add `residual`.
+
+    An intermediate's memory goes back to the pool as soon as nothing reads it.
+    """
+    steps = fusion.plan(_flat(blocks, ops_for(input.device)))
+    output = input
     for index, step in enumerate(steps):
+        before, is_last = output, index == len(steps) - 1
         if isinstance(step, fusion.Launch):
-            is_last = index == len(steps) - 1
-            input, is_added = fusion.launch(step, input, residual if is_last else None)
-            if is_added:
-                return input
+            output, is_added = fusion.launch(step, before, residual if is_last else None)
+            residual = None if is_added else residual
         elif isinstance(step, Residual):
-            input = forward_fused([step.body], input, residual=input)
+            output = _residual_fused(step, before)
         elif isinstance(step, UNetLevel):
-            encoded = forward_fused([step.encoder], input)
+            encoded = forward_fused([step.encoder], before)
             below = [step.down, step.inner, step.up]
             merged = forward_fused(below, encoded, residual=encoded)
-            input = forward_fused([step.decoder], merged)
+            _free(encoded, before, merged)
+            output = forward_fused([step.decoder], merged)
+            _free(merged, before, output)
         else:
-            input = step.forward(input)
-    return input if residual is None else input + residual
+            output = step.forward(before)
+        _free(before, input, output)
+    return output if residual is None else output + residual
 
 
-def _flat(blocks: Sequence[Block]) -> list[Block]:
+def _residual_fused(block: Residual, input: Tensor) -> Tensor:
+    """x + body(x), as one call where there is one for two convolutions."""
+    ops = ops_for(input.device)
+    pair = fusion.as_pair(fusion.plan(_flat([block.body], ops))) if ops.has_residual_pair else None
+    if pair is None:
+        return forward_fused([block.body], input, residual=input)
+    return fusion.launch_pair(pair, input)
+
+
+def _free(tensor: Tensor, *kept: Tensor) -> None:
+    """Give a tensor's memory back to the pool, unless it is also that of one that is kept."""
+    if not any(shares_memory(tensor, other) for other in kept):
+        POOL.free(tensor)
+
+
+def _flat(blocks: Sequence[Block], ops: Ops) -> list[Block]:
     """The blocks in one row, those of a Sequential in its place."""
     row: list[Block] = []
     for block in blocks:
-        row += _flat(block.blocks) if isinstance(block, Sequential) else [block]
+        row += _flat(block.launched(ops), ops) if isinstance(block, Sequential) else [block]
     return row
 
 

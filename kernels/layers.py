@@ -6,7 +6,6 @@ Names, arguments, weight shapes, initialisation and errors are torch's.
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,17 +14,7 @@ from .block import Block, InputGrad, accumulate_grad
 from .buffer_pool import POOL, shares_memory
 from .dispatch import Gradients, ops_for
 from .errors import ShapeError
-from .geometry import (
-    Activation,
-    ConvGeometry,
-    Int2,
-    IntPair,
-    Shape,
-    check_nchw,
-    pair,
-    pixel_shuffle,
-    pixel_unshuffle,
-)
+from .geometry import Activation, ConvGeometry, Int2, IntPair, Shape, check_nchw, pair
 from .reference import relu_backward, relu_forward
 
 
@@ -374,14 +363,16 @@ class PixelUnshuffle(Block):
             ShapeError: they are not.
         """
         self.output_shape(input.shape)
-        output = pixel_unshuffle(input, self.downscale_factor)
+        output = ops_for(input.device).pixel_unshuffle(input, self.downscale_factor)
         self._save((), output)
         return output
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Every pixel has moved, so the gradient moves back."""
         self._pop_saved(grad_output)
-        return pixel_shuffle(grad_output, self.downscale_factor) if needs_input_grad else None
+        if not needs_input_grad:
+            return None
+        return ops_for(grad_output.device).pixel_shuffle(grad_output, self.downscale_factor)
 
     def extra_repr(self) -> str:
         """As torch's."""
@@ -413,14 +404,16 @@ class PixelShuffle(Block):
             raise ShapeError(
                 f"PixelShuffle: {input.shape[1]} channels are not a multiple of {square}"
             )
-        output = pixel_shuffle(input, self.upscale_factor)
+        output = ops_for(input.device).pixel_shuffle(input, self.upscale_factor)
         self._save((), output)
         return output
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Every pixel has moved, so the gradient moves back."""
         self._pop_saved(grad_output)
-        return pixel_unshuffle(grad_output, self.upscale_factor) if needs_input_grad else None
+        if not needs_input_grad:
+            return None
+        return ops_for(grad_output.device).pixel_unshuffle(grad_output, self.upscale_factor)
 
     def extra_repr(self) -> str:
         """As torch's."""
@@ -494,21 +487,14 @@ class Normalize(Block):
         """(N, C, H, W); the same shape."""
         check_nchw(input.shape, self._channels, "Normalize input")
         self._save((), input)
-        n, c, height, width = input.shape
-        output = POOL.alloc((n, height, width * c), input)
-        # Rows of values and of means as long: a channel at a time the inner loops would be 3 long.
-        rows = input.permute(0, 2, 3, 1).reshape(n, height, width * c)
-        torch.sub(rows, _per_channel(self.mean, c, input).repeat(width), out=output)
-        output.div_(_per_channel(self.std, c, input).repeat(width))
-        return output.view(n, height, width, c).permute(0, 3, 1, 2)
+        return ops_for(input.device).normalize(input, self.mean, self.std)
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """grad_output / std."""
         self._pop_saved(grad_output)
         if not needs_input_grad:
             return None
-        std = _per_channel(self.std, grad_output.shape[1], grad_output)
-        return grad_output / std.view(-1, 1, 1)
+        return grad_output / grad_output.new_tensor(self.std).view(-1, 1, 1)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -517,17 +503,6 @@ class Normalize(Block):
 
 def _as_tuple(value: float | Sequence[float]) -> tuple[float, ...]:
     return (float(value),) if isinstance(value, (int, float)) else tuple(map(float, value))
-
-
-def _per_channel(values: tuple[float, ...], channels: int, like: Tensor) -> Tensor:
-    """One value for each channel."""
-    return _uploaded(values, like.device, like.dtype).expand(channels)
-
-
-@cache
-def _uploaded(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Kept for good: on CUDA an upload waits, and a recorded graph reads it where it lies."""
-    return torch.tensor(values, device=device, dtype=dtype)
 
 
 class ReflectPadded(Block):

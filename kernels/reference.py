@@ -4,6 +4,8 @@ What an op computes is documented here and nowhere else; the implementations in 
 have the same names and signatures.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import fold, unfold
@@ -195,6 +197,12 @@ def upsample_nearest2d_backward(grad_output: Tensor, scale_factor: IntPair) -> T
     sh, sw = scale_factor
     n, c, oh, ow = grad_output.shape
     return grad_output.reshape(n, c, oh // sh, sh, ow // sw, sw).sum((3, 5))
+
+
+def normalize(input: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x − mean)/std, one value per channel or one for all."""
+    shift, scale = (input.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (input - shift) / scale
 
 
 def mse_loss(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .block import Block
 from .container import Sequential
-from .dispatch import Gradients, ops_for
+from .dispatch import Gradients, Ops, ops_for
 from .geometry import Activation, ConvGeometry, Int2, IntPair
 from .layers import Conv2d, Convolution, NearestUpsample2d
 
@@ -62,6 +62,10 @@ class UpsampleConv2d(Sequential):
         super().clear_saved()
         if self.merged is not None:
             self.merged.clear_saved()
+
+    def launched(self, ops: Ops) -> Sequence[Block]:
+        """Return the merged layer, unless upsampling is part of a launch."""
+        return self.blocks if self.merged is None or ops.has_fused_upsample else (self.merged,)
 
     def _steps(self) -> list[tuple[Block, Activation]]:
         return super()._steps() if self.merged is None else [(self.merged, None)]

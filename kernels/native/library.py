@@ -40,6 +40,7 @@ _SIGNATURES = {
     "denoise_direct_transpose": (None, "gpppipp"),
     "denoise_direct_weights": (None, "gppp"),
     "denoise_relu_backward": (None, "ppiipp"),
+    "denoise_sigmoid": (None, "pip"),
     "denoise_mse": (c_double, "ppip"),
     "denoise_normalize": (None, "ppiiiippp"),
     "denoise_pixel_unshuffle": (None, "ppiiiiip"),

@@ -179,7 +179,10 @@ class NativeOps:
         image = _nhwc(input)
         n, height, width, channels = image.shape
         if not all(_is_winograd(w, _SQUARE, (height, width)) for w in (weight1, weight2)):
-            raise NotCoveredError(f"{channels} channels at {height}x{width}")
+            hidden = self.conv2d_fused(input, weight1, bias1, _SQUARE, "relu")
+            result = self.conv2d_fused(hidden, weight2, bias2, _SQUARE, residual=input)
+            POOL.free(hidden)
+            return result
         output = _new_image(image, channels, (height, width))
         first, second = (self._winograd_packed(w, False) for w in (weight1, weight2))
         bias1, bias2 = _dense(bias1), _dense(bias2)
@@ -188,6 +191,25 @@ class NativeOps:
             *(_ptr(first), _ptr(bias1), _ptr(second), _ptr(bias2), _ptr(output)),
         )
         return output.permute(0, 3, 1, 2)
+
+    def sigmoid_forward(self, input: Tensor) -> Tensor:
+        """Native implementation of `reference.sigmoid_forward`."""
+        self._begin(input)
+        with torch.inference_mode(False):
+            output = torch.empty_like(input)
+        return self._sigmoid(input, output)
+
+    def sigmoid_forward_(self, input: Tensor) -> Tensor:
+        """Native implementation of `reference.sigmoid_forward_`."""
+        self._begin(input)
+        return self._sigmoid(input, input)
+
+    def _sigmoid(self, input: Tensor, output: Tensor) -> Tensor:
+        # Both in one order of elements, without gaps.
+        if input.stride() != output.stride() or not _is_dense(output):
+            raise NotCoveredError("elements in no order of memory")
+        self._library.denoise_sigmoid(_ptr(input), input.numel(), _ptr(output))
+        return output
 
     def mse_loss(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Native implementation of `reference.mse_loss`."""
@@ -207,10 +229,14 @@ class NativeOps:
         self._begin(input)
         n, channels, height, width = input.shape
         output = _new_image(input, channels, (height, width))
-        values = ctypes.c_float * channels
+        array = ctypes.c_float * channels
+        shift, scale = (
+            array(*(values if len(values) == channels else [values[0]] * channels))
+            for values in (mean, std)
+        )
         self._library.denoise_normalize(
             *(_ptr(input), _strides(input), n, channels, height, width),
-            *(values(*mean), values(*std), _ptr(output)),
+            *(shift, scale, _ptr(output)),
         )
         return output.permute(0, 3, 1, 2)
 
@@ -419,6 +445,14 @@ def _new_like(tensor: Tensor) -> Tensor:
 def _new_vector(size: int) -> Tensor:
     with torch.inference_mode(False):
         return torch.empty(size)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements, in some order, fill their memory."""
+    layouts = [torch.contiguous_format]
+    if tensor.ndim == 4:
+        layouts.append(torch.channels_last)
+    return any(tensor.is_contiguous(memory_format=layout) for layout in layouts)
 
 
 def _dense(vector: Tensor | None) -> Tensor | None:

@@ -41,6 +41,17 @@ EXPORT void denoise_relu_backward(const float *dy, const float *gate, int64_t pi
   }
 }
 
+// y = 1 / (1 + e^−x); y may be x.
+EXPORT void denoise_sigmoid(const float *x, int64_t n, float *y) {
+  constexpr int64_t VALUES = 16 * 1024;
+  Pool::get().parallel(divide_up(n, VALUES), [=](int64_t job) {
+    for (int64_t i = job * VALUES; i < least(n, (job + 1) * VALUES); i += VL) {
+      int lanes = (int)least(VL, n - i);
+      store_lanes(y + i, sigmoid(load_lanes(x + i, lanes)), lanes);
+    }
+  });
+}
+
 // Σ (x − y)² / n, and grad = 2 (x − y) / n.
 EXPORT double denoise_mse(const float *x, const float *y, int64_t n, float *grad) {
   constexpr int64_t VALUES = 16 * 1024;

@@ -58,7 +58,7 @@ static INLINE vec gated(vec grad, vec output) { return output <= 0 ? vec{} : gra
 // e^-|x| within 2 units in the last place: 2^n · e^r, |r| ≤ ln(2)/2, a polynomial of degree 6.
 static INLINE vec exp_minus_abs(vec x) {
   x = x < 0 ? x : -x;
-  x = x < -87.3f ? vec{} - 87.3f : x;
+  ivec is_tiny = x < -87.3f;  // below the normal numbers: 0
   vec n = x * 1.44269504f + 12582912.0f;  // 1.5 · 2^23: rounds to a whole number
   ivec exponent = (ivec)n;
   n = n - 12582912.0f;
@@ -69,7 +69,7 @@ static INLINE vec exp_minus_abs(vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return (vec)((ivec)p + (exponent << 23));
+  return is_tiny ? vec{} : (vec)((ivec)p + (exponent << 23));
 }
 static INLINE vec sigmoid(vec x) {
   vec e = exp_minus_abs(x), y = (x < 0 ? e : vec{} + 1.0f) / (1.0f + e);
