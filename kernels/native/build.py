@@ -71,6 +71,12 @@ def source_hash() -> str | None:
     return digest.hexdigest()[:16]
 
 
+def is_current(path: Path) -> bool:
+    """Whether there is a library at `path` that these sources made."""
+    mark = source_hash()
+    return path.exists() and mark is not None and mark.encode() in path.read_bytes()
+
+
 def compilers() -> Iterator[list[str]]:
     """Compilers to try: $CXX alone if it is set, otherwise those on the PATH."""
     if command := os.environ.get("CXX"):
@@ -124,8 +130,10 @@ def _compile(compiler: list[str], flags: Sequence[str], target: Path) -> None:
 
 
 def main() -> int:
-    """Compile for every instruction set of this machine, beside the sources."""
+    """Compile for every instruction set of this machine, beside the sources, unless it was."""
     for name in instruction_sets():
+        if is_current(FOLDER / file_name(name)):
+            continue
         try:
             compile_library(FOLDER / file_name(name), name)
         except CompilerError as error:
