@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import geometry, reference
 from .errors import (
     DenoiseBatchError,
     DeviceError,
@@ -83,8 +83,8 @@ class Ops:
     upsample_nearest2d_forward: Callable[..., Tensor]
     upsample_nearest2d_backward: Callable[..., Tensor]
     normalize: Callable[..., Tensor] = reference.normalize
-    pixel_unshuffle: Callable[[Tensor, int], Tensor] = reference.pixel_unshuffle
-    pixel_shuffle: Callable[[Tensor, int], Tensor] = reference.pixel_shuffle
+    pixel_unshuffle: Callable[[Tensor, int], Tensor] = geometry.pixel_unshuffle
+    pixel_shuffle: Callable[[Tensor, int], Tensor] = geometry.pixel_shuffle
     mse_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = reference.mse_loss
     residual_pair: Callable[..., Tensor] = fused.residual_pair
     conv2d_fused: Callable[..., Tensor] = fused.conv2d_fused

@@ -241,7 +241,7 @@ class NativeOps:
         return output.permute(0, 3, 1, 2)
 
     def pixel_unshuffle(self, input: Tensor, factor: int) -> Tensor:
-        """Native implementation of `reference.pixel_unshuffle`."""
+        """Native implementation of `geometry.pixel_unshuffle`."""
         self._begin(input)
         n, channels, height, width = input.shape
         h, w = height // factor, width // factor
@@ -252,7 +252,7 @@ class NativeOps:
         return output.permute(0, 3, 1, 2)
 
     def pixel_shuffle(self, input: Tensor, factor: int, residual: Tensor | None = None) -> Tensor:
-        """Native implementation of `reference.pixel_shuffle`, plus `residual`."""
+        """Native implementation of `geometry.pixel_shuffle`, plus `residual`."""
         self._begin(input, residual)
         image = _nhwc(input)
         n, height, width, channels = image.shape
