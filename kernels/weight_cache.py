@@ -23,12 +23,14 @@ def kept(weight: Tensor, kind: Hashable, make: Callable[[], Tensor]) -> Tensor:
     return result
 
 
-def kept_from_second_use(weight: Tensor, kind: Hashable, make: Callable[[], Tensor]) -> Tensor:
-    """The same, but the first result for a weight as it is now is not kept."""
+def kept_from_second_use(
+    weight: Tensor, kind: Hashable, make: Callable[[], Tensor]
+) -> Tensor | None:
+    """The same, but None at the first use of a weight as it is now: it may be the only one."""
     made = _made_of(weight)
     if kind not in made:
         made[kind] = None
-        return make()
+        return None
     return kept(weight, kind, make)
 
 

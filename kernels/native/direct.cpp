@@ -138,7 +138,7 @@ std::vector<Phase> phases_of(const Geometry &g) {
       separate += cost(phases.back());
     }
   Phase combined = phase(0, 0, g.stride_h, g.stride_w);
-  if (phases.size() > 1 && combined.columns(channels) <= MOST_COMBINED && 10 * cost(combined) < 9 * separate)
+  if (g.groups == 1 && phases.size() > 1 && combined.columns(channels) <= MOST_COMBINED && 10 * cost(combined) < 9 * separate)
     return {combined};
   return phases;
 }
@@ -297,22 +297,28 @@ EXPORT void denoise_direct_transpose(const Geometry *geometry, const float *smal
               }
               continue;
             }
-            // The product of a row, then its outputs, one after the other in every row of them.
-            float *row = scratch(1, w * padded);
+            // A row of positions; then each of its rows of outputs, which are contiguous.
+            float *row = scratch(1, w * padded), *biases = scratch(2, padded);
+            for (int64_t l = 0; l < columns; l++) biases[l] = bias ? bias[l % L] : 0;
             for (int64_t l = 0; l < columns; l += width)
               product_rows<R, NV>(0, w, from, g.small_c, segments.data(), segments.size(), depth,
                                   panels + l * size, [&](int64_t pixel, int j, vec v) {
+                                    v = activated(v + load(biases + l + j * VL), activation);
                                     store(row + pixel * padded + l + j * VL, v);
                                   });
+            int64_t run = phase.wide * L;
             for (int64_t i = 0; i < least(phase.high, g.large_h - (y0 + q) * g.stride_h); i++) {
-              int64_t y = (y0 + q) * g.stride_h + i;
-              for (int64_t r = 0; r < least(w * g.stride_w, g.large_w - x0 * g.stride_w); r++) {
-                const float *values = row + r / g.stride_w * padded + (i * phase.wide + r % g.stride_w) * L;
-                int64_t at = ((n * g.large_h + y) * g.large_w + x0 * g.stride_w + r) * g.large_c + group * L;
-                PixelStore to{large + at, residual ? residual + at : nullptr,
-                              bias ? bias + group * L : nullptr, 0, L, activation};
-                for (int j = 0; j * VL < L; j++)
-                  to.template operator()<1>(0, j, load_lanes(values + j * VL, (int)least(VL, L - j * VL)));
+              int64_t line = (n * g.large_h + (y0 + q) * g.stride_h + i) * g.large_w * L;
+              for (int64_t p = 0; p < w; p++) {
+                int64_t x = (x0 + p) * g.stride_w, values = least(run, (g.large_w - x) * L);
+                const float *from_row = row + p * padded + i * run;
+                for (int64_t l = 0; l < values; l += VL) {
+                  int lanes = (int)least(VL, values - l);
+                  int64_t at = line + x * L + l;
+                  vec v = load_lanes(from_row + l, lanes);
+                  if (residual) v += load_lanes(residual + at, lanes);
+                  store_lanes(large + at, v, lanes);
+                }
               }
             }
           }

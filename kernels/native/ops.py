@@ -5,7 +5,7 @@ without a copy, outputs are channels-last. Everything else is declined with NotC
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -184,7 +184,8 @@ class NativeOps:
             POOL.free(hidden)
             return result
         output = _new_image(image, channels, (height, width))
-        first, second = (self._winograd_packed(w, False) for w in (weight1, weight2))
+        first = self._winograd_packed(weight1, False)
+        second = self._winograd_packed(weight2, False, scratch="second U")
         bias1, bias2 = _dense(bias1), _dense(bias2)
         self._library.denoise_winograd_residual(
             *(_ptr(image), n, height, width, channels, len(weight1)),
@@ -322,21 +323,21 @@ class NativeOps:
             *(_ptr(output), *output.shape[1:]),
         )
 
-    def _winograd_packed(self, weight: Tensor, is_transposed: bool) -> Tensor:
+    def _winograd_packed(self, weight: Tensor, is_transposed: bool, scratch: str = "U") -> Tensor:
+        """The transformed weights; in the named scratch memory where they are not kept."""
         small, large = weight.shape[:2]
+        # Channels in, out; distance between two filters of out, of in.
+        sizes = (small, large, 9, large * 9) if is_transposed else (large, small, large * 9, 9)
 
-        def pack() -> Tensor:
-            # (channels in, out; distance between two filters of out, of in)
-            sizes = (small, large, 9, large * 9) if is_transposed else (large, small, large * 9, 9)
-            packed = _new_vector(self._library.denoise_winograd_size(*sizes[:2]))
+        def pack(packed: Tensor) -> None:
             values = weight.contiguous()
             self._library.denoise_winograd_pack(
                 _ptr(values), *sizes, int(is_transposed), _ptr(packed)
             )
-            return packed
 
+        size = self._library.denoise_winograd_size(*sizes[:2])
         kind = self.instruction_set, "winograd", is_transposed
-        return kept_from_second_use(weight, kind, pack)
+        return _packed(weight, kind, size, pack, scratch)
 
     def _winograd_weights(
         self,
@@ -366,14 +367,13 @@ class NativeOps:
         large, small = (output, image) if is_transposed else (image, output)
         shape = _geometry(large, small, weight, geometry)
 
-        def pack() -> Tensor:
-            packed = _new_vector(self._library.denoise_direct_size(shape, int(is_transposed)))
+        def pack(packed: Tensor) -> None:
             values = weight.contiguous()
             self._library.denoise_direct_pack(shape, int(is_transposed), _ptr(values), _ptr(packed))
-            return packed
 
+        size = self._library.denoise_direct_size(shape, int(is_transposed))
         kind = self.instruction_set, "direct", is_transposed, geometry
-        packed, bias = kept_from_second_use(weight, kind, pack), _dense(bias)
+        packed, bias = _packed(weight, kind, size, pack, "U"), _dense(bias)
         library = self._library
         run = library.denoise_direct_transpose if is_transposed else library.denoise_direct_forward
         run(
@@ -408,6 +408,23 @@ def _is_winograd(weight: Tensor, geometry: ConvGeometry, size: Sequence[int]) ->
     height, width = size
     tiles = -(-height // 4) * -(-width // 4)
     return 36 * tiles <= 0.8 * 9 * height * width
+
+
+def _packed(
+    weight: Tensor, kind: Hashable, size: int, pack: Callable[[Tensor], None], scratch: str
+) -> Tensor:
+    """What `pack` makes of a weight; kept from its second use on, so training keeps nothing."""
+
+    def make() -> Tensor:
+        packed = _new_vector(size)
+        pack(packed)
+        return packed
+
+    kept = kept_from_second_use(weight, kind, make)
+    if kept is None:
+        kept = POOL.scratch(scratch, size, weight, weight.dtype)
+        pack(kept)
+    return kept
 
 
 def _geometry(large: Tensor, small: Tensor, weight: Tensor, geometry: ConvGeometry) -> Geometry:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,11 +31,15 @@ from denoise_batch.kernels.native.ops import NativeOps
 OUTPUT_ERROR, GRADIENT_ERROR = 1e-5, 3e-5  # of each tensor's largest element
 
 INSTRUCTION_SETS = [name for name in build.instruction_sets() if library.is_supported(name)]
+# A library with a sanitizer in it, for the last instruction set: the tests' own child process.
+SANITIZED = os.environ.get("DENOISE_BATCH_TEST_LIBRARY")
+if SANITIZED:
+    INSTRUCTION_SETS = INSTRUCTION_SETS[-1:]
 
 
 @cache
 def native(instruction_set: str) -> NativeOps:
-    path = build.FOLDER / build.file_name(instruction_set)
+    path = Path(SANITIZED or build.FOLDER / build.file_name(instruction_set))
     if not build.is_current(path):
         try:
             build.compile_library(path, instruction_set)
@@ -436,3 +441,48 @@ def test_a_stale_library_is_not_loaded(monkeypatch: pytest.MonkeyPatch, ops: Nat
     monkeypatch.setattr(library, "source_hash", lambda: "of other sources")
     with pytest.raises(UnavailableError, match="is stale: run python"):
         library.open_library(build.FOLDER / build.file_name(ops.instruction_set))
+
+
+SANITIZERS = {
+    # kind: (runtime libraries, options of the environment)
+    "address,undefined": (("libasan.so", "libubsan.so"), {"ASAN_OPTIONS": "detect_leaks=0"}),
+    "thread": (("libtsan.so",), {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(SANITIZERS))
+def test_sanitizers_find_nothing(kind: str, tmp_path: Path) -> None:
+    """These tests once more, in a process whose library checks every access."""
+    if not INSTRUCTION_SETS:
+        pytest.skip("no native kernels for this processor")
+    runtimes, options = SANITIZERS[kind]
+    target = tmp_path / "sanitized.so"
+    flags = [f"-fsanitize={kind}", "-O1", "-g", "-fno-omit-frame-pointer"]
+    try:
+        build.compile_library(target, INSTRUCTION_SETS[-1], flags)
+    except build.CompilerError as error:
+        pytest.skip(str(error))
+    paths = [
+        subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
+        for name in runtimes
+    ]
+    # torch's OpenMP is not compiled for it: what it synchronises looks like races.
+    suppressions = tmp_path / "suppressions"
+    suppressions.write_text("race:libtorch\nrace:libgomp\nrace:libc10\nrace:c10::\n")
+    environment = {
+        **os.environ,
+        **options,
+        "LD_PRELOAD": " ".join(paths),
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        "TSAN_OPTIONS": f"suppressions={suppressions} report_signal_unsafe=0",
+        "DENOISE_BATCH_TEST_LIBRARY": str(target),
+    }
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__]
+    command += ["-k", "float64 or threads or callers or exactly or nan"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=1800, check=False
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-4000:]
+    assert "Sanitizer" not in output, output[-4000:]
