@@ -116,7 +116,7 @@ def example_inputs(
             weight, image = new(out, into, kernel, kernel), new(1, into, 1, 1)
             grad, bias = new(1, out, 1, 1), new(out)
             calls["conv2d_forward"].append((image, weight, bias, geometry, "relu"))
-            calls["conv2d_backward"].append((grad, image, weight, geometry, grad))
+            calls["conv2d_backward"].append((grad, image, weight, geometry, grad, True, image))
         for into, out, kernel, geometry in transposed:
             weight, image = new(into, out, kernel, kernel), new(1, into, 1, 1)
             grad, bias = new(1, out, 1, 1), new(out)
@@ -241,6 +241,7 @@ def _conv2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> Arguments:
     generator = _generator()
     size, output_size = _conv2d_sizes(weight, geometry)
@@ -248,7 +249,8 @@ def _conv2d_backward(
     grad = _normal((BATCH, weight.shape[0], *output_size), input, generator)
     small_weight = _weight(weight, generator)
     relu_output = _relu_output(output, grad, generator)
-    return grad, image, small_weight, geometry, relu_output, needs_input_grad
+    added = None if residual is None else _normal(image.shape, residual, generator)
+    return grad, image, small_weight, geometry, relu_output, needs_input_grad, added
 
 
 def _conv_transpose2d_forward(
@@ -271,6 +273,7 @@ def _conv_transpose2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> Arguments:
     generator = _generator()
     size = geometry.conv_transpose2d_output_size(EXTENTS, weight.shape[2:])
@@ -278,7 +281,8 @@ def _conv_transpose2d_backward(
     grad = _normal((BATCH, weight.shape[1], *size), input, generator)
     small_weight = _weight(weight, generator)
     relu_output = _relu_output(output, grad, generator)
-    return grad, image, small_weight, geometry, relu_output, needs_input_grad
+    added = None if residual is None else _normal(image.shape, residual, generator)
+    return grad, image, small_weight, geometry, relu_output, needs_input_grad, added
 
 
 def _conv2d_fused(

@@ -81,7 +81,12 @@ class Convolution(Block):
 
     @abstractmethod
     def _convolve(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """The op of forward."""
 
@@ -93,6 +98,7 @@ class Convolution(Block):
         weight: Tensor,
         output: Tensor | None,
         needs_input_grad: bool,
+        residual: Tensor | None = None,
     ) -> Gradients:
         """The op of backward."""
 
@@ -105,8 +111,10 @@ class Convolution(Block):
         check_nchw(shape, self.in_channels, f"{type(self).__name__} input")
         return (shape[0], self.out_channels, *self.output_size(shape[2:]))
 
-    def forward(self, input: Tensor, activation: Activation = None) -> Tensor:
-        """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation.
+    def forward(
+        self, input: Tensor, activation: Activation = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, oh, ow), the activation, plus `residual`.
 
         Raises:
             ShapeError: wrong number of channels, or an input too small for any output.
@@ -115,16 +123,38 @@ class Convolution(Block):
         dtype = self.compute_dtype or self.weight.dtype
         input, weight = input.to(dtype), self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
-        output = self._convolve(input, weight, bias, activation)
+        output = self._convolve(input, weight, bias, activation, residual)
         self._save((input, output if activation else None, weight), output)
         return output
 
+    def forward_plus(self, input: Tensor, residual: Tensor) -> Tensor:
+        """Return `forward(input) + residual`."""
+        dtype = self.compute_dtype or self.weight.dtype
+        # In mixed precision a sum with a float32 image is float32, which no launch could write.
+        is_fused = residual.dtype == dtype and ops_for(input.device).has_fused_kernels
+        if is_fused and residual.shape == self.output_shape(input.shape):
+            return self.forward(input, None, residual)
+        return super().forward_plus(input, residual)
+
+    def backward_plus(self, grad_output: Tensor, residual: Tensor) -> Tensor:
+        """Return `backward(grad_output) + residual`."""
+        dtype = self.compute_dtype or self.weight.dtype
+        if residual.dtype != dtype:
+            return super().backward_plus(grad_output, residual)
+        result: Tensor = self._backward(grad_output, True, residual)
+        return result
+
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Add to weight.grad and bias.grad, and return the gradient of the input."""
+        return self._backward(grad_output, needs_input_grad, None)
+
+    def _backward(
+        self, grad_output: Tensor, needs_input_grad: bool, residual: Tensor | None
+    ) -> InputGrad:
         input, output, weight = self._pop_saved(grad_output)
         grad_output = grad_output.to(weight.dtype)
         grad_input, grad_weight, grad_bias = self._gradients(
-            grad_output, input, weight, output, needs_input_grad
+            grad_output, input, weight, output, needs_input_grad, residual
         )
         accumulate_grad(self.weight, grad_weight)
         if self.bias is not None:
@@ -195,10 +225,17 @@ class Conv2d(Convolution):
         return self.geometry.conv2d_output_size(size, self.kernel_size)
 
     def _convolve(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        op = ops_for(input.device).conv2d_forward
-        return op(input, weight, bias, self.geometry, activation)
+        ops, arguments = ops_for(input.device), (input, weight, bias, self.geometry, activation)
+        if residual is None:
+            return ops.conv2d_forward(*arguments)
+        return ops.conv2d_fused(*arguments, residual=residual)
 
     def _gradients(
         self,
@@ -207,9 +244,10 @@ class Conv2d(Convolution):
         weight: Tensor,
         output: Tensor | None,
         needs_input_grad: bool,
+        residual: Tensor | None = None,
     ) -> Gradients:
         op = ops_for(input.device).conv2d_backward
-        return op(grad_output, input, weight, self.geometry, output, needs_input_grad)
+        return op(grad_output, input, weight, self.geometry, output, needs_input_grad, residual)
 
 
 class ConvTranspose2d(Convolution):
@@ -273,10 +311,17 @@ class ConvTranspose2d(Convolution):
         return self.geometry.conv_transpose2d_output_size(size, self.kernel_size)
 
     def _convolve(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        op = ops_for(input.device).conv_transpose2d_forward
-        return op(input, weight, bias, self.geometry, activation)
+        ops, arguments = ops_for(input.device), (input, weight, bias, self.geometry, activation)
+        if residual is None:
+            return ops.conv_transpose2d_forward(*arguments)
+        return ops.conv_transpose2d_fused(*arguments, residual=residual)
 
     def _gradients(
         self,
@@ -285,9 +330,10 @@ class ConvTranspose2d(Convolution):
         weight: Tensor,
         output: Tensor | None,
         needs_input_grad: bool,
+        residual: Tensor | None = None,
     ) -> Gradients:
         op = ops_for(input.device).conv_transpose2d_backward
-        return op(grad_output, input, weight, self.geometry, output, needs_input_grad)
+        return op(grad_output, input, weight, self.geometry, output, needs_input_grad, residual)
 
 
 class ReLU(Block):

@@ -48,6 +48,7 @@ def conv2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """dX = fold(Wᵀ · dY), dW = Σ_n dY_n · unfold(X_n)ᵀ, db = Σ_{n,y,x} dY.
 
@@ -58,6 +59,7 @@ def conv2d_backward(
         geometry: forward's.
         output: what forward returned if its activation was "relu"; otherwise None.
         needs_input_grad: False saves the work where nothing before this layer learns.
+        residual: added to grad_input.
 
     Returns:
         grad_input (None if not needed), grad_weight and grad_bias, shaped as input, weight, bias.
@@ -73,6 +75,7 @@ def conv2d_backward(
         size = (input.shape[2], input.shape[3])
         grad_columns = weight.flatten(1).T @ grad
         grad_input = _fold(grad_columns, size, kernel_size, geometry)
+        grad_input = grad_input if residual is None else grad_input + residual
     return grad_input, grad_weight, grad.sum((0, 2))
 
 
@@ -114,6 +117,7 @@ def conv_transpose2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """With C = unfold(uncrop(dY)): dX = W · C, dW = Σ_n X_n · C_nᵀ, db = Σ_{n,y,x} dY.
 
@@ -127,7 +131,10 @@ def conv_transpose2d_backward(
     start = (-geometry.padding[0], -geometry.padding[1])
     canvas = _window(grad_output, start, canvas_size)
     columns = _unfold(canvas, kernel_size, uncropped)
-    grad_input = (weight.flatten(1) @ columns).view_as(input) if needs_input_grad else None
+    grad_input = None
+    if needs_input_grad:
+        grad_input = (weight.flatten(1) @ columns).view_as(input)
+        grad_input = grad_input if residual is None else grad_input + residual
     grad_weight = torch.einsum("ncl,nkl->ck", input.flatten(2), columns).view_as(weight)
     return grad_input, grad_weight, grad_output.sum((0, 2, 3))
 

@@ -84,9 +84,11 @@ class NativeOps:
         geometry: ConvGeometry,
         output: Tensor | None = None,
         needs_input_grad: bool = True,
+        residual: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Native implementation of `reference.conv2d_backward`."""
-        self._begin(grad_output, input, weight, output)
+        self._begin(grad_output, input, weight, output, residual)
+        residual = _as_output(residual, input.shape)
         grad, image, gate = _nhwc(grad_output), _nhwc(input), _optional_nhwc(output)
         grad_weight, grad_bias = _new_like(weight), _new_vector(len(weight))
         grad_input = (
@@ -96,13 +98,13 @@ class NativeOps:
             self._winograd_weights(image, grad, gate, geometry.padding, grad_weight, grad_bias)
             if grad_input is not None:
                 self._winograd(
-                    grad, gate, weight, True, geometry.padding, None, None, None, grad_input
+                    grad, gate, weight, True, geometry.padding, None, None, residual, grad_input
                 )
         else:
             grad = self._relu_backward(grad, gate, grad_bias)
             self._direct_weights(image, grad, geometry, grad_weight)
             if grad_input is not None:
-                self._direct(grad, weight, geometry, True, None, None, None, grad_input)
+                self._direct(grad, weight, geometry, True, None, None, residual, grad_input)
         return _nchw(grad_input), grad_weight, grad_bias
 
     def conv_transpose2d_forward(
@@ -128,9 +130,10 @@ class NativeOps:
         """Native implementation of `gemm.fused.conv_transpose2d_fused`."""
         self._begin(input, weight, bias, residual)
         size = geometry.conv_transpose2d_output_size(input.shape[2:], weight.shape[2:])
+        _check_channels(input, len(weight), bias, weight.shape[1])
         image = _nhwc(input)
         output = _new_image(image, weight.shape[1], size)
-        ends = bias, activation, _optional_nhwc(residual)
+        ends = bias, activation, _as_output(residual, (len(image), weight.shape[1], *size))
         if _is_winograd(weight, geometry, size):
             self._winograd(image, None, weight, True, geometry.padding, *ends, output)
         else:
@@ -145,9 +148,11 @@ class NativeOps:
         geometry: ConvGeometry,
         output: Tensor | None = None,
         needs_input_grad: bool = True,
+        residual: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Native implementation of `reference.conv_transpose2d_backward`."""
-        self._begin(grad_output, input, weight, output)
+        self._begin(grad_output, input, weight, output, residual)
+        residual = _as_output(residual, input.shape)
         image = _nhwc(input)
         grad_weight, grad_bias = _new_like(weight), _new_vector(weight.shape[1])
         grad = self._relu_backward(_nhwc(grad_output), _optional_nhwc(output), grad_bias)
@@ -158,12 +163,12 @@ class NativeOps:
             self._winograd_weights(grad, image, None, geometry.padding, grad_weight, None)
             if grad_input is not None:
                 self._winograd(
-                    grad, None, weight, False, geometry.padding, None, None, None, grad_input
+                    grad, None, weight, False, geometry.padding, None, None, residual, grad_input
                 )
         else:
             self._direct_weights(grad, image, geometry, grad_weight)
             if grad_input is not None:
-                self._direct(grad, weight, geometry, False, None, None, None, grad_input)
+                self._direct(grad, weight, geometry, False, None, None, residual, grad_input)
         return _nchw(grad_input), grad_weight, grad_bias
 
     def residual_pair(
@@ -215,6 +220,8 @@ class NativeOps:
     def mse_loss(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Native implementation of `reference.mse_loss`."""
         self._begin(input, target)
+        if input.shape != target.shape:
+            raise NotCoveredError(f"{tuple(input.shape)} and {tuple(target.shape)}")
         # Both in one order of elements, the input's if that is channels-last.
         layout = torch.contiguous_format
         if input.ndim == 4 and input.is_contiguous(memory_format=torch.channels_last):
@@ -257,6 +264,9 @@ class NativeOps:
         self._begin(input, residual)
         image = _nhwc(input)
         n, height, width, channels = image.shape
+        shape = (n, channels // factor**2, height * factor, width * factor)
+        if residual is not None and residual.shape != shape:
+            raise NotCoveredError(f"a residual {tuple(residual.shape)} of {shape}")
         output = _new_image(image, channels // factor**2, (height * factor, width * factor))
         self._library.denoise_pixel_shuffle(
             *(_ptr(image), n, channels // factor**2, height, width, factor),
@@ -291,10 +301,11 @@ class NativeOps:
         activation: FusedActivation,
         residual: Tensor | None,
     ) -> Tensor:
+        _check_channels(input, weight.shape[1], bias, len(weight))
         image = _nhwc(input)
         size = geometry.conv2d_output_size(image.shape[1:3], weight.shape[2:])
         output = _new_image(image, len(weight), size)
-        ends = bias, activation, _optional_nhwc(residual)
+        ends = bias, activation, _as_output(residual, (len(image), len(weight), *size))
         if _is_winograd(weight, geometry, size):
             self._winograd(image, None, weight, False, geometry.padding, *ends, output)
         else:
@@ -425,6 +436,27 @@ def _packed(
         kept = POOL.scratch(scratch, size, weight, weight.dtype)
         pack(kept)
     return kept
+
+
+def _check_channels(input: Tensor, channels: int, bias: Tensor | None, bias_size: int) -> None:
+    """Leave it to gemm to say what is wrong."""
+    if input.ndim != 4 or input.shape[1] != channels:
+        raise NotCoveredError(f"{tuple(input.shape)} for {channels} channels")
+    if bias is not None and bias.shape != (bias_size,):
+        raise NotCoveredError(f"a bias {tuple(bias.shape)} for {bias_size} channels")
+
+
+def _as_output(residual: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """(N, H, W, C) in the output's layout.
+
+    Raises:
+        NotCoveredError: it would have to be broadcast.
+    """
+    if residual is None:
+        return None
+    if tuple(residual.shape) != tuple(shape):
+        raise NotCoveredError(f"a residual {tuple(residual.shape)} of {tuple(shape)}")
+    return _nhwc(residual)
 
 
 def _geometry(large: Tensor, small: Tensor, weight: Tensor, geometry: ConvGeometry) -> Geometry:

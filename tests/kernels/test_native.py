@@ -79,11 +79,13 @@ def assert_op(ops: NativeOps, name: str, case: Geometry, activation: str | None 
     output = getattr(ops, f"{name}_forward")(input, weight, bias, case.geometry, activation)
     assert_near(output, expected.relu() if activation else expected, "output", OUTPUT_ERROR)
     grad = torch.randn_like(output)
+    residual = torch.randn_like(input)
     ours = getattr(ops, f"{name}_backward")(
-        grad, input, weight, case.geometry, output if activation else None
+        grad, input, weight, case.geometry, output if activation else None, True, residual
     )
     # Our own mask: within rounding of 0, the oracle's may differ.
     theirs = gradients((grad * (output > 0) if activation else grad).double())
+    theirs = theirs[0] + residual.double(), *theirs[1:]
     for what, actual, wanted in zip(("input", "weight", "bias"), ours, theirs, strict=False):
         assert_near(actual, wanted, f"grad_{what}", GRADIENT_ERROR)
 
