@@ -61,22 +61,34 @@ INLINE void transform_data(const Rows &rows, int64_t x, int64_t C, float *V, int
   for (int i = 0; i < 6; i++) is_inside &= rows.data[i] != nullptr;
   for (int64_t c = 0; c < C; c += VL) {
     int lanes = (int)least(VL, C - c);
-    vec d[36];
+    vec half[36];
     if (is_inside && lanes == VL) {
-      for (int i = 0; i < 6; i++)
-        for (int j = 0; j < 6; j++)
-          d[i * 6 + j] = fetch<GATED>(rows.data[i], rows.gate[i], (x + j) * C + c, VL);
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; j++) {
+        vec d[6];
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; i++)
+          d[i] = fetch<GATED>(rows.data[i], rows.gate[i], (x + j) * C + c, VL);
+        winograd::data(d, 1, half + j, 6);
+      }
     } else {
-      for (int i = 0; i < 6; i++)
-        for (int j = 0; j < 6; j++) {
-          bool exists = rows.data[i] && x + j >= rows.first && x + j < rows.end;
-          d[i * 6 + j] =
-              exists ? fetch<GATED>(rows.data[i], rows.gate[i], (x + j) * C + c, lanes) : vec{};
-        }
+      for (int j = 0; j < 6; j++) {
+        vec d[6];
+        bool exists = x + j >= rows.first && x + j < rows.end;
+        for (int i = 0; i < 6; i++)
+          d[i] = exists && rows.data[i]
+                     ? fetch<GATED>(rows.data[i], rows.gate[i], (x + j) * C + c, lanes)
+                     : vec{};
+        winograd::data(d, 1, half + j, 6);
+      }
     }
-    for (int j = 0; j < 6; j++) winograd::data(d + j, 6, d + j, 6);
-    for (int i = 0; i < 6; i++) winograd::data(d + i * 6, 1, d + i * 6, 1);
-    for (int p = 0; p < 36; p++) store(V + p * ps + c, d[p]);
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; i++) {
+      vec v[6];
+      winograd::data(half + i * 6, 1, v, 1);
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; j++) store(V + (i * 6 + j) * ps + c, v[j]);
+    }
   }
 }
 INLINE void transform_data(const Map &map, const Rows &rows, int64_t x, float *V, int64_t ps) {
@@ -85,23 +97,75 @@ INLINE void transform_data(const Map &map, const Rows &rows, int64_t x, float *V
 }
 
 // M of a tile → the h × w outputs that exist, at[i]: where row i begins in `y` and in the residual.
+// FULL: all 4 × 4 exist, in whole vectors.
+template <bool FULL, bool RELU, bool ADD>
 INLINE void transform_output(const float *M, int64_t ps, int64_t K, const Ends &ends, float *y,
                              const int64_t *at, int64_t h, int64_t w) {
   for (int64_t k = 0; k < K; k += VL) {
-    int lanes = (int)least(VL, K - k);
-    vec m[36], half[24], v[16];
-    vec bias = ends.bias ? load_lanes(ends.bias + k, lanes) : vec{};
-    for (int p = 0; p < 36; p++) m[p] = load(M + p * ps + k);
-    for (int j = 0; j < 6; j++) winograd::output(m + j, 6, half + j, 6);
-    for (int i = 0; i < 4; i++) winograd::output(half + i * 6, 1, v + i * 4, 1);
-    for (int i = 0; i < 4; i++)
+    int lanes = FULL ? VL : (int)least(VL, K - k);
+    vec half[24], bias = ends.bias ? load_lanes(ends.bias + k, lanes) : vec{};
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; j++) {
+      vec m[6];
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; i++) m[i] = load(M + (i * 6 + j) * ps + k);
+      winograd::output(m, 1, half + j, 6);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      vec v[4];
+      winograd::output(half + i * 6, 1, v, 1);
+#pragma GCC unroll 4
       for (int j = 0; j < 4; j++)
-        if (i < h && j < w) {
+        if (FULL || (i < h && j < w)) {
           int64_t place = at[i] + j * K + k;
-          vec r = activated(v[i * 4 + j] + bias, ends.activation);
-          if (ends.residual) r += load_lanes(ends.residual + place, lanes);
+          vec r = v[j] + bias;
+          r = FULL ? (RELU ? relu(r) : r) : activated(r, ends.activation);
+          if (FULL ? ADD : ends.residual != nullptr) r += load_lanes(ends.residual + place, lanes);
           store_lanes(y + place, r, lanes);
         }
+    }
+  }
+}
+INLINE void transform_output(const float *M, int64_t ps, int64_t K, const Ends &ends, float *y,
+                             const int64_t *at, int64_t h, int64_t w) {
+  if (h < 4 || w < 4 || K % VL || ends.activation > 1)
+    transform_output<false, false, false>(M, ps, K, ends, y, at, h, w);
+  else if (ends.residual && ends.activation)
+    transform_output<true, true, true>(M, ps, K, ends, y, at, h, w);
+  else if (ends.residual)
+    transform_output<true, false, true>(M, ps, K, ends, y, at, h, w);
+  else if (ends.activation)
+    transform_output<true, true, false>(M, ps, K, ends, y, at, h, w);
+  else
+    transform_output<true, false, false>(M, ps, K, ends, y, at, h, w);
+}
+
+// A dy Aᵀ of a tile's h × w output gradients, whose sums over pixels are added to `sum`.
+template <bool GATED>
+INLINE void transform_gradient(const float *dy, const float *gate, const int64_t *at, int64_t K,
+                               int64_t h, int64_t w, float *sum, float *M, int64_t ps) {
+  for (int64_t k = 0; k < K; k += VL) {
+    int lanes = (int)least(VL, K - k);
+    vec half[24], total = load(sum + k);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      vec d[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        d[i] = i < h && j < w ? fetch<GATED>(dy, gate, at[i] + j * K + k, lanes) : vec{};
+        total += d[i];
+      }
+      winograd::output_gradient(d, 1, half + j, 4);
+    }
+    store(sum + k, total);
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; i++) {
+      vec m[6];
+      winograd::output_gradient(half + i * 4, 1, m, 1);
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; j++) store(M + (i * 6 + j) * ps + k, m[j]);
+    }
   }
 }
 
@@ -278,24 +342,8 @@ EXPORT void denoise_winograd_weights(const float *x, int64_t N, int64_t H, int64
       for (int64_t t = start; t < end; t++) {
         int64_t at[4], h = OH - tiles.y(first + t), w = OW - tiles.x(first + t);
         tiles.rows(first + t, K, at);
-        for (int64_t k = 0; k < K; k += VL) {
-          int lanes = (int)least(VL, K - k);
-          vec d[16], half[24], m[36], s = load(sum + k);
-          for (int i = 0; i < 4; i++)
-            for (int j = 0; j < 4; j++) {
-              vec v = {};
-              if (i < h && j < w) {
-                int64_t place = at[i] + j * K + k;
-                v = gate ? fetch<true>(dy, gate, place, lanes) : load_lanes(dy + place, lanes);
-              }
-              d[i * 4 + j] = v;
-              s += v;
-            }
-          store(sum + k, s);
-          for (int j = 0; j < 4; j++) winograd::output_gradient(d + j, 4, half + j, 4);
-          for (int i = 0; i < 6; i++) winograd::output_gradient(half + i * 4, 1, m + i * 6, 1);
-          for (int p = 0; p < 36; p++) store(M + p * ms + t * Kv + k, m[p]);
-        }
+        if (gate) transform_gradient<true>(dy, gate, at, K, h, w, sum, M + t * Kv, ms);
+        else transform_gradient<false>(dy, gate, at, K, h, w, sum, M + t * Kv, ms);
       }
     });
     Pool::get().parallel(36 * row_blocks, [=](int64_t job) {
