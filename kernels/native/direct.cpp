@@ -70,6 +70,7 @@ struct PixelStore {
   const float *residual; // of pixel 0, or null
   const float *bias;     // of the channels, or null
   int64_t step, channels, activation;  // step: from pixel to pixel
+  bool streams;
   template <int NV>
   INLINE void operator()(int64_t pixel, int j, vec v) const {
     int64_t lanes = channels - j * VL;
@@ -79,7 +80,8 @@ struct PixelStore {
     if (bias) v += load_lanes(bias + j * VL, n);
     v = activated(v, activation);
     if (residual) v += load_lanes(residual + at, n);
-    store_lanes(out + at, v, n);
+    if (streams && n == VL) stream(out + at, v);
+    else store_lanes(out + at, v, n);
   }
 };
 
@@ -215,6 +217,7 @@ EXPORT void denoise_direct_forward(const Geometry *geometry, const float *large,
   }
   int64_t C = g.large_per_group(), K = g.small_per_group();
   int64_t reach_h = g.dilation_h * (g.kh - 1) + 1, reach_w = g.dilation_w * (g.kw - 1) + 1;
+  bool streams = is_streamed(small, g.n * g.small_h * g.small_w, g.small_c) && g.groups == 1;
   Blocks blocks(g.small_h, g.small_w, g.stride_h * g.stride_w * g.large_c);
   Pool::get().parallel(g.n * blocks.count(), [&](int64_t job) {
     int64_t n = job / blocks.count();
@@ -234,7 +237,7 @@ EXPORT void denoise_direct_forward(const Geometry *geometry, const float *large,
           for (int64_t y = 0; y < h; y++) {
             int64_t at = ((n * g.small_h + y0 + y) * g.small_w + x0) * g.small_c + channel;
             PixelStore to{small + at, residual ? residual + at : nullptr,
-                          bias ? bias + channel : nullptr, g.small_c, K - k, activation};
+                          bias ? bias + channel : nullptr, g.small_c, K - k, activation, streams};
             product_rows<R, NV>(0, w, in.data + y * g.stride_h * in.pitch + group * C,
                                 g.stride_w * g.large_c, segments.at.data(), segments.at.size(),
                                 segments.depth, panel, [&](int64_t pixel, int j, vec v) {
@@ -243,6 +246,7 @@ EXPORT void denoise_direct_forward(const Geometry *geometry, const float *large,
           }
         }
     });
+    stream_fence();
   });
 }
 
@@ -258,6 +262,7 @@ EXPORT void denoise_direct_transpose(const Geometry *geometry, const float *smal
     for (int64_t d : p.d_h) first_h = least(first_h, d), last_h = most(last_h, d);
     for (int64_t d : p.d_w) first_w = least(first_w, d), last_w = most(last_w, d);
   }
+  bool streams = is_streamed(large, g.n * g.large_h * g.large_w, g.large_c) && g.groups == 1;
   Blocks blocks(divide_up(g.large_h, g.stride_h), divide_up(g.large_w, g.stride_w), g.small_c);
   Pool::get().parallel(g.n * blocks.count(), [&](int64_t job) {
     int64_t n = job / blocks.count();
@@ -289,7 +294,7 @@ EXPORT void denoise_direct_transpose(const Geometry *geometry, const float *smal
               for (int64_t l = 0; l < L; l += width) {
                 int64_t channel = group * L + l, at = ((n * g.large_h + y) * g.large_w + x) * g.large_c + channel;
                 PixelStore to{large + at, residual ? residual + at : nullptr, bias ? bias + channel : nullptr,
-                              g.stride_w * g.large_c, L - l, activation};
+                              g.stride_w * g.large_c, L - l, activation, streams};
                 product_rows<R, NV>(0, pixels, from, g.small_c, segments.data(), segments.size(), depth,
                                     panels + l * size, [&](int64_t pixel, int j, vec v) {
                                       to.template operator()<NV>(pixel, j, v);
@@ -326,6 +331,7 @@ EXPORT void denoise_direct_transpose(const Geometry *geometry, const float *smal
       });
       part += g.groups * packed_size(g, phase);
     }
+    stream_fence();
   });
 }
 

@@ -50,6 +50,26 @@ static INLINE void store_lanes(float *p, vec v, int lanes) {
   lanes >= VL ? store(p, v) : store_tail(p, v, lanes);
 }
 
+// Past the caches, which a map that is larger than they are would only sweep. A job ends with a
+// fence, since such stores pass others. AVX2's halves of a line would be slower.
+static INLINE void stream(float *p, vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#else
+  store(p, v);
+#endif
+}
+static INLINE void stream_fence() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+constexpr int64_t STREAMED_FLOATS = 6 << 20;  // 24 MB, about an L3 cache
+// Whether the vectors of a map of pixels of `channels` are to be streamed.
+static INLINE bool is_streamed(const float *map, int64_t pixels, int64_t channels) {
+  return pixels * channels >= STREAMED_FLOATS && channels % VL == 0 && (uintptr_t)map % 64 == 0;
+}
+
 // NaN passes, as through torch's.
 static INLINE vec relu(vec v) { return v < 0 ? vec{} : v; }
 // The gradient where a ReLU's output is not 0.
@@ -85,6 +105,7 @@ static INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 struct Ends {
   const float *bias, *residual;
   int64_t activation;  // 0 none, 1 ReLU, 2 sigmoid
+  bool streams;        // is_streamed
 };
 static INLINE vec activated(vec v, int64_t activation) {
   if (activation == 1) return relu(v);

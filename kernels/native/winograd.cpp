@@ -122,7 +122,8 @@ INLINE void transform_output(const float *M, int64_t ps, int64_t K, const Ends &
           vec r = v[j] + bias;
           r = FULL ? (RELU ? relu(r) : r) : activated(r, ends.activation);
           if (FULL ? ADD : ends.residual != nullptr) r += load_lanes(ends.residual + place, lanes);
-          store_lanes(y + place, r, lanes);
+          if (FULL && ends.streams) stream(y + place, r);
+          else store_lanes(y + place, r, lanes);
         }
     }
   }
@@ -247,7 +248,7 @@ EXPORT void denoise_winograd_conv(const float *x, const float *gate, int64_t N, 
                                   int64_t K) {
   Map map{x, gate, N, H, W, C};
   Tiles tiles(N, OH, OW);
-  Ends ends{bias, residual, activation};
+  Ends ends{bias, residual, activation, is_streamed(y, N * OH * OW, K)};
   int64_t T = block_tiles(C, K), Cv = lanes_of(C), Kv = lanes_of(K);
   Pool::get().parallel(divide_up(tiles.count(), T), [=](int64_t job) {
     int64_t vs = tile_plane(T, Cv), ms = tile_plane(T, Kv);
@@ -260,6 +261,7 @@ EXPORT void denoise_winograd_conv(const float *x, const float *gate, int64_t N, 
       tiles.rows(first + t, K, at);
       transform_output(M + t * Kv, ms, K, ends, y, at, OH - tiles.y(first + t), OW - tiles.x(first + t));
     }
+    stream_fence();
   });
 }
 
@@ -274,6 +276,7 @@ EXPORT void denoise_winograd_residual(const float *x, int64_t N, int64_t H, int6
   int64_t part_h = least(round_up(H, 4), 128), part_w = least(round_up(W, 4), (C + D >= 128 ? 2 : 4) * T * 4 - 4);
   int64_t high = divide_up(H, part_h), wide = divide_up(W, part_w);
   Map map{x, nullptr, N, H, W, C};
+  bool streams = is_streamed(y, N * H * W, C);
   Pool::get().parallel(N * high * wide, [=](int64_t job) {
     int64_t n = job / (high * wide), top = job / wide % high * part_h, left = job % wide * part_w;
     int64_t h = least(part_h, H - top), w = least(part_w, W - left);
@@ -290,7 +293,7 @@ EXPORT void denoise_winograd_residual(const float *x, int64_t N, int64_t H, int6
         for (int64_t t = 0; t < count; t++) {
           int64_t at[4];
           for (int i = 0; i < 4; i++) at[i] = ((4 * ty + i) % 8 * pitch + 4 * (t0 + t)) * D;
-          transform_output(M + t * Dv, vs, D, Ends{bias1, nullptr, 1}, hidden, at, 4, 4);
+          transform_output(M + t * Dv, vs, D, Ends{bias1, nullptr, 1, false}, hidden, at, 4, 4);
         }
       }
       if (ty == 0) continue;
@@ -309,10 +312,11 @@ EXPORT void denoise_winograd_residual(const float *x, int64_t N, int64_t H, int6
         for (int64_t t = 0; t < count; t++) {
           int64_t q = 4 * (t0 + t), at[4];
           for (int i = 0; i < 4; i++) at[i] = ((n * H + top + below + i) * W + left + q) * C;
-          transform_output(M + t * Cv, vs, C, Ends{bias2, x, 0}, y, at, h - below, w - q);
+          transform_output(M + t * Cv, vs, C, Ends{bias2, x, 0, streams}, y, at, h - below, w - q);
         }
       }
     }
+    stream_fence();
   });
 }
 
