@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from .buffer_pool import shares_memory
 from .dispatch import ops_for
 from .errors import ShapeError, StateError
 
@@ -84,6 +85,15 @@ class Block(ABC):
     def forward_in_place(self, input: Tensor) -> Tensor:
         """Return `forward(input)` in inference, where the input may be overwritten."""
         return self.forward(input)
+
+    def forward_plus(self, input: Tensor, residual: Tensor) -> Tensor:
+        """Return `forward(input) + residual`, in one pass where a convolution ends it."""
+        output = self.forward(input)
+        return output + residual if self.training and self.saves_output else add(output, residual)
+
+    def backward_plus(self, grad_output: Tensor, residual: Tensor) -> Tensor:
+        """Return `backward(grad_output) + residual`, in one pass where a convolution begins it."""
+        return add(self.backward(grad_output), residual)
 
     @property
     def saves_output(self) -> bool:
@@ -220,6 +230,13 @@ class Block(ABC):
             for name in self.parameter_names:
                 if (parameter := getattr(self, name)) is not None:
                     self._on_grad(parameter)
+
+
+def add(fresh: Tensor, other: Tensor) -> Tensor:
+    """Return the sum, in the place of `fresh` (which nobody else reads) unless it views `other`."""
+    if fresh.dtype != other.dtype or shares_memory(fresh, other):
+        return fresh + other
+    return fresh.add_(other)
 
 
 def accumulate_grad(parameter: Tensor, grad: Tensor) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from . import fusion
-from .block import Block, InputGrad
+from .block import Block, InputGrad, add
 from .buffer_pool import POOL, shares_memory
-from .dispatch import ops_for
+from .dispatch import Ops, ops_for
 from .geometry import Activation
 from .layers import Convolution, ReLU
 
@@ -25,19 +25,39 @@ class Sequential(Block):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply every block in order."""
+        return self._forward(input, None)
+
+    def forward_plus(self, input: Tensor, residual: Tensor) -> Tensor:
+        """Apply every block in order, and add `residual`."""
+        return self._forward(input, residual)
+
+    def _forward(self, input: Tensor, residual: Tensor | None) -> Tensor:
         if not self.training and ops_for(input.device).has_fused_kernels:
-            return forward_fused(self.blocks, input)
-        output = input
-        for block, activation in self._steps():
+            return forward_fused([self], input, residual)
+        output, steps = input, self._steps()
+        for index, (block, activation) in enumerate(steps):
             before = output
             is_ours = not self.training and not shares_memory(before, input)
-            if isinstance(block, Convolution):
+            if residual is not None and activation is None and index == len(steps) - 1:
+                output, residual = block.forward_plus(before, residual), None
+            elif isinstance(block, Convolution):
                 output = block.forward(before, activation)
             else:
                 output = block.forward_in_place(before) if is_ours else block.forward(before)
             if is_ours and not shares_memory(before, output):
                 POOL.free(before)
-        return output
+        if residual is None:
+            return output
+        return output + residual if self.training and self.saves_output else add(output, residual)
+
+    def backward_plus(self, grad_output: Tensor, residual: Tensor) -> Tensor:
+        """Apply every block's backward in reverse order, and add `residual`."""
+        steps = self._steps()
+        for block, _ in reversed(steps[1:]):
+            grad_output = block.backward(grad_output)
+        if not steps:
+            return grad_output + residual
+        return steps[0][0].backward_plus(grad_output, residual)
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Apply every block's backward in reverse order, down to the first that learns."""
@@ -64,6 +84,10 @@ class Sequential(Block):
         """Yield the blocks, named by their position: "0", "1", …"""
         for index, block in enumerate(self.blocks):
             yield str(index), block
+
+    def launched(self, ops: Ops) -> Sequence[Block]:
+        """Return the blocks that `forward_fused` runs instead of this one."""
+        return self.blocks
 
     def _steps(self) -> list[tuple[Block, Activation]]:
         """What runs: nested blocks in one row, without the ReLUs that convolutions include."""
@@ -97,15 +121,13 @@ class Residual(Block):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input plus the body's output."""
-        output = self.body.forward(input)
-        if self.training and self.body.saves_output:
-            return output + input
-        return _add(output, input)
+        return self.body.forward_plus(input, input)
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """d(x + f(x))/dx = 1 + f'(x)."""
-        grad_input = self.body.backward(grad_output, needs_input_grad)
-        return _add(grad_input, grad_output) if needs_input_grad else None
+        if not needs_input_grad:
+            return self.body.backward(grad_output, needs_input_grad)
+        return self.body.backward_plus(grad_output, grad_output)
 
     @property
     def saves_output(self) -> bool:
@@ -147,10 +169,9 @@ class UNetLevel(Block):
         """(N, C, H, W), H and W multiples of what `down` divides by; the same shape."""
         encoded = self.encoder.forward(input)
         if self.training:
-            coarse = self.up.forward(self.inner.forward(self.down.forward(encoded)))
-            merged = coarse + encoded if self.up.saves_output else _add(coarse, encoded)
-            return self.decoder.forward(merged)
-        merged = _add(self._below.forward(encoded), encoded)
+            coarse = self.inner.forward(self.down.forward(encoded))
+            return self.decoder.forward(self.up.forward_plus(coarse, encoded))
+        merged = self._below.forward_plus(encoded, encoded)
         if not shares_memory(encoded, input) and not shares_memory(encoded, merged):
             POOL.free(encoded)
         output = self.decoder.forward(merged)
@@ -162,7 +183,7 @@ class UNetLevel(Block):
         """The encoder's gradient comes along the skip and up from the inner level."""
         grad_merged = self.decoder.backward(grad_output)
         grad_coarse = self.inner.backward(self.up.backward(grad_merged))
-        grad_encoded = _add(self.down.backward(grad_coarse), grad_merged)
+        grad_encoded = self.down.backward_plus(grad_coarse, grad_merged)
         return self.encoder.backward(grad_encoded, needs_input_grad)
 
     @property
@@ -180,36 +201,50 @@ class UNetLevel(Block):
 
 
 def forward_fused(blocks: Sequence[Block], input: Tensor, residual: Tensor | None = None) -> Tensor:
-    """Apply the blocks in order as the fewest launches, in inference; then add `residual`."""
-    steps = fusion.plan(_flat(blocks))
+    """Apply the blocks in order as the fewest launches, in inference; then add `residual`.
+
+    An intermediate's memory goes back to the pool as soon as nothing reads it.
+    """
+    steps = fusion.plan(_flat(blocks, ops_for(input.device)))
+    output = input
     for index, step in enumerate(steps):
+        before, is_last = output, index == len(steps) - 1
         if isinstance(step, fusion.Launch):
-            is_last = index == len(steps) - 1
-            input, is_added = fusion.launch(step, input, residual if is_last else None)
-            if is_added:
-                return input
+            output, is_added = fusion.launch(step, before, residual if is_last else None)
+            residual = None if is_added else residual
         elif isinstance(step, Residual):
-            input = forward_fused([step.body], input, residual=input)
+            output = _residual_fused(step, before)
         elif isinstance(step, UNetLevel):
-            encoded = forward_fused([step.encoder], input)
+            encoded = forward_fused([step.encoder], before)
             below = [step.down, step.inner, step.up]
             merged = forward_fused(below, encoded, residual=encoded)
-            input = forward_fused([step.decoder], merged)
+            _free(encoded, before, merged)
+            output = forward_fused([step.decoder], merged)
+            _free(merged, before, output)
         else:
-            input = step.forward(input)
-    return input if residual is None else input + residual
+            output = step.forward(before)
+        _free(before, input, output)
+    return output if residual is None else output + residual
 
 
-def _flat(blocks: Sequence[Block]) -> list[Block]:
+def _residual_fused(block: Residual, input: Tensor) -> Tensor:
+    """x + body(x), as one call where there is one for two convolutions."""
+    ops = ops_for(input.device)
+    pair = fusion.as_pair(fusion.plan(_flat([block.body], ops))) if ops.has_residual_pair else None
+    if pair is None:
+        return forward_fused([block.body], input, residual=input)
+    return fusion.launch_pair(pair, input)
+
+
+def _free(tensor: Tensor, *kept: Tensor) -> None:
+    """Give a tensor's memory back to the pool, unless it is also that of one that is kept."""
+    if not any(shares_memory(tensor, other) for other in kept):
+        POOL.free(tensor)
+
+
+def _flat(blocks: Sequence[Block], ops: Ops) -> list[Block]:
     """The blocks in one row, those of a Sequential in its place."""
     row: list[Block] = []
     for block in blocks:
-        row += _flat(block.blocks) if isinstance(block, Sequential) else [block]
+        row += _flat(block.launched(ops), ops) if isinstance(block, Sequential) else [block]
     return row
-
-
-def _add(fresh: Tensor, other: Tensor) -> Tensor:
-    """The sum, in the place of `fresh` (which nobody else reads) unless it views `other`."""
-    if fresh.dtype != other.dtype or shares_memory(fresh, other):
-        return fresh + other
-    return fresh.add_(other)

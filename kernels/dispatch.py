@@ -5,8 +5,10 @@
 Every op is a pure function of tensors; `reference` says what it computes. The environment variable
 DENOISE_BATCH_KERNELS, read when a table is made, chooses the implementation:
 
-    auto       the default: on CUDA the Triton kernels that pass their self-check, else gemm
+    auto       the default: on CUDA the Triton kernels and on a processor the native ones that pass
+               their self-check, else gemm
     triton     on CUDA the Triton kernels without self-check; their errors are raised
+    native     on a processor the native kernels without self-check; an error if there are none
     gemm       torch's matrix products, fast on any device
     reference  the specification, to compare with
 """
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import geometry, reference
 from .errors import (
     DenoiseBatchError,
     DeviceError,
@@ -33,13 +35,31 @@ from .errors import (
     first_line,
 )
 from .gemm import conv, fused, pointwise
-from .kernel_check import Op, check_call, signature
+from .kernel_check import Op, check_call, example_inputs, signature
+from .native.build import instruction_sets
+from .native.library import load_library
+from .native.ops import NativeOps
 
 logger = logging.getLogger("denoise_batch.kernels")
 
 Gradients = tuple[Tensor | None, Tensor, Tensor]
 
-CHOICES = ("auto", "triton", "gemm", "reference")
+CHOICES = ("auto", "triton", "native", "gemm", "reference")
+NATIVE_OPS = (
+    "conv2d_forward",
+    "conv2d_backward",
+    "conv_transpose2d_forward",
+    "conv_transpose2d_backward",
+    "conv2d_fused",
+    "conv_transpose2d_fused",
+    "residual_pair",
+    "sigmoid_forward",
+    "sigmoid_forward_",
+    "mse_loss",
+    "normalize",
+    "pixel_unshuffle",
+    "pixel_shuffle",
+)
 # Ampere: bfloat16 on tensor cores, asynchronous copies, 99 KiB of shared memory and more.
 MINIMUM_CAPABILITY = (8, 0)
 
@@ -49,8 +69,8 @@ class Ops:
     """Every op that has more than one implementation, as one device computes it.
 
     Attributes:
-        implementation: "reference", "gemm" or "triton".
-        disabled: why Triton kernels were disabled, by op.
+        implementation: "reference", "gemm", "triton" or "native".
+        disabled: why kernels were disabled, by op.
     """
 
     implementation: str
@@ -63,7 +83,11 @@ class Ops:
     sigmoid_backward: Callable[[Tensor, Tensor], Tensor]
     upsample_nearest2d_forward: Callable[..., Tensor]
     upsample_nearest2d_backward: Callable[..., Tensor]
+    normalize: Callable[..., Tensor] = reference.normalize
+    pixel_unshuffle: Callable[[Tensor, int], Tensor] = geometry.pixel_unshuffle
+    pixel_shuffle: Callable[[Tensor, int], Tensor] = geometry.pixel_shuffle
     mse_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = reference.mse_loss
+    residual_pair: Callable[..., Tensor] = fused.residual_pair
     conv2d_fused: Callable[..., Tensor] = fused.conv2d_fused
     conv_transpose2d_fused: Callable[..., Tensor] = fused.conv_transpose2d_fused
     disabled: Mapping[str, str] = field(default_factory=dict)
@@ -71,7 +95,17 @@ class Ops:
     @property
     def has_fused_kernels(self) -> bool:
         """Whether a convolution and its neighbours are one launch in inference."""
-        return self.implementation == "triton" and "conv2d_fused" not in self.disabled
+        return self.implementation in ("triton", "native") and "conv2d_fused" not in self.disabled
+
+    @property
+    def has_fused_upsample(self) -> bool:
+        """Whether such a launch upsamples what it reads, at no cost."""
+        return self.implementation == "triton"
+
+    @property
+    def has_residual_pair(self) -> bool:
+        """Whether a residual body of two convolutions is one call."""
+        return self.implementation == "native" and "residual_pair" not in self.disabled
 
 
 REFERENCE = Ops(
@@ -97,6 +131,7 @@ GEMM = Ops(
     pointwise.sigmoid_backward,
     pointwise.upsample_nearest2d_forward,
     pointwise.upsample_nearest2d_backward,
+    normalize=pointwise.normalize,
 )
 
 
@@ -106,20 +141,25 @@ def ops_for(device: torch.device) -> Ops:
 
     Raises:
         OptionError: DENOISE_BATCH_KERNELS is none of the choices.
-        DeviceError: it is "triton", and there are no kernels for this CUDA device.
+        DeviceError: it asks for kernels that there are not for this device.
     """
     choice = chosen_kernels()
     if choice == "reference":
         return REFERENCE
-    if choice == "gemm" or not may_have_kernels(device):
+    if choice == "gemm":
         return GEMM
     try:
-        kernels = load_kernels(device)
+        if may_have_kernels(device):
+            kernels = load_kernels(device)
+            return TritonKernels(device, kernels, is_checked=choice != "triton").ops
+        if device.type == "cpu":
+            return native_table(load_native(), is_checked=choice != "native")
     except UnavailableError as reason:
-        if choice == "triton":
-            raise DeviceError(f"DENOISE_BATCH_KERNELS=triton: {reason}; unset it") from reason
-        return GEMM
-    return TritonKernels(device, kernels, is_checked=choice == "auto").ops
+        if choice == ("native" if device.type == "cpu" else "triton"):
+            raise DeviceError(f"DENOISE_BATCH_KERNELS={choice}: {reason}; unset it") from reason
+        if device.type == "cpu" and instruction_sets():
+            logger.warning("native kernels: %s; torch's slower ones compute", reason)
+    return GEMM
 
 
 def chosen_kernels() -> str:
@@ -131,7 +171,7 @@ def chosen_kernels() -> str:
     choice = os.environ.get("DENOISE_BATCH_KERNELS", "auto")
     if choice not in CHOICES:
         raise OptionError(
-            f"DENOISE_BATCH_KERNELS={choice!r}: choose auto, triton, gemm or reference"
+            f"DENOISE_BATCH_KERNELS={choice!r}: choose auto, triton, native, gemm or reference"
         )
     return choice
 
@@ -175,6 +215,48 @@ def launchers() -> Mapping[str, Op]:
         "conv_transpose2d_fused": conv.conv_transpose2d_fused,
         "mse_loss": loss.mse_loss,
     }
+
+
+def load_native() -> NativeOps:
+    """The native kernels for this processor.
+
+    Raises:
+        UnavailableError: there are none; the message says how to get them.
+    """
+    return NativeOps(*load_library())
+
+
+def native_table(native: NativeOps, *, is_checked: bool) -> Ops:
+    """gemm's ops, with a native kernel in place of every op that has one.
+
+    Unless `is_checked` is False, every kernel first computes a few small problems beside gemm; one
+    that raises or disagrees stays disabled, with one line in the log. gemm also does what a kernel
+    declines.
+    """
+    disabled: dict[str, str] = {}
+    ops: dict[str, Any] = {}
+    examples = example_inputs(torch.device("cpu"), [torch.float32])
+    for name, calls in ((name, calls) for name, _, calls in examples if name in NATIVE_OPS):
+        kernel, gemm = getattr(native, name), getattr(GEMM, name)
+        checks = [check_call(name, "native", kernel, gemm, call, {}) for call in calls * is_checked]
+        reason = next((check.reason for check in checks if check.status != "ok"), None)
+        if reason is None:
+            ops[name] = partial(_kernel_or_gemm, kernel, gemm)
+        else:
+            disabled[name] = reason
+            logger.warning(
+                "native kernel %s is disabled (%s); torch's matrix products do its work",
+                name,
+                reason,
+            )
+    return replace(GEMM, implementation="native", disabled=disabled, **ops)
+
+
+def _kernel_or_gemm(kernel: Op, gemm: Op, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return kernel(*args, **kwargs)
+    except NotCoveredError:
+        return gemm(*args, **kwargs)
 
 
 class TritonKernels:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .block import Block
 from .dispatch import ops_for
-from .geometry import FusedActivation
+from .geometry import ConvGeometry, FusedActivation
 from .layers import (
     Conv2d,
     Convolution,
@@ -73,6 +73,39 @@ def _first_step(blocks: Sequence[Block]) -> tuple[int, Launch | Block]:
     return len(blocks) - len(rest), Launch(conv, before, activation, shuffle)
 
 
+def as_pair(steps: Sequence[Launch | Block]) -> tuple[Convolution, Convolution] | None:
+    """The two convolutions, if the steps are 3×3, ReLU, 3×3 with padding 1 and nothing else."""
+    if len(steps) != 2:
+        return None
+    first, second = steps
+    if not isinstance(first, Launch) or not isinstance(second, Launch):
+        return None
+    is_plain = all(
+        isinstance(step.conv, Conv2d)
+        and step.conv.kernel_size == (3, 3)
+        and step.conv.geometry == ConvGeometry(padding=(1, 1))
+        and step.before is None
+        and step.shuffle == 1
+        for step in (first, second)
+    )
+    if not is_plain or first.activation != "relu" or second.activation is not None:
+        return None
+    return first.conv, second.conv
+
+
+def launch_pair(pair: tuple[Convolution, Convolution], input: Tensor) -> Tensor:
+    """Return input + conv(relu(conv(input))).
+
+    Raises:
+        ShapeError: what the blocks raise for this input.
+    """
+    first, second = pair
+    second.output_shape(first.output_shape(input.shape))
+    dtype = first.compute_dtype or first.weight.dtype
+    parameters = first.weight, first.bias, second.weight, second.bias
+    return ops_for(input.device).residual_pair(input.to(dtype), *parameters)
+
+
 def launch(step: Launch, input: Tensor, residual: Tensor | None) -> tuple[Tensor, bool]:
     """Return (output, whether the residual was added to it).
 
@@ -86,6 +119,9 @@ def launch(step: Launch, input: Tensor, residual: Tensor | None) -> tuple[Tensor
     fused = residual if residual is not None and residual.dtype == dtype else None
     arguments = input.to(dtype), conv.weight, conv.bias, conv.geometry, step.activation
     ops = ops_for(input.device)
+    if not isinstance(conv, (Conv2d, ConvTranspose2d)):  # merged with an upsampling
+        output = conv.forward(input, "relu" if step.activation == "relu" else None)
+        return ops.sigmoid_forward_(output) if step.activation == "sigmoid" else output, False
     if isinstance(conv, ConvTranspose2d):
         return ops.conv_transpose2d_fused(*arguments, fused), fused is not None
     upsample = before.scale_factor if isinstance(before, NearestUpsample2d) else (1, 1)

@@ -34,7 +34,7 @@ class KernelCheck:
 
     Attributes:
         name: the op and the precision, as in "conv2d_forward bfloat16".
-        implementation: "triton" (compared with gemm) or "gemm" (compared with reference).
+        implementation: "triton" (compared with gemm), "gemm" or "native" (with reference).
         status: ok; failed: wrong results, or it raised; unavailable: there is none here.
         error: largest difference relative to the largest expected element, the worst tensor's;
             None if there was no result.
@@ -94,6 +94,59 @@ def signature(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hash
     weight = WEIGHT.get(name)
     traits = (_trait(value, index == weight) for index, value in enumerate(args))
     return name, *traits, *((key, _trait(value, False)) for key, value in kwargs.items())
+
+
+def example_inputs(
+    device: torch.device, dtypes: Sequence[torch.dtype]
+) -> Iterator[tuple[str, torch.dtype, list[Arguments]]]:
+    """Yield (op, precision, calls) for every op: the geometries of the shipped networks' layers.
+
+    Only shapes and precisions count; `check_call` draws the numbers.
+    """
+    square = ConvGeometry(padding=(1, 1))
+    stride = ConvGeometry(stride=(2, 2))
+    strided = ConvGeometry(stride=(2, 2), padding=(1, 1))
+    plain = [(12, 32, 3, square), (32, 64, 2, stride), (3, 24, 4, stride), (24, 48, 3, strided)]
+    transposed = [(64, 32, 2, stride), (48, 24, 3, stride), (24, 3, 4, stride)]
+    for dtype in dtypes:
+        new = torch.empty(0, device=device, dtype=dtype).new_empty
+        calls: dict[str, list[Arguments]] = {name: [] for name in SMALL_PROBLEM_FOR}
+        for into, out, kernel, geometry in plain:
+            weight, image = new(out, into, kernel, kernel), new(1, into, 1, 1)
+            grad, bias = new(1, out, 1, 1), new(out)
+            calls["conv2d_forward"].append((image, weight, bias, geometry, "relu"))
+            calls["conv2d_backward"].append((grad, image, weight, geometry, grad, True, image))
+        for into, out, kernel, geometry in transposed:
+            weight, image = new(into, out, kernel, kernel), new(1, into, 1, 1)
+            grad, bias = new(1, out, 1, 1), new(out)
+            calls["conv_transpose2d_forward"].append((image, weight, bias, geometry, "relu"))
+            calls["conv_transpose2d_backward"].append((grad, image, weight, geometry, grad))
+        image, wide = new(1, 3, 1, 1), new(1, 32, 1, 1)
+        none = (1, 1)  # no upsampling
+        calls["conv2d_fused"] = [
+            # unet's stem, head and bodies; upsample's last layer.
+            (image, new(32, 12, 3, 3), new(32), square, None, none, 2),
+            (wide, new(12, 32, 3, 3), new(12), square, None, none, 1, 2),
+            (wide, new(32, 32, 3, 3), new(32), square, None, none, 1, 1, wide),
+            (new(1, 24, 1, 1), new(3, 24, 3, 3), new(3), square, "sigmoid", (2, 2)),
+        ]
+        calls["conv_transpose2d_fused"] = [
+            (new(1, 64, 1, 1), new(64, 32, 2, 2), new(32), stride, None, wide),
+            (new(1, 48, 1, 1), new(48, 32, 3, 3), new(32), stride, None, wide),
+        ]
+        for name in ("upsample_nearest2d_forward", "upsample_nearest2d_backward"):
+            calls[name] = [(image, (2, 2))]
+        calls["sigmoid_forward"] = [(image,)]
+        calls["sigmoid_forward_"] = [(image,)]
+        calls["sigmoid_backward"] = [(image, image)]
+        calls["mse_loss"] = [(image, image)]
+        calls["normalize"] = [(image, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))]
+        calls["pixel_unshuffle"] = [(image, 2)]
+        calls["pixel_shuffle"] = [(new(1, 12, 1, 1), 2)]
+        square_weight = new(32, 32, 3, 3)
+        calls["residual_pair"] = [(wide, square_weight, new(32), square_weight, new(32))]
+        for name, chosen in calls.items():
+            yield name, dtype, chosen
 
 
 def _trait(value: Any, is_weight: bool) -> Hashable:
@@ -187,6 +240,7 @@ def _conv2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> Arguments:
     generator = _generator()
     size, output_size = _conv2d_sizes(weight, geometry)
@@ -194,7 +248,8 @@ def _conv2d_backward(
     grad = _normal((BATCH, weight.shape[0], *output_size), input, generator)
     small_weight = _weight(weight, generator)
     relu_output = _relu_output(output, grad, generator)
-    return grad, image, small_weight, geometry, relu_output, needs_input_grad
+    added = None if residual is None else _normal(image.shape, residual, generator)
+    return grad, image, small_weight, geometry, relu_output, needs_input_grad, added
 
 
 def _conv_transpose2d_forward(
@@ -217,6 +272,7 @@ def _conv_transpose2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> Arguments:
     generator = _generator()
     size = geometry.conv_transpose2d_output_size(EXTENTS, weight.shape[2:])
@@ -224,7 +280,8 @@ def _conv_transpose2d_backward(
     grad = _normal((BATCH, weight.shape[1], *size), input, generator)
     small_weight = _weight(weight, generator)
     relu_output = _relu_output(output, grad, generator)
-    return grad, image, small_weight, geometry, relu_output, needs_input_grad
+    added = None if residual is None else _normal(image.shape, residual, generator)
+    return grad, image, small_weight, geometry, relu_output, needs_input_grad, added
 
 
 def _conv2d_fused(
@@ -293,6 +350,28 @@ def _elementwise(*images: Tensor) -> Arguments:
     return tuple(_normal((BATCH, 3, *EXTENTS), image, generator) for image in images)
 
 
+def _normalize(input: Tensor, mean: Sequence[float], std: Sequence[float]) -> Arguments:
+    return _normal((BATCH, input.shape[1], *EXTENTS), input, _generator()), mean, std
+
+
+def _pixel_unshuffle(input: Tensor, factor: int) -> Arguments:
+    size = (EXTENTS[0] * factor, EXTENTS[1] * factor)
+    return _normal((BATCH, input.shape[1], *size), input, _generator()), factor
+
+
+def _pixel_shuffle(input: Tensor, factor: int) -> Arguments:
+    return _normal((BATCH, input.shape[1], *EXTENTS), input, _generator()), factor
+
+
+def _residual_pair(
+    input: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None
+) -> Arguments:
+    generator = _generator()
+    image = _normal((BATCH, input.shape[1], *EXTENTS), input, generator)
+    first = _fused_parameters(image, weight1, bias1, generator)
+    return image, *first, *_fused_parameters(image, weight2, bias2, generator)
+
+
 # For each op: from the arguments of a call to those of a small problem of the same kind.
 SMALL_PROBLEM_FOR: Mapping[str, Callable[..., Arguments]] = {
     "conv2d_forward": _conv2d_forward,
@@ -304,8 +383,13 @@ SMALL_PROBLEM_FOR: Mapping[str, Callable[..., Arguments]] = {
     "upsample_nearest2d_forward": _upsample_forward,
     "upsample_nearest2d_backward": _upsample_backward,
     "sigmoid_forward": _elementwise,
+    "sigmoid_forward_": _elementwise,
     "sigmoid_backward": _elementwise,
     "mse_loss": _elementwise,
+    "normalize": _normalize,
+    "pixel_unshuffle": _pixel_unshuffle,
+    "pixel_shuffle": _pixel_shuffle,
+    "residual_pair": _residual_pair,
 }
 
 # Where a convolution's weight stands among its arguments: its whole shape belongs to the kind.

@@ -6,7 +6,6 @@ Names, arguments, weight shapes, initialisation and errors are torch's.
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,17 +14,7 @@ from .block import Block, InputGrad, accumulate_grad
 from .buffer_pool import POOL, shares_memory
 from .dispatch import Gradients, ops_for
 from .errors import ShapeError
-from .geometry import (
-    Activation,
-    ConvGeometry,
-    Int2,
-    IntPair,
-    Shape,
-    check_nchw,
-    pair,
-    pixel_shuffle,
-    pixel_unshuffle,
-)
+from .geometry import Activation, ConvGeometry, Int2, IntPair, Shape, check_nchw, pair
 from .reference import relu_backward, relu_forward
 
 
@@ -92,7 +81,12 @@ class Convolution(Block):
 
     @abstractmethod
     def _convolve(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """The op of forward."""
 
@@ -104,6 +98,7 @@ class Convolution(Block):
         weight: Tensor,
         output: Tensor | None,
         needs_input_grad: bool,
+        residual: Tensor | None = None,
     ) -> Gradients:
         """The op of backward."""
 
@@ -116,8 +111,10 @@ class Convolution(Block):
         check_nchw(shape, self.in_channels, f"{type(self).__name__} input")
         return (shape[0], self.out_channels, *self.output_size(shape[2:]))
 
-    def forward(self, input: Tensor, activation: Activation = None) -> Tensor:
-        """(N, in_channels, H, W) → (N, out_channels, oh, ow), then the activation.
+    def forward(
+        self, input: Tensor, activation: Activation = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, oh, ow), the activation, plus `residual`.
 
         Raises:
             ShapeError: wrong number of channels, or an input too small for any output.
@@ -126,16 +123,38 @@ class Convolution(Block):
         dtype = self.compute_dtype or self.weight.dtype
         input, weight = input.to(dtype), self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
-        output = self._convolve(input, weight, bias, activation)
+        output = self._convolve(input, weight, bias, activation, residual)
         self._save((input, output if activation else None, weight), output)
         return output
 
+    def forward_plus(self, input: Tensor, residual: Tensor) -> Tensor:
+        """Return `forward(input) + residual`."""
+        dtype = self.compute_dtype or self.weight.dtype
+        # In mixed precision a sum with a float32 image is float32, which no launch could write.
+        is_fused = residual.dtype == dtype and ops_for(input.device).has_fused_kernels
+        if is_fused and residual.shape == self.output_shape(input.shape):
+            return self.forward(input, None, residual)
+        return super().forward_plus(input, residual)
+
+    def backward_plus(self, grad_output: Tensor, residual: Tensor) -> Tensor:
+        """Return `backward(grad_output) + residual`."""
+        dtype = self.compute_dtype or self.weight.dtype
+        if residual.dtype != dtype:
+            return super().backward_plus(grad_output, residual)
+        result: Tensor = self._backward(grad_output, True, residual)
+        return result
+
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Add to weight.grad and bias.grad, and return the gradient of the input."""
+        return self._backward(grad_output, needs_input_grad, None)
+
+    def _backward(
+        self, grad_output: Tensor, needs_input_grad: bool, residual: Tensor | None
+    ) -> InputGrad:
         input, output, weight = self._pop_saved(grad_output)
         grad_output = grad_output.to(weight.dtype)
         grad_input, grad_weight, grad_bias = self._gradients(
-            grad_output, input, weight, output, needs_input_grad
+            grad_output, input, weight, output, needs_input_grad, residual
         )
         accumulate_grad(self.weight, grad_weight)
         if self.bias is not None:
@@ -206,10 +225,17 @@ class Conv2d(Convolution):
         return self.geometry.conv2d_output_size(size, self.kernel_size)
 
     def _convolve(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        op = ops_for(input.device).conv2d_forward
-        return op(input, weight, bias, self.geometry, activation)
+        ops, arguments = ops_for(input.device), (input, weight, bias, self.geometry, activation)
+        if residual is None:
+            return ops.conv2d_forward(*arguments)
+        return ops.conv2d_fused(*arguments, residual=residual)
 
     def _gradients(
         self,
@@ -218,9 +244,10 @@ class Conv2d(Convolution):
         weight: Tensor,
         output: Tensor | None,
         needs_input_grad: bool,
+        residual: Tensor | None = None,
     ) -> Gradients:
         op = ops_for(input.device).conv2d_backward
-        return op(grad_output, input, weight, self.geometry, output, needs_input_grad)
+        return op(grad_output, input, weight, self.geometry, output, needs_input_grad, residual)
 
 
 class ConvTranspose2d(Convolution):
@@ -284,10 +311,17 @@ class ConvTranspose2d(Convolution):
         return self.geometry.conv_transpose2d_output_size(size, self.kernel_size)
 
     def _convolve(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        op = ops_for(input.device).conv_transpose2d_forward
-        return op(input, weight, bias, self.geometry, activation)
+        ops, arguments = ops_for(input.device), (input, weight, bias, self.geometry, activation)
+        if residual is None:
+            return ops.conv_transpose2d_forward(*arguments)
+        return ops.conv_transpose2d_fused(*arguments, residual=residual)
 
     def _gradients(
         self,
@@ -296,9 +330,10 @@ class ConvTranspose2d(Convolution):
         weight: Tensor,
         output: Tensor | None,
         needs_input_grad: bool,
+        residual: Tensor | None = None,
     ) -> Gradients:
         op = ops_for(input.device).conv_transpose2d_backward
-        return op(grad_output, input, weight, self.geometry, output, needs_input_grad)
+        return op(grad_output, input, weight, self.geometry, output, needs_input_grad, residual)
 
 
 class ReLU(Block):
@@ -374,14 +409,16 @@ class PixelUnshuffle(Block):
             ShapeError: they are not.
         """
         self.output_shape(input.shape)
-        output = pixel_unshuffle(input, self.downscale_factor)
+        output = ops_for(input.device).pixel_unshuffle(input, self.downscale_factor)
         self._save((), output)
         return output
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Every pixel has moved, so the gradient moves back."""
         self._pop_saved(grad_output)
-        return pixel_shuffle(grad_output, self.downscale_factor) if needs_input_grad else None
+        if not needs_input_grad:
+            return None
+        return ops_for(grad_output.device).pixel_shuffle(grad_output, self.downscale_factor)
 
     def extra_repr(self) -> str:
         """As torch's."""
@@ -413,14 +450,16 @@ class PixelShuffle(Block):
             raise ShapeError(
                 f"PixelShuffle: {input.shape[1]} channels are not a multiple of {square}"
             )
-        output = pixel_shuffle(input, self.upscale_factor)
+        output = ops_for(input.device).pixel_shuffle(input, self.upscale_factor)
         self._save((), output)
         return output
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Every pixel has moved, so the gradient moves back."""
         self._pop_saved(grad_output)
-        return pixel_unshuffle(grad_output, self.upscale_factor) if needs_input_grad else None
+        if not needs_input_grad:
+            return None
+        return ops_for(grad_output.device).pixel_unshuffle(grad_output, self.upscale_factor)
 
     def extra_repr(self) -> str:
         """As torch's."""
@@ -494,21 +533,14 @@ class Normalize(Block):
         """(N, C, H, W); the same shape."""
         check_nchw(input.shape, self._channels, "Normalize input")
         self._save((), input)
-        n, c, height, width = input.shape
-        output = POOL.alloc((n, height, width * c), input)
-        # Rows of values and of means as long: a channel at a time the inner loops would be 3 long.
-        rows = input.permute(0, 2, 3, 1).reshape(n, height, width * c)
-        torch.sub(rows, _per_channel(self.mean, c, input).repeat(width), out=output)
-        output.div_(_per_channel(self.std, c, input).repeat(width))
-        return output.view(n, height, width, c).permute(0, 3, 1, 2)
+        return ops_for(input.device).normalize(input, self.mean, self.std)
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """grad_output / std."""
         self._pop_saved(grad_output)
         if not needs_input_grad:
             return None
-        std = _per_channel(self.std, grad_output.shape[1], grad_output)
-        return grad_output / std.view(-1, 1, 1)
+        return grad_output / grad_output.new_tensor(self.std).view(-1, 1, 1)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -517,17 +549,6 @@ class Normalize(Block):
 
 def _as_tuple(value: float | Sequence[float]) -> tuple[float, ...]:
     return (float(value),) if isinstance(value, (int, float)) else tuple(map(float, value))
-
-
-def _per_channel(values: tuple[float, ...], channels: int, like: Tensor) -> Tensor:
-    """One value for each channel."""
-    return _uploaded(values, like.device, like.dtype).expand(channels)
-
-
-@cache
-def _uploaded(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Kept for good: on CUDA an upload waits, and a recorded graph reads it where it lies."""
-    return torch.tensor(values, device=device, dtype=dtype)
 
 
 class ReflectPadded(Block):

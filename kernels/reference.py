@@ -4,6 +4,8 @@ What an op computes is documented here and nowhere else; the implementations in 
 have the same names and signatures.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import fold, unfold
@@ -46,6 +48,7 @@ def conv2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """dX = fold(Wᵀ · dY), dW = Σ_n dY_n · unfold(X_n)ᵀ, db = Σ_{n,y,x} dY.
 
@@ -56,6 +59,7 @@ def conv2d_backward(
         geometry: forward's.
         output: what forward returned if its activation was "relu"; otherwise None.
         needs_input_grad: False saves the work where nothing before this layer learns.
+        residual: added to grad_input.
 
     Returns:
         grad_input (None if not needed), grad_weight and grad_bias, shaped as input, weight, bias.
@@ -71,6 +75,7 @@ def conv2d_backward(
         size = (input.shape[2], input.shape[3])
         grad_columns = weight.flatten(1).T @ grad
         grad_input = _fold(grad_columns, size, kernel_size, geometry)
+        grad_input = grad_input if residual is None else grad_input + residual
     return grad_input, grad_weight, grad.sum((0, 2))
 
 
@@ -112,6 +117,7 @@ def conv_transpose2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """With C = unfold(uncrop(dY)): dX = W · C, dW = Σ_n X_n · C_nᵀ, db = Σ_{n,y,x} dY.
 
@@ -125,7 +131,10 @@ def conv_transpose2d_backward(
     start = (-geometry.padding[0], -geometry.padding[1])
     canvas = _window(grad_output, start, canvas_size)
     columns = _unfold(canvas, kernel_size, uncropped)
-    grad_input = (weight.flatten(1) @ columns).view_as(input) if needs_input_grad else None
+    grad_input = None
+    if needs_input_grad:
+        grad_input = (weight.flatten(1) @ columns).view_as(input)
+        grad_input = grad_input if residual is None else grad_input + residual
     grad_weight = torch.einsum("ncl,nkl->ck", input.flatten(2), columns).view_as(weight)
     return grad_input, grad_weight, grad_output.sum((0, 2, 3))
 
@@ -195,6 +204,12 @@ def upsample_nearest2d_backward(grad_output: Tensor, scale_factor: IntPair) -> T
     sh, sw = scale_factor
     n, c, oh, ow = grad_output.shape
     return grad_output.reshape(n, c, oh // sh, sh, ow // sw, sw).sum((3, 5))
+
+
+def normalize(input: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x − mean)/std, one value per channel or one for all."""
+    shift, scale = (input.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (input - shift) / scale
 
 
 def mse_loss(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

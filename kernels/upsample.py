@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .block import Block
 from .container import Sequential
-from .dispatch import Gradients, ops_for
+from .dispatch import Gradients, Ops, ops_for
 from .geometry import Activation, ConvGeometry, Int2, IntPair
 from .layers import Conv2d, Convolution, NearestUpsample2d
 
@@ -63,6 +63,10 @@ class UpsampleConv2d(Sequential):
         if self.merged is not None:
             self.merged.clear_saved()
 
+    def launched(self, ops: Ops) -> Sequence[Block]:
+        """Return the merged layer, unless upsampling is part of a launch."""
+        return self.blocks if self.merged is None or ops.has_fused_upsample else (self.merged,)
+
     def _steps(self) -> list[tuple[Block, Activation]]:
         return super()._steps() if self.merged is None else [(self.merged, None)]
 
@@ -101,10 +105,20 @@ class MergedUpsampleConv2d(Convolution):
         return self._conv.output_size((height, width))
 
     def _convolve(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        op = ops_for(input.device).conv_transpose2d_forward
-        return op(input, self._boxed(weight), bias, self._transposed, activation)
+        ops, boxed = ops_for(input.device), self._boxed(weight)
+        if residual is None:
+            op = ops.conv_transpose2d_forward
+            return op(input, boxed, bias, self._transposed, activation)
+        return ops.conv_transpose2d_fused(
+            input, boxed, bias, self._transposed, activation, residual
+        )
 
     def _gradients(
         self,
@@ -113,11 +127,11 @@ class MergedUpsampleConv2d(Convolution):
         weight: Tensor,
         output: Tensor | None,
         needs_input_grad: bool,
+        residual: Tensor | None = None,
     ) -> Gradients:
         op = ops_for(input.device).conv_transpose2d_backward
-        grad_input, grad_boxed, grad_bias = op(
-            grad_output, input, self._boxed(weight), self._transposed, output, needs_input_grad
-        )
+        arguments = grad_output, input, self._boxed(weight), self._transposed, output
+        grad_input, grad_boxed, grad_bias = op(*arguments, needs_input_grad, residual)
         down, across = (box.to(weight.device, _wide(weight)) for box in self._boxes)
         grad_weight = torch.einsum("coab,ai,bj->ocij", grad_boxed.to(down.dtype), down, across)
         return grad_input, grad_weight, grad_bias

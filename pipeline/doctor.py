@@ -28,6 +28,7 @@ MIN_GAIN_DB = 5.0  # in the self-test; the shipped weights reach more than twice
 TEST_PX = 192
 TEST_SIGMA_255 = 25
 MIN_MEMORY_GB = 1.0
+_KERNELS = {"triton": "Triton kernels", "native": "Native kernels"}
 _CODECS = {"webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000", "libtiff": "TIFF"}
 
 
@@ -64,14 +65,15 @@ def kernel_checks(device: torch.device) -> list[KernelCheck]:
 
 def kernels_in_use(kernels: Sequence[KernelCheck]) -> str:
     """Say in one line which implementation computes, from the kernels' checks."""
-    triton = [kernel for kernel in kernels if kernel.implementation == "triton"]
-    rejected = sorted({kernel.name.split()[0] for kernel in triton if kernel.status != "ok"})
-    if not triton or len(rejected) == len({kernel.name.split()[0] for kernel in triton}):
-        reason = next((kernel.reason for kernel in triton if kernel.reason), "")
-        return "torch matrix products" + (f" (Triton kernels: {reason})" if reason else "")
+    checks = [kernel for kernel in kernels if kernel.implementation in _KERNELS]
+    rejected = sorted({kernel.name.split()[0] for kernel in checks if kernel.status != "ok"})
+    name = _KERNELS[checks[0].implementation] if checks else ""
+    if not checks or len(rejected) == len({kernel.name.split()[0] for kernel in checks}):
+        reason = next((kernel.reason for kernel in checks if kernel.reason), "")
+        return "torch matrix products" + (f" ({name}: {reason})" if reason else "")
     if rejected:
-        return f"Triton kernels, and torch matrix products for {', '.join(rejected)}"
-    return "Triton kernels"
+        return f"{name}, and torch matrix products for {', '.join(rejected)}"
+    return name
 
 
 def is_healthy(checks: Sequence[Check], kernels: Sequence[KernelCheck]) -> bool:

@@ -82,6 +82,7 @@ def conv2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Triton implementation of `reference.conv2d_backward`, grad_weight and grad_bias float32."""
     _check_covered(input, geometry)
@@ -89,7 +90,7 @@ def conv2d_backward(
     grad_input = None
     if needs_input_grad:
         image = _new_image(input, input.shape[1], (input.shape[2], input.shape[3]))
-        _conv_transpose(grad, weight, None, image, geometry)
+        _conv_transpose(grad, weight, None, image, geometry, residual=_as_output(residual, image))
         grad_input = image.permute(0, 3, 1, 2)
     return grad_input, weight_grad(_nhwc(input), grad, _kernel(weight), geometry), grad_bias
 
@@ -129,6 +130,7 @@ def conv_transpose2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Triton implementation of `reference.conv_transpose2d_backward`, as `conv2d_backward`."""
     _check_covered(input, geometry)
@@ -144,6 +146,7 @@ def conv_transpose2d_backward(
             geometry,
             kernel=_kernel(weight),
             weight_strides=(len(weight), 1),
+            residual=_as_output(residual, image),
         )
         grad_input = image.permute(0, 3, 1, 2)
     return grad_input, weight_grad(grad, _nhwc(input), _kernel(weight), geometry), grad_bias

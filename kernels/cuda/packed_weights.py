@@ -5,15 +5,10 @@ over S for every column L: the same memory with its two inner strides exchanged.
 costs a launch, so a packed weight is kept as long as its weight lives and does not change.
 """
 
-from collections.abc import Callable, Hashable
-
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-# weight → its address and version, and what was made of it, by kind
-_Entry = tuple[int, int, dict[Hashable, Tensor]]
-_entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+from ..weight_cache import kept
 
 
 def packed(weight: Tensor, dtype: torch.dtype, shuffle: int = 1) -> Tensor:
@@ -32,18 +27,3 @@ def packed(weight: Tensor, dtype: torch.dtype, shuffle: int = 1) -> Tensor:
         return split.permute(3, 4, 2, 1, 0).to(dtype).contiguous().view(kh, kw, large, s)
 
     return kept(weight, (dtype, shuffle), pack)
-
-
-def kept(weight: Tensor, kind: Hashable, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` made of the weight as it is now, under the name `kind`; made once."""
-    if weight.is_inference():  # its changes leave no trace
-        return make()
-    now = weight.data_ptr(), weight._version
-    entry: _Entry | None = _entries.get(weight)
-    if entry is None or entry[:2] != now:
-        entry = (*now, {})
-        _entries[weight] = entry
-    made = entry[2].get(kind)
-    if made is None:
-        made = entry[2][kind] = make()
-    return made

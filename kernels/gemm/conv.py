@@ -49,6 +49,7 @@ def conv2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """CPU implementation of `reference.conv2d_backward`."""
     with torch.inference_mode(False):
@@ -61,6 +62,8 @@ def conv2d_backward(
             grad_bias.copy_(_channel_sums(grad))
         if grad_input is not None and grad_input.numel():
             _conv_transpose(grad_input, grad, dense, None, geometry, False)
+        if grad_input is not None and residual is not None:
+            grad_input += residual
     return grad_input, _thinned(grad_dense, geometry), grad_bias
 
 
@@ -88,6 +91,7 @@ def conv_transpose2d_backward(
     geometry: ConvGeometry,
     output: Tensor | None = None,
     needs_input_grad: bool = True,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """CPU implementation of `reference.conv_transpose2d_backward`."""
     with torch.inference_mode(False):
@@ -100,6 +104,8 @@ def conv_transpose2d_backward(
             grad_bias.copy_(_channel_sums(grad))
             if grad_input is not None:
                 _conv_forward(grad_input, grad, dense, None, geometry, False)
+        if grad_input is not None and residual is not None:
+            grad_input += residual
     return grad_input, _thinned(grad_dense, geometry), grad_bias
 
 

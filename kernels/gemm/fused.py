@@ -73,3 +73,12 @@ def conv_transpose2d_fused(
     if activation == "sigmoid":
         output = sigmoid_forward_(output)
     return output if residual is None else output + residual
+
+
+def residual_pair(
+    input: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None
+) -> Tensor:
+    """input + conv(relu(conv(input) + bias1)) + bias2, both 3×3 with padding 1."""
+    square = ConvGeometry(padding=(1, 1))
+    hidden = conv2d_fused(input, weight1, bias1, square, "relu")
+    return conv2d_fused(hidden, weight2, bias2, square, residual=input)

@@ -1,8 +1,12 @@
 """Pointwise ops in fewer passes over memory than the specification's."""
 
+from collections.abc import Sequence
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from ..buffer_pool import POOL
 from ..geometry import IntPair
 
 _INTEGERS = {
@@ -59,3 +63,22 @@ def upsample_nearest2d_backward(grad_output: Tensor, scale_factor: IntPair) -> T
     for copy in copies[1:]:
         total += copy
     return total.permute(0, 3, 1, 2)
+
+
+def normalize(input: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """In rows of values and of means as long: a channel at a time the loops would be 3 long."""
+    n, c, height, width = input.shape
+    output = POOL.alloc((n, height, width * c), input)
+    shift, scale = (_per_channel(tuple(values), c, input).repeat(width) for values in (mean, std))
+    torch.sub(input.permute(0, 2, 3, 1).reshape(n, height, width * c), shift, out=output)
+    return output.div_(scale).view(n, height, width, c).permute(0, 3, 1, 2)
+
+
+def _per_channel(values: tuple[float, ...], channels: int, like: Tensor) -> Tensor:
+    return _uploaded(values, like.device, like.dtype).expand(channels)
+
+
+@cache
+def _uploaded(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Kept for good: on CUDA an upload waits, and a recorded graph reads it where it lies."""
+    return torch.tensor(values, device=device, dtype=dtype)

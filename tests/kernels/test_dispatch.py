@@ -280,7 +280,7 @@ def test_a_device_with_kernels_uses_them(
     assert is_gemm == (choice == "auto")  # which checks; "triton" does not
     assert ops.has_fused_kernels
     assert ops_for(torch.device("cuda", 0)) is ops
-    assert ops_for(CPU) is GEMM
+    assert ops_for(CPU).implementation in ("native", "gemm")
 
 
 def test_only_cuda_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +296,9 @@ def test_an_unknown_choice_is_an_error_that_names_the_choices(
 ) -> None:
     choose("cudnn")
     for use in (lambda: ops_for(CPU), lambda: Sequential(Conv2d(3, 3, 1)).to("cpu")):
-        with pytest.raises(OptionError, match="='cudnn': choose auto, triton, gemm or reference"):
+        with pytest.raises(
+            OptionError, match="='cudnn': choose auto, triton, native, gemm or reference"
+        ):
             use()
 
 

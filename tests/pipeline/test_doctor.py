@@ -29,7 +29,7 @@ def test_a_sound_installation_is_healthy(capsys: pytest.CaptureFixture[str]) -> 
         assert topic in out
     for found in ("torch", "memory", *shipped_names(), "conv2d_forward", "healthy"):
         assert found in out
-    assert "Computing on cpu: torch matrix products" in out
+    assert "Computing on cpu: " in out
     assert "not healthy" not in out
 
 

@@ -1,0 +1,381 @@
+// 3×3 convolutions of stride 1 by F(4×4, 3×3): forward, input gradient, weight gradient, and a
+// residual pair whose hidden map never leaves the L2 cache.
+//
+// Maps are NHWC. A map is cut into tiles of 4×4 outputs. A tile's 6×6 inputs become 36 vectors of C
+// channels, V[36][tiles][C]; 36 products with the transformed weights U[36][C][K] give
+// M[36][tiles][K], which become the outputs. A block of tiles is as large as its V and M stay in L2.
+#include "pool.h"
+#include "simd.h"
+#include "transforms.h"
+
+namespace {
+
+constexpr int64_t L2_FLOATS = 110 * 1024;  // what V and M of a block may take
+constexpr int64_t L3_FLOATS = 750 * 1000;  // … and of a chunk of the weight gradient
+constexpr int64_t OUTER_LENGTH = 256;      // tiles that an accumulator of it sums at once
+
+int64_t lanes_of(int64_t channels) { return round_up(channels, VL); }
+// Planes 64 bytes more than a power of two apart lie in other cache sets.
+int64_t plane(int64_t rows, int64_t columns) { return rows * columns + 16; }
+// … of tiles: `multiply` rounds them up to whole register tiles.
+int64_t tile_plane(int64_t tiles, int64_t lanes) { return plane(round_up(tiles, 24), lanes); }
+int64_t block_tiles(int64_t C, int64_t K) {
+  int64_t tiles = L2_FLOATS / (36 * (lanes_of(C) + lanes_of(K))) / 12 * 12;
+  return most(12, least(48, tiles));
+}
+
+// A map that is read, and perhaps a ReLU's output of the same shape that gates it: where that is
+// not positive, the map counts as 0.
+struct Map {
+  const float *data, *gate;
+  int64_t N, H, W, C;
+};
+
+// The six rows that a row of tiles reads, null where there are none, and the columns that exist.
+struct Rows {
+  const float *data[6], *gate[6];
+  int64_t first, end;
+};
+
+Rows rows_of(const Map &map, int64_t n, int64_t y) {
+  Rows rows{{}, {}, 0, map.W};
+  for (int i = 0; i < 6; i++)
+    if (y + i >= 0 && y + i < map.H) {
+      int64_t at = (n * map.H + y + i) * map.W * map.C;
+      rows.data[i] = map.data + at;
+      rows.gate[i] = map.gate ? map.gate + at : nullptr;
+    }
+  return rows;
+}
+
+template <bool GATED>
+INLINE vec fetch(const float *data, const float *gate, int64_t at, int lanes) {
+  vec v = load_lanes(data + at, lanes);
+  return GATED ? gated(v, load_lanes(gate + at, lanes)) : v;
+}
+
+// V of the tile whose inputs begin at column x, `ps` apart.
+template <bool GATED>
+INLINE void transform_data(const Rows &rows, int64_t x, int64_t C, float *V, int64_t ps) {
+  bool is_inside = x >= rows.first && x + 6 <= rows.end;
+  for (int i = 0; i < 6; i++) is_inside &= rows.data[i] != nullptr;
+  for (int64_t c = 0; c < C; c += VL) {
+    int lanes = (int)least(VL, C - c);
+    vec half[36];
+    if (is_inside && lanes == VL) {
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; j++) {
+        vec d[6];
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; i++)
+          d[i] = fetch<GATED>(rows.data[i], rows.gate[i], (x + j) * C + c, VL);
+        winograd::data(d, 1, half + j, 6);
+      }
+    } else {
+      for (int j = 0; j < 6; j++) {
+        vec d[6];
+        bool exists = x + j >= rows.first && x + j < rows.end;
+        for (int i = 0; i < 6; i++)
+          d[i] = exists && rows.data[i]
+                     ? fetch<GATED>(rows.data[i], rows.gate[i], (x + j) * C + c, lanes)
+                     : vec{};
+        winograd::data(d, 1, half + j, 6);
+      }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; i++) {
+      vec v[6];
+      winograd::data(half + i * 6, 1, v, 1);
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; j++) store(V + (i * 6 + j) * ps + c, v[j]);
+    }
+  }
+}
+INLINE void transform_data(const Map &map, const Rows &rows, int64_t x, float *V, int64_t ps) {
+  if (map.gate) transform_data<true>(rows, x, map.C, V, ps);
+  else transform_data<false>(rows, x, map.C, V, ps);
+}
+
+// M of a tile → the h × w outputs that exist, at[i]: where row i begins in `y` and in the residual.
+// FULL: all 4 × 4 exist, in whole vectors.
+template <bool FULL, bool RELU, bool ADD>
+INLINE void transform_output(const float *M, int64_t ps, int64_t K, const Ends &ends, float *y,
+                             const int64_t *at, int64_t h, int64_t w) {
+  for (int64_t k = 0; k < K; k += VL) {
+    int lanes = FULL ? VL : (int)least(VL, K - k);
+    vec half[24], bias = ends.bias ? load_lanes(ends.bias + k, lanes) : vec{};
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; j++) {
+      vec m[6];
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; i++) m[i] = load(M + (i * 6 + j) * ps + k);
+      winograd::output(m, 1, half + j, 6);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      vec v[4];
+      winograd::output(half + i * 6, 1, v, 1);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++)
+        if (FULL || (i < h && j < w)) {
+          int64_t place = at[i] + j * K + k;
+          vec r = v[j] + bias;
+          r = FULL ? (RELU ? relu(r) : r) : activated(r, ends.activation);
+          if (FULL ? ADD : ends.residual != nullptr) r += load_lanes(ends.residual + place, lanes);
+          if (FULL && ends.streams) stream(y + place, r);
+          else store_lanes(y + place, r, lanes);
+        }
+    }
+  }
+}
+INLINE void transform_output(const float *M, int64_t ps, int64_t K, const Ends &ends, float *y,
+                             const int64_t *at, int64_t h, int64_t w) {
+  if (h < 4 || w < 4 || K % VL || ends.activation > 1)
+    transform_output<false, false, false>(M, ps, K, ends, y, at, h, w);
+  else if (ends.residual && ends.activation)
+    transform_output<true, true, true>(M, ps, K, ends, y, at, h, w);
+  else if (ends.residual)
+    transform_output<true, false, true>(M, ps, K, ends, y, at, h, w);
+  else if (ends.activation)
+    transform_output<true, true, false>(M, ps, K, ends, y, at, h, w);
+  else
+    transform_output<true, false, false>(M, ps, K, ends, y, at, h, w);
+}
+
+// A dy Aᵀ of a tile's h × w output gradients, whose sums over pixels are added to `sum`.
+template <bool GATED>
+INLINE void transform_gradient(const float *dy, const float *gate, const int64_t *at, int64_t K,
+                               int64_t h, int64_t w, float *sum, float *M, int64_t ps) {
+  for (int64_t k = 0; k < K; k += VL) {
+    int lanes = (int)least(VL, K - k);
+    vec half[24], total = load(sum + k);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      vec d[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        d[i] = i < h && j < w ? fetch<GATED>(dy, gate, at[i] + j * K + k, lanes) : vec{};
+        total += d[i];
+      }
+      winograd::output_gradient(d, 1, half + j, 4);
+    }
+    store(sum + k, total);
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; i++) {
+      vec m[6];
+      winograd::output_gradient(half + i * 4, 1, m, 1);
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; j++) store(M + (i * 6 + j) * ps + k, m[j]);
+    }
+  }
+}
+
+// M[p] = V[p] · U[p]; rows behind the last tile are computed in vain.
+void multiply(const float *V, int64_t vs, const float *U, float *M, int64_t ms, int64_t tiles,
+              int64_t C, int64_t K) {
+  static const int64_t segment = 0;
+  int64_t Cv = lanes_of(C), Kv = lanes_of(K), us = plane(C, Kv);
+  with_tile(K, [&](auto tile) {
+    constexpr int R = tile.rows, NV = tile.vectors, width = tile.width;
+    for (int p = 0; p < 36; p++)
+      for (int64_t k = 0; k < Kv; k += width)
+        for (int64_t t = 0; t < tiles; t += R) {
+          float *m = M + p * ms + t * Kv + k;
+          product<R, NV>(V + p * vs + t * Cv, Cv, &segment, 1, C, U + p * us + k * C,
+                         [=](int i, int j, vec acc) { store(m + i * Kv + j * VL, acc); });
+        }
+  });
+}
+
+struct Tiles {  // of a batch of maps, numbered through
+  int64_t N, H, W, high, wide;
+  Tiles(int64_t N, int64_t H, int64_t W)
+      : N(N), H(H), W(W), high(divide_up(H, 4)), wide(divide_up(W, 4)) {}
+  int64_t count() const { return N * high * wide; }
+  int64_t image(int64_t tile) const { return tile / (high * wide); }
+  int64_t y(int64_t tile) const { return tile / wide % high * 4; }
+  int64_t x(int64_t tile) const { return tile % wide * 4; }
+  void rows(int64_t tile, int64_t channels, int64_t *at) const {
+    for (int i = 0; i < 4; i++)
+      at[i] = ((image(tile) * H + y(tile) + i) * W + x(tile)) * channels;
+  }
+};
+
+// V of the tiles from `first` on; the map's outputs begin `pad` before it.
+void transform_block(const Map &map, const Tiles &tiles, int64_t pad_h, int64_t pad_w,
+                     int64_t first, int64_t count, float *V, int64_t vs) {
+  int64_t row = -1, Cv = lanes_of(map.C);
+  Rows rows{};
+  for (int64_t t = 0; t < count; t++) {
+    int64_t tile = first + t;
+    if (tile / tiles.wide != row) {
+      row = tile / tiles.wide;
+      rows = rows_of(map, tiles.image(tile), tiles.y(tile) - pad_h);
+    }
+    transform_data(map, rows, tiles.x(tile) - pad_w, V + t * Cv, vs);
+  }
+}
+
+}  // namespace
+
+EXPORT int64_t denoise_winograd_size(int64_t in, int64_t out) { return 36 * plane(in, lanes_of(out)); }
+
+// U from weights w[o · so + i · si + tap]; is_turned: of the filter turned by 180°.
+EXPORT void denoise_winograd_pack(const float *w, int64_t in, int64_t out, int64_t so, int64_t si,
+                                  int64_t is_turned, float *U) {
+  int64_t Kv = lanes_of(out), us = plane(in, Kv), width = panel_width(out);
+  Pool::get().parallel(divide_up(in, 16), [=](int64_t job) {
+    for (int64_t k = 0; k < Kv; k += VL)
+      for (int64_t c = job * 16; c < least(in, job * 16 + 16); c++) {
+        vec g[9] = {}, half[18], u[36];
+        for (int64_t lane = 0; lane < least(VL, out - k); lane++) {
+          const float *from = w + (k + lane) * so + c * si;
+          for (int tap = 0; tap < 9; tap++) g[tap][lane] = from[is_turned ? 8 - tap : tap];
+        }
+        for (int j = 0; j < 3; j++) winograd::weight(g + j, 3, half + j, 3);
+        for (int i = 0; i < 6; i++) winograd::weight(half + i * 3, 1, u + i * 6, 1);
+        float *to = U + (k / width * in + c) * width + k % width;
+        for (int p = 0; p < 36; p++) store(to + p * us, u[p]);
+      }
+  });
+}
+
+// y (N, OH, OW, K) = ends(conv3×3(x)) for x (N, H, W, C) between `pad` zeros; negative: cut off.
+EXPORT void denoise_winograd_conv(const float *x, const float *gate, int64_t N, int64_t H,
+                                  int64_t W, int64_t C, int64_t pad_h, int64_t pad_w,
+                                  const float *U, const float *bias, int64_t activation,
+                                  const float *residual, float *y, int64_t OH, int64_t OW,
+                                  int64_t K) {
+  Map map{x, gate, N, H, W, C};
+  Tiles tiles(N, OH, OW);
+  Ends ends{bias, residual, activation, is_streamed(y, N * OH * OW, K)};
+  int64_t T = block_tiles(C, K), Cv = lanes_of(C), Kv = lanes_of(K);
+  Pool::get().parallel(divide_up(tiles.count(), T), [=](int64_t job) {
+    int64_t vs = tile_plane(T, Cv), ms = tile_plane(T, Kv);
+    float *V = scratch(0, 36 * vs), *M = scratch(1, 36 * ms);
+    int64_t first = job * T, count = least(T, tiles.count() - first);
+    transform_block(map, tiles, pad_h, pad_w, first, count, V, vs);
+    multiply(V, vs, U, M, ms, count, C, K);
+    for (int64_t t = 0; t < count; t++) {
+      int64_t at[4];
+      tiles.rows(first + t, K, at);
+      transform_output(M + t * Kv, ms, K, ends, y, at, OH - tiles.y(first + t), OW - tiles.x(first + t));
+    }
+    stream_fence();
+  });
+}
+
+// y = x + conv(relu(conv(x) + bias1)) + bias2, 3×3 with padding 1 and C → hidden → C channels.
+//
+// A job is a part of the image. It goes down it in rows of tiles, and keeps the hidden map's last
+// eight rows: a row of output tiles needs six of them.
+EXPORT void denoise_winograd_residual(const float *x, int64_t N, int64_t H, int64_t W, int64_t C,
+                                      int64_t hidden_channels, const float *U1, const float *bias1,
+                                      const float *U2, const float *bias2, float *y) {
+  int64_t D = hidden_channels, T = block_tiles(C, D), Cv = lanes_of(C), Dv = lanes_of(D);
+  int64_t part_h = least(round_up(H, 4), 128), part_w = least(round_up(W, 4), (C + D >= 128 ? 2 : 4) * T * 4 - 4);
+  int64_t high = divide_up(H, part_h), wide = divide_up(W, part_w);
+  Map map{x, nullptr, N, H, W, C};
+  bool streams = is_streamed(y, N * H * W, C);
+  Pool::get().parallel(N * high * wide, [=](int64_t job) {
+    int64_t n = job / (high * wide), top = job / wide % high * part_h, left = job % wide * part_w;
+    int64_t h = least(part_h, H - top), w = least(part_w, W - left);
+    // Hidden pixel (r, q) belongs to image pixel (top − 1 + r, left − 1 + q); row r is kept as r % 8.
+    int64_t tiles = divide_up(w, 4) + 1, pitch = tiles * 4, vs = tile_plane(T, most(Cv, Dv));
+    float *V = scratch(0, 36 * vs), *M = scratch(1, 36 * vs), *hidden = scratch(2, 8 * pitch * D);
+    for (int64_t ty = 0; ty <= divide_up(h, 4); ty++) {
+      Rows rows = rows_of(map, n, top + 4 * ty - 2);
+      for (int64_t t0 = 0; t0 < tiles; t0 += T) {
+        int64_t count = least(T, tiles - t0);
+        for (int64_t t = 0; t < count; t++)
+          transform_data<false>(rows, left + 4 * (t0 + t) - 2, C, V + t * Cv, vs);
+        multiply(V, vs, U1, M, vs, count, C, D);
+        for (int64_t t = 0; t < count; t++) {
+          int64_t at[4];
+          for (int i = 0; i < 4; i++) at[i] = ((4 * ty + i) % 8 * pitch + 4 * (t0 + t)) * D;
+          transform_output(M + t * Dv, vs, D, Ends{bias1, nullptr, 1, false}, hidden, at, 4, 4);
+        }
+      }
+      if (ty == 0) continue;
+      int64_t below = 4 * ty - 4;
+      // Hidden pixels outside the image are padding.
+      Rows inner{{}, {}, left == 0 ? 1 : 0, least(pitch, W - left + 1)};
+      for (int i = 0; i < 6; i++) {
+        int64_t row = top + below - 1 + i;
+        if (row >= 0 && row < H) inner.data[i] = hidden + (below + i) % 8 * pitch * D;
+      }
+      for (int64_t t0 = 0; t0 < tiles - 1; t0 += T) {
+        int64_t count = least(T, tiles - 1 - t0);
+        for (int64_t t = 0; t < count; t++)
+          transform_data<false>(inner, 4 * (t0 + t), D, V + t * Dv, vs);
+        multiply(V, vs, U2, M, vs, count, D, C);
+        for (int64_t t = 0; t < count; t++) {
+          int64_t q = 4 * (t0 + t), at[4];
+          for (int i = 0; i < 4; i++) at[i] = ((n * H + top + below + i) * W + left + q) * C;
+          transform_output(M + t * Cv, vs, C, Ends{bias2, x, 0, streams}, y, at, h - below, w - q);
+        }
+      }
+    }
+    stream_fence();
+  });
+}
+
+// dw (K, C, 3, 3) and db (K) of y = conv3×3(x) + b from the gradient dy (N, OH, OW, K), gated.
+EXPORT void denoise_winograd_weights(const float *x, int64_t N, int64_t H, int64_t W, int64_t C,
+                                     int64_t pad_h, int64_t pad_w, const float *dy,
+                                     const float *gate, int64_t OH, int64_t OW, int64_t K,
+                                     float *dw, float *db) {
+  constexpr int64_t T = 8;  // tiles of a job
+  Map map{x, nullptr, N, H, W, C};
+  Tiles tiles(N, OH, OW);
+  int64_t Cv = lanes_of(C), Kv = lanes_of(K), total = tiles.count();
+  int64_t step = least(round_up(total, T), most(T, L3_FLOATS / (36 * (Cv + Kv)) / T * T));
+  int64_t vs = plane(step, Cv), ms = plane(step, Kv), us = plane(C, Kv);
+  float *V = scratch(0, 36 * vs), *M = scratch(1, 36 * ms), *dU = scratch(2, 36 * us);
+  int64_t jobs = divide_up(step, T), row_blocks = divide_up(C, 64);
+  float *sums = scratch(3, jobs * Kv);
+  double *totals = (double *)scratch(4, 2 * Kv);
+  memset(totals, 0, Kv * sizeof(double));
+  for (int64_t first = 0; first < total; first += step) {
+    int64_t count = least(step, total - first);
+    Pool::get().parallel(divide_up(count, T), [=](int64_t job) {
+      float *sum = sums + job * Kv;
+      memset(sum, 0, Kv * sizeof(float));
+      int64_t start = job * T, end = least(count, start + T);
+      transform_block(map, tiles, pad_h, pad_w, first + start, end - start, V + start * Cv, vs);
+      for (int64_t t = start; t < end; t++) {
+        int64_t at[4], h = OH - tiles.y(first + t), w = OW - tiles.x(first + t);
+        tiles.rows(first + t, K, at);
+        if (gate) transform_gradient<true>(dy, gate, at, K, h, w, sum, M + t * Kv, ms);
+        else transform_gradient<false>(dy, gate, at, K, h, w, sum, M + t * Kv, ms);
+      }
+    });
+    Pool::get().parallel(36 * row_blocks, [=](int64_t job) {
+      int64_t p = job / row_blocks, c = job % row_blocks * 64;
+      for (int64_t t = 0; t < count; t += OUTER_LENGTH)
+        outer_block(V + p * vs + t * Cv + c, Cv, 0, M + p * ms + t * Kv, Kv, 0, 1,
+                    least(OUTER_LENGTH, count - t), least(64, C - c), Kv, dU + p * us + c * Kv,
+                    first + t > 0);
+    });
+    for (int64_t job = 0; job < divide_up(count, T); job++)
+      for (int64_t k = 0; k < K; k++) totals[k] += sums[job * Kv + k];
+  }
+  Pool::get().parallel(divide_up(C, 16), [=](int64_t job) {
+    int64_t c0 = job * 16, rows = least(16, C - c0);
+    float taps[VL][16 * 9];
+    for (int64_t k = 0; k < K; k += VL) {
+      for (int64_t c = 0; c < rows; c++) {
+        vec u[36], half[18], w[9];
+        for (int p = 0; p < 36; p++) u[p] = load(dU + p * us + (c0 + c) * Kv + k);
+        for (int j = 0; j < 6; j++) winograd::weight_gradient(u + j, 6, half + j, 6);
+        for (int i = 0; i < 3; i++) winograd::weight_gradient(half + i * 6, 1, w + i * 3, 1);
+        for (int tap = 0; tap < 9; tap++)
+          for (int lane = 0; lane < VL; lane++) taps[lane][c * 9 + tap] = w[tap][lane];
+      }
+      for (int64_t lane = 0; lane < least(VL, K - k); lane++)
+        memcpy(dw + ((k + lane) * C + c0) * 9, taps[lane], rows * 9 * sizeof(float));
+    }
+  });
+  if (db)
+    for (int64_t k = 0; k < K; k++) db[k] = (float)totals[k];
+}

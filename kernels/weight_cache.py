@@ -1,0 +1,45 @@
+"""What kernels make of a weight (another layout, a transform), kept while it does not change.
+
+Packing a weight costs a launch or a pass over it. In inference it is done once; in training every
+step changes the weights, so `kept_from_second_use` holds no memory for what is used once.
+"""
+
+from collections.abc import Callable, Hashable
+
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# weight → its address and version, and what was made of it, by kind
+_Entry = tuple[int, int, dict[Hashable, Tensor | None]]
+_entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def kept(weight: Tensor, kind: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` made of the weight as it is now, under the name `kind`; made once."""
+    made = _made_of(weight)
+    result = made.get(kind)
+    if result is None:
+        result = made[kind] = make()
+    return result
+
+
+def kept_from_second_use(
+    weight: Tensor, kind: Hashable, make: Callable[[], Tensor]
+) -> Tensor | None:
+    """The same, but None at the first use of a weight as it is now: it may be the only one."""
+    made = _made_of(weight)
+    if kind not in made:
+        made[kind] = None
+        return None
+    return kept(weight, kind, make)
+
+
+def _made_of(weight: Tensor) -> dict[Hashable, Tensor | None]:
+    if weight.is_inference():  # its changes leave no trace
+        return {}
+    now = weight.data_ptr(), weight._version
+    entry: _Entry | None = _entries.get(weight)  # type: ignore[no-untyped-call]
+    if entry is None or entry[:2] != now:
+        entry = (*now, {})
+        _entries[weight] = entry
+    return entry[2]

@@ -1,0 +1,508 @@
+"""The native library against float64 autograd, for every instruction set that the machine has.
+
+Libraries are compiled once, beside the sources; without a compiler these tests are skipped.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Geometry, conv_geometries, conv_transpose_geometries
+from tolerances import autograd
+from torch import Tensor
+from torch.nn import functional
+
+from denoise_batch.kernels import reference
+from denoise_batch.kernels.dispatch import NATIVE_OPS, native_table, ops_for
+from denoise_batch.kernels.errors import NotCoveredError, UnavailableError
+from denoise_batch.kernels.geometry import ConvGeometry, pixel_unshuffle
+from denoise_batch.kernels.native import build, library
+from denoise_batch.kernels.native.ops import NativeOps
+
+OUTPUT_ERROR, GRADIENT_ERROR = 1e-5, 3e-5  # of each tensor's largest element
+
+INSTRUCTION_SETS = [name for name in build.instruction_sets() if library.is_supported(name)]
+# A library with a sanitizer in it, for the last instruction set: the tests' own child process.
+SANITIZED = os.environ.get("DENOISE_BATCH_TEST_LIBRARY")
+if SANITIZED:
+    INSTRUCTION_SETS = INSTRUCTION_SETS[-1:]
+
+
+@cache
+def native(instruction_set: str) -> NativeOps:
+    path = Path(SANITIZED or build.FOLDER / build.file_name(instruction_set))
+    if not SANITIZED and not build.is_current(path):
+        try:
+            build.compile_library(path, instruction_set)
+        except build.CompilerError as error:
+            pytest.skip(str(error))
+    return NativeOps(instruction_set, library.open_library(path))
+
+
+@pytest.fixture(params=INSTRUCTION_SETS or [None])
+def ops(request: pytest.FixtureRequest) -> NativeOps:
+    if request.param is None:
+        pytest.skip("no native kernels for this processor")
+    return native(request.param)
+
+
+each_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+
+
+def assert_near(actual: Tensor, expected: Tensor, what: str, allowed: float) -> None:
+    """Same shape, and errors small beside the largest element, or 1, which terms are around."""
+    assert actual.dtype == torch.float32
+    assert actual.shape == expected.shape, what
+    scale = max(float(expected.abs().max()), 1.0)
+    error = float((actual.double() - expected).abs().max()) / scale
+    assert error <= allowed, f"{what}: {error:.1e}"
+
+
+def assert_op(ops: NativeOps, name: str, case: Geometry, activation: str | None = None) -> None:
+    """Forward and all gradients, against autograd in float64."""
+    shape = case.weight(torch.float32).shape
+    fan_in = case.in_channels * shape[2] * shape[3]
+    input, weight = case.input(torch.float32), case.weight(torch.float32) / fan_in**0.5
+    bias = torch.randn(case.out_channels) if case.bias else None
+    parameters = [t.double() for t in (input, weight, bias) if t is not None]
+    oracle = partial(getattr(functional, name), **case.options)
+    expected, gradients = autograd(oracle, *parameters)
+    output = getattr(ops, f"{name}_forward")(input, weight, bias, case.geometry, activation)
+    assert_near(output, expected.relu() if activation else expected, "output", OUTPUT_ERROR)
+    grad = torch.randn_like(output)
+    residual = torch.randn_like(input)
+    ours = getattr(ops, f"{name}_backward")(
+        grad, input, weight, case.geometry, output if activation else None, True, residual
+    )
+    # Our own mask: within rounding of 0, the oracle's may differ.
+    theirs = gradients((grad * (output > 0) if activation else grad).double())
+    theirs = theirs[0] + residual.double(), *theirs[1:]
+    for what, actual, wanted in zip(("input", "weight", "bias"), ours, theirs, strict=False):
+        assert_near(actual, wanted, f"grad_{what}", GRADIENT_ERROR)
+
+
+def conv(
+    channels: tuple[int, int],
+    size: tuple[int, int],
+    kernel: int | tuple[int, int] = 3,
+    *,
+    batch: int = 1,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    output_padding: tuple[int, int] | None = None,
+) -> Geometry:
+    """A transposed convolution if there is an output_padding."""
+    kernel_size = (kernel, kernel) if isinstance(kernel, int) else kernel
+    return Geometry(
+        batch, *channels, size, kernel_size, stride, padding, dilation, output_padding, True
+    )
+
+
+SAME, TWICE, NONE = (1, 1), (2, 2), (0, 0)
+FIXED = {
+    "one-pixel": conv((32, 32), (1, 1), padding=SAME),
+    "two-pixels": conv((12, 32), (2, 1), padding=SAME, batch=3),
+    "column": conv((32, 32), (192, 1), padding=SAME),
+    "row": conv((32, 16), (1, 1300), padding=SAME),
+    "one-channel": conv((1, 1), (9, 14), padding=SAME),
+    "primes": conv((13, 17), (23, 29), padding=SAME, batch=2),
+    "257-channels": conv((257, 33), (7, 9), padding=SAME),
+    "to-257-channels": conv((33, 257), (8, 5), padding=SAME),
+    "unpadded": conv((32, 48), (19, 26)),
+    "padding-2": conv((24, 16), (6, 9), padding=TWICE),
+    "padding-3": conv((16, 24), (6, 7), padding=(3, 0)),
+    "stem": conv((12, 32), (31, 33), padding=SAME),
+    "head": conv((32, 12), (31, 33), padding=SAME),
+    "wide": conv((64, 64), (48, 52), padding=SAME, batch=2),
+    "1x1": conv((40, 24), (13, 11), 1, batch=2),
+    "down": conv((32, 64), (12, 22), 2, stride=TWICE, batch=2),
+    "down-odd": conv((32, 64), (13, 23), 2, stride=TWICE),
+    "tconv-1": conv((3, 24), (40, 36), 4, stride=TWICE, batch=2),
+    "tconv-2": conv((24, 48), (19, 17), stride=TWICE, batch=2),
+    "strided-padded": conv((24, 48), (20, 17), stride=TWICE, padding=SAME),
+    "dilated": conv((8, 9), (15, 12), padding=TWICE, dilation=TWICE),
+    "5x3-dilated": conv((5, 6), (21, 20), (5, 3), stride=(3, 1), dilation=(1, 3), padding=(2, 1)),
+}
+TRANSPOSED = {
+    "one-pixel": conv((48, 24), (1, 1), stride=TWICE, output_padding=NONE),
+    "up": conv((64, 32), (11, 6), 2, stride=TWICE, output_padding=NONE, batch=2),
+    "tconv-3": conv((48, 24), (9, 8), stride=TWICE, output_padding=NONE, batch=2),
+    "tconv-4": conv((24, 3), (19, 17), 4, stride=TWICE, output_padding=NONE, batch=2),
+    "output-padding": conv((16, 5), (7, 9), stride=TWICE, padding=SAME, output_padding=(1, 0)),
+    "gaps": conv((4, 5), (5, 6), 2, stride=(3, 4), padding=(1, 0), output_padding=(2, 3)),
+    "stride-1": conv((24, 16), (9, 7), padding=SAME, output_padding=NONE),
+    "stride-1-unpadded": conv((24, 16), (9, 7), output_padding=NONE),
+    "dilated": conv((3, 4), (6, 5), stride=(2, 3), dilation=(3, 2), output_padding=(2, 1)),
+    "257-channels": conv((257, 3), (5, 4), 4, stride=TWICE, padding=SAME, output_padding=NONE),
+}
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("name", list(FIXED))
+def test_convolution_matches_float64(ops: NativeOps, name: str, activation: str | None) -> None:
+    assert_op(ops, "conv2d", FIXED[name], activation)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("name", list(TRANSPOSED))
+def test_transposed_matches_float64(ops: NativeOps, name: str, activation: str | None) -> None:
+    assert_op(ops, "conv_transpose2d", TRANSPOSED[name], activation)
+
+
+def widened(draw: st.DrawFn, case: Geometry) -> Geometry:
+    """The drawn geometry with other channels: of parts of vectors, of several."""
+    channels = st.sampled_from((1, 2, 3, 7, 8, 15, 16, 17, 31, 48, 65))
+    return Geometry(
+        case.batch, draw(channels), draw(channels), case.size, case.kernel_size, case.stride,
+        case.padding, case.dilation, case.output_padding, case.bias,
+    )  # fmt: skip
+
+
+@each_instruction_set
+@given(data=st.data())
+def test_any_convolution_matches_float64(instruction_set: str, data: st.DataObject) -> None:
+    case = data.draw(st.composite(lambda draw: widened(draw, draw(conv_geometries())))())
+    assert_op(native(instruction_set), "conv2d", case)
+
+
+@each_instruction_set
+@given(data=st.data())
+def test_any_transposed_matches_float64(instruction_set: str, data: st.DataObject) -> None:
+    draws = st.composite(lambda draw: widened(draw, draw(conv_transpose_geometries())))
+    assert_op(native(instruction_set), "conv_transpose2d", data.draw(draws()))
+
+
+def channels_last(*shape: int) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+@pytest.mark.parametrize(
+    ("out_channels", "kernel_size", "options"),
+    [
+        (32, 3, {}),
+        (12, 3, {"shuffle": 2}),
+        (32, 3, {"unshuffle": 2}),
+        (5, 4, {"upsample": (2, 3)}),
+        (12, 5, {"unshuffle": 2, "shuffle": 2}),
+    ],
+)
+def test_fused_ends_match_float64(
+    ops: NativeOps,
+    out_channels: int,
+    kernel_size: int,
+    options: dict[str, Any],
+    activation: str | None,
+) -> None:
+    image = channels_last(2, 12, 18, 22)
+    channels = 12 * options.get("unshuffle", 1) ** 2
+    weight = torch.randn(out_channels, channels, kernel_size, kernel_size) / channels**0.5 / 3
+    bias, geometry = torch.randn(out_channels), ConvGeometry(padding=(1, 2))
+    arguments = image, weight, bias
+    double = [value.double() for value in arguments]
+    expected = ops_reference(*double, geometry, activation, **options)
+    residual = torch.randn(expected.shape)  # of other strides than the output
+    output = ops.conv2d_fused(*arguments, geometry, activation, **options, residual=residual)
+    assert_near(output, expected + residual.double(), "output", OUTPUT_ERROR)
+    assert_near(
+        ops.conv2d_fused(*arguments, geometry, activation, **options),
+        expected,
+        "bare",
+        OUTPUT_ERROR,
+    )
+
+
+def ops_reference(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    geometry: ConvGeometry,
+    activation: str | None,
+    *,
+    upsample: tuple[int, int] = (1, 1),
+    unshuffle: int = 1,
+    shuffle: int = 1,
+) -> Tensor:
+    image = functional.interpolate(image, scale_factor=upsample)
+    image = functional.pixel_unshuffle(image, unshuffle)
+    output = functional.conv2d(image, weight, bias, padding=geometry.padding)
+    functions: dict[str | None, Callable[[Tensor], Tensor]] = {
+        None: lambda x: x,
+        "relu": torch.relu,
+        "sigmoid": torch.sigmoid,
+    }
+    return functional.pixel_shuffle(functions[activation](output), shuffle)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 32, 33, 70), (2, 12, 9, 300), (1, 64, 130, 37), (1, 8, 1, 1), (1, 16, 5, 1500)]
+)
+@pytest.mark.parametrize("hidden", [16, 33])
+def test_residual_pair_matches_float64(ops: NativeOps, shape: tuple[int, ...], hidden: int) -> None:
+    image, channels = channels_last(*shape), shape[1]
+    first = torch.randn(hidden, channels, 3, 3) / (9 * channels) ** 0.5, torch.randn(hidden)
+    second = torch.randn(channels, hidden, 3, 3) / (9 * hidden) ** 0.5, torch.randn(channels)
+    output = ops.residual_pair(image, *first, *second)
+    x, w1, b1, w2, b2 = (value.double() for value in (image, *first, *second))
+    middle = functional.conv2d(x, w1, b1, padding=1).relu()
+    expected = x + functional.conv2d(middle, w2, b2, padding=1)
+    assert_near(output, expected, "output", OUTPUT_ERROR)
+
+
+def test_maps_larger_than_the_caches(ops: NativeOps) -> None:
+    """Their stores go past the caches."""
+    image, weight = channels_last(1, 16, 321, 340), torch.randn(64, 16, 3, 3) / 12
+    square = ConvGeometry(padding=SAME)
+    expected = functional.conv2d(image.double(), weight.double(), padding=1)
+    output = ops.conv2d_forward(image, weight, None, square)
+    assert_near(output, expected, "output", OUTPUT_ERROR)
+    down = torch.randn(16, 64, 2, 2) / 16
+    expected = functional.conv_transpose2d(image.double(), down.double(), stride=2)
+    output = ops.conv_transpose2d_forward(image, down, None, ConvGeometry(TWICE))
+    assert_near(output, expected, "transposed", OUTPUT_ERROR)
+    wide = channels_last(1, 64, 321, 340)
+    second = torch.randn(16, 64, 3, 3) / 24
+    hidden = functional.conv2d(wide.double(), second.double(), padding=1).relu()
+    expected = wide.double() + functional.conv2d(hidden, weight.double(), padding=1)
+    assert_near(ops.residual_pair(wide, second, None, weight, None), expected, "pair", OUTPUT_ERROR)
+
+
+def test_pixels_move_exactly_and_the_loss_is_right(ops: NativeOps) -> None:
+    image = torch.randn(2, 3, 8, 12)
+    for layout in (image, channels_last(2, 3, 8, 12), image[:1].expand(4, 3, 8, 12)):
+        small = ops.pixel_unshuffle(layout, 2)
+        assert torch.equal(small, pixel_unshuffle(layout, 2))
+        assert torch.equal(ops.pixel_shuffle(small, 2), layout)
+        assert torch.equal(ops.pixel_shuffle(small, 2, layout), layout + layout)
+        loss, grad = ops.mse_loss(layout, layout.flip(3))
+        expected = reference.mse_loss(layout.double(), layout.flip(3).double())
+        torch.testing.assert_close(loss.double(), expected[0], rtol=1e-6, atol=0)
+        assert_near(grad, expected[1], "grad", OUTPUT_ERROR)
+        means, deviations = (0.1, 0.2, 0.3), (0.5,)
+        ours = ops.normalize(layout, means, deviations)
+        assert_near(
+            ours, reference.normalize(layout.double(), means, deviations), "z", OUTPUT_ERROR
+        )
+
+
+def test_nan_and_infinity_are_not_lost(ops: NativeOps) -> None:
+    image = channels_last(1, 16, 12, 12)
+    image[0, 3, 5, 5] = torch.nan
+    weight = torch.randn(16, 16, 3, 3)
+    output = ops.conv2d_forward(image, weight, None, ConvGeometry(padding=SAME), "relu")
+    assert output[0, :, 4:7, 4:7].isnan().all()
+    assert output[0, :, :, :4].isfinite().all()
+    ends = torch.tensor([-torch.inf, -200.0, 0.0, 200.0, torch.inf, torch.nan])
+    torch.testing.assert_close(ops.sigmoid_forward(ends), ends.sigmoid(), equal_nan=True)
+
+
+def test_what_is_not_float32_or_empty_is_declined(ops: NativeOps) -> None:
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        image, weight = torch.ones(1, 3, 8, 8, dtype=dtype), torch.ones(4, 3, 3, 3, dtype=dtype)
+        with pytest.raises(NotCoveredError):
+            ops.conv2d_forward(image, weight, None, ConvGeometry())
+    with pytest.raises(NotCoveredError):
+        ops.conv2d_forward(torch.ones(0, 3, 8, 8), torch.ones(4, 3, 3, 3), None, ConvGeometry())
+
+
+def everything(ops: NativeOps) -> list[Tensor]:
+    """Results of every kernel on problems of several jobs."""
+    generator = torch.Generator().manual_seed(0)
+    image, big = (
+        torch.randn(2, channels, 70, 66, generator=generator).contiguous(
+            memory_format=torch.channels_last
+        )
+        for channels in (16, 24)
+    )
+    results: list[Any] = []
+    cases = [(3, ConvGeometry(padding=SAME)), (4, ConvGeometry(TWICE)), (1, ConvGeometry())]
+    for kernel, geometry in cases:
+        weight = torch.randn(16, 24, kernel, kernel, generator=generator)
+        small = ops.conv2d_forward(big, weight, None, geometry, "relu")
+        results += [small, *ops.conv2d_backward(small, big, weight, geometry, small)]
+        large = ops.conv_transpose2d_forward(image, weight, None, geometry)
+        results += [large, *ops.conv_transpose2d_backward(large, image, weight, geometry)]
+    square = torch.randn(16, 16, 3, 3, generator=generator)
+    results.append(ops.residual_pair(image, square, None, square, None))
+    results += ops.mse_loss(image, image.flip(2))
+    return results
+
+
+@pytest.fixture
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(
+    ops: NativeOps, threads: Callable[[int], None]
+) -> None:
+    threads(1)
+    expected = everything(ops)
+    for count in (2, 3, 4, 2):
+        threads(count)
+        assert all(map(torch.equal, everything(ops), expected))
+
+
+def test_callers_at_the_same_time_get_their_own_results(
+    ops: NativeOps, threads: Callable[[int], None]
+) -> None:
+    threads(3)
+    expected = everything(ops)
+    with ThreadPoolExecutor(4) as callers:
+        for results in callers.map(lambda _: everything(ops), range(12)):
+            assert all(map(torch.equal, results, expected))
+
+
+def test_an_image_has_the_same_bits_whatever_its_batch(ops: NativeOps) -> None:
+    images = channels_last(5, 24, 21, 19)
+    for kernel, geometry in ((3, ConvGeometry(padding=SAME)), (4, ConvGeometry(TWICE))):
+        weight = torch.randn(17, 24, kernel, kernel)
+        together = ops.conv2d_forward(images, weight, None, geometry)
+        alone = ops.conv2d_forward(images[3:4], weight, None, geometry)
+        assert torch.equal(together[3:4], alone)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_computes_with_threads_of_its_own(ops: NativeOps) -> None:
+    code = f"""
+import os, torch
+from denoise_batch.kernels.native import build, library
+from denoise_batch.kernels.native.ops import NativeOps
+from denoise_batch.kernels.geometry import ConvGeometry, pixel_unshuffle
+torch.set_num_threads(3)
+path = build.FOLDER / build.file_name({ops.instruction_set!r})
+ops = NativeOps({ops.instruction_set!r}, library.open_library(path))
+# Channels-last, so that torch has nothing to copy: its OpenMP does not survive a fork.
+x = torch.randn(2, 64, 64, 16).permute(0, 3, 1, 2)
+w = torch.randn(16, 16, 3, 3)
+y = ops.conv2d_forward(x, w, None, ConvGeometry(padding=(1, 1)))
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        z = ops.conv2d_forward(x, w, None, ConvGeometry(padding=(1, 1)))
+        torch.set_num_threads(1)
+        os._exit(0 if torch.equal(z, y) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+class Broken:
+    """The kernels but one, which is wrong."""
+
+    def __init__(self, ops: NativeOps, name: str) -> None:
+        self._ops, self._name = ops, name
+
+    def __getattr__(self, name: str) -> Any:
+        op = getattr(self._ops, name)
+        if name != self._name:
+            return op
+
+        def wrong(*args: Any, **kwargs: Any) -> Any:
+            result = op(*args, **kwargs)
+            first = result[0] if isinstance(result, tuple) else result
+            first.mul_(1.001)
+            return result
+
+        return wrong
+
+
+@pytest.mark.parametrize("name", [n for n in NATIVE_OPS if n != "sigmoid_forward_"])
+def test_a_wrong_kernel_is_disabled_with_one_line(
+    ops: NativeOps, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = native_table(Broken(ops, name), is_checked=True)  # type: ignore[arg-type]
+    assert list(table.disabled) == [name]
+    assert len(caplog.records) == 1
+    assert f"native kernel {name} is disabled (wrong results: error 0.00" in caplog.text
+    forced = native_table(Broken(ops, name), is_checked=False)  # type: ignore[arg-type]
+    assert not forced.disabled
+
+
+def test_the_table_falls_back_to_gemm_for_what_is_declined(ops: NativeOps) -> None:
+    table = native_table(ops, is_checked=True)
+    assert not table.disabled
+    image, weight = torch.randn(1, 3, 8, 8).double(), torch.randn(4, 3, 3, 3).double()
+    output = table.conv2d_forward(image, weight, None, ConvGeometry())
+    torch.testing.assert_close(output, functional.conv2d(image, weight))
+
+
+def test_without_a_library_gemm_computes_and_says_how_to_mend_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("DENOISE_BATCH_KERNELS", raising=False)
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    if not INSTRUCTION_SETS:
+        pytest.skip("no native kernels for this processor")
+    ops_for.cache_clear()
+    try:
+        assert ops_for(torch.device("cpu")).implementation == "gemm"
+    finally:
+        ops_for.cache_clear()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "was not compiled: install a C++ compiler (apt install g++" in caplog.text
+
+
+def test_a_stale_library_is_not_loaded(monkeypatch: pytest.MonkeyPatch, ops: NativeOps) -> None:
+    monkeypatch.setattr(library, "source_hash", lambda: "of other sources")
+    with pytest.raises(UnavailableError, match="is stale: run python"):
+        library.open_library(build.FOLDER / build.file_name(ops.instruction_set))
+
+
+SANITIZERS = {
+    # kind: (runtime libraries, options of the environment)
+    "address,undefined": (("libasan.so", "libubsan.so"), {"ASAN_OPTIONS": "detect_leaks=0"}),
+    "thread": (("libtsan.so",), {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(SANITIZERS))
+def test_sanitizers_find_nothing(kind: str, tmp_path: Path) -> None:
+    """These tests once more, in a process whose library checks every access."""
+    if not INSTRUCTION_SETS:
+        pytest.skip("no native kernels for this processor")
+    runtimes, options = SANITIZERS[kind]
+    target = tmp_path / "sanitized.so"
+    flags = [f"-fsanitize={kind}", "-O1", "-g", "-fno-omit-frame-pointer"]
+    try:
+        build.compile_library(target, INSTRUCTION_SETS[-1], flags)
+    except build.CompilerError as error:
+        pytest.skip(str(error))
+    paths = [
+        subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
+        for name in runtimes
+    ]
+    # torch's OpenMP is not compiled for it: what it synchronises looks like races.
+    suppressions = tmp_path / "suppressions"
+    suppressions.write_text("race:libtorch\nrace:libgomp\nrace:libc10\nrace:c10::\n")
+    environment = {
+        **os.environ,
+        **options,
+        "LD_PRELOAD": " ".join(paths),
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        "TSAN_OPTIONS": f"suppressions={suppressions} report_signal_unsafe=0",
+        "DENOISE_BATCH_TEST_LIBRARY": str(target),
+    }
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__]
+    command += ["-k", "(float64 or threads or callers or exactly or nan) and not forked"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=1800, check=False
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-4000:]
+    assert "Sanitizer" not in output, output[-4000:]
