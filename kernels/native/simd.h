@@ -21,7 +21,7 @@ constexpr int VL = 8;
 constexpr int VL = 4;
 #endif
 typedef float vec __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef uint32_t uvec __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 
 static INLINE vec load(const float *p) { return *(const vec *)p; }
 static INLINE void store(float *p, vec v) { *(vec *)p = v; }
@@ -78,9 +78,10 @@ static INLINE vec gated(vec grad, vec output) { return output <= 0 ? vec{} : gra
 // e^-|x| within 2 units in the last place: 2^n · e^r, |r| ≤ ln(2)/2, a polynomial of degree 6.
 static INLINE vec exp_minus_abs(vec x) {
   x = x < 0 ? x : -x;
-  ivec is_tiny = x < -87.3f;  // below the normal numbers: 0
+  auto is_normal = x >= -87.3f;  // below, the result is 0
+  x = is_normal ? x : vec{} - 87.3f;
   vec n = x * 1.44269504f + 12582912.0f;  // 1.5 · 2^23: rounds to a whole number
-  ivec exponent = (ivec)n;
+  uvec exponent = (uvec)n;
   n = n - 12582912.0f;
   vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
   vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -89,7 +90,7 @@ static INLINE vec exp_minus_abs(vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return is_tiny ? vec{} : (vec)((ivec)p + (exponent << 23));
+  return is_normal ? (vec)((uvec)p + (exponent << 23)) : vec{};
 }
 static INLINE vec sigmoid(vec x) {
   vec e = exp_minus_abs(x), y = (x < 0 ? e : vec{} + 1.0f) / (1.0f + e);
