@@ -59,6 +59,8 @@ NATIVE_OPS = (
     "normalize",
     "pixel_unshuffle",
     "pixel_shuffle",
+    "sgd_step",
+    "orthogonalize",
 )
 # Ampere: bfloat16 on tensor cores, asynchronous copies, 99 KiB of shared memory and more.
 MINIMUM_CAPABILITY = (8, 0)
@@ -87,6 +89,8 @@ class Ops:
     pixel_unshuffle: Callable[[Tensor, int], Tensor] = geometry.pixel_unshuffle
     pixel_shuffle: Callable[[Tensor, int], Tensor] = geometry.pixel_shuffle
     mse_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = reference.mse_loss
+    sgd_step: Callable[..., list[Tensor]] = reference.sgd_step
+    orthogonalize: Callable[..., list[Tensor]] = reference.orthogonalize
     residual_pair: Callable[..., Tensor] = fused.residual_pair
     conv2d_fused: Callable[..., Tensor] = fused.conv2d_fused
     conv_transpose2d_fused: Callable[..., Tensor] = fused.conv_transpose2d_fused

@@ -73,7 +73,7 @@ def check_call(
         raise
     except Exception as cause:  # whatever a wrong call raises
         raise UncheckableError(name) from cause
-    dtype = small[0].dtype
+    dtype = next(_tensors(small)).dtype
     tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
     label = f"{name} {str(dtype).removeprefix('torch.')}"
     try:
@@ -144,6 +144,12 @@ def example_inputs(
         calls["pixel_unshuffle"] = [(image, 2)]
         calls["pixel_shuffle"] = [(new(1, 12, 1, 1), 2)]
         square_weight = new(32, 32, 3, 3)
+        vectors = [new(5), new(1000)]
+        calls["sgd_step"] = [
+            (vectors, vectors, vectors, 0.1, 0.9, True, 1e-2),
+            (vectors, vectors, [], 0.1),
+        ]
+        calls["orthogonalize"] = [([new(32, 9), new(24, 108)], 5)]
         calls["residual_pair"] = [(wide, square_weight, new(32), square_weight, new(32))]
         for name, chosen in calls.items():
             yield name, dtype, chosen
@@ -156,14 +162,16 @@ def _trait(value: Any, is_weight: bool) -> Hashable:
 
 
 def _as_float64(value: Any) -> Any:
-    """A tensor as a float64 copy on the host; anything else as it is."""
+    """Tensors, alone or in lists, as float64 copies on the host; anything else as it is."""
+    if isinstance(value, list):
+        return [_as_float64(item) for item in value]
     return value.to("cpu", torch.float64, copy=True) if isinstance(value, Tensor) else value
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, tuple):
+    elif isinstance(value, tuple | list):
         for item in value:
             yield from _tensors(item)
 
@@ -372,6 +380,25 @@ def _residual_pair(
     return image, *first, *_fused_parameters(image, weight2, bias2, generator)
 
 
+def _sgd_step(
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    velocities: Sequence[Tensor],
+    *options: float,
+) -> Arguments:
+    generator = _generator()
+    drawn = (
+        [_normal(tensor.shape, tensor, generator) for tensor in tensors]
+        for tensors in (parameters, grads, velocities)
+    )
+    return *drawn, *options
+
+
+def _orthogonalize(matrices: Sequence[Tensor], steps: int) -> Arguments:
+    generator = _generator()
+    return [_normal(matrix.shape, matrix, generator) for matrix in matrices], steps
+
+
 # For each op: from the arguments of a call to those of a small problem of the same kind.
 SMALL_PROBLEM_FOR: Mapping[str, Callable[..., Arguments]] = {
     "conv2d_forward": _conv2d_forward,
@@ -390,6 +417,8 @@ SMALL_PROBLEM_FOR: Mapping[str, Callable[..., Arguments]] = {
     "pixel_unshuffle": _pixel_unshuffle,
     "pixel_shuffle": _pixel_shuffle,
     "residual_pair": _residual_pair,
+    "sgd_step": _sgd_step,
+    "orthogonalize": _orthogonalize,
 }
 
 # Where a convolution's weight stands among its arguments: its whole shape belongs to the kind.

@@ -1,6 +1,6 @@
 """Optimisers with the arguments and arithmetic of torch (course paper, II-F); clipping, averaging.
 
-A step moves all parameters together with torch's foreach operations: a few launches on a GPU.
+A step moves all parameters together: a few launches on a GPU.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .dispatch import ops_for
 from .errors import OptionError, ShapeError
 
 
@@ -108,18 +109,11 @@ class SGD(Optimizer):
         self.nesterov = nesterov
 
     def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
-        steps: tuple[Tensor, ...] | list[Tensor] = grads
-        if self.weight_decay:
-            steps = torch._foreach_add(grads, parameters, alpha=self.weight_decay)
-        if self.momentum:
-            velocities = self._states("velocity", indices)
-            torch._foreach_mul_(velocities, self.momentum)
-            torch._foreach_add_(velocities, steps)
-            if self.nesterov:
-                steps = torch._foreach_add(steps, velocities, alpha=self.momentum)
-            else:
-                steps = velocities
-        torch._foreach_sub_(parameters, steps, alpha=self.lr)
+        velocities = self._states("velocity", indices) if self.momentum else []
+        ops_for(parameters[0].device).sgd_step(
+            *(parameters, grads, velocities),
+            *(self.lr, self.momentum, self.nesterov, self.weight_decay),
+        )
 
 
 class Adam(Optimizer):
@@ -287,11 +281,6 @@ def _check_range(name: str, value: float) -> None:
         raise OptionError(f"{name}={value}: must be at least 0")
 
 
-# Coefficients of x ← a·x + b·x³ + c·x⁵ on singular values (Jordan et al., 2024).
-_QUINTIC = (3.4445, -4.775, 2.0315)
-_LEAST_NORM = 1e-7
-
-
 class Muon(AdamW):
     """Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
 
@@ -337,38 +326,20 @@ class Muon(AdamW):
         moving = list(zip(indices, parameters, grads, strict=True))
         if vectors := [entry for entry in moving if entry[1].ndim < 2]:
             super()._move(*map(list, zip(*vectors, strict=True)))
-        for index, parameter, grad in moving:
-            if parameter.ndim >= 2:
-                self._move_matrix(index, parameter, grad)
+        if matrices := [entry for entry in moving if entry[1].ndim >= 2]:
+            self._move_matrices(*map(list, zip(*matrices, strict=True)))
 
-    def _move_matrix(self, index: int, parameter: Tensor, grad: Tensor) -> None:
-        (mean,) = self._states("momentum", [index])
-        mean.lerp_(grad, 1 - self.momentum)
-        update = (grad.lerp(mean, self.momentum) if self.nesterov else mean).flatten(1)
-        scale = 0.2 * max(update.shape) ** 0.5
-        update = orthogonalized(update, self.ns_steps)
-        parameter.mul_(1 - self.lr * self.weight_decay)
-        parameter.add_(update.view_as(parameter), alpha=-self.lr * scale)
-
-
-def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Return (R, C) with the same singular vectors and singular values of about 1 (0.7 to 1.2).
-
-    Newton-Schulz: every step applies an odd quintic to the singular values of X, scaled to a
-    Frobenius norm of 1. That is a polynomial in X·Xᵀ times X, so all but the last product work on
-    the small square X·Xᵀ: two fifths of the multiplications for a 3×3 convolution.
-    """
-    a, b, c = _QUINTIC
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    wide = matrix.T if is_tall else matrix
-    wide = wide / wide.norm().clamp_min(_LEAST_NORM)
-    gram = wide @ wide.T
-    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    for step in range(steps):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        product = factor @ product
-        if step + 1 < steps:
-            gram = factor @ gram @ factor
-    result: Tensor = product @ wide
-    return result.T if is_tall else result
+    def _move_matrices(
+        self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]
+    ) -> None:
+        means = self._states("momentum", indices)
+        torch._foreach_lerp_(means, grads, 1 - self.momentum)
+        updates = torch._foreach_lerp(grads, means, self.momentum) if self.nesterov else means
+        # An update of about 0.2·√max(R, C) for each value, as AdamW's are.
+        flat = [update.flatten(1) for update in updates]
+        updates = ops_for(parameters[0].device).orthogonalize(flat, self.ns_steps)
+        rates = [-self.lr * 0.2 * max(update.shape) ** 0.5 for update in updates]
+        torch._foreach_mul_(updates, rates)
+        torch._foreach_mul_(parameters, 1 - self.lr * self.weight_decay)
+        steps = [u.view_as(p) for u, p in zip(updates, parameters, strict=True)]
+        torch._foreach_add_(parameters, steps)

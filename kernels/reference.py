@@ -224,3 +224,74 @@ def mse_loss(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     difference = input - target
     return difference.square().mean(), difference.mul_(2 / max(input.numel(), 1))
+
+
+def sgd_step(
+    parameters: list[Tensor],
+    grads: list[Tensor],
+    velocities: list[Tensor],
+    lr: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> list[Tensor]:
+    """p ← p − lr·v in place, for all parameters together, which are returned; see `optim.SGD`.
+
+    Args:
+        parameters: to move.
+        grads: their gradients.
+        velocities: changed in place; empty without momentum.
+        lr: learning rate.
+        momentum: v = momentum·v + g.
+        nesterov: move along g + momentum·v.
+        weight_decay: g = grad + weight_decay·p.
+    """
+    steps = grads
+    if weight_decay:
+        steps = list(torch._foreach_add(grads, parameters, alpha=weight_decay))
+    if velocities:
+        torch._foreach_mul_(velocities, momentum)
+        torch._foreach_add_(velocities, steps)
+        along = torch._foreach_add(steps, velocities, alpha=momentum) if nesterov else velocities
+        steps = list(along)
+    torch._foreach_sub_(parameters, steps, alpha=lr)
+    return parameters
+
+
+# Coefficients of x ← a·x + b·x³ + c·x⁵ on singular values (Jordan et al., 2024).
+_QUINTIC = (3.4445, -4.775, 2.0315)
+_LEAST_NORM = 1e-7
+
+
+def orthogonalize(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
+    """Return matrices with the same singular vectors and singular values of about 1 (0.7 to 1.2).
+
+    Newton-Schulz: every step applies an odd quintic to the singular values of X, scaled to a
+    Frobenius norm of 1. That is a polynomial in X·Xᵀ times X, so all but the last product work on
+    the small square X·Xᵀ: two fifths of the multiplications for a 3×3 convolution. Matrices of one
+    shape are multiplied together.
+
+    Args:
+        matrices: (R, C) each.
+        steps: ≥ 1.
+    """
+    a, b, c = _QUINTIC
+    results: dict[int, Tensor] = {}
+    shapes: dict[torch.Size, list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        shapes.setdefault(matrix.shape, []).append(index)
+    for (rows, columns), indices in shapes.items():
+        batch = torch.stack([matrices[index] for index in indices])
+        wide = batch.mT if rows > columns else batch
+        wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(_LEAST_NORM)
+        gram = wide @ wide.mT
+        product = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device).expand_as(gram)
+        for step in range(steps):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=1, dim2=2).add_(a)
+            product = factor @ product
+            if step + 1 < steps:
+                gram = factor @ gram @ factor
+        result = product @ wide
+        results.update(zip(indices, result.mT if rows > columns else result, strict=True))
+    return [results[index] for index in range(len(results))]

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("pool.cpp", "winograd.cpp", "direct.cpp", "pointwise.cpp")
+SOURCES = ("pool.cpp", "winograd.cpp", "direct.cpp", "pointwise.cpp", "optim.cpp")
 # Rounding is as written but for a·b + c in one step; no -ffast-math, whose start-up code makes the
 # whole process flush small numbers to zero, and no -march=native: a build runs elsewhere, too.
 FLAGS = (

@@ -374,7 +374,7 @@ EXPORT void denoise_direct_weights(const Geometry *geometry, const float *large,
           for (int64_t j = 0; j < across; j++)
             outer_block(in.data + i * g.dilation_h * in.pitch + j * g.dilation_w * g.large_c + group * C,
                         g.stride_w * g.large_c, g.stride_h * in.pitch, values, pixel, line, h, w, depth, Kv,
-                        sum + ((group * g.kh + i) * g.kw + j) * C * Kv, job > jobs * part / parts);
+                        sum + ((group * g.kh + i) * g.kw + j) * C * Kv, Kv, job > jobs * part / parts);
       }
     }
   });

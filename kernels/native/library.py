@@ -39,6 +39,8 @@ _SIGNATURES = {
     "denoise_direct_forward": (None, "gpppipp"),
     "denoise_direct_transpose": (None, "gpppipp"),
     "denoise_direct_weights": (None, "gppp"),
+    "denoise_sgd": (None, "ippppddid"),
+    "denoise_orthogonalize": (None, "ippppi"),
     "denoise_relu_backward": (None, "ppiipp"),
     "denoise_sigmoid": (None, "pip"),
     "denoise_mse": (c_double, "ppip"),
@@ -46,7 +48,7 @@ _SIGNATURES = {
     "denoise_pixel_unshuffle": (None, "ppiiiiip"),
     "denoise_pixel_shuffle": (None, "piiiiippp"),
 }
-_TYPES = {"p": c_void_p, "i": c_int64, "g": _GEOMETRY}
+_TYPES = {"p": c_void_p, "i": c_int64, "d": c_double, "g": _GEOMETRY}
 
 
 def load_library() -> tuple[str, ctypes.CDLL]:

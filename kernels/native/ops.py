@@ -232,6 +232,49 @@ class NativeOps:
         loss = self._library.denoise_mse(_ptr(input), _ptr(target), input.numel(), _ptr(grad))
         return torch.tensor(loss, dtype=input.dtype), grad
 
+    def sgd_step(
+        self,
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        velocities: list[Tensor],
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> list[Tensor]:
+        """Native implementation of `reference.sgd_step`."""
+        self._begin(*parameters, *grads, *velocities)
+        if not all(t.is_contiguous() for t in (*parameters, *grads, *velocities)):
+            raise NotCoveredError("elements in no order of memory")
+        sizes = (ctypes.c_int64 * len(parameters))(*(p.numel() for p in parameters))
+        self._library.denoise_sgd(
+            *(len(parameters), _pointers(parameters), _pointers(grads)),
+            *(_pointers(velocities) if velocities else None, sizes),
+            *(lr, momentum, int(nesterov), weight_decay),
+        )
+        return parameters
+
+    def orthogonalize(self, matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
+        """Native implementation of `reference.orthogonalize`."""
+        self._begin(*matrices)
+        results = [_new_like(matrix) for matrix in matrices]
+        # The largest first, so that the threads end together.
+        order = sorted(range(len(matrices)), key=lambda i: matrices[i].numel(), reverse=True)
+        dense = [matrices[i].contiguous() for i in order]
+        array = ctypes.c_int64 * len(dense)
+        rows, columns = (array(*(matrix.shape[axis] for matrix in dense)) for axis in (0, 1))
+        self._library.denoise_orthogonalize(
+            *(
+                len(dense),
+                _pointers(dense),
+                _pointers([results[i] for i in order]),
+                rows,
+                columns,
+                steps,
+            )
+        )
+        return results
+
     def normalize(self, input: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
         """Native implementation of `reference.normalize`."""
         self._begin(input)
@@ -510,6 +553,10 @@ def _dense(vector: Tensor | None) -> Tensor | None:
 
 def _ptr(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _strides(image: Tensor) -> ctypes.Array[ctypes.c_int64]:

@@ -3,6 +3,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <new>
 
@@ -223,10 +224,11 @@ static INLINE void outer_rows(int64_t n, const float *A, float *out, int64_t ldo
     if (n > 0) outer_rows<R / 2, NV>(n, A, out, ldo, add, rest...);
 }
 
-// out (rows × columns) (+)= Σ Aᵀ · B over `lines` lines of T values each; columns: a multiple of VL.
+// out (rows × columns, rows `ldo` apart) (+)= Σ Aᵀ · B over `lines` lines of T values each; columns:
+// a multiple of VL.
 static inline void outer_block(const float *A, int64_t lda, int64_t line_a, const float *B,
                                int64_t ldb, int64_t line_b, int64_t lines, int64_t T, int64_t rows,
-                               int64_t columns, float *out, bool add) {
+                               int64_t columns, float *out, int64_t ldo, bool add) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   constexpr int R = 6, NV = 2;
 #else
@@ -234,12 +236,13 @@ static inline void outer_block(const float *A, int64_t lda, int64_t line_a, cons
 #endif
   int64_t j = 0;
   for (; j + NV * VL <= columns; j += NV * VL)
-    outer_rows<R, NV>(rows, A, out + j, columns, add, lda, line_a, B + j, ldb, line_b, lines, T);
+    outer_rows<R, NV>(rows, A, out + j, ldo, add, lda, line_a, B + j, ldb, line_b, lines, T);
   for (; j < columns; j += VL)
-    outer_rows<R, 1>(rows, A, out + j, columns, add, lda, line_a, B + j, ldb, line_b, lines, T);
+    outer_rows<R, 1>(rows, A, out + j, ldo, add, lda, line_a, B + j, ldb, line_b, lines, T);
 }
 
-// Memory of a thread that grows and is kept, 64-byte aligned. Slots differ within one algorithm.
+// Memory of a thread that grows and is kept, in huge pages where it fills some. Slots differ within
+// one algorithm.
 class Scratch {
  public:
   ~Scratch() {
@@ -249,18 +252,23 @@ class Scratch {
     auto &s = slots_[slot];
     if (s.floats < floats) {
       free(s.data);
-      s.floats = round_up(floats, 1024);
-      s.data = (float *)aligned_alloc(64, (size_t)s.floats * 4);
+      int64_t page = floats * 4 >= HUGE_PAGE ? HUGE_PAGE : 4096;
+      s.floats = round_up(floats * 4, page) / 4;
+      s.data = (float *)aligned_alloc(page, (size_t)s.floats * 4);
       if (!s.data) {
         s.floats = 0;
         throw std::bad_alloc();
       }
+#ifdef MADV_HUGEPAGE
+      if (page == HUGE_PAGE) madvise(s.data, (size_t)s.floats * 4, MADV_HUGEPAGE);
+#endif
       memset(s.data, 0, (size_t)s.floats * 4);
     }
     return s.data;
   }
 
  private:
+  static constexpr int64_t HUGE_PAGE = 2 << 20;
   struct {
     float *data = nullptr;
     int64_t floats = 0;

@@ -354,7 +354,7 @@ EXPORT void denoise_winograd_weights(const float *x, int64_t N, int64_t H, int64
       int64_t p = job / row_blocks, c = job % row_blocks * 64;
       for (int64_t t = 0; t < count; t += OUTER_LENGTH)
         outer_block(V + p * vs + t * Cv + c, Cv, 0, M + p * ms + t * Kv, Kv, 0, 1,
-                    least(OUTER_LENGTH, count - t), least(64, C - c), Kv, dU + p * us + c * Kv,
+                    least(OUTER_LENGTH, count - t), least(64, C - c), Kv, dU + p * us + c * Kv, Kv,
                     first + t > 0);
     });
     for (int64_t job = 0; job < divide_up(count, T); job++)

@@ -414,7 +414,7 @@ class Broken:
 
         def wrong(*args: Any, **kwargs: Any) -> Any:
             result = op(*args, **kwargs)
-            first = result[0] if isinstance(result, tuple) else result
+            first = result[0] if isinstance(result, tuple | list) else result
             first.mul_(1.001)
             return result
 
@@ -531,3 +531,43 @@ def test_sanitizers_find_nothing(kind: str, tmp_path: Path) -> None:
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-4000:]
     assert "Sanitizer" not in output, output[-4000:]
+
+
+@pytest.mark.parametrize(
+    "options", [(0.1,), (0.1, 0.9), (0.1, 0.9, True, 0.01), (0.1, 0, False, 0.5)]
+)
+def test_sgd_moves_all_parameters_as_the_reference(
+    ops: NativeOps, options: tuple[float, ...]
+) -> None:
+    sizes = [(1,), (17,), (3, 5, 3, 3), (70_001,)]
+    has_momentum = len(options) > 1 and options[1] > 0
+    ours = [[torch.randn(s) for s in sizes] for _ in range(2 + has_momentum)] + [[]]
+    expected = [[t.double() for t in tensors] for tensors in ours]
+    for _ in range(2):
+        ops.sgd_step(*ours[:2], ours[2], *options)
+        reference.sgd_step(*expected[:2], expected[2], *options)
+    for actual, wanted in zip(ours, expected, strict=True):
+        for one, other in zip(actual, wanted, strict=True):
+            assert_near(one, other, "sgd", 1e-6)
+
+
+def test_orthogonalize_matches_the_reference(ops: NativeOps) -> None:
+    """Of the U-Net's shapes, tall and wide, and far from a vector's width."""
+    shapes = [
+        (192, 1728),
+        (64, 126),
+        (12, 576),
+        (100, 7),
+        (65, 130),
+        (3, 3),
+        (1, 5),
+        (5, 1),
+        (192, 1728),
+    ]
+    matrices = [torch.randn(shape) * 10.0**index for index, shape in enumerate(shapes)]
+    matrices[0] = matrices[0].T.contiguous().T
+    expected = reference.orthogonalize([matrix.double() for matrix in matrices], 5)
+    for actual, wanted in zip(ops.orthogonalize(matrices, 5), expected, strict=True):
+        assert_near(actual, wanted, str(tuple(actual.shape)), OUTPUT_ERROR)
+    zero = torch.zeros(3, 4)
+    assert torch.equal(ops.orthogonalize([zero], 5)[0], zero)
