@@ -1,6 +1,7 @@
 // The one pool of the library.
 #include "pool.h"
 
+#include <chrono>
 #include <new>
 #include <system_error>
 
@@ -13,6 +14,22 @@ static void pause_briefly() {
   asm volatile("yield");
 #endif
 }
+
+// Whether `done` comes true soon. A sleeping thread takes about 100 µs to wake up, which is about the
+// pause between two layers.
+template <class F>
+static bool soon(F done) {
+  auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(150);
+  do {
+    for (int i = 0; i < 32; i++) {
+      if (done()) return true;
+      pause_briefly();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+constexpr int64_t SEATS = 0xffff;
 
 Pool &Pool::get() {
   // Never destroyed: its threads outlive static destructors. After a fork it begins anew, since
@@ -30,31 +47,26 @@ Pool &Pool::get() {
 
 void Pool::run(int64_t n, int helpers, Body body, void *argument) {
   if (workers_ < helpers) grow(helpers);
+  if (helpers > workers_) helpers = workers_;
   body_ = body;
   argument_ = argument;
   count_ = n;
   next_.store(0, std::memory_order_relaxed);
-  {
+  finished_.store(0, std::memory_order_relaxed);
+  int64_t number = (call_.load(std::memory_order_relaxed) | SEATS) + 1;
+  call_.store(number | helpers);
+  if (sleepers_.load() > 0) {
     std::lock_guard<std::mutex> lock(mutex_);
-    joinable_ = helpers;
-    epoch_.fetch_add(1, std::memory_order_release);
-  }
-  if (helpers == workers_) {
     wake_.notify_all();
-  } else {
-    for (int i = 0; i < helpers; i++) wake_.notify_one();
   }
   work();
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    joinable_ = 0;
-  }
-  for (int i = 0; i < SPINS; i++) {
-    if (running_.load(std::memory_order_acquire) == 0) return;
-    pause_briefly();
-  }
+  int joined = helpers - (int)(call_.exchange(number) & SEATS);
+  auto is_done = [&] { return finished_.load() == joined; };
+  if (soon(is_done)) return;
   std::unique_lock<std::mutex> lock(mutex_);
-  done_.wait(lock, [this] { return running_.load(std::memory_order_acquire) == 0; });
+  is_waiting_.store(true);
+  done_.wait(lock, is_done);
+  is_waiting_.store(false);
 }
 
 void Pool::grow(int workers) {
@@ -70,20 +82,29 @@ void Pool::grow(int workers) {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
+// Take a seat in the open call, if there is one and it is not `seen`.
+bool Pool::join(int64_t &seen) {
+  int64_t call = call_.load();
+  while ((call | SEATS) != seen && (call & SEATS) > 0)
+    if (call_.compare_exchange_weak(call, call - 1)) {
+      seen = call | SEATS;
+      return true;
+    }
+  return false;
+}
+
 void Pool::loop() {
-  int seen = 0;
+  int64_t seen = 0;
   for (;;) {
-    for (int i = 0; i < SPINS && epoch_.load(std::memory_order_acquire) == seen; i++) pause_briefly();
-    {
+    if (!soon([&] { return join(seen); })) {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return epoch_.load(std::memory_order_relaxed) != seen; });
-      seen = epoch_.load(std::memory_order_relaxed);
-      if (joinable_ == 0) continue;
-      joinable_--;
-      running_.fetch_add(1, std::memory_order_relaxed);
+      sleepers_.fetch_add(1);
+      wake_.wait(lock, [&] { return join(seen); });
+      sleepers_.fetch_sub(1);
     }
     work();
-    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    finished_.fetch_add(1);
+    if (is_waiting_.load()) {
       std::lock_guard<std::mutex> lock(mutex_);
       done_.notify_one();
     }

@@ -32,20 +32,22 @@ class Pool {
 
  private:
   using Body = void (*)(void *, int64_t);
-  // About 30 µs: the pause between two layers. Then they sleep.
-  static constexpr int SPINS = 800;
 
   Pool() = default;
   void run(int64_t n, int helpers, Body body, void *argument);
   void grow(int workers);
   void loop();
+  bool join(int64_t &seen);
   void work();
 
   std::mutex calls_, mutex_;
   std::condition_variable wake_, done_;
-  std::atomic<int> limit_{1}, epoch_{0}, running_{0};
+  std::atomic<int> limit_{1}, sleepers_{0}, finished_{0};
+  std::atomic<bool> is_waiting_{false};
+  // The number of the call, and in the last 16 bits how many workers may still join it.
+  std::atomic<int64_t> call_{0};
   std::atomic<int64_t> next_{0};
-  int workers_ = 0, joinable_ = 0;  // joinable_: how many more may join the call that is open
+  int workers_ = 0;
   int64_t count_ = 0;
   Body body_ = nullptr;
   void *argument_ = nullptr;

@@ -10,9 +10,12 @@
 
 namespace {
 
-constexpr int64_t L2_FLOATS = 110 * 1024;  // what V and M of a block may take
+constexpr int64_t L2_FLOATS = 60 * 1024;   // what V and M of a block may take
 constexpr int64_t L3_FLOATS = 750 * 1000;  // … and of a chunk of the weight gradient
 constexpr int64_t OUTER_LENGTH = 256;      // tiles that an accumulator of it sums at once
+// A weight gradient whose sums are no more keeps them in a thread's L2 cache, as far as they go
+// with V and M of a block of tiles; the blocks are added up in so many parts.
+constexpr int64_t MOST_PRIVATE = 160 * 1000, PRIVATE_FLOATS = 400 * 1000, PARTS = 16;
 
 int64_t lanes_of(int64_t channels) { return round_up(channels, VL); }
 // Planes 64 bytes more than a power of two apart lie in other cache sets.
@@ -21,7 +24,7 @@ int64_t plane(int64_t rows, int64_t columns) { return rows * columns + 16; }
 int64_t tile_plane(int64_t tiles, int64_t lanes) { return plane(round_up(tiles, 24), lanes); }
 int64_t block_tiles(int64_t C, int64_t K) {
   int64_t tiles = L2_FLOATS / (36 * (lanes_of(C) + lanes_of(K))) / 12 * 12;
-  return most(12, least(48, tiles));
+  return most(12, least(24, tiles));
 }
 
 // A map that is read, and perhaps a ReLU's output of the same shape that gates it: where that is
@@ -273,8 +276,10 @@ EXPORT void denoise_winograd_residual(const float *x, int64_t N, int64_t H, int6
                                       int64_t hidden_channels, const float *U1, const float *bias1,
                                       const float *U2, const float *bias2, float *y) {
   int64_t D = hidden_channels, T = block_tiles(C, D), Cv = lanes_of(C), Dv = lanes_of(D);
-  int64_t part_h = least(round_up(H, 4), 128), part_w = least(round_up(W, 4), (C + D >= 128 ? 2 : 4) * T * 4 - 4);
-  int64_t high = divide_up(H, part_h), wide = divide_up(W, part_w);
+  int64_t most_h = 64, most_w = (C + D >= 256 ? 2 : C + D >= 128 ? 4 : 8) * T * 4 - 4;
+  int64_t high = divide_up(H, most_h), wide = divide_up(W, most_w);
+  int64_t part_h = round_up(divide_up(H, high), 4), part_w = round_up(divide_up(W, wide), 4);
+  high = divide_up(H, part_h), wide = divide_up(W, part_w);
   Map map{x, nullptr, N, H, W, C};
   bool streams = is_streamed(y, N * H * W, C);
   Pool::get().parallel(N * high * wide, [=](int64_t job) {
@@ -320,46 +325,9 @@ EXPORT void denoise_winograd_residual(const float *x, int64_t N, int64_t H, int6
   });
 }
 
-// dw (K, C, 3, 3) and db (K) of y = conv3×3(x) + b from the gradient dy (N, OH, OW, K), gated.
-EXPORT void denoise_winograd_weights(const float *x, int64_t N, int64_t H, int64_t W, int64_t C,
-                                     int64_t pad_h, int64_t pad_w, const float *dy,
-                                     const float *gate, int64_t OH, int64_t OW, int64_t K,
-                                     float *dw, float *db) {
-  constexpr int64_t T = 8;  // tiles of a job
-  Map map{x, nullptr, N, H, W, C};
-  Tiles tiles(N, OH, OW);
-  int64_t Cv = lanes_of(C), Kv = lanes_of(K), total = tiles.count();
-  int64_t step = least(round_up(total, T), most(T, L3_FLOATS / (36 * (Cv + Kv)) / T * T));
-  int64_t vs = plane(step, Cv), ms = plane(step, Kv), us = plane(C, Kv);
-  float *V = scratch(0, 36 * vs), *M = scratch(1, 36 * ms), *dU = scratch(2, 36 * us);
-  int64_t jobs = divide_up(step, T), row_blocks = divide_up(C, 64);
-  float *sums = scratch(3, jobs * Kv);
-  double *totals = (double *)scratch(4, 2 * Kv);
-  memset(totals, 0, Kv * sizeof(double));
-  for (int64_t first = 0; first < total; first += step) {
-    int64_t count = least(step, total - first);
-    Pool::get().parallel(divide_up(count, T), [=](int64_t job) {
-      float *sum = sums + job * Kv;
-      memset(sum, 0, Kv * sizeof(float));
-      int64_t start = job * T, end = least(count, start + T);
-      transform_block(map, tiles, pad_h, pad_w, first + start, end - start, V + start * Cv, vs);
-      for (int64_t t = start; t < end; t++) {
-        int64_t at[4], h = OH - tiles.y(first + t), w = OW - tiles.x(first + t);
-        tiles.rows(first + t, K, at);
-        if (gate) transform_gradient<true>(dy, gate, at, K, h, w, sum, M + t * Kv, ms);
-        else transform_gradient<false>(dy, gate, at, K, h, w, sum, M + t * Kv, ms);
-      }
-    });
-    Pool::get().parallel(36 * row_blocks, [=](int64_t job) {
-      int64_t p = job / row_blocks, c = job % row_blocks * 64;
-      for (int64_t t = 0; t < count; t += OUTER_LENGTH)
-        outer_block(V + p * vs + t * Cv + c, Cv, 0, M + p * ms + t * Kv, Kv, 0, 1,
-                    least(OUTER_LENGTH, count - t), least(64, C - c), Kv, dU + p * us + c * Kv, Kv,
-                    first + t > 0);
-    });
-    for (int64_t job = 0; job < divide_up(count, T); job++)
-      for (int64_t k = 0; k < K; k++) totals[k] += sums[job * Kv + k];
-  }
+// dw (K, C, 3, 3) from dU, 36 planes of C × Kv.
+static void transform_weights(const float *dU, int64_t C, int64_t K, float *dw) {
+  int64_t Kv = lanes_of(K), us = plane(C, Kv);
   Pool::get().parallel(divide_up(C, 16), [=](int64_t job) {
     int64_t c0 = job * 16, rows = least(16, C - c0);
     float taps[VL][16 * 9];
@@ -376,6 +344,109 @@ EXPORT void denoise_winograd_weights(const float *x, int64_t N, int64_t H, int64
         memcpy(dw + ((k + lane) * C + c0) * 9, taps[lane], rows * 9 * sizeof(float));
     }
   });
+}
+
+// The gradient of the weights: dU[p] = Σ V[p]ᵀ · M[p] over all tiles, then back to 3×3.
+namespace {
+struct Weights {
+  Map map;
+  Tiles tiles;
+  int64_t pad_h, pad_w;
+  const float *dy, *gate;
+  int64_t K;
+
+  // V and M of tiles; the sums of dy over their pixels are added to `sum`.
+  void transform(int64_t first, int64_t count, float *V, int64_t vs, float *M, int64_t ms,
+                 float *sum) const {
+    transform_block(map, tiles, pad_h, pad_w, first, count, V, vs);
+    for (int64_t t = 0; t < count; t++) {
+      int64_t at[4], h = tiles.H - tiles.y(first + t), w = tiles.W - tiles.x(first + t);
+      tiles.rows(first + t, K, at);
+      if (gate) transform_gradient<true>(dy, gate, at, K, h, w, sum, M + t * lanes_of(K), ms);
+      else transform_gradient<false>(dy, gate, at, K, h, w, sum, M + t * lanes_of(K), ms);
+    }
+  }
+};
+}  // namespace
+
+// Few channels: dU stays in the L2 cache of a thread, beside V and M of a few tiles.
+static void small_weights(const Weights &g, float *dw, double *totals) {
+  int64_t C = g.map.C, K = g.K, Cv = lanes_of(C), Kv = lanes_of(K), total = g.tiles.count();
+  int64_t us = plane(C, Kv);
+  int64_t T = most(8, least(64, (PRIVATE_FLOATS - 36 * us) / (36 * (Cv + Kv)) / 8 * 8));
+  // The parts do not depend on the number of threads, so neither do the sums.
+  int64_t parts = least(PARTS, divide_up(total, T)), blocks = divide_up(total, T);
+  int64_t size = 36 * us, vs = plane(T, Cv), ms = plane(T, Kv);
+  float *dUs = scratch(2, parts * size);
+  double *sums = (double *)scratch(3, 2 * parts * Kv);
+  Pool::get().parallel(parts, [=, &g](int64_t part) {
+    float *dU = dUs + part * size, *V = scratch(0, 36 * vs), *M = scratch(1, 36 * ms);
+    float *sum = scratch(5, Kv);
+    double *partial = sums + part * Kv;
+    memset(partial, 0, Kv * sizeof(double));
+    int64_t begin = blocks * part / parts;
+    for (int64_t block = begin; block < blocks * (part + 1) / parts; block++) {
+      int64_t first = block * T, count = least(T, total - first);
+      memset(sum, 0, Kv * sizeof(float));
+      g.transform(first, count, V, vs, M, ms, sum);
+      for (int p = 0; p < 36; p++)
+        outer_block(V + p * vs, Cv, 0, M + p * ms, Kv, 0, 1, count, C, Kv, dU + p * us, Kv,
+                    block > begin);
+      for (int64_t k = 0; k < K; k++) partial[k] += sum[k];
+    }
+  });
+  for (int64_t part = 0; part < parts; part++)
+    for (int64_t k = 0; k < K; k++) totals[k] += sums[part * Kv + k];
+  Pool::get().parallel(36, [=](int64_t p) {
+    for (int64_t at = p * us; at < p * us + C * Kv; at += VL) {
+      vec value = load(dUs + at);
+      for (int64_t part = 1; part < parts; part++) value += load(dUs + part * size + at);
+      store(dUs + at, value);
+    }
+  });
+  transform_weights(dUs, C, K, dw);
+}
+
+// Many channels: V and M of as many tiles as the L3 cache holds, then the threads share the products.
+static void large_weights(const Weights &g, float *dw, double *totals) {
+  constexpr int64_t T = 8;  // tiles of a job
+  int64_t C = g.map.C, K = g.K, Cv = lanes_of(C), Kv = lanes_of(K), total = g.tiles.count();
+  int64_t step = least(round_up(total, T), most(T, L3_FLOATS / (36 * (Cv + Kv)) / T * T));
+  int64_t vs = plane(step, Cv), ms = plane(step, Kv), us = plane(C, Kv);
+  float *V = scratch(0, 36 * vs), *M = scratch(1, 36 * ms), *dU = scratch(2, 36 * us);
+  int64_t jobs = divide_up(step, T), row_blocks = divide_up(C, 64);
+  float *sums = scratch(3, jobs * Kv);
+  for (int64_t first = 0; first < total; first += step) {
+    int64_t count = least(step, total - first);
+    Pool::get().parallel(divide_up(count, T), [=, &g](int64_t job) {
+      memset(sums + job * Kv, 0, Kv * sizeof(float));
+      int64_t start = job * T;
+      g.transform(first + start, least(T, count - start), V + start * Cv, vs, M + start * Kv, ms,
+                  sums + job * Kv);
+    });
+    Pool::get().parallel(36 * row_blocks, [=](int64_t job) {
+      int64_t p = job / row_blocks, c = job % row_blocks * 64;
+      for (int64_t t = 0; t < count; t += OUTER_LENGTH)
+        outer_block(V + p * vs + t * Cv + c, Cv, 0, M + p * ms + t * Kv, Kv, 0, 1,
+                    least(OUTER_LENGTH, count - t), least(64, C - c), Kv, dU + p * us + c * Kv, Kv,
+                    first + t > 0);
+    });
+    for (int64_t job = 0; job < divide_up(count, T); job++)
+      for (int64_t k = 0; k < K; k++) totals[k] += sums[job * Kv + k];
+  }
+  transform_weights(dU, C, K, dw);
+}
+
+// dw (K, C, 3, 3) and db (K) of y = conv3×3(x) + b from the gradient dy (N, OH, OW, K), gated.
+EXPORT void denoise_winograd_weights(const float *x, int64_t N, int64_t H, int64_t W, int64_t C,
+                                     int64_t pad_h, int64_t pad_w, const float *dy,
+                                     const float *gate, int64_t OH, int64_t OW, int64_t K,
+                                     float *dw, float *db) {
+  Weights gradient{{x, nullptr, N, H, W, C}, Tiles(N, OH, OW), pad_h, pad_w, dy, gate, K};
+  double *totals = (double *)scratch(4, 2 * K);
+  memset(totals, 0, K * sizeof(double));
+  bool is_small = 36 * plane(C, lanes_of(K)) <= MOST_PRIVATE;
+  (is_small ? small_weights : large_weights)(gradient, dw, totals);
   if (db)
     for (int64_t k = 0; k < K; k++) db[k] = (float)totals[k];
 }

@@ -1,6 +1,7 @@
 """Shared by all commands: -h, --version, errors as one line on stderr, exit codes."""
 
 import io
+import os
 import signal
 import sys
 import warnings
@@ -53,6 +54,9 @@ Version = Annotated[
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn our errors and signals into a line and an exit code; wraps a command's work."""
+    # OpenMP's threads would spin for milliseconds after each torch operation, on the cores that the
+    # native kernels, decoders and encoders need. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torch warns on import if numpy is missing, which this tool does not need.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     if isinstance(sys.stdout, io.TextIOWrapper):
