@@ -4,7 +4,7 @@ Packing a weight costs a launch or a pass over it. In inference it is done once;
 step changes the weights, so `kept_from_second_use` holds no memory for what is used once.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -32,6 +32,12 @@ def kept_from_second_use(
         made[kind] = None
         return None
     return kept(weight, kind, make)
+
+
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drop all that was made of weights which a kernel wrote to, unknown to torch."""
+    for weight in weights:
+        _entries.pop(weight, None)  # type: ignore[no-untyped-call]
 
 
 def _made_of(weight: Tensor) -> dict[Hashable, Tensor | None]:

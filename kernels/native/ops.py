@@ -14,7 +14,7 @@ from ..buffer_pool import POOL
 from ..errors import NotCoveredError
 from ..geometry import Activation, ConvGeometry, FusedActivation, IntPair
 from ..reference import upsample_nearest2d_forward
-from ..weight_cache import kept_from_second_use
+from ..weight_cache import forget, kept_from_second_use
 from .library import Geometry
 
 _ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2}
@@ -255,6 +255,7 @@ class NativeOps:
             *(_pointers(velocities) if velocities else None, sizes),
             *(lr, momentum, int(nesterov), weight_decay),
         )
+        forget(parameters)
         return parameters
 
     def orthogonalize(self, matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:

@@ -551,6 +551,18 @@ def test_sgd_moves_all_parameters_as_the_reference(
             assert_near(one, other, "sgd", 1e-6)
 
 
+def test_a_step_of_sgd_is_seen_by_the_layers(ops: NativeOps) -> None:
+    """The packed copies of a weight, kept while it does not change, are of no use after a step."""
+    image, weight, gradient = torch.randn(1, 16, 9, 9), torch.randn(16, 16, 3, 3), torch.ones(1)
+    square = ConvGeometry(padding=(1, 1))
+    for _ in range(3):
+        for _ in range(3):
+            output = ops.conv2d_forward(image, weight, None, square)
+        expected = functional.conv2d(image.double(), weight.double(), padding=1)
+        assert_near(output, expected, "output", OUTPUT_ERROR)
+        ops.sgd_step([weight], [gradient.expand_as(weight).contiguous()], [], 0.1)
+
+
 def test_orthogonalize_matches_the_reference(ops: NativeOps) -> None:
     """Of the U-Net's shapes, tall and wide, and far from a vector's width."""
     shapes = [
