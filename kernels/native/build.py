@@ -2,8 +2,8 @@
 
     python kernels/native/build.py        beside the sources, where `library` finds it
 
-setup.py, scripts and tests call `compile_library`. Only the standard library is imported, since
-setup.py runs before the package is installed.
+`packaging`, scripts and tests call `compile_library`. Only the standard library is imported, since
+`packaging` runs before the package is installed.
 """
 
 import hashlib
@@ -32,6 +32,8 @@ FLAGS = (
     "-fPIC",
     "-pthread",
 )
+# A wheel runs beside older C++ libraries than the compiler's.
+LINK_FLAGS = ("-static-libstdc++", "-static-libgcc") if sys.platform == "linux" else ()
 # What torch's get_cpu_capability asks for before it says AVX2 or AVX512.
 INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"),
@@ -65,7 +67,7 @@ def source_hash() -> str | None:
     paths = sorted(path for path in FOLDER.iterdir() if path.suffix in (".cpp", ".h"))
     if not paths:
         return None
-    digest = hashlib.sha256(repr((FLAGS, INSTRUCTION_SETS)).encode())
+    digest = hashlib.sha256(repr((FLAGS, LINK_FLAGS, INSTRUCTION_SETS)).encode())
     for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -126,7 +128,7 @@ def _compile(compiler: list[str], flags: Sequence[str], target: Path) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         compiled = list(threads.map(compile_source, SOURCES))
-    run([*compiled, "-shared", "-o", str(target)])
+    run([*compiled, "-shared", *LINK_FLAGS, "-o", str(target)])
 
 
 def main() -> int:

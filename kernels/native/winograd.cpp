@@ -226,18 +226,23 @@ EXPORT int64_t denoise_winograd_size(int64_t in, int64_t out) { return 36 * plan
 // U from weights w[o · so + i · si + tap]; is_turned: of the filter turned by 180°.
 EXPORT void denoise_winograd_pack(const float *w, int64_t in, int64_t out, int64_t so, int64_t si,
                                   int64_t is_turned, float *U) {
-  int64_t Kv = lanes_of(out), us = plane(in, Kv), width = panel_width(out);
-  Pool::get().parallel(divide_up(in, 16), [=](int64_t job) {
-    for (int64_t k = 0; k < Kv; k += VL)
-      for (int64_t c = job * 16; c < least(in, job * 16 + 16); c++) {
-        vec g[9] = {}, half[18], u[36];
+  int64_t Kv = lanes_of(out), us = plane(in, Kv), width = panel_width(out), blocks = divide_up(in, 16);
+  // A job fills 16 rows of a panel, one after the other, since it writes to 36 places at once.
+  Pool::get().parallel(blocks * (Kv / width), [=](int64_t job) {
+    int64_t panel = job / blocks * width, first = job % blocks * 16;
+    for (int64_t c = first; c < least(in, first + 16); c++)
+      for (int64_t k = panel; k < panel + width; k += VL) {
+        vec half[18], u[36];
+        alignas(64) float taps[9][VL] = {};
         for (int64_t lane = 0; lane < least(VL, out - k); lane++) {
           const float *from = w + (k + lane) * so + c * si;
-          for (int tap = 0; tap < 9; tap++) g[tap][lane] = from[is_turned ? 8 - tap : tap];
+          for (int tap = 0; tap < 9; tap++) taps[tap][lane] = from[is_turned ? 8 - tap : tap];
         }
+        vec g[9];
+        for (int tap = 0; tap < 9; tap++) g[tap] = load(taps[tap]);
         for (int j = 0; j < 3; j++) winograd::weight(g + j, 3, half + j, 3);
         for (int i = 0; i < 6; i++) winograd::weight(half + i * 3, 1, u + i * 6, 1);
-        float *to = U + (k / width * in + c) * width + k % width;
+        float *to = U + panel * in + c * width + k - panel;
         for (int p = 0; p < 36; p++) store(to + p * us, u[p]);
       }
   });
