@@ -130,11 +130,11 @@ GEMM = Ops(
     conv.conv2d_backward,
     conv.conv_transpose2d_forward,
     conv.conv_transpose2d_backward,
-    pointwise.sigmoid_forward,
-    pointwise.sigmoid_forward_,
-    pointwise.sigmoid_backward,
+    torch.sigmoid,
+    torch.sigmoid_,
+    reference.sigmoid_backward,
     pointwise.upsample_nearest2d_forward,
-    pointwise.upsample_nearest2d_backward,
+    reference.upsample_nearest2d_backward,
     normalize=pointwise.normalize,
 )
 

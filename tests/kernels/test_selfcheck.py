@@ -24,6 +24,7 @@ def test_every_gemm_op_passes_in_every_precision() -> None:
     ops = ("conv2d", "conv_transpose2d", "upsample_nearest2d", "sigmoid")
     names = {f"{op}_{direction}" for op in ops for direction in ("forward", "backward")}
     names |= {"sigmoid_forward_", "normalize"}
+    names -= {"upsample_nearest2d_backward", "sigmoid_backward"}  # the specification's
     assert checks.keys() == {f"{name} {precision}" for name in names for precision in PRECISIONS}
     for check in checks.values():
         assert check.status == "ok", check
