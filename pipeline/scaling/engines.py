@@ -11,13 +11,14 @@ import torch
 
 from denoise_batch.kernels.errors import DeviceError
 
+from ..device import precision_on
 from ..files.scan import Job
 from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from ..streaming.manifest import FOLDER, Manifest, Storage
 from ..streaming.result import Plan, Result
-from ..streaming.stream import Engine, precision_on
+from ..streaming.stream import Engine
 from .dispatch import Dispatch, Worker
 from .processes import ProcessWorker
 from .ray_workers import RayWorker, connect, precision_there, shares

@@ -31,6 +31,7 @@ from ..device import (
     compute_bytes,
     cores,
     in_flight_bytes,
+    precision_on,
     resolve_device,
     return_large_blocks,
     torch_dtype,
@@ -98,6 +99,7 @@ class LocalEngine(Engine):
         denoiser: the loaded network with the run's settings.
 
     Raises:
+        OptionError: the device does not compute in the precision.
         DeviceError: the device is not there.
         WeightsError: the weights cannot be used.
     """
@@ -159,14 +161,6 @@ class LocalEngine(Engine):
                 raise
             reason = f"{self.device} failed: {first_line(error)}; finished files are kept"
             raise DeviceError(reason) from error
-
-
-def precision_on(name: str, device: torch.device) -> str:
-    """Resolve `auto`: bf16 on GPUs with tensor cores for it, float32 elsewhere."""
-    if name != "auto":
-        return name
-    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if has_bf16 else "fp32"
 
 
 MOST_IMAGES = 64  # in an automatic batch
