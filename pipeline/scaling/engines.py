@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.errors import DeviceError
 
 from ..device import precision_on
@@ -127,6 +128,11 @@ class ProcessEngine(WorkersEngine):
         # The first stands for all: a machine's GPUs are usually alike.
         self.precision = precision_on(options.precision, torch.device(self._devices[0]))
         super().__init__(options, storage, part)
+
+    @property
+    def kernels(self) -> str:
+        """What computes on the first device, which stands for all."""
+        return ops_for(torch.device(self._devices[0])).in_words
 
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
         """One worker per device."""

@@ -24,6 +24,7 @@ from typing import Generic, TypeVar
 import torch
 
 from denoise_batch.kernels import DeviceError, ImageError
+from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.errors import first_line
 
 from ..device import (
@@ -66,6 +67,11 @@ class Engine(ABC):
     precision: str
     weights_file: Path
     digests: tuple[str, str]
+
+    @property
+    def kernels(self) -> str:
+        """What computes, in words."""
+        return "chosen by each worker"
 
     @abstractmethod
     def run(
@@ -125,6 +131,11 @@ class LocalEngine(Engine):
             cuda_graphs=options.cuda_graphs,
             probe=options.measure and options.reference is None,
         )
+
+    @property
+    def kernels(self) -> str:
+        """What computes on the device, in words."""
+        return ops_for(self._device).in_words
 
     def run(
         self,
