@@ -107,19 +107,11 @@ def _convolve(
     activation: Activation = None,
 ) -> Tensor:
     """S = W · windows(L) + bias; `weight` is (S, L/groups, kh, kw), `offset` that of `_windows`."""
-    groups, (out, into, kh, kw) = geometry.groups, weight.shape
-    taps = weight.reshape(groups, out // groups, into, kh, kw).permute(0, 3, 4, 2, 1)
-    matrix = taps.reshape(groups, -1, out // groups)
-    shift = None if bias is None else bias.view(groups, 1, -1)
+    groups, out = geometry.groups, len(weight)
+    matrix, shift = _as_matrices(weight, bias, groups)
     output = POOL.alloc((len(image), *size, out), image)
-    for where, windows in _chunks(_windows(image, (kh, kw), geometry, offset, size)):
-        target = _by_group(output[where], groups)
-        if shift is None:
-            torch.bmm(windows, matrix, out=target)
-        else:
-            torch.baddbmm(shift, windows, matrix, out=target)
-        if activation == "relu":
-            target.clamp_min_(0)
+    for where, windows in _chunks(_windows(image, _kernel(weight), geometry, offset, size)):
+        _multiply(windows, matrix, shift, _by_group(output[where], groups), activation)
     return output.permute(0, 3, 1, 2)
 
 
@@ -148,21 +140,33 @@ def _transpose(
     taps = taps.view(groups, into // groups, channels, th, sh, tw, sw).flip(3, 5)
     # (groups · sh · sw · channels, into / groups, th, tw)
     taps = taps.permute(0, 4, 6, 2, 1, 3, 5).reshape(-1, into // groups, th, tw)
-    shift = None if bias is None else bias.view(groups, 1, -1).expand(-1, sh * sw, -1).flatten()
+    if bias is not None:
+        bias = bias.view(groups, 1, -1).expand(-1, sh * sw, -1).flatten()
     rows = (size[0] - 1 + top) // sh + 1 - top // sh
     columns = (size[1] - 1 + left) // sw + 1 - left // sw
     down, across = geometry.dilation
     offset = (down * (th - 1) - top // sh, across * (tw - 1) - left // sw)
     plain = ConvGeometry(dilation=(down, across), groups=groups)
-    output = _convolve(image, taps, shift, plain, offset, (rows, columns), activation)
     if (sh, sw) == (1, 1):
-        return output
-    phases = output.permute(0, 2, 3, 1).view(-1, rows, columns, groups, sh, sw, channels)
-    shape = len(image), rows * sh, columns * sw, groups * channels
-    pixels = phases.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape)
-    POOL.free(output)
+        return _convolve(image, taps, bias, plain, offset, (rows, columns), activation)
+    matrix, shift = _as_matrices(taps, bias, groups)
+    output = POOL.alloc((len(image), *size, groups * channels), image)
     top, left = top % sh, left % sw
-    return pixels[:, top : top + size[0], left : left + size[1]].contiguous().permute(0, 3, 1, 2)
+    for (images, lines), windows in _chunks(
+        _windows(image, (th, tw), plain, offset, (rows, columns))
+    ):
+        shape = (groups, windows.shape[1], matrix.shape[2])
+        product = POOL.scratch("product", math.prod(shape), windows, windows.dtype).view(shape)
+        _multiply(windows, matrix, shift, product, activation)
+        target = output[images]
+        phases = product.view(groups, len(target), -1, columns, sh, sw, channels)
+        pixels = phases.permute(1, 2, 4, 3, 5, 0, 6).reshape(
+            len(target), -1, columns * sw, groups * channels
+        )
+        start = lines.start * sh - top
+        low, high = max(start, 0), min(start + pixels.shape[1], size[0])
+        target[:, low:high] = pixels[:, low - start : high - start, left : left + size[1]]
+    return output.permute(0, 3, 1, 2)
 
 
 def _weight_grad(large: Tensor, small: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
@@ -231,6 +235,27 @@ def _chunks(windows: Tensor) -> Iterator[tuple[Where, Tensor]]:
             yield where, chunk.view(groups, -1, depth)
 
 
+def _as_matrices(weight: Tensor, bias: Tensor | None, groups: int) -> tuple[Tensor, Tensor | None]:
+    """Return (groups, kh·kw·L/groups, S/groups) and (groups, 1, S/groups)."""
+    out, into, kh, kw = weight.shape
+    taps = weight.reshape(groups, out // groups, into, kh, kw).permute(0, 3, 4, 2, 1)
+    return taps.reshape(groups, -1, out // groups), None if bias is None else bias.view(
+        groups, 1, -1
+    )
+
+
+def _multiply(
+    windows: Tensor, matrix: Tensor, shift: Tensor | None, target: Tensor, activation: Activation
+) -> None:
+    """target = activation(windows · matrix + shift)."""
+    if shift is None:
+        torch.bmm(windows, matrix, out=target)
+    else:
+        torch.baddbmm(shift, windows, matrix, out=target)
+    if activation == "relu":
+        target.clamp_min_(0)
+
+
 def _by_group(image: Tensor, groups: int) -> Tensor:
     """(N, H, W, C) as (groups, positions, C/groups)."""
     return image.view(-1, groups, image.shape[3] // groups).transpose(0, 1)
@@ -251,6 +276,10 @@ def _dense(weight: Tensor, dilation: IntPair) -> Tensor:
     dense = weight.new_zeros(*weight.shape[:2], down * (kh - 1) + 1, across * (kw - 1) + 1)
     dense[:, :, ::down, ::across] = weight
     return dense
+
+
+def _kernel(weight: Tensor) -> IntPair:
+    return weight.shape[2], weight.shape[3]
 
 
 def _nhwc(image: Tensor) -> Tensor:
