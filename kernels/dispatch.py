@@ -9,7 +9,7 @@ DENOISE_BATCH_KERNELS, read when a table is made, chooses the implementation:
                their self-check, else gemm
     triton     on CUDA the Triton kernels without self-check; their errors are raised
     native     on a processor the native kernels without self-check; an error if there are none
-    gemm       torch's matrix products, fast on any device
+    gemm       torch's matrix products, on any device
     reference  the specification, to compare with
 """
 
@@ -36,7 +36,6 @@ from .errors import (
 )
 from .gemm import conv, fused, pointwise
 from .kernel_check import Op, check_call, example_inputs, signature
-from .native.build import instruction_sets
 from .native.library import load_library
 from .native.ops import NativeOps
 
@@ -62,6 +61,13 @@ NATIVE_OPS = (
     "sgd_step",
     "orthogonalize",
 )
+_WORDS = {
+    "native": "native kernels",
+    "triton": "Triton kernels",
+    "gemm": "torch matrix products",
+    "reference": "the reference implementation",
+}
+_MEND = "update the C++ compiler and reinstall"
 # Ampere: bfloat16 on tensor cores, asynchronous copies, 99 KiB of shared memory and more.
 MINIMUM_CAPABILITY = (8, 0)
 
@@ -72,6 +78,7 @@ class Ops:
 
     Attributes:
         implementation: "reference", "gemm", "triton" or "native".
+        detail: which variant of it, or why it is not a faster one; for the user.
         disabled: why kernels were disabled, by op.
     """
 
@@ -94,7 +101,17 @@ class Ops:
     residual_pair: Callable[..., Tensor] = fused.residual_pair
     conv2d_fused: Callable[..., Tensor] = fused.conv2d_fused
     conv_transpose2d_fused: Callable[..., Tensor] = fused.conv_transpose2d_fused
+    detail: str = ""
     disabled: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def in_words(self) -> str:
+        """What computes, in one line, and why nothing faster does; for logs and reports."""
+        words = _WORDS[self.implementation] + (f" ({self.detail})" if self.detail else "")
+        if not self.disabled:
+            return words
+        reason = next(iter(self.disabled.values()))
+        return f"{words}, and torch matrix products for {', '.join(self.disabled)} ({reason})"
 
     @property
     def has_fused_kernels(self) -> bool:
@@ -130,11 +147,11 @@ GEMM = Ops(
     conv.conv2d_backward,
     conv.conv_transpose2d_forward,
     conv.conv_transpose2d_backward,
-    pointwise.sigmoid_forward,
-    pointwise.sigmoid_forward_,
-    pointwise.sigmoid_backward,
+    torch.sigmoid,
+    torch.sigmoid_,
+    reference.sigmoid_backward,
     pointwise.upsample_nearest2d_forward,
-    pointwise.upsample_nearest2d_backward,
+    reference.upsample_nearest2d_backward,
     normalize=pointwise.normalize,
 )
 
@@ -148,10 +165,9 @@ def ops_for(device: torch.device) -> Ops:
         DeviceError: it asks for kernels that there are not for this device.
     """
     choice = chosen_kernels()
-    if choice == "reference":
-        return REFERENCE
-    if choice == "gemm":
-        return GEMM
+    if choice in ("reference", "gemm"):
+        forced = REFERENCE if choice == "reference" else GEMM
+        return replace(forced, detail=f"DENOISE_BATCH_KERNELS={choice}")
     try:
         if may_have_kernels(device):
             kernels = load_kernels(device)
@@ -161,8 +177,12 @@ def ops_for(device: torch.device) -> Ops:
     except UnavailableError as reason:
         if choice == ("native" if device.type == "cpu" else "triton"):
             raise DeviceError(f"DENOISE_BATCH_KERNELS={choice}: {reason}; unset it") from reason
-        if device.type == "cpu" and instruction_sets():
-            logger.warning("native kernels: %s; torch's slower ones compute", reason)
+        kind = "native" if device.type == "cpu" else "Triton"
+        if device.type == "cpu":
+            logger.warning(
+                "torch matrix products compute, which are slower: no native kernels: %s", reason
+            )
+        return replace(GEMM, detail=f"no {kind} kernels: {reason}")
     return GEMM
 
 
@@ -234,8 +254,8 @@ def native_table(native: NativeOps, *, is_checked: bool) -> Ops:
     """gemm's ops, with a native kernel in place of every op that has one.
 
     Unless `is_checked` is False, every kernel first computes a few small problems beside gemm; one
-    that raises or disagrees stays disabled, with one line in the log. gemm also does what a kernel
-    declines.
+    that raises or disagrees stays disabled; the log names them in one line. gemm also does what a
+    kernel declines.
     """
     disabled: dict[str, str] = {}
     ops: dict[str, Any] = {}
@@ -247,13 +267,19 @@ def native_table(native: NativeOps, *, is_checked: bool) -> Ops:
         if reason is None:
             ops[name] = partial(_kernel_or_gemm, kernel, gemm)
         else:
-            disabled[name] = reason
-            logger.warning(
-                "native kernel %s is disabled (%s); torch's matrix products do its work",
-                name,
-                reason,
-            )
-    return replace(GEMM, implementation="native", disabled=disabled, **ops)
+            disabled[name] = f"{reason}: {_MEND}"
+    if disabled:
+        logger.warning(
+            "native kernel%s %s disabled (%s); torch's matrix products do the work",
+            "s" * (len(disabled) > 1),
+            f"{', '.join(disabled)} {'are' if len(disabled) > 1 else 'is'}",
+            next(iter(disabled.values())),
+        )
+    if not ops:
+        reason = f"native kernels are disabled: {next(iter(disabled.values()))}"
+        return replace(GEMM, detail=reason)
+    table = replace(GEMM, implementation="native", detail=native.instruction_set, **ops)
+    return replace(table, disabled=disabled)
 
 
 def _kernel_or_gemm(kernel: Op, gemm: Op, *args: Any, **kwargs: Any) -> Any:

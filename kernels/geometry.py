@@ -25,12 +25,15 @@ class ConvGeometry:
             many rows and columns off its output.
         dilation: distance between kernel taps.
         output_padding: rows and columns that a transposed convolution adds at the bottom and right.
+        groups: equal parts of the input's channels, each joined with its own part of the output's;
+            a weight's second dimension counts the channels of one part.
     """
 
     stride: IntPair = (1, 1)
     padding: IntPair = (0, 0)
     dilation: IntPair = (1, 1)
     output_padding: IntPair = (0, 0)
+    groups: int = 1
 
     def conv2d_output_size(self, size: Sequence[int], kernel_size: Sequence[int]) -> IntPair:
         """Extent (oh, ow) of a convolution of an image of (H, W) = `size`.

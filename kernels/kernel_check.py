@@ -236,7 +236,7 @@ def _conv2d_forward(
 ) -> Arguments:
     generator = _generator()
     size, _ = _conv2d_sizes(weight, geometry)
-    image = _normal((BATCH, weight.shape[1], *size), input, generator)
+    image = _normal((BATCH, weight.shape[1] * geometry.groups, *size), input, generator)
     small_bias = _bias(bias, input, generator)
     return image, _weight(weight, generator), small_bias, geometry, activation
 
@@ -252,7 +252,7 @@ def _conv2d_backward(
 ) -> Arguments:
     generator = _generator()
     size, output_size = _conv2d_sizes(weight, geometry)
-    image = _normal((BATCH, weight.shape[1], *size), input, generator)
+    image = _normal((BATCH, weight.shape[1] * geometry.groups, *size), input, generator)
     grad = _normal((BATCH, weight.shape[0], *output_size), input, generator)
     small_weight = _weight(weight, generator)
     relu_output = _relu_output(output, grad, generator)
@@ -285,7 +285,7 @@ def _conv_transpose2d_backward(
     generator = _generator()
     size = geometry.conv_transpose2d_output_size(EXTENTS, weight.shape[2:])
     image = _normal((BATCH, weight.shape[0], *EXTENTS), input, generator)
-    grad = _normal((BATCH, weight.shape[1], *size), input, generator)
+    grad = _normal((BATCH, weight.shape[1] * geometry.groups, *size), input, generator)
     small_weight = _weight(weight, generator)
     relu_output = _relu_output(output, grad, generator)
     added = None if residual is None else _normal(image.shape, residual, generator)
@@ -331,7 +331,8 @@ def _conv_transpose2d_fused(
     parameters = _fused_parameters(image, weight, bias, generator)
     small_residual = None
     if residual is not None:
-        small_residual = _normal((BATCH, weight.shape[1], *size), residual, generator)
+        shape = (BATCH, weight.shape[1] * geometry.groups, *size)
+        small_residual = _normal(shape, residual, generator)
     return image, *parameters, geometry, activation, small_residual
 
 

@@ -5,6 +5,7 @@ have the same names and signatures.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,13 +21,13 @@ def conv2d_forward(
     geometry: ConvGeometry,
     activation: Activation = None,
 ) -> Tensor:
-    """Y = W · unfold(X) + b, then the activation.
+    """Y = W · unfold(X) + b, each group by itself, then the activation.
 
     Args:
         input: (N, in_channels, H, W).
-        weight: (out_channels, in_channels, kh, kw).
+        weight: (out_channels, in_channels / groups, kh, kw).
         bias: (out_channels,) or None.
-        geometry: stride, padding and dilation.
+        geometry: stride, padding, dilation and groups.
         activation: None, or "relu" applied to the output.
 
     Returns:
@@ -34,11 +35,12 @@ def conv2d_forward(
     """
     kernel_size = _kernel_size(weight)
     oh, ow = geometry.conv2d_output_size(input.shape[2:], kernel_size)
-    columns = _unfold(input, kernel_size, geometry)  # (N, C·kh·kw, oh·ow)
-    output = weight.flatten(1) @ columns
+    columns = _unfold(input, kernel_size, geometry)  # (N, groups, C/groups·kh·kw, oh·ow)
+    output = _matrices(weight, geometry) @ columns
+    output = output.view(len(input), len(weight), oh, ow)
     if bias is not None:
-        output += bias.view(1, -1, 1)
-    return _activate(output.view(len(input), len(weight), oh, ow), activation)
+        output += bias.view(1, -1, 1, 1)
+    return _activate(output, activation)
 
 
 def conv2d_backward(
@@ -50,7 +52,7 @@ def conv2d_backward(
     needs_input_grad: bool = True,
     residual: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """dX = fold(Wᵀ · dY), dW = Σ_n dY_n · unfold(X_n)ᵀ, db = Σ_{n,y,x} dY.
+    """dX = fold(Wᵀ · dY), dW = Σ_n dY_n · unfold(X_n)ᵀ, db = Σ_{n,y,x} dY, each group by itself.
 
     Args:
         grad_output: shaped as the output.
@@ -67,16 +69,16 @@ def conv2d_backward(
     if output is not None:
         grad_output = relu_backward(grad_output, output)
     kernel_size = _kernel_size(weight)
-    grad = grad_output.flatten(2)  # (N, out_channels, oh·ow)
+    grad = _grouped(grad_output.flatten(2), geometry)  # (N, groups, out_channels/groups, oh·ow)
     columns = _unfold(input, kernel_size, geometry)
-    grad_weight = torch.einsum("nol,nkl->ok", grad, columns).view_as(weight)
+    grad_weight = torch.einsum("ngol,ngkl->gok", grad, columns).reshape(weight.shape)
     grad_input = None
     if needs_input_grad:
         size = (input.shape[2], input.shape[3])
-        grad_columns = weight.flatten(1).T @ grad
+        grad_columns = _matrices(weight, geometry).mT @ grad
         grad_input = _fold(grad_columns, size, kernel_size, geometry)
         grad_input = grad_input if residual is None else grad_input + residual
-    return grad_input, grad_weight, grad.sum((0, 2))
+    return grad_input, grad_weight, grad_output.sum((0, 2, 3))
 
 
 def conv_transpose2d_forward(
@@ -90,9 +92,9 @@ def conv_transpose2d_forward(
 
     Args:
         input: (N, in_channels, H, W).
-        weight: (in_channels, out_channels, kh, kw).
+        weight: (in_channels, out_channels / groups, kh, kw).
         bias: (out_channels,) or None.
-        geometry: stride, padding, dilation and output_padding.
+        geometry: stride, padding, dilation, output_padding and groups.
         activation: None, or "relu" applied to the output.
 
     Returns:
@@ -100,9 +102,10 @@ def conv_transpose2d_forward(
     """
     kernel_size = _kernel_size(weight)
     output_size = geometry.conv_transpose2d_output_size(input.shape[2:], kernel_size)
-    uncropped = ConvGeometry(geometry.stride, dilation=geometry.dilation)
+    uncropped = replace(geometry, padding=(0, 0), output_padding=(0, 0))
     canvas_size = uncropped.conv_transpose2d_output_size(input.shape[2:], kernel_size)
-    columns = weight.flatten(1).T @ input.flatten(2)  # (N, out_channels·kh·kw, H·W)
+    # (N, groups, out_channels/groups·kh·kw, H·W)
+    columns = _matrices(weight, geometry).mT @ _grouped(input.flatten(2), geometry)
     canvas = _fold(columns, canvas_size, kernel_size, uncropped)
     output = _window(canvas, geometry.padding, output_size)
     if bias is not None:
@@ -126,16 +129,17 @@ def conv_transpose2d_backward(
     if output is not None:
         grad_output = relu_backward(grad_output, output)
     kernel_size = _kernel_size(weight)
-    uncropped = ConvGeometry(geometry.stride, dilation=geometry.dilation)
+    uncropped = replace(geometry, padding=(0, 0), output_padding=(0, 0))
     canvas_size = uncropped.conv_transpose2d_output_size(input.shape[2:], kernel_size)
     start = (-geometry.padding[0], -geometry.padding[1])
     canvas = _window(grad_output, start, canvas_size)
     columns = _unfold(canvas, kernel_size, uncropped)
     grad_input = None
     if needs_input_grad:
-        grad_input = (weight.flatten(1) @ columns).view_as(input)
+        grad_input = (_matrices(weight, geometry) @ columns).view_as(input)
         grad_input = grad_input if residual is None else grad_input + residual
-    grad_weight = torch.einsum("ncl,nkl->ck", input.flatten(2), columns).view_as(weight)
+    grouped = _grouped(input.flatten(2), geometry)
+    grad_weight = torch.einsum("ngcl,ngkl->gck", grouped, columns).reshape(weight.shape)
     return grad_input, grad_weight, grad_output.sum((0, 2, 3))
 
 
@@ -147,12 +151,24 @@ def _activate(output: Tensor, activation: Activation) -> Tensor:
     return relu_forward(output) if activation == "relu" else output
 
 
+def _matrices(weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """A weight as one matrix for each group."""
+    return weight.reshape(geometry.groups, len(weight) // geometry.groups, -1)
+
+
+def _grouped(channels: Tensor, geometry: ConvGeometry) -> Tensor:
+    """(N, channels, …) as (N, groups, channels/groups, …)."""
+    return channels.unflatten(1, (geometry.groups, -1))
+
+
 def _unfold(image: Tensor, kernel_size: IntPair, geometry: ConvGeometry) -> Tensor:
-    return unfold(image, kernel_size, geometry.dilation, geometry.padding, geometry.stride)
+    columns = unfold(image, kernel_size, geometry.dilation, geometry.padding, geometry.stride)
+    return _grouped(columns, geometry)
 
 
 def _fold(columns: Tensor, size: IntPair, kernel_size: IntPair, geometry: ConvGeometry) -> Tensor:
-    return fold(columns, size, kernel_size, geometry.dilation, geometry.padding, geometry.stride)
+    joined, padding = columns.flatten(1, 2), geometry.padding
+    return fold(joined, size, kernel_size, geometry.dilation, padding, geometry.stride)
 
 
 def _window(image: Tensor, start: IntPair, size: IntPair) -> Tensor:

@@ -25,12 +25,13 @@ TRITON_OPS = (
 
 
 def self_check(device: torch.device | str) -> list[KernelCheck]:
-    """Check every op that has a faster implementation on `device`, in every precision."""
+    """Check every op that has a faster implementation on `device`, in the device's precisions."""
     device = torch.device(device)
+    dtypes = (torch.float32,) if device.type == "cpu" else DTYPES
     checks = _check_triton(device) if device.type == "cuda" else []
     if device.type == "cpu":
         checks += _check_native(device)
-    for name, _, calls in example_inputs(device, DTYPES):
+    for name, _, calls in example_inputs(device, dtypes):
         gemm, reference = getattr(GEMM, name), getattr(REFERENCE, name)
         if gemm is not reference:
             checks.append(_worst(name, "gemm", gemm, reference, calls))

@@ -61,7 +61,7 @@ def denoise(
         strength: blend; 0 returns the input, 1 the network's output.
         tta: average over the eight rotated and flipped versions of the image.
         tile: side of the tiles in pixels, "auto" (tile only if memory demands it) or "off".
-        precision: auto (bf16 on GPUs that support it, else fp32), fp32, bf16 or fp16.
+        precision: auto (bf16 on GPUs that support it, else fp32), fp32; on a GPU bf16 or fp16.
 
     Returns:
         The denoised image with the type, shape and device of `image`; for a path a PIL image,
@@ -275,7 +275,7 @@ def denoise_folder(
         strength: blend; 0 keeps the input, 1 is the network's output.
         tta: average over the eight rotated and flipped versions of every image.
         tile: side of the tiles in pixels, "auto" or "off".
-        precision: auto, fp32, bf16 or fp16.
+        precision: auto, fp32; on a GPU bf16 or fp16.
         batch_size: images per batch; None chooses by their size.
         limit: stop after this many images have been denoised.
         measure: estimate the noise and, without a reference, the PSNR.

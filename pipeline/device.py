@@ -56,6 +56,23 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def precision_on(name: str, device: torch.device) -> str:
+    """Resolve "auto": bf16 on GPUs with tensor cores for it, fp32 elsewhere.
+
+    Raises:
+        OptionError: low precision on a processor.
+    """
+    if name == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bf16" if has_bf16 else "fp32"
+    if name != "fp32" and device.type == "cpu":
+        raise OptionError(
+            f"--precision {name} on a processor: float32 is both faster and exact there; "
+            "use --precision fp32, or a GPU (--device)"
+        )
+    return name
+
+
 def torch_dtype(precision: str) -> torch.dtype | None:
     """Return the compute dtype of a precision; None for "fp32", the dtype of the parameters."""
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -14,6 +14,7 @@ import torch
 from PIL import features
 
 from denoise_batch.kernels import DenoiseBatchError
+from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.kernel_check import KernelCheck
 from denoise_batch.kernels.selfcheck import self_check
 
@@ -28,7 +29,6 @@ MIN_GAIN_DB = 5.0  # in the self-test; the shipped weights reach more than twice
 TEST_PX = 192
 TEST_SIGMA_255 = 25
 MIN_MEMORY_GB = 1.0
-_KERNELS = {"triton": "Triton kernels", "native": "Native kernels"}
 _CODECS = {"webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000", "libtiff": "TIFF"}
 
 
@@ -63,17 +63,12 @@ def kernel_checks(device: torch.device) -> list[KernelCheck]:
     return self_check(device)
 
 
-def kernels_in_use(kernels: Sequence[KernelCheck]) -> str:
-    """Say in one line which implementation computes, from the kernels' checks."""
-    checks = [kernel for kernel in kernels if kernel.implementation in _KERNELS]
-    rejected = sorted({kernel.name.split()[0] for kernel in checks if kernel.status != "ok"})
-    name = _KERNELS[checks[0].implementation] if checks else ""
-    if not checks or len(rejected) == len({kernel.name.split()[0] for kernel in checks}):
-        reason = next((kernel.reason for kernel in checks if kernel.reason), "")
-        return "torch matrix products" + (f" ({name}: {reason})" if reason else "")
-    if rejected:
-        return f"{name}, and torch matrix products for {', '.join(rejected)}"
-    return name
+def computing(device: torch.device) -> str:
+    """Say in one line which kernels compute on the device, and why no faster ones do."""
+    try:
+        return ops_for(device).in_words
+    except DenoiseBatchError as error:
+        return f"nothing ({error})"
 
 
 def is_healthy(checks: Sequence[Check], kernels: Sequence[KernelCheck]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError, NoImagesError, OptionError
 
-from .device import resolve_device, torch_dtype
+from .device import precision_on, resolve_device, torch_dtype
 from .files.images import read_image
 from .files.scan import scan
 from .metrics import luma, mse, psnr_of_mse, ssim
@@ -30,7 +30,7 @@ class EvalOptions:
         seed: of the noise.
         is_gray: score luminance instead of colour.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: "fp32" or "bf16".
+        precision: "fp32", or on a GPU "bf16".
         tta: average over the eight rotated and flipped versions of every image.
     """
 
@@ -108,12 +108,14 @@ def evaluate(options: EvalOptions) -> list[Score]:
     Raises:
         NoImagesError: the folder holds no images.
         ImageError: an image cannot be read, or is too small for a noise model.
+        OptionError: the device does not compute in the precision.
         DeviceError: the device is not available.
         WeightsError: the weights cannot be used.
     """
     device = resolve_device(options.device)
+    precision = precision_on(options.precision, device)
     network = load_weights(find_weights(options.weights)).network.to(device)
-    network.set_compute_dtype(torch_dtype(options.precision))
+    network.set_compute_dtype(torch_dtype(precision))
     forward = Forward(network, tta=options.tta)
     scores = []
     for job in scan([str(options.data)], Path("unused-output")):

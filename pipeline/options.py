@@ -44,7 +44,7 @@ class DenoiseOptions:
         suffix: appended to the outputs' names, before the dot.
         strength: blend; 0 keeps the input, 1 is the network's output.
         tta: average over the eight rotated and flipped versions of every image.
-        precision: of the convolutions: auto, fp32, bf16 or fp16.
+        precision: of the convolutions: auto, fp32; on a GPU bf16 or fp16.
         tile: auto (tile only if memory demands it), off, or the side of a tile in pixels.
         shard: (number, shards): process this shard, numbered from 1.
         limit: stop after this many images have been denoised; None: no limit.

@@ -28,17 +28,24 @@ class Geometry:
     dilation: Pair
     output_padding: Pair | None
     bias: bool
+    groups: int = 1
 
     @property
     def geometry(self) -> ConvGeometry:
         """What our ops take."""
         output_padding = self.output_padding or (0, 0)
-        return ConvGeometry(self.stride, self.padding, self.dilation, output_padding)
+        return ConvGeometry(self.stride, self.padding, self.dilation, output_padding, self.groups)
 
     @property
     def options(self) -> dict[str, Any]:
         """The keywords of torch.nn.functional."""
-        options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        options: dict[str, Any] = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+        }
+        if self.groups > 1:
+            options["groups"] = self.groups
         if self.output_padding is not None:
             options["output_padding"] = self.output_padding
         return options
@@ -57,9 +64,11 @@ class Geometry:
         return torch.randn(self.batch, self.in_channels, *self.size, dtype=dtype)
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        plain = self.output_padding is None
-        channels = (self.out_channels, self.in_channels)
-        return torch.randn(*(channels if plain else channels[::-1]), *self.kernel_size, dtype=dtype)
+        channels = [self.out_channels, self.in_channels]
+        if self.output_padding is not None:
+            channels.reverse()
+        shape = channels[0], channels[1] // self.groups, *self.kernel_size
+        return torch.randn(*shape, dtype=dtype)
 
 
 @st.composite

@@ -6,8 +6,8 @@ As in `gemm.conv`, both join a larger image L and a smaller image S by a kernel 
     conv_transpose2d   L = conv_transpose(S)    dS = conv_forward(dL)     dW = windows(dL)ᵀ · S
 
 Operands are float32, bfloat16 or float16, sums float32; weight and bias gradients come back in
-float32 whatever the operands, since that is what parameters are kept in. float64 and dilated
-kernels are declined: `gemm/` does those.
+float32 whatever the operands, since that is what parameters are kept in. float64, dilated
+kernels and groups are declined: `gemm/` does those.
 """
 
 import torch
@@ -201,12 +201,14 @@ def _check_covered(input: Tensor, geometry: ConvGeometry) -> None:
     """Raise what sends a call to `gemm/`.
 
     Raises:
-        NotCoveredError: float64, a dilated kernel, or an empty batch.
+        NotCoveredError: float64, a dilated kernel, groups, or an empty batch.
     """
     if input.dtype not in DTYPES:
         raise NotCoveredError(f"{input.dtype}")
     if geometry.dilation != (1, 1):
         raise NotCoveredError(f"dilation {geometry.dilation}")
+    if geometry.groups > 1:
+        raise NotCoveredError(f"{geometry.groups} groups")
     if not input.numel():
         raise NotCoveredError("an empty batch")
 

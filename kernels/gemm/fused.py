@@ -1,6 +1,6 @@
-"""A convolution with its neighbours, one op after the other: what `cuda/` does in one launch.
+"""A convolution with its neighbours, one op after the other: what others do in one launch.
 
-These are the specification of `cuda`'s fused ops, and do the work of those that are disabled.
+These are the specification of the fused ops, and do the work of those that are disabled.
 """
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..geometry import (
     pixel_unshuffle,
 )
 from .conv import conv2d_forward, conv_transpose2d_forward
-from .pointwise import sigmoid_forward_, upsample_nearest2d_forward
+from .pointwise import upsample_nearest2d_forward
 
 
 def conv2d_fused(
@@ -52,7 +52,7 @@ def conv2d_fused(
     relu: Activation = "relu" if activation == "relu" else None
     output = conv2d_forward(input, weight, bias, geometry, relu)
     if activation == "sigmoid":
-        output = sigmoid_forward_(output)
+        output = output.sigmoid_()
     if shuffle > 1:
         output = pixel_shuffle(output, shuffle)
     return output if residual is None else output + residual
@@ -71,7 +71,7 @@ def conv_transpose2d_fused(
     relu: Activation = "relu" if activation == "relu" else None
     output = conv_transpose2d_forward(input, weight, bias, geometry, relu)
     if activation == "sigmoid":
-        output = sigmoid_forward_(output)
+        output = output.sigmoid_()
     return output if residual is None else output + residual
 
 

@@ -131,10 +131,11 @@ class NativeOps:
         """Native implementation of `gemm.fused.conv_transpose2d_fused`."""
         self._begin(input, weight, bias, residual)
         size = geometry.conv_transpose2d_output_size(input.shape[2:], weight.shape[2:])
-        _check_channels(input, len(weight), bias, weight.shape[1])
+        channels = weight.shape[1] * geometry.groups
+        _check_channels(input, len(weight), bias, channels)
         image = _nhwc(input)
-        output = _new_image(image, weight.shape[1], size)
-        ends = bias, activation, _as_output(residual, (len(image), weight.shape[1], *size))
+        output = _new_image(image, channels, size)
+        ends = bias, activation, _as_output(residual, (len(image), channels, *size))
         if _is_winograd(weight, geometry, size):
             self._winograd(image, None, weight, True, geometry.padding, *ends, output)
         else:
@@ -155,7 +156,7 @@ class NativeOps:
         self._begin(grad_output, input, weight, output, residual)
         residual = _as_output(residual, input.shape)
         image = _nhwc(input)
-        grad_weight, grad_bias = _new_like(weight), _new_vector(weight.shape[1])
+        grad_weight, grad_bias = _new_like(weight), _new_vector(grad_output.shape[1])
         grad = self._relu_backward(_nhwc(grad_output), _optional_nhwc(output), grad_bias)
         grad_input = (
             _new_image(image, image.shape[3], image.shape[1:3]) if needs_input_grad else None
@@ -348,7 +349,7 @@ class NativeOps:
         activation: FusedActivation,
         residual: Tensor | None,
     ) -> Tensor:
-        _check_channels(input, weight.shape[1], bias, len(weight))
+        _check_channels(input, weight.shape[1] * geometry.groups, bias, len(weight))
         image = _nhwc(input)
         size = geometry.conv2d_output_size(image.shape[1:3], weight.shape[2:])
         output = _new_image(image, len(weight), size)
@@ -460,6 +461,8 @@ def _is_winograd(weight: Tensor, geometry: ConvGeometry, size: Sequence[int]) ->
     """Whether tiles of 4×4 outputs, of `size` in all, take fewer products than the taps."""
     small, large, kh, kw = weight.shape
     if (kh, kw) != (3, 3) or geometry.stride != (1, 1) or geometry.dilation != (1, 1):
+        return False
+    if geometry.groups > 1:
         return False
     if min(small, large) < _LEAST_WINOGRAD_CHANNELS:
         return False

@@ -1,6 +1,7 @@
 """The display of a run: bars, plain lines or JSON lines, then a table."""
 
 import json
+import logging
 import math
 import sys
 from abc import abstractmethod
@@ -268,8 +269,21 @@ def display(log: str, *, quiet: bool) -> Iterator[Display]:
 
     Args:
         log: auto (bars on a terminal, else plain), plain or json.
-        quiet: show failures only.
+        quiet: show failures only, no warnings.
     """
+    logger = logging.getLogger("denoise_batch")
+    level = logger.level
+    if quiet:
+        logger.setLevel(logging.ERROR)
+    try:
+        with _display(log, quiet=quiet) as shown:
+            yield shown
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _display(log: str, *, quiet: bool) -> Iterator[Display]:
     if log == "json":
         yield JsonLines(sys.stdout, quiet)
     elif quiet:
@@ -398,6 +412,7 @@ class JsonLines(Display):
                     **_counts(start),
                     "device": start.device,
                     "precision": start.precision,
+                    "kernels": start.kernels,
                     "weights": start.weights,
                 }
             )

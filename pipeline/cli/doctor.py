@@ -55,7 +55,7 @@ def doctor(
         from rich.console import Console
 
         from ..device import resolve_device
-        from ..doctor import examine, is_healthy, kernel_checks, kernels_in_use
+        from ..doctor import computing, examine, is_healthy, kernel_checks
 
         where = resolve_device(device)
         console = Console()
@@ -69,6 +69,7 @@ def doctor(
                 "format": "denoise-batch doctor",
                 "schema": 1,
                 "healthy": healthy,
+                "computing": computing(where),
                 "checks": [asdict(check) for check in checks],
                 "kernels": [asdict(kernel) for kernel in tested],
             }
@@ -76,8 +77,8 @@ def doctor(
         else:
             if tested:
                 console.print(_kernels_table(tested))
-                used = f"Computing on {where}: {kernels_in_use(tested)}"
-                console.print(used, highlight=False, markup=False)
+            used = f"Computing on {where}: {computing(where)}"
+            console.print(used, highlight=False, markup=False, soft_wrap=True)
             verdict = "[green]healthy[/]" if healthy else "[red]not healthy[/]: see above"
             console.print(verdict, highlight=False)
         raise typer.Exit(0 if healthy else UNHEALTHY)

@@ -58,7 +58,9 @@ def evaluate(
             "--device", "-d", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=NETWORK
         ),
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.", rich_help_panel=NETWORK)] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, or bf16 (on a GPU).", rich_help_panel=NETWORK)
+    ] = "fp32",
     tta: Annotated[
         bool,
         typer.Option(

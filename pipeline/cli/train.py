@@ -143,7 +143,7 @@ def train(
     ] = None,
     precision: Annotated[
         str,
-        typer.Option(help="fp32, or bf16 for mixed precision.", rich_help_panel=NETWORK),
+        typer.Option(help="fp32, or bf16 for mixed precision (on a GPU).", rich_help_panel=NETWORK),
     ] = "fp32",
     ema: Annotated[
         float,

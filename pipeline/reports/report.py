@@ -38,7 +38,7 @@ class Report:
         totals: counts and means over the images.
         created: UTC, ISO 8601.
         versions: of this tool, Python and torch.
-        device: name and description of the device that the network ran on.
+        device: name and description of the device that the network ran on, and which kernels did.
         weights: name (None unless shipped), file, sha256 and architecture.
     """
 
@@ -68,7 +68,11 @@ def make_report(options: DenoiseOptions, summary: Summary) -> Report:
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        {"name": summary.device, "description": describe_device(summary.device)},
+        {
+            "name": summary.device,
+            "description": describe_device(summary.device),
+            "kernels": summary.kernels,
+        },
         _describe_weights(Path(summary.weights)),
     )
 
@@ -110,14 +114,15 @@ def render_json(report: Report) -> str:
 
 
 def render_csv(report: Report) -> str:
-    """Return the CSV form: `result_to_json` in rows, its stages as `seconds_decode` and so on."""
+    """Return the CSV form: `result_to_json` in rows, stages as `seconds_decode` …, `kernels`."""
     rows = []
     for result in report.results:
         row = result_to_json(result)
         seconds = row.pop("seconds")
         row["notes"] = "; ".join(row["notes"])
         stages = report.summary.stage_seconds
-        rows.append({**row, **{f"seconds_{stage}": seconds.get(stage) for stage in stages}})
+        row |= {f"seconds_{stage}": seconds.get(stage) for stage in stages}
+        rows.append({**row, "kernels": report.device["kernels"]})
     file = io.StringIO()
     if rows:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\r\n")  # RFC 4180

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 
+from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.errors import DeviceError
 
+from ..device import precision_on
 from ..files.scan import Job
 from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from ..streaming.manifest import FOLDER, Manifest, Storage
 from ..streaming.result import Plan, Result
-from ..streaming.stream import Engine, precision_on
+from ..streaming.stream import Engine
 from .dispatch import Dispatch, Worker
 from .processes import ProcessWorker
 from .ray_workers import RayWorker, connect, precision_there, shares
@@ -126,6 +128,11 @@ class ProcessEngine(WorkersEngine):
         # The first stands for all: a machine's GPUs are usually alike.
         self.precision = precision_on(options.precision, torch.device(self._devices[0]))
         super().__init__(options, storage, part)
+
+    @property
+    def kernels(self) -> str:
+        """What computes on the first device, which stands for all."""
+        return ops_for(torch.device(self._devices[0])).in_words
 
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
         """One worker per device."""

@@ -11,12 +11,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError, OptionError, first_line
 
+from ..device import precision_on
 from ..files.scan import Job
 from ..progress import Stop
 from ..streaming.result import Result
-from ..streaming.stream import precision_on
 from .dispatch import PATIENCE_S, Worker, WorkerLostError
 from .worker_session import WorkerConfig, WorkerSession
 
@@ -69,10 +71,11 @@ def precision_there(ray: Any, name: str, *, has_gpu: bool) -> str:
     """Resolve a precision on the first of the cluster's GPUs that is free.
 
     Raises:
+        OptionError: low precision, and the cluster has no GPU.
         DeviceError: none becomes free, or it fails.
     """
     if name != "auto" or not has_gpu:
-        return "fp32" if name == "auto" else name
+        return precision_on(name, torch.device("cuda" if has_gpu else "cpu"))
     task = ray.remote(num_gpus=1)(_precision_here).remote()
     try:
         return str(ray.get(task, timeout=PATIENCE_S))
@@ -85,8 +88,6 @@ def precision_there(ray: Any, name: str, *, has_gpu: bool) -> str:
 
 
 def _precision_here() -> str:
-    import torch
-
     return precision_on("auto", torch.device("cuda"))
 
 
@@ -218,8 +219,6 @@ class _Actor:
     """The worker's side. Our errors are returned, not raised, because Ray would wrap them."""
 
     def __init__(self, config: WorkerConfig, cores: int) -> None:
-        import torch
-
         torch.set_num_threads(cores)
         self._stop = Stop()
         self._mirror = config.mirror

@@ -134,6 +134,7 @@ class Session:
             str(self.engine.weights_file),
             stop.signal,
             len(jobs) - len(results),
+            self.engine.kernels,
         )
 
     def _manifests(self, jobs: Sequence[Job]) -> dict[Path, Manifest]:
@@ -157,6 +158,7 @@ class Session:
             self.engine.device,
             self.engine.precision,
             str(self.engine.weights_file),
+            self.engine.kernels,
         )
 
 

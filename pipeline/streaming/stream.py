@@ -24,6 +24,7 @@ from typing import Generic, TypeVar
 import torch
 
 from denoise_batch.kernels import DeviceError, ImageError
+from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.errors import first_line
 
 from ..device import (
@@ -31,6 +32,7 @@ from ..device import (
     compute_bytes,
     cores,
     in_flight_bytes,
+    precision_on,
     resolve_device,
     return_large_blocks,
     torch_dtype,
@@ -66,6 +68,11 @@ class Engine(ABC):
     weights_file: Path
     digests: tuple[str, str]
 
+    @property
+    def kernels(self) -> str:
+        """What computes, in words."""
+        return "chosen by each worker"
+
     @abstractmethod
     def run(
         self,
@@ -98,6 +105,7 @@ class LocalEngine(Engine):
         denoiser: the loaded network with the run's settings.
 
     Raises:
+        OptionError: the device does not compute in the precision.
         DeviceError: the device is not there.
         WeightsError: the weights cannot be used.
     """
@@ -123,6 +131,11 @@ class LocalEngine(Engine):
             cuda_graphs=options.cuda_graphs,
             probe=options.measure and options.reference is None,
         )
+
+    @property
+    def kernels(self) -> str:
+        """What computes on the device, in words."""
+        return ops_for(self._device).in_words
 
     def run(
         self,
@@ -159,14 +172,6 @@ class LocalEngine(Engine):
                 raise
             reason = f"{self.device} failed: {first_line(error)}; finished files are kept"
             raise DeviceError(reason) from error
-
-
-def precision_on(name: str, device: torch.device) -> str:
-    """Resolve `auto`: bf16 on GPUs with tensor cores for it, float32 elsewhere."""
-    if name != "auto":
-        return name
-    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if has_bf16 else "fp32"
 
 
 MOST_IMAGES = 64  # in an automatic batch

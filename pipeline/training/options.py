@@ -64,7 +64,7 @@ class TrainOptions:
         clip_norm: largest gradient norm; larger gradients are scaled down to it. 0 disables it.
         ema: decay of the moving average of the parameters, which is validated and saved; 0
             disables it.
-        precision: "fp32", or "bf16" for mixed precision.
+        precision: "fp32", or on a GPU "bf16" for mixed precision.
         augment: rotate and mirror tiles at random.
         shuffle: use a new order in each epoch; otherwise sequential, as in the course paper.
         seed: seed of tiles, noise, order and initial weights.

@@ -27,7 +27,7 @@ from denoise_batch.kernels import (
 )
 from denoise_batch.kernels.optim import Optimizer
 
-from ..device import deterministic_algorithms, torch_dtype
+from ..device import deterministic_algorithms, precision_on, torch_dtype
 from ..metrics import psnrs_of_tiles
 from ..models import Network, find_weights, load_weights
 from ..progress import Progress, Stop
@@ -88,7 +88,8 @@ def train(
 
     Raises:
         KeyboardInterrupt: the run was stopped; in the middle of a step the last checkpoint stays.
-        OptionError: the run folder holds another run.
+        OptionError: the run folder holds another run, or the device does not compute in the
+            precision.
         TrainingError: there is no usable data, or the loss is no longer finite.
         DeviceError: the device is not available.
     """
@@ -97,6 +98,7 @@ def train(
     progress = progress if progress and group.is_first else Progress()
     with deterministic_algorithms() if options.deterministic else nullcontext():
         device = group.device(options.device)
+        precision = precision_on(options.precision, device)
         group.check_batch_size(options.batch_size)
         folder = RunFolder(options.output, group)
         folder.check(options)
@@ -109,7 +111,7 @@ def train(
 
         generators = Generators(device)
         network = _new_network(options, pairs, generators).to(device)
-        network.set_compute_dtype(torch_dtype(options.precision))
+        network.set_compute_dtype(torch_dtype(precision))
         group.prepare(network)
         parameters = network.parameters()
         average = ExponentialMovingAverage(parameters, options.ema)

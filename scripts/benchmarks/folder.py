@@ -32,13 +32,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from denoise_batch.device import compute_bytes, cores, torch_dtype
+from denoise_batch.device import compute_bytes, cores, precision_on, torch_dtype
 from denoise_batch.files.images import read_pages, write_pages
 from denoise_batch.models import find_weights, load_weights, shipped_names
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.streaming.denoiser import BatchDenoiser
 from denoise_batch.streaming.session import Session
-from denoise_batch.streaming.stream import precision_on, worker_threads
+from denoise_batch.streaming.stream import worker_threads
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "noisy"
 TARGET = 1.15  # largest wanted wall time of the stream / slowest stage alone

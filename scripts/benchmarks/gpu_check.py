@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from report import commit, device_name, versions
 
-from denoise_batch.doctor import kernel_checks, kernels_in_use, self_test
+from denoise_batch.doctor import computing, kernel_checks, self_test
 
 CASES = ("train/*", "infer/tconv/*", "infer/unet/*", "step/*")
 QUICK_CASES = ("infer/tconv/*",)
@@ -94,7 +94,7 @@ def _correctness(device: torch.device, is_quick: bool) -> tuple[str, bool]:
         for check in checks
     ]
     text = (
-        f"Computing on {device}: {kernels_in_use(checks)}. A whole network, {network.name}: "
+        f"Computing on {device}: {computing(device)}. A whole network, {network.name}: "
         f"{network.state}, {network.detail}.\n\n"
         "Error: largest difference relative to the largest element of the float64 result.\n\n"
         + _table(("kernel", "implementation", "status", "error", "allowed"), rows)

@@ -208,7 +208,7 @@ def parity(reproduction: Reproduction) -> str:
     both += [(label, f"{single[key]:.1e}", f"{double[key]:.1e}") for key, label in labels.items()]
     speed = [
         ("torch", f"{times['torch']:.2f}", ""),
-        # Results of before ADR 24 have operations of their own for small batches.
+        # Results of earlier versions have operations of their own for small batches.
         ("ours, lean operations" if "gemm" in times else "ours", *_ratio(times, "ours")),
         *((("ours, `kernels/gemm`", *_ratio(times, "gemm")),) if "gemm" in times else ()),
     ]

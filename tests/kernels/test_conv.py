@@ -185,6 +185,34 @@ def test_large_images_match_autograd(
     assert_gradients(ours, gradients(grad_output))
 
 
+GROUPED = {
+    "conv-2-groups": Geometry(2, 4, 6, (7, 5), (3, 2), (2, 1), (1, 0), (1, 2), None, True, 2),
+    "conv-depthwise": Geometry(2, 5, 5, (7, 8), (3, 3), (1, 1), (1, 1), (1, 1), None, True, 5),
+    "conv-multiplier": Geometry(1, 3, 12, (7, 8), (3, 3), (2, 2), (1, 1), (1, 1), None, True, 3),
+    "transposed-2-groups": Geometry(
+        2, 4, 6, (7, 5), (3, 2), (2, 3), (1, 0), (1, 2), (1, 2), True, 2
+    ),
+    "transposed-depthwise": Geometry(
+        2, 5, 5, (7, 8), (4, 4), (2, 2), (1, 1), (1, 1), (0, 0), True, 5
+    ),
+}
+
+
+@each_dtype
+@pytest.mark.parametrize("geometry", list(GROUPED.values()), ids=list(GROUPED))
+def test_groups_match_autograd(dtype: torch.dtype, geometry: Geometry) -> None:
+    name = "conv2d" if geometry.output_padding is None else "conv_transpose2d"
+    input, weight = geometry.input(dtype), geometry.weight(dtype)
+    bias = torch.randn(geometry.out_channels, dtype=dtype)
+    oracle = partial(getattr(functional, name), **geometry.options)
+    expected, gradients = autograd(oracle, input, weight, bias)
+    output = getattr(reference, f"{name}_forward")(input, weight, bias, geometry.geometry)
+    assert_parity(output, expected, floor=TERM)
+    grad_output = torch.randn_like(expected)
+    ours = getattr(reference, f"{name}_backward")(grad_output, input, weight, geometry.geometry)
+    assert_gradients(ours, gradients(grad_output))
+
+
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_fused_relu_keeps_nan_and_passes_its_gradient_as_torch_does(

@@ -88,6 +88,8 @@ def test_a_failing_kernel_is_disabled_with_one_line_and_the_job_goes_on(
         assert torch.equal(op(*args, GEOMETRY), conv2d_forward(*args, GEOMETRY))
     assert len(kernel.sizes) == 1
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    words = f"Triton kernels, and torch matrix products for conv2d_forward ({reason}"
+    assert ops.in_words.startswith(words)
     line = caplog.records[0].getMessage()
     assert "\n" not in line
     assert line.startswith("Triton kernel conv2d_forward is disabled on cpu (")
@@ -152,7 +154,7 @@ def test_a_call_that_gemm_refuses_in_the_check_too_is_no_fault_of_a_kernel(
     kernel = Kernel(conv2d_fused)
     chosen = table({"conv2d_fused": kernel})
     op, (image, weight, bias) = chosen.conv2d_fused, layer()
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+    with pytest.raises(RuntimeError, match="Expected size"):
         op(layer(channels=5)[0], weight, bias, GEOMETRY)
     with pytest.raises(ValueError, match="zip"):  # no small problem can be made of it
         op(image[0, 0, 0], weight, bias, GEOMETRY)
@@ -168,7 +170,7 @@ def test_a_call_that_both_refuse_after_the_check_is_no_fault_of_a_kernel() -> No
     chosen = table({"conv2d_fused": kernel})
     op, (image, weight, bias) = chosen.conv2d_fused, layer()
     op(image, weight, bias, GEOMETRY)
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+    with pytest.raises(RuntimeError, match="Expected size"):
         op(layer(channels=5)[0], weight, bias, GEOMETRY)
     assert not chosen.disabled
 
@@ -259,7 +261,17 @@ def test_a_device_without_kernels_uses_gemm_unless_they_are_forced(
 ) -> None:
     monkeypatch.setattr(dispatch, "load_kernels", no_kernels)
     choose(choice)
-    assert ops_for(torch.device("cuda")) is (REFERENCE if choice == "reference" else GEMM)
+    ops = ops_for(torch.device("cuda"))
+    assert ops.conv2d_forward is (REFERENCE if choice == "reference" else GEMM).conv2d_forward
+    assert (
+        ops.in_words
+        == {
+            "auto": "torch matrix products (no Triton kernels: compute capability 7.5, the kernels "
+            "need 8.0)",
+            "gemm": "torch matrix products (DENOISE_BATCH_KERNELS=gemm)",
+            "reference": "the reference implementation (DENOISE_BATCH_KERNELS=reference)",
+        }[choice]
+    )
     choose("triton")
     with pytest.raises(DeviceError, match=r"DENOISE_BATCH_KERNELS=triton: .* 7\.5"):
         ops_for(torch.device("cuda"))

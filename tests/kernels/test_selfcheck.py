@@ -12,19 +12,18 @@ from denoise_batch.kernels.geometry import ConvGeometry
 from denoise_batch.kernels.kernel_check import KernelCheck, check_call, signature
 from denoise_batch.kernels.selfcheck import self_check
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-
 
 def gemm_checks() -> list[KernelCheck]:
     return [check for check in self_check(torch.device("cpu")) if check.implementation == "gemm"]
 
 
-def test_every_gemm_op_passes_in_every_precision() -> None:
+def test_every_gemm_op_passes() -> None:
     checks = {check.name: check for check in gemm_checks()}
     ops = ("conv2d", "conv_transpose2d", "upsample_nearest2d", "sigmoid")
     names = {f"{op}_{direction}" for op in ops for direction in ("forward", "backward")}
     names |= {"sigmoid_forward_", "normalize"}
-    assert checks.keys() == {f"{name} {precision}" for name in names for precision in PRECISIONS}
+    names -= {"upsample_nearest2d_backward", "sigmoid_backward"}  # the specification's
+    assert checks.keys() == {f"{name} float32" for name in names}
     for check in checks.values():
         assert check.status == "ok", check
         assert check.implementation == "gemm"
@@ -41,7 +40,7 @@ def test_a_wrong_op_fails_and_says_by_how_much(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(selfcheck, "GEMM", replace(GEMM, conv2d_backward=wrong))
     failed = [check for check in gemm_checks() if check.status != "ok"]
-    assert [check.name for check in failed] == [f"conv2d_backward {p}" for p in PRECISIONS]
+    assert [check.name for check in failed] == ["conv2d_backward float32"]
     for check in failed:
         assert check.error == pytest.approx(0.5, rel=0.05)
         assert check.reason.startswith("wrong results: error 0.5, allowed")

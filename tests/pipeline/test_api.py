@@ -242,6 +242,8 @@ def test_wrong_options_are_clear_errors() -> None:
         Denoiser("tconv", strength=2)
     with pytest.raises(OptionError, match="tile"):
         Denoiser("tconv", tile=-3)
+    with pytest.raises(OptionError, match="precision bf16 on a processor"):
+        Denoiser("tconv", "cpu", precision="bf16")
     with pytest.raises(WeightsError, match="nothing-like-it"):
         load("nothing-like-it")
 

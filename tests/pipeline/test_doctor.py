@@ -3,14 +3,13 @@
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 
 from denoise_batch import doctor, models
 from denoise_batch.cli.doctor import main
-from denoise_batch.doctor import Check, is_healthy, kernels_in_use, self_test
+from denoise_batch.doctor import Check, is_healthy, self_test
 from denoise_batch.kernels.kernel_check import KernelCheck
 from denoise_batch.models import Network, save_weights, shipped_manifest, shipped_names
 
@@ -115,19 +114,6 @@ def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch) ->
     (check,) = (check for check in doctor.examine(CPU) if check.name == "memory")
     assert check.state == "note"
     assert "0.4 GB available; large images will be processed in small tiles" in check.detail
-
-
-def kernel(name: str, implementation: str, status: Literal["ok", "failed"]) -> KernelCheck:
-    return KernelCheck(f"{name} float32", implementation, status, None, 1e-5, "no driver")
-
-
-def test_one_line_says_which_kernels_compute() -> None:
-    portable = kernel("conv2d_forward", "gemm", "ok")
-    good, bad = kernel("conv2d_forward", "triton", "ok"), kernel("mse_loss", "triton", "failed")
-    assert kernels_in_use([portable]) == "torch matrix products"
-    assert kernels_in_use([good, portable]) == "Triton kernels"
-    assert kernels_in_use([good, bad]) == "Triton kernels, and torch matrix products for mse_loss"
-    assert kernels_in_use([bad]) == "torch matrix products (Triton kernels: no driver)"
 
 
 @pytest.mark.parametrize("option", ["-h", "--help", "--version"])

@@ -75,12 +75,20 @@ def test_the_seed_decides_the_noise(
     assert other != scores(capsys, weights, photographs)
 
 
-def test_gray_and_half_precision_work_too(
+def test_gray_works_too(
     weights: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exact = scores(capsys, weights, photographs, "--gray")["means"][0]
-    half = scores(capsys, weights, photographs, "--gray", "--precision", "bf16")["means"][0]
-    assert half["psnr_out"] == pytest.approx(exact["psnr_out"], abs=0.02)
+    gray, colour = (scores(capsys, weights, photographs, *a)["means"][0] for a in (["--gray"], []))
+    assert gray["psnr_in"] == pytest.approx(colour["psnr_in"], abs=0.5)
+    assert gray != colour
+
+
+def test_low_precision_is_refused_on_a_processor(
+    weights: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(weights), str(photographs), "--precision", "bf16", "--device", "cpu"]
+    assert main(arguments) == 2
+    assert "--precision bf16 on a processor" in capsys.readouterr().err
 
 
 def test_the_ensemble_of_eight_is_a_little_better(

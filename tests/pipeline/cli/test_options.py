@@ -27,6 +27,7 @@ from denoise_batch.kernels import OptionError
 from denoise_batch.models import Network, load_weights
 from denoise_batch.progress import Progress
 from denoise_batch.streaming import session as denoise_module
+from denoise_batch.streaming import stream
 from denoise_batch.streaming.denoiser import Output
 from denoise_batch.streaming.result import Plan, Result, Summary
 
@@ -75,6 +76,26 @@ def test_the_ensemble_is_the_mean_of_eight_passes(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_is_refused_on_a_processor_before_anything_is_written(
+    precision: str, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, "-p", precision, weights=weights) == 2
+    error = capsys.readouterr().err
+    assert f"--precision {precision} on a processor" in error
+    assert "use --precision fp32, or a GPU" in error
+    assert not folder.with_name("imgs-denoised").exists()
+    assert run(folder, "-p", "auto", "--log", "json", weights=weights) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["precision"] == "fp32"
+
+
+@pytest.fixture
+def has_low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor is a device that computes in low precision."""
+    monkeypatch.setattr(stream, "precision_on", lambda name, device: name)
+
+
+@pytest.mark.usefixtures("has_low_precision")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_comes_close(
     precision: str, folder: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +106,7 @@ def test_low_precision_comes_close(
     torch.testing.assert_close(narrow, whole, atol=3 / 255, rtol=0)
 
 
+@pytest.mark.usefixtures("has_low_precision")
 def test_what_is_not_finite_in_low_precision_is_made_again_in_float32(
     folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +130,7 @@ def test_what_is_not_finite_in_low_precision_is_made_again_in_float32(
     torch.testing.assert_close(after, expected, atol=0.51 / 255, rtol=0)
 
 
+@pytest.mark.usefixtures("has_low_precision")
 def test_seconds_of_a_page_that_needs_no_second_pass_count_once(
     tmp_path: Path,
     weights: Path,

@@ -271,3 +271,6 @@ def test_a_cluster_whose_gpus_stay_taken_is_a_device_error() -> None:
     )
     with pytest.raises(DeviceError, match=r"no GPU of the cluster.*task not ready after 600 s"):
         precision_there(ray, "auto", has_gpu=True)
+    assert precision_there(ray, "auto", has_gpu=False) == "fp32"
+    with pytest.raises(OptionError, match="precision bf16 on a processor"):
+        precision_there(ray, "bf16", has_gpu=False)

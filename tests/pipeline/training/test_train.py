@@ -351,7 +351,7 @@ def test_shipped_weights_bring_their_network_and_survive_the_default_rate(
 
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {},
-    "adamw-ema-bf16": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9, "precision": "bf16"},
+    "adamw-ema": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9},
     "muon": {"optimizer": "muon", "lr": 1e-3},
     "subpixel": {"noise": "subpixel:2", "shuffle": False},
 }
@@ -667,4 +667,13 @@ def test_cuda_that_is_missing_ends_with_code_4(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = [str(photographs), "-o", str(tmp_path / "run"), "--device", "cuda"]
     assert main(arguments) == 4
+    assert not (tmp_path / "run").exists()
+
+
+def test_low_precision_on_a_processor_is_refused(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(photographs), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    assert main([*arguments, "--precision", "bf16"]) == 2
+    assert "--precision bf16 on a processor" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
