@@ -27,6 +27,13 @@ void pack(const float *A, int64_t n, int64_t ld, float *panels) {
       memcpy(panels + k * n + row * PANEL, A + row * ld + k, PANEL * sizeof(float));
 }
 
+// The lower triangle from the upper one.
+void mirror(float *A, int64_t n, int64_t ld) {
+  for (int64_t j0 = 0; j0 < n; j0 += 16)
+    for (int64_t i = j0; i < n; i++)
+      for (int64_t j = j0; j < least(i, j0 + 16); j++) A[i * ld + j] = A[j * ld + i];
+}
+
 // out = A · B for B in panels: `rows` rows of ld columns. is_symmetric: the product is, so that half
 // of it is computed and mirrored.
 void multiply(const float *A, int64_t rows, int64_t n, int64_t ld, const float *panels, float *out,
@@ -37,9 +44,7 @@ void multiply(const float *A, int64_t rows, int64_t n, int64_t ld, const float *
                                 panels + k * n, [=](int64_t i, int j, vec acc) {
                                   store(out + i * ld + k + j * VL, acc);
                                 });
-  if (!is_symmetric) return;
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t j = 0; j < i; j++) out[i * ld + j] = out[j * ld + i];
+  if (is_symmetric) mirror(out, n, ld);
 }
 
 // X (m × n, m ≥ n, rows ld apart) → X · P with P a polynomial of XᵀX that makes its singular values 1.
@@ -61,8 +66,7 @@ void orthogonalize(float *X, int64_t m, int64_t n, int64_t ld, int64_t steps) {
     for (int64_t first = 0; first < m; first += TERMS)
       outer_block(X + first * ld, ld, 0, X + first * ld + k, ld, 0, 1, least(TERMS, m - first),
                   least(n, k + PANEL), PANEL, gram + k, ld, first > 0);
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t j = 0; j < i; j++) gram[i * ld + j] = gram[j * ld + i];
+  mirror(gram, n, ld);
 
   for (int64_t step = 0; step < steps; step++) {
     pack(gram, n, ld, panels);
@@ -123,6 +127,13 @@ EXPORT void denoise_sgd(int64_t count, float *const *parameters, const float *co
   });
 }
 
+// out[j][i] = in[i][j] for i < rows, j < columns, in blocks whose lines stay in the L1 cache.
+static void transpose(const float *in, int64_t lda, int64_t rows, int64_t columns, float *out, int64_t ldo) {
+  for (int64_t j0 = 0; j0 < columns; j0 += 16)
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t j = j0; j < least(columns, j0 + 16); j++) out[j * ldo + i] = in[i * lda + j];
+}
+
 // Each matrix (rows × columns) with its singular values made about 1.
 EXPORT void denoise_orthogonalize(int64_t count, const float *const *in, float *const *out,
                                   const int64_t *rows, const int64_t *columns, int64_t steps) {
@@ -130,12 +141,14 @@ EXPORT void denoise_orthogonalize(int64_t count, const float *const *in, float *
     int64_t R = rows[i], C = columns[i], n = least(R, C), m = most(R, C), ld = round_up(n, PANEL);
     float *X = scratch(0, m * ld);
     bool is_tall = R >= C;
+    if (!is_tall) transpose(in[i], C, R, C, X, ld);
     for (int64_t row = 0; row < m; row++) {
-      for (int64_t k = 0; k < n; k++) X[row * ld + k] = is_tall ? in[i][row * C + k] : in[i][k * C + row];
+      if (is_tall) memcpy(X + row * ld, in[i] + row * C, n * sizeof(float));
       memset(X + row * ld + n, 0, (ld - n) * sizeof(float));
     }
     orthogonalize(X, m, n, ld, steps);
-    for (int64_t r = 0; r < R; r++)
-      for (int64_t c = 0; c < C; c++) out[i][r * C + c] = is_tall ? X[r * ld + c] : X[c * ld + r];
+    if (!is_tall) transpose(X, ld, C, R, out[i], C);
+    else
+      for (int64_t row = 0; row < m; row++) memcpy(out[i] + row * C, X + row * ld, n * sizeof(float));
   });
 }
