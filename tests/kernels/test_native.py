@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def assert_near(actual: Tensor, expected: Tensor, what: str, allowed: float) -> 
 def assert_op(ops: NativeOps, name: str, case: Geometry, activation: str | None = None) -> None:
     """Forward and all gradients, against autograd in float64."""
     shape = case.weight(torch.float32).shape
-    fan_in = case.in_channels * shape[2] * shape[3]
+    fan_in = case.in_channels // case.groups * shape[2] * shape[3]
     input, weight = case.input(torch.float32), case.weight(torch.float32) / fan_in**0.5
     bias = torch.randn(case.out_channels) if case.bias else None
     parameters = [t.double() for t in (input, weight, bias) if t is not None]
@@ -162,10 +163,11 @@ def test_transposed_matches_float64(ops: NativeOps, name: str, activation: str |
 def widened(draw: st.DrawFn, case: Geometry) -> Geometry:
     """The drawn geometry with other channels: of parts of vectors, of several."""
     channels = st.sampled_from((1, 2, 3, 7, 8, 15, 16, 17, 31, 48, 65))
-    return Geometry(
-        case.batch, draw(channels), draw(channels), case.size, case.kernel_size, case.stride,
-        case.padding, case.dilation, case.output_padding, case.bias,
-    )  # fmt: skip
+    return replace(
+        case,
+        in_channels=case.groups * draw(channels),
+        out_channels=case.groups * draw(channels),
+    )
 
 
 @each_instruction_set
