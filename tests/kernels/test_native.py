@@ -7,6 +7,7 @@ import ctypes
 import math
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from native_bugs import BUGS, HUGE_TESTS, PARITY, Bug
 from strategies import Geometry, conv_geometries, conv_transpose_geometries
 from tolerances import autograd
 from torch import Tensor
@@ -38,10 +40,10 @@ from denoise_batch.kernels.native.ops import NativeOps
 OUTPUT_ERROR, GRADIENT_ERROR = 1e-5, 3e-5  # of each tensor's largest element
 
 INSTRUCTION_SETS = [name for name in build.instruction_sets() if library.is_supported(name)]
-# A library with a sanitizer in it, for the last instruction set: the tests' own child process.
+# A library with a sanitizer or a bug in it, and what it is for: the tests' own child process.
 SANITIZED = os.environ.get("DENOISE_BATCH_TEST_LIBRARY")
 if SANITIZED:
-    INSTRUCTION_SETS = INSTRUCTION_SETS[-1:]
+    INSTRUCTION_SETS = [os.environ["DENOISE_BATCH_TEST_INSTRUCTION_SET"]]
 
 
 @cache
@@ -719,31 +721,92 @@ def test_sanitizers_find_nothing(kind: str, tmp_path: Path) -> None:
         build.compile_library(target, INSTRUCTION_SETS[-1], flags)
     except build.CompilerError as error:
         pytest.skip(str(error))
-    paths = [
-        subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
-        for name in runtimes
-    ]
+    result = child(target, INSTRUCTION_SETS[-1], arguments, runtimes, options)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-4000:]
+    assert "Sanitizer" not in output, output[-4000:]
+
+
+def child(
+    path: Path,
+    instruction_set: str,
+    arguments: list[str],
+    runtimes: Sequence[str] = (),
+    options: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with the library at `path` in these tests, after a sanitizer's runtimes."""
     tests = Path(__file__).parent
     environment = {
         **os.environ,
-        **options,
-        "LD_PRELOAD": " ".join(paths),
-        "DENOISE_BATCH_TEST_LIBRARY": str(target),
+        **(options or {}),
+        "DENOISE_BATCH_TEST_LIBRARY": str(path),
+        "DENOISE_BATCH_TEST_INSTRUCTION_SET": instruction_set,
         "PYTHONPATH": os.pathsep.join(
             [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
         ),
     }
-    result = subprocess.run(
+    if runtimes:
+        names = [f"-print-file-name={name}" for name in runtimes]
+        paths = [subprocess.check_output(["g++", name], text=True).strip() for name in names]
+        environment["LD_PRELOAD"] = " ".join(paths)
+    return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
         env=environment,
-        timeout=900,
+        timeout=1200,
         check=False,
     )
+
+
+def compiled(folder: Path, bug: Bug | None, instruction_set: str, flags: list[str]) -> Path:
+    """The library with the bug in it, which says that it is of the sources as they are."""
+    sources = folder / "sources"
+    shutil.copytree(build.FOLDER, sources, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if bug is not None:
+        text = (sources / bug.source).read_text()
+        assert bug.right in text, f"{bug.source} changed: renew this bug"
+        (sources / bug.source).write_text(text.replace(bug.right, bug.wrong))
+    target, mark = folder / "libdenoise.so", build.source_hash()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "FOLDER", sources)
+        patch.setattr(build, "source_hash", lambda: mark)
+        try:
+            build.compile_library(target, instruction_set, flags)
+        except build.CompilerError as error:
+            pytest.skip(str(error))
+    return target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [None, *BUGS])
+def test_a_bug_is_caught(name: str | None, tmp_path: Path) -> None:
+    """And without one the same tests pass. `-s` prints what caught it."""
+    bug = None if name is None else BUGS[name]
+    instruction_set = "avx2" if bug and bug.is_in_avx2 else (INSTRUCTION_SETS or [""])[0]
+    if instruction_set not in INSTRUCTION_SETS:
+        pytest.skip("no native kernels for this processor")
+    if bug and bug.is_in_avx512 and instruction_set != "avx512":
+        pytest.skip("no AVX-512")
+    tests = PARITY if bug is None else bug.tests
+    if tests == "thread":
+        runtimes, options, arguments = SANITIZERS[tests]
+        library = compiled(tmp_path, bug, instruction_set, ["-O1", "-g", "-fsanitize=thread"])
+        result = child(library, instruction_set, arguments, runtimes, options)
+    else:
+        library = compiled(tmp_path, bug, instruction_set, ["-O1"])
+        marks = "slow" if HUGE_TESTS in tests else "not slow"
+        arguments = ["-m", "pytest", "-n0", "-qx", "-p", "no:cacheprovider", "-p", "no:randomly"]
+        arguments += ["-m", marks, "-k", tests, __file__]
+        result = child(library, instruction_set, arguments)
     output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-4000:]
-    assert "Sanitizer" not in output, output[-4000:]
+    signs = [line for line in output.splitlines() if "FAILED" in line or "WARNING: Thread" in line]
+    seen = signs or [line for line in output.splitlines() if "Error" in line] or ["nothing"]
+    print(f"{name}: exit {result.returncode}, {seen[0].strip()[:120]}")
+    if bug is None:
+        assert result.returncode == 0, output[-3000:]
+    else:  # but no usage error, and not "no tests"
+        assert result.returncode not in (0, 2, 4, 5), output[-3000:]
 
 
 @pytest.mark.parametrize(
