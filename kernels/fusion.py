@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .block import Block
 from .dispatch import ops_for
-from .geometry import ConvGeometry, FusedActivation
+from .geometry import ConvGeometry, FusedActivation, check_nchw
 from .layers import (
     Conv2d,
     Convolution,
@@ -61,11 +61,15 @@ def _first_step(blocks: Sequence[Block]) -> tuple[int, Launch | Block]:
         return 1, blocks[0]
     conv = rest.pop(0)
     assert isinstance(conv, Convolution)
+    is_padded_first = conv.input_padding is not None  # so that no launch can read or write more
+    if before is not None and is_padded_first:
+        return 1, blocks[0]
     activation: FusedActivation = None
     if rest and isinstance(rest[0], (ReLU, Sigmoid)):
         activation = "relu" if isinstance(rest.pop(0), ReLU) else "sigmoid"
     shuffle = 1
-    if rest and isinstance(rest[0], PixelShuffle) and isinstance(conv, Conv2d):
+    can_shuffle = isinstance(conv, Conv2d) and not is_padded_first
+    if rest and isinstance(rest[0], PixelShuffle) and can_shuffle:
         factor = rest[0].upscale_factor
         if conv.out_channels % factor**2 == 0:  # or the block alone will refuse them
             shuffle = factor
@@ -101,6 +105,8 @@ def launch_pair(pair: tuple[Convolution, Convolution], input: Tensor) -> Tensor:
     """
     first, second = pair
     second.output_shape(first.output_shape(input.shape))
+    if input.ndim == 3:
+        return launch_pair(pair, input[None])[0]
     dtype = first.compute_dtype or first.weight.dtype
     parameters = first.weight, first.bias, second.weight, second.bias
     return ops_for(input.device).residual_pair(input.to(dtype), *parameters)
@@ -113,13 +119,19 @@ def launch(step: Launch, input: Tensor, residual: Tensor | None) -> tuple[Tensor
         ShapeError: what the blocks raise for this input.
     """
     conv, before = step.conv, step.before
-    conv.output_shape(input.shape if before is None else before.output_shape(input.shape))
+    shape = conv.output_shape(input.shape if before is None else before.output_shape(input.shape))
+    if step.shuffle > 1:
+        check_nchw(shape, None, "PixelShuffle input")
+    if input.ndim == 3:
+        output, is_added = launch(step, input[None], None if residual is None else residual[None])
+        return output[0], is_added
     dtype = conv.compute_dtype or conv.weight.dtype
     # In mixed precision a sum with a float32 image is float32, which this launch could not write.
     fused = residual if residual is not None and residual.dtype == dtype else None
     arguments = input.to(dtype), conv.weight, conv.bias, conv.geometry, step.activation
     ops = ops_for(input.device)
-    if not isinstance(conv, (Conv2d, ConvTranspose2d)):  # merged with an upsampling
+    is_merged = not isinstance(conv, (Conv2d, ConvTranspose2d))  # with an upsampling
+    if is_merged or conv.input_padding is not None:
         output = conv.forward(input, "relu" if step.activation == "relu" else None)
         return ops.sigmoid_forward_(output) if step.activation == "sigmoid" else output, False
     if isinstance(conv, ConvTranspose2d):

@@ -98,6 +98,37 @@ def pair(value: Int2, name: str, *, minimum: int) -> IntPair:
     return values[0], values[1]
 
 
+def integer(value: int, name: str, *, minimum: int) -> int:
+    """`value`, if it is an integer.
+
+    Raises:
+        ShapeError: it is none, or below `minimum`.
+    """
+    if type(value) is not int:
+        raise ShapeError(f"{name}={value!r}: give one integer")
+    if value < minimum:
+        raise ShapeError(f"{name}={value!r}: must be at least {minimum}")
+    return value
+
+
+def check_image(shape: Sequence[int], channels: int | None, what: str) -> None:
+    """Raise unless `shape` is (N, C, H, W) or (C, H, W) with C = `channels` and a non-empty image.
+
+    Raises:
+        ShapeError: another number of dimensions or channels, or an empty image.
+    """
+    if len(shape) not in (3, 4):
+        raise ShapeError(
+            f"{what} has shape {tuple(shape)}: expected 4 dimensions (N, C, H, W), or 3 (C, H, W)"
+        )
+    if channels is not None and shape[-3] != channels:
+        raise ShapeError(
+            f"{what} has {shape[-3]} channels (shape {tuple(shape)}), expected {channels}"
+        )
+    if min(shape[-2:]) < 1:
+        raise ShapeError(f"{what} has an empty image (shape {tuple(shape)})")
+
+
 def check_nchw(shape: Sequence[int], channels: int | None, what: str) -> None:
     """Raise unless `shape` is (N, C, H, W) with C = `channels` and a non-empty image.
 
@@ -109,12 +140,7 @@ def check_nchw(shape: Sequence[int], channels: int | None, what: str) -> None:
         raise ShapeError(
             f"{what} has shape {tuple(shape)}: expected 4 dimensions (N, C, H, W){hint}"
         )
-    if channels is not None and shape[1] != channels:
-        raise ShapeError(
-            f"{what} has {shape[1]} channels (shape {tuple(shape)}), expected {channels}"
-        )
-    if min(shape[2:]) < 1:
-        raise ShapeError(f"{what} has an empty image (shape {tuple(shape)})")
+    check_image(shape, channels, what)
 
 
 def pixel_unshuffle(input: Tensor, factor: int) -> Tensor:

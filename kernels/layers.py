@@ -6,47 +6,70 @@ Names, arguments, weight shapes, initialisation and errors are torch's.
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .block import Block, InputGrad, accumulate_grad
+from .block import Block, InputGrad, accumulate_grad, add
 from .buffer_pool import POOL, shares_memory
 from .dispatch import Gradients, ops_for
 from .errors import ShapeError
-from .geometry import Activation, ConvGeometry, Int2, IntPair, Shape, check_nchw, pair
+from .geometry import (
+    Activation,
+    ConvGeometry,
+    Int2,
+    IntPair,
+    Shape,
+    check_image,
+    check_nchw,
+    integer,
+    pair,
+)
+from .padding import PADDING_MODES, Padding, PaddingMode, copied_positions, same_padding
 from .reference import relu_backward, relu_forward
 
 
 class Convolution(Block):
-    """Base of both convolutions: arguments, parameters, precision, the fused activation."""
+    """Base of both convolutions: arguments, parameters, precision, the fused activation.
+
+    Attributes:
+        padding: the argument, as a pair or torch's word for it.
+        geometry: what the ops are given.
+        input_padding: what is added around the input before; None where the op adds zeros itself.
+    """
 
     parameter_names = ("weight", "bias")
+    transposed: ClassVar[bool] = False
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        weight_channels: tuple[int, int],
         kernel_size: Int2,
-        stride: Int2,
-        padding: Int2,
-        dilation: Int2,
-        output_padding: Int2,
+        geometry: ConvGeometry,
         bias: bool,
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
-        self.in_channels = pair(in_channels, "in_channels", minimum=1)[0]
-        self.out_channels = pair(out_channels, "out_channels", minimum=1)[0]
+        self.in_channels = integer(in_channels, "in_channels", minimum=1)
+        self.out_channels = integer(out_channels, "out_channels", minimum=1)
         self.kernel_size = pair(kernel_size, "kernel_size", minimum=1)
-        self.geometry = ConvGeometry(
-            pair(stride, "stride", minimum=1),
-            pair(padding, "padding", minimum=0),
-            pair(dilation, "dilation", minimum=1),
-            pair(output_padding, "output_padding", minimum=0),
-        )
-        self.weight = kaiming_uniform_(torch.empty(*weight_channels, *self.kernel_size), generator)
+        self.geometry = geometry
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) % self.groups:
+                raise ShapeError(
+                    f"{name}={getattr(self, name)} is not a multiple of groups={self.groups}"
+                )
+        self.padding: IntPair | str = geometry.padding
+        self.padding_mode: PaddingMode = "zeros"
+        self.input_padding: Padding | None = None
+        first, second = self.out_channels, self.in_channels
+        if self.transposed:
+            first, second = second, first
+        weight = torch.empty(first, second // self.groups, *self.kernel_size)
+        self.weight = kaiming_uniform_(weight, generator)
         self.bias = (
             bias_uniform_(torch.empty(out_channels), self.weight, generator) if bias else None
         )
@@ -57,14 +80,14 @@ class Convolution(Block):
         return self.geometry.stride
 
     @property
-    def padding(self) -> IntPair:
-        """Zeros added on each side (transposed: rows and columns cut off)."""
-        return self.geometry.padding
-
-    @property
     def dilation(self) -> IntPair:
         """Distance between kernel taps."""
         return self.geometry.dilation
+
+    @property
+    def groups(self) -> int:
+        """Equal parts of the channels, each convolved by itself."""
+        return self.geometry.groups
 
     @property
     def saves_output(self) -> bool:
@@ -76,7 +99,7 @@ class Convolution(Block):
         """Return (oh, ow) for an input of (H, W).
 
         Raises:
-            ShapeError: the output would be empty.
+            ShapeError: the output would be empty, or the input is too small for the padding.
         """
 
     @abstractmethod
@@ -102,19 +125,21 @@ class Convolution(Block):
     ) -> Gradients:
         """The op of backward."""
 
-    def output_shape(self, shape: Sequence[int]) -> Shape:
-        """Return (N, out_channels, oh, ow) for an input of (N, in_channels, H, W).
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return (N, out_channels, oh, ow) for an input of (N, in_channels, H, W), or without N.
 
         Raises:
             ShapeError: wrong number of channels, or an input too small for any output.
         """
-        check_nchw(shape, self.in_channels, f"{type(self).__name__} input")
-        return (shape[0], self.out_channels, *self.output_size(shape[2:]))
+        check_image(shape, self.in_channels, f"{type(self).__name__} input")
+        return (*shape[:-3], self.out_channels, *self.output_size(shape[-2:]))
 
     def forward(
         self, input: Tensor, activation: Activation = None, residual: Tensor | None = None
     ) -> Tensor:
         """(N, in_channels, H, W) → (N, out_channels, oh, ow), the activation, plus `residual`.
+
+        One image (in_channels, H, W) gives one without N, as in torch.
 
         Raises:
             ShapeError: wrong number of channels, or an input too small for any output.
@@ -123,9 +148,17 @@ class Convolution(Block):
         dtype = self.compute_dtype or self.weight.dtype
         input, weight = input.to(dtype), self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
-        output = self._convolve(input, weight, bias, activation, residual)
-        self._save((input, output if activation else None, weight), output)
-        return output
+        is_batch = input.ndim == 4
+        image = input if is_batch else input[None]
+        if residual is not None and not is_batch:
+            residual = residual[None]
+        padded = image if self.input_padding is None else self.input_padding.pad(image)
+        output = self._convolve(padded, weight, bias, activation, residual)
+        result = output if is_batch else output[0]
+        self._save((padded, output if activation else None, weight), result)
+        if not self.training and not shares_memory(padded, image):
+            POOL.free(padded)
+        return result
 
     def forward_plus(self, input: Tensor, residual: Tensor) -> Tensor:
         """Return `forward(input) + residual`."""
@@ -152,26 +185,44 @@ class Convolution(Block):
         self, grad_output: Tensor, needs_input_grad: bool, residual: Tensor | None
     ) -> InputGrad:
         input, output, weight = self._pop_saved(grad_output)
+        is_batch = grad_output.ndim == 4
         grad_output = grad_output.to(weight.dtype)
+        if not is_batch:
+            grad_output = grad_output[None]
+            residual = None if residual is None else residual[None]
+        around = self.input_padding
+        added = residual if around is None else None
         grad_input, grad_weight, grad_bias = self._gradients(
-            grad_output, input, weight, output, needs_input_grad, residual
+            grad_output, input, weight, output, needs_input_grad, added
         )
         accumulate_grad(self.weight, grad_weight)
         if self.bias is not None:
             accumulate_grad(self.bias, grad_bias)
         self._notify_grad_ready()
-        return grad_input
+        if grad_input is None:
+            return None
+        if around is not None:
+            grad_input = around.fold(grad_input)
+            grad_input = grad_input if residual is None else add(grad_input, residual)
+        return grad_input if is_batch else grad_input[0]
 
     def extra_repr(self) -> str:
         """As torch's."""
         plain = ConvGeometry()
         shown = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         shown += f", stride={self.stride}"
-        for name in ("padding", "dilation", "output_padding"):
-            value = getattr(self.geometry, name)
-            if value != getattr(plain, name):
+        values = {
+            "padding": (self.padding, plain.padding),
+            "dilation": (self.dilation, plain.dilation),
+            "output_padding": (self.geometry.output_padding, plain.output_padding),
+            "groups": (self.groups, plain.groups),
+            "bias": (self.bias is not None, True),
+            "padding_mode": (self.padding_mode, "zeros"),
+        }
+        for name, (value, default) in values.items():
+            if value != default:
                 shown += f", {name}={value}"
-        return shown if self.bias is not None else f"{shown}, bias=False"
+        return shown
 
 
 class Conv2d(Convolution):
@@ -182,13 +233,15 @@ class Conv2d(Convolution):
         out_channels: channels of the output.
         kernel_size: extent of the kernel, one integer or (kh, kw).
         stride: step between output positions.
-        padding: zeros added on each side.
+        padding: pixels added on each side; "same" adds what keeps the size, "valid" none.
         dilation: distance between kernel taps.
+        groups: equal parts of the channels, each convolved by itself.
         bias: whether a bias is added.
+        padding_mode: what is added: "zeros", "reflect", "replicate" or "circular".
         generator: randomness of the initial weights; torch's global generator by default.
 
     Attributes:
-        weight: (out_channels, in_channels, kh, kw).
+        weight: (out_channels, in_channels / groups, kh, kw).
         bias: (out_channels,) or None.
 
     Raises:
@@ -201,27 +254,46 @@ class Conv2d(Convolution):
         out_channels: int,
         kernel_size: Int2,
         stride: Int2 = 1,
-        padding: Int2 = 0,
+        padding: Int2 | str = 0,
         dilation: Int2 = 1,
+        groups: int = 1,
         bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            (out_channels, in_channels),
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            0,
-            bias,
-            generator,
+        if isinstance(padding, str) and padding not in ("same", "valid"):
+            raise ShapeError(f"padding={padding!r}: give one integer or two, 'same' or 'valid'")
+        if padding_mode not in PADDING_MODES:
+            raise ShapeError(f"padding_mode={padding_mode!r}: choose from {PADDING_MODES}")
+        geometry = ConvGeometry(
+            pair(stride, "stride", minimum=1),
+            (0, 0) if isinstance(padding, str) else pair(padding, "padding", minimum=0),
+            pair(dilation, "dilation", minimum=1),
+            groups=integer(groups, "groups", minimum=1),
         )
+        super().__init__(in_channels, out_channels, kernel_size, geometry, bias, generator)
+        self.padding_mode = padding_mode
+        rows, columns = ((sides, sides) for sides in geometry.padding)
+        if isinstance(padding, str):
+            self.padding = padding
+        if padding == "same":
+            if self.stride != (1, 1):
+                raise ShapeError(f"padding='same' takes stride 1, not {self.stride}")
+            extents = zip(self.kernel_size, self.dilation, strict=True)
+            rows, columns = (same_padding(d * (k - 1) + 1) for k, d in extents)
+        is_symmetric = rows[0] == rows[1] and columns[0] == columns[1]
+        if is_symmetric and padding_mode == "zeros":
+            self.geometry = replace(geometry, padding=(rows[0], columns[0]))
+        elif any(rows + columns):
+            self.geometry = replace(geometry, padding=(0, 0))
+            self.input_padding = Padding(rows, columns, padding_mode)
 
     def output_size(self, size: Sequence[int]) -> IntPair:
-        """As `ConvGeometry.conv2d_output_size`."""
+        """As `ConvGeometry.conv2d_output_size`, of the padded input."""
+        if self.input_padding is not None:
+            self.input_padding.check(size)
+            size = self.input_padding.size(size)
         return self.geometry.conv2d_output_size(size, self.kernel_size)
 
     def _convolve(
@@ -261,17 +333,21 @@ class ConvTranspose2d(Convolution):
         padding: rows and columns cut off each side of the output.
         output_padding: rows and columns added at the bottom and right; less than stride
             (or dilation).
+        groups: equal parts of the channels, each convolved by itself.
         bias: whether a bias is added.
         dilation: distance between kernel taps.
+        padding_mode: only "zeros", as in torch.
         generator: randomness of the initial weights; torch's global generator by default.
 
     Attributes:
-        weight: (in_channels, out_channels, kh, kw).
+        weight: (in_channels, out_channels / groups, kh, kw).
         bias: (out_channels,) or None.
 
     Raises:
         ShapeError: an argument out of range.
     """
+
+    transposed = True
 
     def __init__(
         self,
@@ -281,25 +357,28 @@ class ConvTranspose2d(Convolution):
         stride: Int2 = 1,
         padding: Int2 = 0,
         output_padding: Int2 = 0,
+        groups: int = 1,
         bias: bool = True,
         dilation: Int2 = 1,
+        padding_mode: PaddingMode = "zeros",
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            (in_channels, out_channels),
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            output_padding,
-            bias,
-            generator,
+        if padding_mode != "zeros":
+            raise ShapeError(
+                f"padding_mode={padding_mode!r}: a transposed convolution has only 'zeros'"
+            )
+        geometry = ConvGeometry(
+            pair(stride, "stride", minimum=1),
+            pair(padding, "padding", minimum=0),
+            pair(dilation, "dilation", minimum=1),
+            pair(output_padding, "output_padding", minimum=0),
+            integer(groups, "groups", minimum=1),
         )
+        super().__init__(in_channels, out_channels, kernel_size, geometry, bias, generator)
         # An input that is large enough for any padding: only the arguments can be wrong here.
-        self.output_size((1 + 2 * self.padding[0], 1 + 2 * self.padding[1]))
+        down, across = geometry.padding
+        self.output_size((1 + 2 * down, 1 + 2 * across))
 
     @property
     def output_padding(self) -> IntPair:
@@ -591,15 +670,11 @@ class ReflectPadded(Block):
     def indices(self, size: int, device: torch.device) -> Tensor:
         """Return the image position that each position of a padded extent mirrors."""
         positions = torch.arange(-self.margin, self.padded_size(size) - self.margin, device=device)
-        period = max(2 * (size - 1), 1)
-        positions = positions.remainder(period)
-        return torch.minimum(positions, period - positions) if size > 1 else positions * 0
+        return copied_positions(positions, size, "reflect")
 
     def pad(self, input: Tensor) -> Tensor:
         """Return (N, C, H, W) of any size between its reflections, as the body sees it."""
-        height, width = input.shape[2:]
-        rows, columns = self.indices(height, input.device), self.indices(width, input.device)
-        return self._pad(input, rows, columns)
+        return self._padding(input.shape[2:]).pad(input)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) of any size; the body's output, cut to H×W.
@@ -609,55 +684,33 @@ class ReflectPadded(Block):
         """
         check_nchw(input.shape, None, "ReflectPadded input")
         height, width = input.shape[2:]
-        rows, columns = self.indices(height, input.device), self.indices(width, input.device)
-        inside = self._run(self._pad(input, rows, columns), input)
-        if inside.shape[2:] != (len(rows), len(columns)):
+        padding = self._padding((height, width))
+        inside = self._run(padding.pad(input), input)
+        padded_size = padding.size((height, width))
+        if inside.shape[2:] != padded_size:
             raise ShapeError(
-                f"ReflectPadded: the body turned an image of size {len(rows)}x{len(columns)} into "
-                f"one of size {inside.shape[2]}x{inside.shape[3]}; it must keep the size"
+                f"ReflectPadded: the body turned an image of size {padded_size[0]}x"
+                f"{padded_size[1]} into one of size {inside.shape[2]}x{inside.shape[3]}; it must "
+                "keep the size"
             )
         bottom, right = self.margin + height, self.margin + width
         output = inside[:, :, self.margin : bottom, self.margin : right]
-        self._save((height, width, rows, columns), output)
+        self._save(padding, output)
         return output
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """Zero where the output was cut off; each pixel sums the gradients of its reflections."""
-        height, width, rows, columns = self._pop_saved(grad_output)
-        framed = self._framed(grad_output, len(rows), len(columns))
+        padding: Padding = self._pop_saved(grad_output)
+        framed = replace(padding, mode="zeros").pad(grad_output)
         grad = self.body.backward(framed, needs_input_grad)
-        if not needs_input_grad:
-            return None
-        if len(rows) != height:
-            grad = grad.new_zeros(*grad.shape[:2], height, len(columns)).index_add_(2, rows, grad)
-        if len(columns) != width:
-            grad = grad.new_zeros(*grad.shape[:3], width).index_add_(3, columns, grad)
-        return grad
+        return padding.fold(grad) if needs_input_grad else None
 
-    def _framed(self, grad_output: Tensor, padded_height: int, padded_width: int) -> Tensor:
-        """The output's gradient with zeros where the output was cut off."""
-        n, c, height, width = grad_output.shape
-        if (height, width) == (padded_height, padded_width):
-            return grad_output
-        framed = grad_output.new_zeros(n, c, padded_height, padded_width)
-        margin = self.margin
-        framed[:, :, margin : margin + height, margin : margin + width] = grad_output
-        return framed
-
-    def _pad(self, input: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """The image between its reflections, channels-last: one copy, then the narrow borders."""
-        n, c, height, width = input.shape
-        if (height, width) == (len(rows), len(columns)):
-            return input
-        padded = POOL.alloc((n, len(rows), len(columns), c), input)
-        bottom, right = self.margin + height, self.margin + width
-        band = padded[:, self.margin : bottom]
-        band[:, :, self.margin : right] = input.permute(0, 2, 3, 1)
-        for border in (slice(None, self.margin), slice(right, None)):
-            band[:, :, border] = band.index_select(2, columns[border] + self.margin)
-        for border in (slice(None, self.margin), slice(bottom, None)):
-            padded[:, border] = padded.index_select(1, rows[border] + self.margin)
-        return padded.permute(0, 3, 1, 2)
+    def _padding(self, size: Sequence[int]) -> Padding:
+        """What is added around an image of (H, W) = `size`."""
+        rows, columns = (
+            (self.margin, self.padded_size(extent) - extent - self.margin) for extent in size
+        )
+        return Padding(rows, columns, "reflect")
 
     def _run(self, padded: Tensor, input: Tensor) -> Tensor:
         inside = self.body.forward(padded)

@@ -157,8 +157,9 @@ def _matrices(weight: Tensor, geometry: ConvGeometry) -> Tensor:
 
 
 def _grouped(channels: Tensor, geometry: ConvGeometry) -> Tensor:
-    """(N, channels, …) as (N, groups, channels/groups, …)."""
-    return channels.unflatten(1, (geometry.groups, -1))
+    """(N, channels, positions) as (N, groups, channels/groups, positions)."""
+    n, c, positions = channels.shape
+    return channels.reshape(n, geometry.groups, c // geometry.groups, positions)
 
 
 def _unfold(image: Tensor, kernel_size: IntPair, geometry: ConvGeometry) -> Tensor:

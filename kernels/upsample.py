@@ -9,8 +9,9 @@ from torch import Tensor
 from .block import Block
 from .container import Sequential
 from .dispatch import Gradients, Ops, ops_for
-from .geometry import Activation, ConvGeometry, Int2, IntPair
+from .geometry import Activation, ConvGeometry, Int2, IntPair, check_nchw
 from .layers import Conv2d, Convolution, NearestUpsample2d
+from .padding import PaddingMode
 
 
 class UpsampleConv2d(Sequential):
@@ -19,8 +20,9 @@ class UpsampleConv2d(Sequential):
     Odena et al., "Deconvolution and checkerboard artifacts" (2016). Arguments after `scale_factor`
     are Conv2d's; the convolution's parameters are named "1.weight" and "1.bias".
 
-    Where the convolution has neither stride nor dilation, the two are computed as one transposed
-    convolution, without the upsampled image and with fewer multiplications (docs/design/adr/0024).
+    Where the convolution has neither stride, dilation nor groups, and zeros added evenly, the two
+    are computed as one transposed convolution, without the upsampled image and with fewer
+    multiplications (docs/design/adr/0024).
 
     Attributes:
         upsample: the first block.
@@ -35,9 +37,11 @@ class UpsampleConv2d(Sequential):
         out_channels: int,
         kernel_size: Int2,
         stride: Int2 = 1,
-        padding: Int2 = 0,
+        padding: Int2 | str = 0,
         dilation: Int2 = 1,
+        groups: int = 1,
         bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
         *,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -49,7 +53,9 @@ class UpsampleConv2d(Sequential):
             stride,
             padding,
             dilation,
+            groups,
             bias,
+            padding_mode,
             generator=generator,
         )
         super().__init__(self.upsample, self.conv)
@@ -97,7 +103,18 @@ class MergedUpsampleConv2d(Convolution):
     @staticmethod
     def serves(conv: Conv2d) -> bool:
         """Whether there is a transposed convolution for this convolution."""
+        if conv.input_padding is not None or conv.groups > 1:
+            return False
         return conv.stride == conv.dilation == (1, 1) and min(_cut(conv)) >= 0
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the convolution's output shape for the upsampled image.
+
+        Raises:
+            ShapeError: what the upsampling raises, or the convolution.
+        """
+        check_nchw(shape, None, "NearestUpsample2d input")
+        return super().output_shape(shape)
 
     def output_size(self, size: Sequence[int]) -> IntPair:
         """Return the convolution's output size for the upsampled image."""
@@ -145,7 +162,7 @@ class MergedUpsampleConv2d(Convolution):
 
 def _cut(conv: Conv2d) -> IntPair:
     """Rows and columns that the transposed convolution cuts off each side."""
-    (kh, kw), (ph, pw) = conv.kernel_size, conv.padding
+    (kh, kw), (ph, pw) = conv.kernel_size, conv.geometry.padding
     return kh - 1 - ph, kw - 1 - pw
 
 

@@ -43,9 +43,8 @@ class Geometry:
             "stride": self.stride,
             "padding": self.padding,
             "dilation": self.dilation,
+            "groups": self.groups,
         }
-        if self.groups > 1:
-            options["groups"] = self.groups
         if self.output_padding is not None:
             options["output_padding"] = self.output_padding
         return options
@@ -129,10 +128,11 @@ def _geometry(
     output_padding: Pair | None,
     bias: bool | None,
 ) -> Geometry:
+    groups = draw(st.sampled_from((1, 1, 2, 3)))  # depthwise, where one channel a group is drawn
     return Geometry(
         batch=draw(st.integers(1, 5)),
-        in_channels=draw(st.integers(1, 4)),
-        out_channels=draw(st.integers(1, 4)),
+        in_channels=groups * draw(st.integers(1, 4 if groups == 1 else 2)),
+        out_channels=groups * draw(st.integers(1, 4 if groups == 1 else 2)),
         size=size,
         kernel_size=kernel_size,
         stride=stride,
@@ -140,6 +140,7 @@ def _geometry(
         dilation=dilation,
         output_padding=output_padding,
         bias=draw(st.booleans()) if bias is None else bias,
+        groups=groups,
     )
 
 

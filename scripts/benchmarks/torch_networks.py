@@ -56,7 +56,12 @@ def torch_equivalent(block: kernels.Block, dtype: torch.dtype = torch.float32) -
 
 def _convolution(block: kernels.Conv2d | kernels.ConvTranspose2d) -> nn.Module:
     sizes = (block.in_channels, block.out_channels, block.kernel_size, block.stride, block.padding)
-    options = {"dilation": block.dilation, "bias": block.bias is not None}
+    options = {
+        "dilation": block.dilation,
+        "groups": block.groups,
+        "bias": block.bias is not None,
+        "padding_mode": block.padding_mode,
+    }
     if isinstance(block, kernels.ConvTranspose2d):
         options["output_padding"] = block.output_padding
         module: nn.Conv2d | nn.ConvTranspose2d = nn.ConvTranspose2d(*sizes, **options)

@@ -458,9 +458,15 @@ def test_repr_is_torchs() -> None:
         nn.Sequential(nn.ConvTranspose2d(24, 3, 3, 2, (1, 0), 1, bias=False), nn.Sigmoid()),
     )
     assert repr(block) == repr(module)
-    assert repr(Conv2d(2, 4, 3, padding=(0, 1), dilation=2)) == (
-        "Conv2d(2, 4, kernel_size=(3, 3), stride=(1, 1), padding=(0, 1), dilation=(2, 2))"
-    )
+    for options in (
+        {"padding": (0, 1), "dilation": 2},
+        {"padding": "same", "groups": 2, "bias": False, "padding_mode": "reflect"},
+        {"padding": "valid", "padding_mode": "circular"},
+    ):
+        assert repr(Conv2d(2, 4, 3, **options)) == repr(nn.Conv2d(2, 4, 3, **options))
+    options = {"stride": 3, "output_padding": 1, "groups": 2, "bias": False, "dilation": (1, 2)}
+    ours, theirs = ConvTranspose2d(2, 4, 3, **options), nn.ConvTranspose2d(2, 4, 3, **options)
+    assert repr(ours) == repr(theirs)
 
 
 def test_every_block_has_a_repr_that_names_it(block: Block) -> None:
@@ -482,4 +488,4 @@ def test_an_array_is_refused_with_how_to_convert_it(block: Block) -> None:
 
 def test_an_image_without_a_batch_is_refused_with_how_to_add_one() -> None:
     with pytest.raises(ShapeError, match=r"expected 4 dimensions.*image\[None\]"):
-        Conv2d(3, 4, 3)(torch.zeros(3, 8, 8))
+        PixelUnshuffle(2)(torch.zeros(3, 8, 8))

@@ -26,6 +26,43 @@ REFUSED = {
     "input-3d-wrong-channels": ("conv", {}, (2, 8, 8), r"\(2, 8, 8\)"),
     "input-5d": ("conv", {}, (1, 1, 3, 8, 8), r"\(1, 1, 3, 8, 8\)"),
     "empty-image": ("conv", {}, (1, 3, 0, 8), r"\(1, 3, 0, 8\)"),
+    "groups0": ("conv", {"groups": 0}, IMAGE, "groups=0"),
+    "groups-negative": ("conv", {"groups": -1}, IMAGE, "groups=-1"),
+    "in-channels-not-of-groups": ("conv", {"groups": 2}, IMAGE, "in_channels=3.*groups=2"),
+    "out-channels-not-of-groups": ("conv", {"groups": 3}, IMAGE, "out_channels=4.*groups=3"),
+    "padding-unknown-word": ("conv", {"padding": "full"}, IMAGE, "padding='full'.*'same'"),
+    "padding-empty-word": ("conv", {"padding": ""}, IMAGE, "padding=''"),
+    "same-with-stride": ("conv", {"padding": "same", "stride": (1, 2)}, IMAGE, r"\(1, 2\)"),
+    "padding-mode-unknown": ("conv", {"padding_mode": "mirror"}, IMAGE, "'mirror'.*'reflect'"),
+    "padding-mode-constant": ("conv", {"padding_mode": "constant"}, IMAGE, "'constant'"),
+    "reflect-beyond": (
+        "conv",
+        {"padding": (0, 8), "padding_mode": "reflect"},
+        IMAGE,
+        "8 with padding_mode='reflect' takes an image of at least 9 pixels, not 8x8",
+    ),
+    "reflect-one-pixel": ("conv", {"padding": 1, "padding_mode": "reflect"}, (1, 3, 8, 1), "8x1"),
+    "circular-beyond": (
+        "conv",
+        {"padding": (9, 0), "padding_mode": "circular"},
+        IMAGE,
+        "9 with padding_mode='circular' takes an image of at least 9 pixels, not 8x8",
+    ),
+    "reflect-beyond-unbatched": (
+        "conv",
+        {"padding": 8, "padding_mode": "reflect"},
+        (3, 8, 8),
+        "not 8x8",
+    ),
+    "transposed-groups0": ("transposed", {"groups": 0}, IMAGE, "groups=0"),
+    "transposed-channels-not-of-groups": ("transposed", {"groups": 3}, IMAGE, "out_channels=4"),
+    "transposed-padding-mode": (
+        "transposed",
+        {"padding_mode": "reflect"},
+        IMAGE,
+        "'reflect'.*zeros",
+    ),
+    "transposed-padding-word": ("transposed", {"padding": "same"}, IMAGE, "padding='same'"),
     "transposed-wrong-channels": ("transposed", {}, (1, 4, 8, 8), "4 channels.*expected 3"),
     "transposed-stride0": ("transposed", {"stride": 0}, IMAGE, "stride=0"),
     "transposed-padding-negative": ("transposed", {"padding": (0, -1)}, IMAGE, r"\(0, -1\)"),
@@ -58,7 +95,7 @@ def test_what_torch_refuses_is_refused_with_the_value_named(
     kind: str, keywords: dict, shape: tuple[int, ...], named: str
 ) -> None:
     arguments = {"in_channels": 3, "out_channels": 4, "kernel_size": 3} | keywords
-    with pytest.raises((RuntimeError, ValueError)):
+    with pytest.raises((RuntimeError, ValueError, TypeError)):
         TORCH[kind](**arguments)(torch.zeros(shape))
     with pytest.raises(ShapeError, match=named):
         OURS[kind](**arguments)(torch.zeros(shape))
@@ -74,12 +111,6 @@ def test_an_empty_weight_is_refused_where_torch_only_warns(kind: str, keywords: 
     name = next(iter(keywords))
     with pytest.raises(ShapeError, match=name):
         OURS[kind](**{"in_channels": 3, "out_channels": 4, "kernel_size": 3} | keywords)
-
-
-@pytest.mark.parametrize("kind", OURS)
-def test_an_unbatched_image_is_refused_where_torch_guesses(kind: str) -> None:
-    with pytest.raises(ShapeError, match="expected 4 dimensions"):
-        OURS[kind](3, 4, 3)(torch.zeros(3, 8, 8))
 
 
 @pytest.mark.parametrize("value", [1.5, None], ids=str)
@@ -112,13 +143,28 @@ def test_an_integer_means_both_axes(kind: str) -> None:
 @pytest.mark.parametrize("kind", OURS)
 def test_positional_arguments_stand_in_torchs_order(kind: str) -> None:
     positional = {
-        "conv": (3, 4, (3, 2), (2, 1), (1, 0), (2, 1)),
-        "transposed": (3, 4, (3, 2), (2, 3), (1, 0), (1, 2), False, (2, 1)),
+        "conv": (4, 6, (3, 2), (2, 1), (1, 0), (2, 1), 2, False, "reflect"),
+        "transposed": (4, 6, (3, 2), (2, 3), (1, 0), (1, 2), 2, False, (2, 1), "zeros"),
     }[kind]
-    block, module = OURS[kind](*positional), TORCH[kind](*positional[:6])
-    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding"):
+    block, module = OURS[kind](*positional), TORCH[kind](*positional)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    for name in (*names, "groups", "padding_mode", "transposed"):
         assert getattr(block, name) == getattr(module, name)
-    assert block.dilation == (2, 1)
+    assert block.weight.shape == module.weight.shape
+    assert block.bias is None
     if kind == "transposed":
         assert block.output_padding == module.output_padding
-        assert block.bias is None
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", (2, 0), 1])
+def test_padding_is_kept_as_torch_keeps_it(padding: object) -> None:
+    assert Conv2d(3, 4, 3, padding=padding).padding == nn.Conv2d(3, 4, 3, padding=padding).padding
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_gradients_of_one_image_have_its_shape_alone(kind: str) -> None:
+    block = OURS[kind](3, 4, 3)
+    output = block(torch.zeros(3, 8, 8))
+    with pytest.raises(ShapeError, match="the output had"):
+        block.backward(torch.zeros(1, *output.shape))
+    assert block.backward(output).shape == (3, 8, 8)

@@ -94,6 +94,24 @@ ROWS: dict[str, list[Block]] = {
     "residual-in-a-residual": [Residual(Residual(Conv2d(3, 3, 3, padding=1)))],
     "padded": [ReflectPadded(Conv2d(3, 3, 3, padding=1), multiple=8), ReLU()],
     "not-quite-tconv": [Conv2d(3, 5, 4, 2, padding=1), ReLU(), Conv2d(5, 4, 3, 2), ReLU()],
+    "groups": [PixelUnshuffle(2), Conv2d(12, 4, 3, groups=4), ReLU(), Conv2d(4, 8, 1, groups=2)],
+    "reflected": [Conv2d(3, 4, 3, padding=2, padding_mode="reflect"), ReLU(), Conv2d(4, 3, 1)],
+    "reflected-between-shuffles": [
+        PixelUnshuffle(2),
+        Conv2d(12, 12, 3, padding=1, padding_mode="circular"),
+        Sigmoid(),
+        PixelShuffle(2),
+    ],
+    "same-of-an-even-kernel": [NearestUpsample2d(2), Conv2d(3, 3, 4, padding="same"), Sigmoid()],
+    "residual-of-padded-ones": [
+        Residual(
+            Sequential(
+                Conv2d(3, 4, 3, padding=1, padding_mode="replicate"),
+                ReLU(),
+                Conv2d(4, 3, 2, padding="same"),
+            )
+        )
+    ],
     "nothing": [],
 }
 
@@ -107,6 +125,17 @@ def test_any_row_of_blocks_gives_what_the_blocks_give(name: str) -> None:
     assert torch.equal(image, kept)
 
 
+def test_an_image_without_a_batch_gives_what_it_gives_in_one() -> None:
+    pair = Residual(Sequential(Conv2d(8, 8, 3, padding=1), ReLU(), Conv2d(8, 8, 3, padding=1)))
+    row = Sequential(Conv2d(3, 8, 3), ReLU(), pair, ConvTranspose2d(8, 3, 2, stride=2), Sigmoid())
+    row.eval()
+    image = torch.rand(3, 12, 14)
+    expected = row(image[None])[0]
+    for output in (row(image), forward_fused(row.blocks, image), row.train()(image)):
+        assert output.shape == expected.shape
+        assert_parity(output, expected)
+
+
 def test_a_sum_with_a_float32_image_stays_float32() -> None:
     row = Sequential(Residual(Conv2d(3, 3, 3, padding=1))).eval().set_compute_dtype(torch.bfloat16)
     image = torch.rand(1, 3, 8, 8)
@@ -117,7 +146,11 @@ def test_a_sum_with_a_float32_image_stays_float32() -> None:
 MISFITS: dict[str, tuple[list[Block], tuple[int, ...]]] = {
     "too-many-channels": ([Conv2d(3, 4, 3), ReLU()], (1, 4, 6, 6)),
     "too-few-channels": ([Conv2d(3, 4, 3), ReLU()], (1, 2, 6, 6)),
-    "three-dimensions": ([Conv2d(3, 4, 3)], (3, 6, 6)),
+    "two-dimensions": ([Conv2d(3, 4, 3)], (6, 6)),
+    "five-dimensions": ([Conv2d(3, 4, 3)], (1, 1, 3, 6, 6)),
+    "merged-three-dimensions": ([UpsampleConv2d(2, 3, 4, 3)], (3, 6, 6)),
+    "shuffled-three-dimensions": ([Conv2d(3, 8, 3), PixelShuffle(2)], (3, 6, 6)),
+    "reflected-beyond": ([Conv2d(3, 4, 3, padding=3, padding_mode="reflect")], (1, 3, 3, 6)),
     "smaller-than-the-kernel": ([Conv2d(3, 4, 3)], (1, 3, 2, 6)),
     "an-empty-image": ([Conv2d(3, 4, 3, padding=2)], (1, 3, 0, 6)),
     "between-layers": ([Conv2d(3, 4, 3), ReLU(), Conv2d(3, 4, 3)], (1, 3, 6, 6)),

@@ -3,25 +3,34 @@
 Libraries are compiled once, beside the sources; without a compiler these tests are skipped.
 """
 
+import ctypes
+import math
+import mmap
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from native_bugs import BUGS, HUGE_TESTS, PARITY, Bug
 from strategies import Geometry, conv_geometries, conv_transpose_geometries
 from tolerances import autograd
 from torch import Tensor
 from torch.nn import functional
 
 from denoise_batch.kernels import reference
+from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.dispatch import NATIVE_OPS, native_table, ops_for
 from denoise_batch.kernels.errors import NotCoveredError, UnavailableError
 from denoise_batch.kernels.geometry import ConvGeometry, pixel_unshuffle
@@ -31,10 +40,10 @@ from denoise_batch.kernels.native.ops import NativeOps
 OUTPUT_ERROR, GRADIENT_ERROR = 1e-5, 3e-5  # of each tensor's largest element
 
 INSTRUCTION_SETS = [name for name in build.instruction_sets() if library.is_supported(name)]
-# A library with a sanitizer in it, for the last instruction set: the tests' own child process.
+# A library with a sanitizer or a bug in it, and what it is for: the tests' own child process.
 SANITIZED = os.environ.get("DENOISE_BATCH_TEST_LIBRARY")
 if SANITIZED:
-    INSTRUCTION_SETS = INSTRUCTION_SETS[-1:]
+    INSTRUCTION_SETS = [os.environ["DENOISE_BATCH_TEST_INSTRUCTION_SET"]]
 
 
 @cache
@@ -67,22 +76,43 @@ def assert_near(actual: Tensor, expected: Tensor, what: str, allowed: float) -> 
     assert error <= allowed, f"{what}: {error:.1e}"
 
 
+GUARD = 64  # elements, which keeps an output aligned as it would be
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Outputs begin as NaN, as what is not written stays, between elements that must stay so."""
+    buffers: list[Tensor] = []
+
+    def alloc(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        buffers.append(torch.full((math.prod(shape) + 2 * GUARD,), torch.nan))
+        return buffers[-1][GUARD:-GUARD].view(*shape)
+
+    with mock.patch.object(POOL, "alloc", alloc):
+        yield
+    for buffer in buffers:
+        assert buffer[:GUARD].isnan().all(), "written before an output"
+        assert buffer[-GUARD:].isnan().all(), "written behind an output"
+
+
 def assert_op(ops: NativeOps, name: str, case: Geometry, activation: str | None = None) -> None:
     """Forward and all gradients, against autograd in float64."""
     shape = case.weight(torch.float32).shape
-    fan_in = case.in_channels * shape[2] * shape[3]
+    fan_in = case.in_channels // case.groups * shape[2] * shape[3]
     input, weight = case.input(torch.float32), case.weight(torch.float32) / fan_in**0.5
     bias = torch.randn(case.out_channels) if case.bias else None
     parameters = [t.double() for t in (input, weight, bias) if t is not None]
     oracle = partial(getattr(functional, name), **case.options)
     expected, gradients = autograd(oracle, *parameters)
-    output = getattr(ops, f"{name}_forward")(input, weight, bias, case.geometry, activation)
+    with guarded():
+        output = getattr(ops, f"{name}_forward")(input, weight, bias, case.geometry, activation)
     assert_near(output, expected.relu() if activation else expected, "output", OUTPUT_ERROR)
     grad = torch.randn_like(output)
     residual = torch.randn_like(input)
-    ours = getattr(ops, f"{name}_backward")(
-        grad, input, weight, case.geometry, output if activation else None, True, residual
-    )
+    with guarded():
+        ours = getattr(ops, f"{name}_backward")(
+            grad, input, weight, case.geometry, output if activation else None, True, residual
+        )
     # Our own mask: within rounding of 0, the oracle's may differ.
     theirs = gradients((grad * (output > 0) if activation else grad).double())
     theirs = theirs[0] + residual.double(), *theirs[1:]
@@ -100,11 +130,12 @@ def conv(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
     output_padding: tuple[int, int] | None = None,
+    groups: int = 1,
 ) -> Geometry:
     """A transposed convolution if there is an output_padding."""
     kernel_size = (kernel, kernel) if isinstance(kernel, int) else kernel
     return Geometry(
-        batch, *channels, size, kernel_size, stride, padding, dilation, output_padding, True
+        batch, *channels, size, kernel_size, stride, padding, dilation, output_padding, True, groups
     )
 
 
@@ -131,6 +162,11 @@ FIXED = {
     "tconv-2": conv((24, 48), (19, 17), stride=TWICE, batch=2),
     "strided-padded": conv((24, 48), (20, 17), stride=TWICE, padding=SAME),
     "dilated": conv((8, 9), (15, 12), padding=TWICE, dilation=TWICE),
+    "column-down": conv((3, 24), (192, 1), (4, 1), stride=TWICE),
+    "one-pixel-1x1": conv((257, 1), (1, 1), 1),
+    "2-groups": conv((32, 48), (9, 11), padding=SAME, groups=2, batch=2),
+    "depthwise": conv((19, 19), (14, 9), padding=SAME, groups=19, batch=2),
+    "multiplier": conv((5, 15), (12, 7), 4, stride=TWICE, padding=SAME, groups=5),
     "5x3-dilated": conv((5, 6), (21, 20), (5, 3), stride=(3, 1), dilation=(1, 3), padding=(2, 1)),
 }
 TRANSPOSED = {
@@ -144,6 +180,11 @@ TRANSPOSED = {
     "stride-1-unpadded": conv((24, 16), (9, 7), output_padding=NONE),
     "dilated": conv((3, 4), (6, 5), stride=(2, 3), dilation=(3, 2), output_padding=(2, 1)),
     "257-channels": conv((257, 3), (5, 4), 4, stride=TWICE, padding=SAME, output_padding=NONE),
+    "column": conv((24, 3), (192, 1), 4, stride=TWICE, output_padding=NONE),
+    "2-groups": conv(
+        (32, 48), (7, 9), 4, stride=TWICE, padding=SAME, output_padding=NONE, groups=2
+    ),
+    "depthwise": conv((19, 19), (8, 5), stride=(1, 2), output_padding=(0, 1), groups=19, batch=2),
 }
 
 
@@ -159,13 +200,25 @@ def test_transposed_matches_float64(ops: NativeOps, name: str, activation: str |
     assert_op(ops, "conv_transpose2d", TRANSPOSED[name], activation)
 
 
+def test_any_number_of_channels_matches_float64(ops: NativeOps) -> None:
+    """From parts of a vector to one more than whole panels, on tiny and odd images."""
+    sizes = (1, 1), (5, 3), (1, 7), (9, 2)
+    for channels in range(1, 258):
+        other, size = channels * 7 % 257 + 1, sizes[channels % 4]
+        assert_op(ops, "conv2d", conv((channels, other), size, padding=SAME))
+        assert_op(ops, "conv2d", conv((channels, 3), (3, 5), 2, stride=TWICE))
+        up = conv((3, channels), size, 2, stride=TWICE, output_padding=NONE)
+        assert_op(ops, "conv_transpose2d", up)
+
+
 def widened(draw: st.DrawFn, case: Geometry) -> Geometry:
     """The drawn geometry with other channels: of parts of vectors, of several."""
     channels = st.sampled_from((1, 2, 3, 7, 8, 15, 16, 17, 31, 48, 65))
-    return Geometry(
-        case.batch, draw(channels), draw(channels), case.size, case.kernel_size, case.stride,
-        case.padding, case.dilation, case.output_padding, case.bias,
-    )  # fmt: skip
+    return replace(
+        case,
+        in_channels=case.groups * draw(channels),
+        out_channels=case.groups * draw(channels),
+    )
 
 
 @each_instruction_set
@@ -212,7 +265,8 @@ def test_fused_ends_match_float64(
     double = [value.double() for value in arguments]
     expected = ops_reference(*double, geometry, activation, **options)
     residual = torch.randn(expected.shape)  # of other strides than the output
-    output = ops.conv2d_fused(*arguments, geometry, activation, **options, residual=residual)
+    with guarded():
+        output = ops.conv2d_fused(*arguments, geometry, activation, **options, residual=residual)
     assert_near(output, expected + residual.double(), "output", OUTPUT_ERROR)
     assert_near(
         ops.conv2d_fused(*arguments, geometry, activation, **options),
@@ -252,7 +306,8 @@ def test_residual_pair_matches_float64(ops: NativeOps, shape: tuple[int, ...], h
     image, channels = channels_last(*shape), shape[1]
     first = torch.randn(hidden, channels, 3, 3) / (9 * channels) ** 0.5, torch.randn(hidden)
     second = torch.randn(channels, hidden, 3, 3) / (9 * hidden) ** 0.5, torch.randn(channels)
-    output = ops.residual_pair(image, *first, *second)
+    with guarded():
+        output = ops.residual_pair(image, *first, *second)
     x, w1, b1, w2, b2 = (value.double() for value in (image, *first, *second))
     middle = functional.conv2d(x, w1, b1, padding=1).relu()
     expected = x + functional.conv2d(middle, w2, b2, padding=1)
@@ -311,8 +366,23 @@ def test_what_is_not_float32_or_empty_is_declined(ops: NativeOps) -> None:
         image, weight = torch.ones(1, 3, 8, 8, dtype=dtype), torch.ones(4, 3, 3, 3, dtype=dtype)
         with pytest.raises(NotCoveredError):
             ops.conv2d_forward(image, weight, None, ConvGeometry())
-    with pytest.raises(NotCoveredError):
-        ops.conv2d_forward(torch.ones(0, 3, 8, 8), torch.ones(4, 3, 3, 3), None, ConvGeometry())
+    none, one, weight = torch.ones(0, 4, 8, 8), torch.ones(1, 4, 8, 8), torch.ones(4, 4, 3, 3)
+    pointwise = ops.sigmoid_forward, ops.sigmoid_forward_, partial(ops.normalize, mean=[0], std=[1])
+    calls: list[Callable[[], object]] = [
+        *(partial(op, none) for op in pointwise),
+        partial(ops.mse_loss, none, none),
+        partial(ops.pixel_shuffle, none, 2),
+        partial(ops.pixel_unshuffle, none, 2),
+        partial(ops.residual_pair, none, weight, None, weight, None),
+        partial(ops.conv2d_fused, one, weight[:0], None, ConvGeometry()),
+    ]
+    for name in ("conv2d", "conv_transpose2d"):
+        forward, backward = getattr(ops, f"{name}_forward"), getattr(ops, f"{name}_backward")
+        calls.append(partial(forward, none, weight, None, ConvGeometry()))
+        calls.append(partial(backward, none, none, weight, ConvGeometry()))
+    for call in calls:
+        with pytest.raises(NotCoveredError, match="an empty tensor"):
+            call()
 
 
 def everything(ops: NativeOps) -> list[Tensor]:
@@ -463,6 +533,151 @@ def test_a_stale_library_is_not_loaded(monkeypatch: pytest.MonkeyPatch, ops: Nat
         library.open_library(build.FOLDER / build.file_name(ops.instruction_set))
 
 
+RING = 1031 * mmap.PAGESIZE // 4  # elements; no power of two, so that no overflow meets its alias
+HUGE = (1 << 31) + RING
+
+
+@pytest.fixture
+def ring() -> Iterator[Callable[..., Tensor]]:
+    """Makes tensors beyond 2³¹ elements of 4 MB of memory: these elements again and again.
+
+    What is written last is what is read, so that only the last elements of an output count.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    access, made = mmap.PROT_READ | mmap.PROT_WRITE, []
+
+    def make(*shape: int) -> Tensor:
+        parts = -(-math.prod(shape) // RING)
+        file = os.memfd_create("ring")
+        os.truncate(file, RING * 4)
+        start = library.mmap(None, parts * RING * 4, access, mmap.MAP_SHARED, file, 0)
+        made.append((start, parts * RING * 4))
+        for part in range(parts):
+            at = start + part * RING * 4
+            fixed = mmap.MAP_SHARED | 0x10  # MAP_FIXED
+            assert library.mmap(at, RING * 4, access, fixed, file, 0) == at, ctypes.get_errno()
+        os.close(file)
+        values = (ctypes.c_float * math.prod(shape)).from_address(start)
+        tensor = torch.frombuffer(values, dtype=torch.float32)
+        tensor[:RING] = torch.randn(RING)
+        return tensor.view(*shape)
+
+    def alloc(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return make(*shape) if math.prod(shape) > 1 << 30 else torch.empty(*shape)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that the last elements are written last
+    with mock.patch.object(POOL, "alloc", alloc):
+        yield make
+    torch.set_num_threads(before)
+    for start, size in made:
+        library.munmap(start, size)
+
+
+huge = pytest.mark.skipif(sys.platform != "linux", reason="Linux maps memory again and again")
+
+
+@pytest.mark.slow
+@huge
+def test_winograd_beyond_2_to_the_31(ops: NativeOps, ring: Callable[..., Tensor]) -> None:
+    """The bottom of the second image, beside that of a small one."""
+    wide, narrow, width, tail = 512, 16, 64, 12
+    height = -(-HUGE // (2 * wide * width) // 4) * 4
+    image = ring(2, height, width, wide).permute(0, 3, 1, 2)
+    bottom = image[1:, :, -tail:].clone(memory_format=torch.channels_last)
+    same = ConvGeometry(padding=SAME)
+    weight = torch.randn(narrow, wide, 3, 3) / 70
+    back = torch.randn(wide, narrow, 3, 3) / 12
+
+    output = ops.conv2d_forward(image, weight, None, same)
+    expected = ops.conv2d_forward(bottom, weight, None, same)
+    assert torch.equal(output[1:, :, -4:], expected[:, :, -4:])
+
+    grad = channels_last(2, narrow, height, width).zero_()
+    grad[1, :, -4:] = torch.randn(narrow, 4, width)
+    ours = ops.conv2d_backward(grad, image, weight, same)
+    theirs = ops.conv2d_backward(grad[1:, :, -tail:], bottom, weight, same)
+    assert torch.equal(ours[0][1:, :, -4:], theirs[0][:, :, -4:])
+    assert_near(ours[1], theirs[1].double(), "grad_weight", GRADIENT_ERROR)
+
+    output = ops.residual_pair(image, weight, None, back, None)
+    expected = ops.residual_pair(bottom, weight, None, back, None)
+    assert torch.equal(output[1:, :, -4:], expected[:, :, -4:])
+
+
+@pytest.mark.slow
+@huge
+def test_direct_beyond_2_to_the_31(ops: NativeOps, ring: Callable[..., Tensor]) -> None:
+    side, stride = math.isqrt(HUGE // 4) + 1, 4621
+    image = ring(1, side, side, 4).permute(0, 3, 1, 2)
+    at = torch.cat([torch.arange(0, side - 1, stride) + tap for tap in (0, 1)]).sort().values
+    seen = image[:, :, at][..., at]  # the few pixels that such a stride meets
+    far, near = ConvGeometry((stride, stride)), ConvGeometry(TWICE)
+    weight = torch.randn(5, 4, 2, 2)
+    output = ops.conv2d_forward(image, weight, None, far)
+    assert torch.equal(output, ops.conv2d_forward(seen, weight, None, near))
+    grad = torch.randn_like(output)
+    _, *ours = ops.conv2d_backward(grad, image, weight, far, needs_input_grad=False)
+    _, *theirs = ops.conv2d_backward(grad, seen, weight, near, needs_input_grad=False)
+    assert_near(ours[0], theirs[0].double(), "grad_weight", GRADIENT_ERROR)
+
+    up, width, tail = ConvGeometry((8, 8)), 64, 16
+    for channels in (4, 5):  # all phases of an output at once, and one after the other
+        height = -(-HUGE // (64 * width * channels))
+        small = ring(1, height, width, 16).permute(0, 3, 1, 2)
+        weight = torch.randn(16, channels, 8, 8)
+        output = ops.conv_transpose2d_forward(small, weight, None, up)
+        assert output.numel() > 1 << 31
+        bottom = small[:, :, -1:].clone(memory_format=torch.channels_last)
+        expected = ops.conv_transpose2d_forward(bottom, weight, None, up)
+        assert torch.equal(output[:, :, -8:], expected)
+        grad = output[:, :, -tail:].clone(memory_format=torch.channels_last)
+        ours, *_ = ops.conv_transpose2d_backward(output, small, weight, up)
+        theirs, *_ = ops.conv_transpose2d_backward(grad, small[:, :, -2:], weight, up)
+        assert torch.equal(ours[:, :, -1:], theirs[:, :, -1:])
+
+    image = channels_last(1, 2, -(-HUGE // 480_000), 480)
+    output = ops.conv2d_forward(image, torch.ones(1000, 2, 1, 1), None, ConvGeometry())
+    assert output.numel() > 1 << 31
+    assert torch.equal(output[0, 0, -1, -100:], image[0, :, -1, -100:].sum(0))
+
+
+@pytest.mark.slow
+@huge
+def test_pixels_beyond_2_to_the_31(ops: NativeOps, ring: Callable[..., Tensor]) -> None:
+    width, channels, tail = 128, 16, 8
+    height = -(-HUGE // (2 * width * channels) // 4) * 4
+    image = ring(2, height, width, channels).permute(0, 3, 1, 2)
+    bottom = image[1:, :, -tail:].clone(memory_format=torch.channels_last)
+    means, deviations = [0.1] * channels, [0.5] * channels
+    for op in (
+        lambda x: ops.pixel_unshuffle(x, 2),
+        lambda x: ops.pixel_shuffle(x, 2, None),
+        lambda x: ops.normalize(x, means, deviations),
+    ):
+        assert torch.equal(op(image)[1:, :, -4:], op(bottom)[:, :, -4:])
+
+    library, count = ops._library, image.numel()
+    other, result = ring(count), ring(count)
+    flat = image.permute(0, 2, 3, 1).flatten()
+    library.denoise_sigmoid(flat.data_ptr(), count, result.data_ptr())
+    assert_near(result[-1000:], flat[-1000:].double().sigmoid(), "sigmoid", OUTPUT_ERROR)
+    loss = library.denoise_mse(flat.data_ptr(), other.data_ptr(), count, result.data_ptr())
+    difference = (flat[:RING] - other[:RING]).double()
+    assert loss == pytest.approx(difference.square().mean().item(), rel=1e-3)
+    expected = (flat[-1000:] - other[-1000:]).double() * 2
+    assert_near(result[-1000:] * count, expected, "loss", GRADIENT_ERROR)
+    sums = torch.empty(channels)
+    library.denoise_relu_backward(
+        *(flat.data_ptr(), other.data_ptr(), count // channels, channels),
+        *(result.data_ptr(), sums.data_ptr()),
+    )
+    assert torch.equal(result[-1000:], torch.where(other[-1000:] <= 0, 0, flat[-1000:]))
+
+
 # torch stays at one thread: its OpenMP, which no sanitizer knows, does not get on with one.
 THREADED = """
 import sys, torch
@@ -506,31 +721,92 @@ def test_sanitizers_find_nothing(kind: str, tmp_path: Path) -> None:
         build.compile_library(target, INSTRUCTION_SETS[-1], flags)
     except build.CompilerError as error:
         pytest.skip(str(error))
-    paths = [
-        subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
-        for name in runtimes
-    ]
+    result = child(target, INSTRUCTION_SETS[-1], arguments, runtimes, options)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-4000:]
+    assert "Sanitizer" not in output, output[-4000:]
+
+
+def child(
+    path: Path,
+    instruction_set: str,
+    arguments: list[str],
+    runtimes: Sequence[str] = (),
+    options: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with the library at `path` in these tests, after a sanitizer's runtimes."""
     tests = Path(__file__).parent
     environment = {
         **os.environ,
-        **options,
-        "LD_PRELOAD": " ".join(paths),
-        "DENOISE_BATCH_TEST_LIBRARY": str(target),
+        **(options or {}),
+        "DENOISE_BATCH_TEST_LIBRARY": str(path),
+        "DENOISE_BATCH_TEST_INSTRUCTION_SET": instruction_set,
         "PYTHONPATH": os.pathsep.join(
             [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
         ),
     }
-    result = subprocess.run(
+    if runtimes:
+        names = [f"-print-file-name={name}" for name in runtimes]
+        paths = [subprocess.check_output(["g++", name], text=True).strip() for name in names]
+        environment["LD_PRELOAD"] = " ".join(paths)
+    return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
         env=environment,
-        timeout=900,
+        timeout=1200,
         check=False,
     )
+
+
+def compiled(folder: Path, bug: Bug | None, instruction_set: str, flags: list[str]) -> Path:
+    """The library with the bug in it, which says that it is of the sources as they are."""
+    sources = folder / "sources"
+    shutil.copytree(build.FOLDER, sources, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if bug is not None:
+        text = (sources / bug.source).read_text()
+        assert bug.right in text, f"{bug.source} changed: renew this bug"
+        (sources / bug.source).write_text(text.replace(bug.right, bug.wrong))
+    target, mark = folder / "libdenoise.so", build.source_hash()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "FOLDER", sources)
+        patch.setattr(build, "source_hash", lambda: mark)
+        try:
+            build.compile_library(target, instruction_set, flags)
+        except build.CompilerError as error:
+            pytest.skip(str(error))
+    return target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [None, *BUGS])
+def test_a_bug_is_caught(name: str | None, tmp_path: Path) -> None:
+    """And without one the same tests pass. `-s` prints what caught it."""
+    bug = None if name is None else BUGS[name]
+    instruction_set = "avx2" if bug and bug.is_in_avx2 else (INSTRUCTION_SETS or [""])[0]
+    if instruction_set not in INSTRUCTION_SETS:
+        pytest.skip("no native kernels for this processor")
+    if bug and bug.is_in_avx512 and instruction_set != "avx512":
+        pytest.skip("no AVX-512")
+    tests = PARITY if bug is None else bug.tests
+    if tests == "thread":
+        runtimes, options, arguments = SANITIZERS[tests]
+        library = compiled(tmp_path, bug, instruction_set, ["-O1", "-g", "-fsanitize=thread"])
+        result = child(library, instruction_set, arguments, runtimes, options)
+    else:
+        library = compiled(tmp_path, bug, instruction_set, ["-O1"])
+        marks = "slow" if HUGE_TESTS in tests else "not slow"
+        arguments = ["-m", "pytest", "-n0", "-qx", "-p", "no:cacheprovider", "-p", "no:randomly"]
+        arguments += ["-m", marks, "-k", tests, __file__]
+        result = child(library, instruction_set, arguments)
     output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-4000:]
-    assert "Sanitizer" not in output, output[-4000:]
+    signs = [line for line in output.splitlines() if "FAILED" in line or "WARNING: Thread" in line]
+    seen = signs or [line for line in output.splitlines() if "Error" in line] or ["nothing"]
+    print(f"{name}: exit {result.returncode}, {seen[0].strip()[:120]}")
+    if bug is None:
+        assert result.returncode == 0, output[-3000:]
+    else:  # but no usage error, and not "no tests"
+        assert result.returncode not in (0, 2, 4, 5), output[-3000:]
 
 
 @pytest.mark.parametrize(

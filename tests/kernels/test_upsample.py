@@ -27,6 +27,9 @@ IMPLEMENTATIONS = {"reference": reference}
 each_implementation = pytest.mark.parametrize(
     "ops", list(IMPLEMENTATIONS.values()), ids=list(IMPLEMENTATIONS)
 )
+# Said once by torch, of its own speed.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
 factors = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
@@ -61,10 +64,14 @@ def test_block_matches_torch_nn(scale_factor: int | Pair, dtype: torch.dtype) ->
     {
         "report-2-48to24-k3-pad1": (2, (48, 24, 3, 1, 1)),
         "scale2x3-k2x3-s2": ((2, 3), (3, 2, (2, 3), (2, 1))),
-        "scale3-dilation2-no-bias": (3, (2, 3, 3, 1, 2, 2, False)),
+        "scale3-dilation2-no-bias": (3, (2, 3, 3, 1, 2, 2, 1, False)),
         "scale3x1-k4x2-pad1x0": ((3, 1), (3, 2, (4, 2), 1, (1, 0))),
-        "no-bias": (2, (2, 3, 3, 1, 1, 1, False)),
+        "no-bias": (2, (2, 3, 3, 1, 1, 1, 1, False)),
         "padding-beyond-the-kernel": (2, (2, 3, 2, 1, 2)),
+        "groups": (2, (4, 6, 3, 1, 1, 1, 2)),
+        "same-of-an-even-kernel": (2, (2, 3, 4, 1, "same")),
+        "same-of-an-odd-kernel": (2, (2, 3, 3, 1, "same")),
+        "reflected": (2, (2, 3, 3, 1, 1, 1, 1, True, "reflect")),
     }.values(),
     ids=[
         "report-2-48to24-k3-pad1",
@@ -73,16 +80,17 @@ def test_block_matches_torch_nn(scale_factor: int | Pair, dtype: torch.dtype) ->
         "scale3x1-k4x2-pad1x0",
         "no-bias",
         "padding-beyond-the-kernel",
+        "groups",
+        "same-of-an-even-kernel",
+        "same-of-an-odd-kernel",
+        "reflected",
     ],
 )
 def test_upsample_conv2d_matches_torch_nn(
     scale_factor: int | Pair, arguments: tuple, dtype: torch.dtype
 ) -> None:
     block = UpsampleConv2d(scale_factor, *arguments)
-    keywords = {"bias": arguments[6]} if len(arguments) > 6 else {}
-    module = nn.Sequential(
-        nn.Upsample(scale_factor=scale_factor), nn.Conv2d(*arguments[:6], **keywords)
-    )
+    module = nn.Sequential(nn.Upsample(scale_factor=scale_factor), nn.Conv2d(*arguments))
     assert_block_parity(block, module, torch.randn(2, arguments[0], 7, 5, dtype=dtype))
 
 
