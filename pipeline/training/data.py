@@ -207,11 +207,15 @@ def validation_tiles(
         rows = []
         for chunk in torch.split(squares, tiles_per_chunk(source_px)):
             source = to_float(chunk)
-            rows.append(torch.stack([noise.draw(source, generator), noise.clean(source)], 1))
+            noisy, level = noise.draw_with_level(source, generator)
+            row = (noisy.flatten(1), noise.clean(source).flatten(1), level[:, None])
+            rows.append(torch.cat(row, 1))
         return torch.cat(rows)
 
-    tiles = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=is_zoomed).to(device)
-    return Validation(tiles[:, 0].contiguous(), tiles[:, 1].contiguous())
+    rows = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=is_zoomed).to(device)
+    shape = (count, 3, tile_px, tile_px)
+    noisy, clean = (part.reshape(shape) for part in rows[:, :-1].chunk(2, 1))
+    return Validation(noisy.contiguous(), clean.contiguous(), rows[:, -1].contiguous())
 
 
 def map_tiles(

@@ -37,6 +37,14 @@ class NoiseModel(ABC):
         """Return a noisy version to use as target: unbiased, NaN where the pixel is unknown."""
         return self.draw(source, generator)
 
+    def draw_with_level(self, source: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return a noisy version and its level (N,), the root mean square of noisy − clean.
+
+        White noise states its σ, which it had before clipping.
+        """
+        noisy = self.draw(source, generator)
+        return noisy, rms(noisy - self.clean(source))
+
 
 @dataclass(frozen=True)
 class GaussianNoise(NoiseModel):
@@ -56,11 +64,15 @@ class GaussianNoise(NoiseModel):
 
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
         """Return source + σ·n; n is standard normal, σ uniform in [low, high]/255 per image."""
+        return self.draw_with_level(source, generator)[0]
+
+    def draw_with_level(self, source: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return a noisy version and its σ."""
         shape = (len(source), 1, 1, 1)
         uniform = torch.rand(shape, generator=generator, device=source.device)
         sigma = (self.low_255 + (self.high_255 - self.low_255) * uniform) / 255
         noise = torch.randn(source.shape, generator=generator, device=source.device)
-        return source + sigma * noise
+        return source + sigma * noise, sigma.flatten()
 
 
 @dataclass(frozen=True)
@@ -261,6 +273,11 @@ def _parse_one(text: str) -> NoiseModel | None:
     if name == "subpixel" and value.isdecimal() and 2 <= int(value) <= 64:
         return SubpixelNoise(int(value))
     return None
+
+
+def rms(tiles: Tensor) -> Tensor:
+    """Return the root mean square of every tile (N, C, H, W): (N,)."""
+    return tiles.square().mean((1, 2, 3)).sqrt()
 
 
 def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

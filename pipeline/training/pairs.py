@@ -4,12 +4,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..metrics import luma
-from .noise import NoiseModel
+from .noise import NoiseModel, rms
 
 # Pixels of the tiles processed at once before the first step: 50 MB as float32, several times that
 # with noise.
@@ -39,6 +40,21 @@ class Generators:
         self.device.manual_seed(int.from_bytes(digest[8:16]) >> 1)
 
 
+class Batch(NamedTuple):
+    """Tiles of one step, float32 on the training device.
+
+    Attributes:
+        noisy: input of the network, (n, 3, H, W).
+        target: a second noisy version, or the clean tiles; NaN where a pixel is unknown.
+        level: root mean square of noisy − clean of every tile, in the unit of the pixels, (n,);
+            for white noise σ before clipping.
+    """
+
+    noisy: Tensor
+    target: Tensor
+    level: Tensor
+
+
 class Pairs(ABC):
     """Training tiles by index, each as two independently noisy versions."""
 
@@ -47,12 +63,8 @@ class Pairs(ABC):
         """Return the number of tiles per epoch."""
 
     @abstractmethod
-    def batch(
-        self, indices: Tensor, generators: Generators, denoise: Denoise
-    ) -> tuple[Tensor, Tensor]:
-        """Return (input, target) of the tiles at `indices`, each float32 (n, 3, H, W).
-
-        Unknown target pixels are NaN.
+    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
+        """Return the tiles at `indices`.
 
         Args:
             indices: int64 (n,), on the host.
@@ -63,10 +75,11 @@ class Pairs(ABC):
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out tiles: `noisy` and `clean`, each float32 (V, 3, H, W)."""
+    """Held-out tiles: `noisy` and `clean`, each float32 (V, 3, H, W), and their `level` (V,)."""
 
     noisy: Tensor
     clean: Tensor
+    level: Tensor
 
 
 class CropPairs(Pairs):
@@ -104,9 +117,7 @@ class CropPairs(Pairs):
         """Return the number of tiles per epoch."""
         return self._count
 
-    def batch(
-        self, indices: Tensor, generators: Generators, denoise: Denoise
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
         """Return one random crop per index; a photograph is chosen in proportion to its area."""
         size = self._tile_px
         chosen = torch.multinomial(self._areas, len(indices), True, generator=generators.host)
@@ -121,12 +132,12 @@ class CropPairs(Pairs):
         is_gray = torch.rand(len(indices), generator=generators.host) < self._gray_share
         is_gray = upload(is_gray, clean.device).view(-1, 1, 1, 1)
         clean = _to_gray(clean, is_gray)
-        noisy = self._noise.draw(clean, generators.device)
+        noisy, level = self._noise.draw_with_level(clean, generators.device)
         noisy = _share_noise(noisy, is_gray)
         if self._has_clean_targets:
-            return noisy, clean
+            return Batch(noisy, clean, level)
         target = self._noise.draw_target(clean, generators.device)
-        return noisy, _share_noise(target, is_gray)
+        return Batch(noisy, _share_noise(target, is_gray), level)
 
 
 class StoredPairs(Pairs):
@@ -154,9 +165,7 @@ class StoredPairs(Pairs):
         """Return the number of tiles."""
         return len(self._versions)
 
-    def batch(
-        self, indices: Tensor, generators: Generators, denoise: Denoise
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
         """Return two different stored versions of every tile."""
         count, device = self._versions.shape[1], self._versions.device
         shape = (len(indices),)
@@ -169,11 +178,13 @@ class StoredPairs(Pairs):
         chance = torch.rand(shape, generator=generators.device, device=device).view(-1, 1, 1, 1)
         is_gray = chance < self._gray_share
         noisy, target = _to_gray(noisy, is_gray), _to_gray(target, is_gray)
+        level = level_of_two(noisy, target)
         if self._noise is None:
-            return noisy, target
-        noisy = self._noise.draw(noisy, generators.device)
+            return Batch(noisy, target, level)
+        noisy, added = self._noise.draw_with_level(noisy, generators.device)
         target = self._noise.draw_target(target, generators.device)
-        return _share_noise(noisy, is_gray), _share_noise(target, is_gray)
+        level = (level.square() + added.square()).sqrt()
+        return Batch(_share_noise(noisy, is_gray), _share_noise(target, is_gray), level)
 
 
 class ScenePairs(Pairs):
@@ -202,9 +213,7 @@ class ScenePairs(Pairs):
         """Return the number of tiles per epoch."""
         return self._count
 
-    def batch(
-        self, indices: Tensor, generators: Generators, denoise: Denoise
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
         """Return one random crop per index."""
         count, size = len(indices), self._tile_px * (2 if self._is_single else 1)
         host = generators.host
@@ -221,11 +230,13 @@ class ScenePairs(Pairs):
             second.append(crop[(shot + 1 + int(other * (len(scene) - 1))) % len(scene)])
         noisy = to_float(torch.stack(first))
         if not self._is_single:
-            return noisy, to_float(torch.stack(second))
+            target = to_float(torch.stack(second))
+            return Batch(noisy, target, level_of_two(noisy, target))
         neighbors = _Neighbors(noisy, generators)
         input, target = neighbors.pick(noisy)
+        level = level_of_two(input, target)
         output, output_neighbor = neighbors.pick(denoise(noisy))
-        return input, target + NEIGHBOR_SHARE * (output - output_neighbor)
+        return Batch(input, target + NEIGHBOR_SHARE * (output - output_neighbor), level)
 
 
 class _Neighbors:
@@ -260,7 +271,7 @@ def mean_and_std(
     counts, means, variances = [], [], []
     first = torch.arange(min(len(pairs), 2_000))
     for indices in torch.split(first, tiles_per_chunk(tile_px)):
-        noisy, _ = pairs.batch(indices, generators, torch.zeros_like)
+        noisy = pairs.batch(indices, generators, torch.zeros_like).noisy
         counts.append([noisy[:, 0].numel()])
         means.append(noisy.mean((0, 2, 3)).cpu().double())
         variances.append(noisy.std((0, 2, 3)).cpu().double().square())
@@ -274,6 +285,11 @@ def mean_and_std(
 def tiles_per_chunk(side_px: int) -> int:
     """Return how many tiles of this side make a chunk of `CHUNK_PX` pixels; at least one."""
     return max(1, CHUNK_PX // side_px**2)
+
+
+def level_of_two(one: Tensor, other: Tensor) -> Tensor:
+    """Return the level (N,) of tiles whose noise is independent and equally strong."""
+    return rms(one - other) / 2**0.5
 
 
 def to_float(pixels: Tensor) -> Tensor:

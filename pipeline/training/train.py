@@ -195,7 +195,7 @@ def training_step(
         return group.scatter_back(output, images)
 
     generators.seed(options.seed, state.step)
-    noisy, target = pairs.batch(indices, generators, denoise)
+    noisy, target, _ = pairs.batch(indices, generators, denoise)
     if options.augment:
         noisy, target = _random_symmetry(noisy, target, generators)
     noisy, target = group.local_rows(noisy), group.local_rows(target)
