@@ -105,8 +105,10 @@ def train(
         str,
         typer.Option(
             metavar="MODEL",
-            help="Noise added to clean photographs: gaussian:25 or gaussian:0-55 (σ in 1/255), "
-            "poisson:30, bernoulli:0.5, subpixel:8 or camera; join several with +.",
+            help="Noise added to clean photographs: real (a mixture, for any picture) or one of "
+            "its parts (white, poisson-gaussian, correlated, raw, jpeg, 8bit), gaussian:25 or "
+            "gaussian:0-55 (σ in 1/255), poisson:30, bernoulli:0.5, subpixel:8 or camera; join "
+            "several with +.",
             rich_help_panel=NOISE,
         ),
     ] = "subpixel:8",
@@ -123,7 +125,17 @@ def train(
     gray_share: Annotated[
         float,
         typer.Option(
-            help="Share of tiles turned gray, to train for gray images too.", rich_help_panel=NOISE
+            help="Share of tiles turned gray, to train for gray images too.",
+            show_default="0; 0.12 with --noise real",
+            rich_help_panel=NOISE,
+        ),
+    ] = 0.0,
+    graphics_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of drawn tiles (text, lines, patterns, flat colours), not of photographs.",
+            show_default="0; 0.12 with --noise real",
+            rich_help_panel=NOISE,
         ),
     ] = 0.0,
     network: Annotated[
@@ -346,7 +358,9 @@ def _options(chosen: dict[str, Any]) -> "TrainOptions":
     network = chosen.get("network", network)
     lr, momentum = default_rates(chosen.get("optimizer", TrainOptions.optimizer), network)
     resume = chosen.get("resume", False) or was_restarted()
-    defaults = {"lr": lr, "momentum": momentum, "network": network}
+    defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "network": network}
+    if chosen["kind"] == "clean" and chosen.get("noise") == "real":
+        defaults |= {"gray_share": 0.12, "graphics_share": 0.12}
     return TrainOptions(**{**defaults, **chosen, "resume": resume})
 
 

@@ -42,6 +42,7 @@ class TrainOptions:
         validation_file: two-tensor file (noisy, clean) to validate on, for "tensors".
         targets: "noisy" (Noise2Noise) or "clean".
         gray_share: share of tiles turned gray, with the same noise in all channels.
+        graphics_share: share of tiles of drawn graphics (text, lines, patterns, flat colours).
         init: weights to start from instead of random ones.
         tiles: training tiles per epoch.
         tile_px: side of a tile, as the network sees it.
@@ -83,6 +84,7 @@ class TrainOptions:
     validation_file: Path | None = None
     targets: str = "noisy"
     gray_share: float = 0.0
+    graphics_share: float = 0.0
     init: str | None = None
     tiles: int = 50_000
     tile_px: int = 32
@@ -127,8 +129,10 @@ class TrainOptions:
             raise OptionError(
                 f"--validation-share {self.validation_share}: must be between 0 and 1"
             )
-        if not 0 <= self.gray_share <= 1:
-            raise OptionError(f"--gray-share {self.gray_share}: must be between 0 and 1")
+        for name in ("gray_share", "graphics_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                flag = name.replace("_", "-")
+                raise OptionError(f"--{flag} {getattr(self, name)}: must be between 0 and 1")
         if not 0 <= self.ema < 1:
             raise OptionError(f"--ema {self.ema}: must be at least 0 and below 1")
         least = {"tiles": 1, "tile_px": 8, "validation_tiles": 1, "versions": 2, "epochs": 1}
@@ -157,6 +161,11 @@ class TrainOptions:
             raise OptionError(
                 f"--gray-share {self.gray_share}: works with clean photographs only; leave it out "
                 "and add gray shots to the data"
+            )
+        if self.kind != "clean" and self.graphics_share:
+            raise OptionError(
+                f"--graphics-share {self.graphics_share}: works with clean photographs only; leave "
+                "it out"
             )
 
     @property

@@ -19,7 +19,7 @@ from denoise_batch.training.data import (
     validation_tiles,
 )
 from denoise_batch.training.noise import GaussianNoise, SubpixelNoise, parse_noise
-from denoise_batch.training.pairs import Batch, Denoise, Generators, Pairs, mean_and_std
+from denoise_batch.training.pairs import Batch, CropPairs, Denoise, Generators, Pairs, mean_and_std
 
 CPU = torch.device("cpu")
 nothing = torch.zeros_like  # a network that none of these pairs uses
@@ -253,6 +253,60 @@ def test_gray_tiles_have_one_noise_for_all_channels(
     assert 16 < is_gray.sum() < 48
     assert torch.equal(is_gray, (target == target[:, :1]).flatten(1).all(1))
     assert not torch.equal(noisy[is_gray], target[is_gray])
+
+
+def crops(photographs: Path, noise: str, **options: Any) -> Pairs:
+    paths = split_photographs(photographs, 32, 0.3).training
+    given = {"count": 64, "tile_px": 32, "versions": 2, "seed": 0, "device": CPU} | options
+    return training_pairs(paths, parse_noise(noise), **given)
+
+
+def test_a_batch_of_real_noise_depends_on_seed_and_step_alone(photographs: Path) -> None:
+    options: dict[str, Any] = {"gray_share": 0.3, "graphics_share": 0.3, "has_clean_targets": True}
+    pairs = crops(photographs, "real", **options)
+    first = pairs.batch(torch.arange(24), step(7), nothing)
+    pairs.batch(torch.arange(24), step(8), nothing)
+    again = crops(photographs, "real", **options).batch(torch.arange(24), step(7), nothing)
+    assert all(map(torch.equal, first, again))
+    assert first.level.shape == (24,)
+    assert not first.noisy.isnan().any()
+
+
+def test_the_level_of_gray_tiles_is_that_of_their_one_noise(photographs: Path) -> None:
+    pairs = crops(photographs, "camera", gray_share=0.5, has_clean_targets=True)
+    noisy, clean, level = pairs.batch(torch.arange(64), step(0), nothing)
+    measured = (noisy - clean).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(level, measured, rtol=0.25, atol=2e-3)  # some end in mirrors
+
+
+def test_graphics_take_their_share_of_the_tiles(photographs: Path) -> None:
+    options: dict[str, Any] = {"graphics_share": 0.5, "has_clean_targets": True}
+    plain, mixed = (
+        crops(photographs, "gaussian:0", **chosen).batch(torch.arange(200), step(0), nothing)
+        for chosen in ({**options, "graphics_share": 0.0}, options)
+    )
+    is_drawn = (plain.target != mixed.target).flatten(1).any(1)
+    assert is_drawn.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(OptionError, match="graphics-share"):
+        crops(photographs, "subpixel:2", graphics_share=0.1)
+
+
+def test_some_crops_are_halved_and_some_end_in_mirrors() -> None:
+    ramp = torch.arange(120, dtype=torch.uint8)
+    down, across = ramp.view(-1, 1).expand(-1, 120), ramp.expand(120, -1)
+    photograph = torch.stack([down, across, torch.zeros_like(across)])
+    pairs = CropPairs([photograph], GaussianNoise(0, 0), 32, 400, has_clean_targets=True)
+    noisy, target, _ = pairs.batch(torch.arange(400), step(0), nothing)
+    assert torch.equal(noisy, target)
+    slope = (255 * (target[:, 0, 1, 0] - target[:, 0, 0, 0])).round()
+    assert (slope == 2).float().mean().item() == pytest.approx(0.15, abs=0.05)
+    assert ((slope == 1) | (slope == 2)).all()
+    falls = target[:, 0, -1, 0] < target[:, 0, -2, 0]
+    assert falls.float().mean().item() == pytest.approx(0.25 * 4 / 5, abs=0.06)
+    mirrored = target[falls][0]
+    size = 31 - int((mirrored[0, 1:, 0] < mirrored[0, :-1, 0]).sum())
+    assert size >= 27
+    assert torch.equal(mirrored[:, size + 1 :], mirrored[:, 2 * size - 31 : size].flip(1))
 
 
 class Rows(Pairs):
