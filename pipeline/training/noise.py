@@ -70,7 +70,7 @@ class GaussianNoise(NoiseModel):
     def draw_with_level(self, source: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return a noisy version and its σ."""
         sigma = _sigma(self.low_255, self.high_255, self.exponent, source, generator)
-        return source + sigma * _normal(source, generator), sigma.flatten()
+        return _normal(source, generator).mul_(sigma).add_(source), sigma.flatten()
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ class CameraNoise(NoiseModel):
         choice = _uniform((len(source), 2), source, generator).tolist()
         tiles = [
             _through_jpeg(tile, round(60 + 38 * quality)) if is_jpeg < 0.5 else tile
-            for tile, (is_jpeg, quality) in zip(image, choice, strict=True)
+            for tile, (is_jpeg, quality) in zip(_levels(image), choice, strict=True)
         ]
-        return torch.stack(tiles)
+        return _from_levels(torch.stack(tiles), source)
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,8 @@ class PoissonGaussianNoise(NoiseModel):
         """Return source + √(a·source + b)·n; n is standard normal."""
         shot = _log_uniform(*self.shot, source, generator)
         read = _log_uniform(*self.read, source, generator)
-        deviation = (shot * source.clamp(0, 1) + read).sqrt()
-        return source + deviation * _normal(source, generator)
+        deviation = source.clamp(0, 1).mul_(shot).add_(read).sqrt_()
+        return deviation.mul_(_normal(source, generator)).add_(source)
 
 
 @dataclass(frozen=True)
@@ -329,20 +329,19 @@ class JpegNoise(NoiseModel):
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
         """Return the compressed source, of 8 bits."""
         draws = _uniform((len(source), 4), source, generator).tolist()
+        height, width = source.shape[2:]
         tiles = []
-        for tile, (quality, chroma, down, across) in zip(source, draws, strict=True):
-            top, left = int(16 * down), int(16 * across)
-            rows, columns = (
-                _mirrored(size, before, tile.device)
-                for size, before in zip(tile.shape[1:], (top, left), strict=True)
-            )
+        for tile, (quality, chroma, down, across) in zip(_levels(source), draws, strict=True):
+            top, left = min(int(16 * down), height - 1), min(int(16 * across), width - 1)
+            mirrored = torch.cat([tile[1 : top + 1].flip(0), tile])
+            mirrored = torch.cat([mirrored[:, 1 : left + 1].flip(1), mirrored], 1)
             jpeg = _through_jpeg(
-                tile[:, rows][:, :, columns],
+                mirrored,
                 round(self.low + (self.high - self.low) * quality),
                 SUBSAMPLINGS[int(len(SUBSAMPLINGS) * chroma)],
             )
-            tiles.append(jpeg[:, top : top + tile.shape[1], left : left + tile.shape[2]])
-        return torch.stack(tiles)
+            tiles.append(jpeg[top : top + height, left : left + width])
+        return _from_levels(torch.stack(tiles), source)
 
 
 class EightBits(NoiseModel):
@@ -364,20 +363,33 @@ class MixedNoise(NoiseModel):
     parts: tuple[tuple[float, NoiseModel], ...]
 
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a noisy version of each image by the model that it drew."""
-        return self.draw_with_level(source, generator)[0]
+        """Return a noisy version of each image by the model that it drew; waits for the device."""
+        noisy = source.clone()
+        for model, rows in self._chosen(source, generator):
+            noisy.index_copy_(0, rows, model.draw(source.index_select(0, rows), generator))
+        return noisy
 
     def draw_with_level(self, source: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return noisy versions and the levels that the models state; waits for the device."""
-        draws = _uniform((len(source),), source, generator).tolist()
         noisy, level = source.clone(), source.new_zeros(len(source))
-        below = 0.0
+        for model, rows in self._chosen(source, generator):
+            drawn, stated = model.draw_with_level(source.index_select(0, rows), generator)
+            noisy.index_copy_(0, rows, drawn)
+            level.index_copy_(0, rows, stated)
+        return noisy, level
+
+    def _chosen(
+        self, source: Tensor, generator: torch.Generator
+    ) -> list[tuple[NoiseModel, Tensor]]:
+        """Return the models that were drawn, each with its images."""
+        draws = _uniform((len(source),), source, generator).tolist()
+        chosen, below = [], 0.0
         for probability, model in self.parts:
             rows = [i for i, draw in enumerate(draws) if below <= draw < below + probability]
             below += probability
             if rows:
-                noisy[rows], level[rows] = model.draw_with_level(source[rows], generator)
-        return noisy, level
+                chosen.append((model, torch.tensor(rows, device=source.device)))
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -401,17 +413,19 @@ class ChainedNoise(NoiseModel):
 
     def draw(self, source: Tensor, generator: torch.Generator) -> Tensor:
         """Apply every model in turn."""
-        return self.draw_with_level(source, generator)[0]
+        for model in self.models:
+            source = model.draw(source, generator)
+        return source
 
     def draw_with_level(self, source: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Apply every model in turn; white noise that is only clipped and rounded states its σ."""
-        noisy, level = self.models[0].draw_with_level(source, generator)
-        for model in self.models[1:]:
-            noisy = model.draw(noisy, generator)
-        is_white = isinstance(self.models[0], GaussianNoise)
-        if is_white and all(isinstance(model, EightBits) for model in self.models[1:]):
+        first, *rest = self.models
+        if isinstance(first, GaussianNoise) and all(isinstance(m, EightBits) for m in rest):
+            noisy, level = first.draw_with_level(source, generator)
+            for model in rest:
+                noisy = model.draw(noisy, generator)
             return noisy, level
-        return noisy, rms(noisy - self.clean(source))
+        return super().draw_with_level(source, generator)
 
     def draw_target(self, source: Tensor, generator: torch.Generator) -> Tensor:
         """Apply every model in turn; a pixel that one of them loses stays unknown.
@@ -500,7 +514,8 @@ def _parse_one(text: str) -> NoiseModel | None:
 
 def rms(tiles: Tensor) -> Tensor:
     """Return the root mean square of every tile (N, C, H, W): (N,)."""
-    return tiles.square().mean((1, 2, 3)).sqrt()
+    root: Tensor = torch.linalg.vector_norm(tiles, dim=(1, 2, 3)) / tiles[0].numel() ** 0.5
+    return root
 
 
 def _rms(tiles: Tensor) -> Tensor:
@@ -592,16 +607,7 @@ def _beside(image: Tensor, dim: int) -> Tensor:
 
 
 def _eight_bits(images: Tensor) -> Tensor:
-    return (images.clamp(0, 1) * 255).round() / 255
-
-
-def _mirrored(size: int, before: int, device: torch.device) -> Tensor:
-    """Return the positions of an extent with mirrored pixels before it, up to a multiple of 16."""
-    wanted = -(-(size + before) // 16) * 16
-    place = torch.arange(-before, wanted - before, device=device).abs()
-    period = max(2 * (size - 1), 1)
-    place = place % period
-    return torch.minimum(place, period - place).clamp_max(size - 1)
+    return images.clamp(0, 1).mul_(255).round_().div_(255)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -626,12 +632,21 @@ def _log_uniform(low: float, high: float, like: Tensor, generator: torch.Generat
     return low * (high / low) ** uniform
 
 
-def _through_jpeg(tile: Tensor, quality: int, subsampling: int = 2) -> Tensor:
-    """Compress a tile (C, H, W), C = 1 or 3, as JPEG and decode it again."""
-    levels = (tile.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
-    before = to_pil(levels.permute(1, 2, 0))
+def _levels(tiles: Tensor) -> Tensor:
+    """Return tiles (N, C, H, W) as 8-bit levels (N, H, W, C) on the host."""
+    levels = tiles.clamp(0, 1).mul_(255).round_().to("cpu", torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous()
+
+
+def _from_levels(levels: Tensor, like: Tensor) -> Tensor:
+    """Return 8-bit levels (N, H, W, C) as tiles (N, C, H, W) of the type of `like`."""
+    return levels.permute(0, 3, 1, 2).to(like.device, like.dtype).contiguous() / 255
+
+
+def _through_jpeg(levels: Tensor, quality: int, subsampling: int = 2) -> Tensor:
+    """Compress 8-bit levels (H, W, C), C = 1 or 3, as JPEG and decode them again."""
+    before = to_pil(levels)
     file = io.BytesIO()
     before.save(file, "JPEG", quality=quality, subsampling=subsampling)
     with Image.open(file) as image:
-        after = from_pil(image.convert(before.mode))
-    return after.permute(2, 0, 1).to(tile.device, tile.dtype) / 255
+        return from_pil(image.convert(before.mode))
