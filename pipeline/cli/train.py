@@ -141,7 +141,7 @@ def train(
     network: Annotated[
         str | None,
         typer.Option(
-            help="Architecture: tconv, upsample or unet.",
+            help="Architecture: tconv, upsample, unet or unet-level (told the noise level).",
             show_default="that of --init, or tconv",
             rich_help_panel=NETWORK,
         ),
@@ -153,6 +153,14 @@ def train(
             rich_help_panel=NETWORK,
         ),
     ] = None,
+    estimator: Annotated[
+        bool,
+        typer.Option(
+            "--estimator",
+            help="Train the noise estimator of --init (unet-level), and nothing else.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = False,
     precision: Annotated[
         str,
         typer.Option(help="fp32, or bf16 for mixed precision.", rich_help_panel=NETWORK),
@@ -184,11 +192,19 @@ def train(
     optimizer: Annotated[
         str, typer.Option(help="sgd, adam, adamw or muon.", rich_help_panel=OPTIMISATION)
     ] = "sgd",
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="mse, or log: the logarithm of each tile's error, so that weak noise counts like "
+            "strong.",
+            rich_help_panel=OPTIMISATION,
+        ),
+    ] = "mse",
     lr: Annotated[
         float | None,
         typer.Option(
             help="Highest learning rate.",
-            show_default="0.001; with sgd 4 (upsample 1.5, unet 0.1)",
+            show_default="0.001; with sgd 4 (upsample 1.5, unets 0.1)",
             rich_help_panel=OPTIMISATION,
         ),
     ] = None,
