@@ -15,7 +15,8 @@ from .files.images import read_image
 from .files.scan import scan
 from .metrics import luma, mse, psnr_of_mse, ssim
 from .models import find_weights, load_weights
-from .streaming.denoiser import Forward
+from .options import parse_noise_level
+from .streaming.denoiser import Forward, Levels
 from .training.noise import parse_noise
 
 
@@ -32,6 +33,7 @@ class EvalOptions:
         device: auto, cpu, cuda, cuda:N or mps.
         precision: "fp32" or "bf16".
         tta: average over the eight rotated and flipped versions of every image.
+        noise_level: that the network is told, as `--noise-level` of denoise-batch spells it.
     """
 
     weights: str
@@ -42,10 +44,12 @@ class EvalOptions:
     device: str = "auto"
     precision: str = "fp32"
     tta: bool = False
+    noise_level: str = "auto"
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
             raise OptionError(f"--precision {self.precision!r}: choose fp32, bf16")
+        parse_noise_level(self.noise_level)
         for noise in self.noises:
             parse_noise(noise)
 
@@ -155,6 +159,7 @@ class Scorer:
         network.set_compute_dtype(torch_dtype(options.precision))
         self._network = network
         self._forward = Forward(network, tta=options.tta)
+        self._levels = Levels(network, *parse_noise_level(options.noise_level))
 
     def add_noise(self, noise: str, name: str, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the noisy and the clean image, (C, H, W); the name and the seed decide the noise.
@@ -182,7 +187,9 @@ class Scorer:
         margin = self._network.spec.margin
         rows, columns = (slice(margin, margin + extent) for extent in noisy.shape[1:])
         padded = self._network.pad(noisy[None].to(self._device))
-        return self._forward(padded)[0, :, rows, columns].to("cpu"), None
+        level = self._levels.of_images(padded)
+        denoised = self._forward(padded, level)[0, :, rows, columns].to("cpu")
+        return denoised, None if level is None else 255 * level.item()
 
 
 def _score(scorer: Scorer, image: Tensor, name: str, noise: str) -> Score:

@@ -97,7 +97,7 @@ class DenoiseOptions:
             raise OptionError(f"--suffix {self.suffix!r}: part of a file's name, without slashes")
         if not 0 <= self.strength <= 1:
             raise OptionError(f"--strength {self.strength}: between 0 and 1")
-        self._noise_level()
+        parse_noise_level(self.noise_level)
         if self.precision not in PRECISIONS:
             raise OptionError(f"--precision {self.precision!r}: choose {', '.join(PRECISIONS)}")
         if self.tile not in ("auto", "off") and not (self.tile.isdecimal() and int(self.tile) > 0):
@@ -122,25 +122,12 @@ class DenoiseOptions:
     @property
     def level(self) -> float | None:
         """The noise level that the network is told, for values in [0, 1]; None: the estimate."""
-        return self._noise_level()[0]
+        return parse_noise_level(self.noise_level)[0]
 
     @property
     def level_factor(self) -> float:
         """Factor of the estimated noise level."""
-        return self._noise_level()[1]
-
-    def _noise_level(self) -> tuple[float | None, float]:
-        if self.noise_level == "auto":
-            return None, 1.0
-        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(x?)", self.noise_level)
-        if match and match[2] and 0.1 <= float(match[1]) <= 10:
-            return None, float(match[1])
-        if match and not match[2] and float(match[1]) <= 255:
-            return float(match[1]) / 255, 1.0
-        raise OptionError(
-            f"--noise-level {self.noise_level!r}: auto, σ from 0 to 255 in units of 1/255 of the "
-            "file's range (10), or a factor of the estimate from 0.1x to 10x (1.3x)"
-        )
+        return parse_noise_level(self.noise_level)[1]
 
     @property
     def naming(self) -> OutputNaming:
@@ -155,7 +142,7 @@ class DenoiseOptions:
         """
         quality: list[object] = [self.quality, self.strength, self.tta, precision]
         if self.noise_level != "auto":  # manifests of earlier releases stay valid
-            quality.append(self._noise_level())
+            quality.append(parse_noise_level(self.noise_level))
         return hashlib.sha256(json.dumps([1, *quality]).encode()).hexdigest()[:16]
 
 
@@ -172,3 +159,22 @@ def _check_report(path: Path) -> None:
         raise OptionError(
             f"--report {path}: {path.parent} cannot be written to: {error.strerror}; take another"
         ) from error
+
+
+def parse_noise_level(text: str) -> tuple[float | None, float]:
+    """Parse `--noise-level`: the level for values in [0, 1], None if estimated, and its factor.
+
+    Raises:
+        OptionError: neither auto, nor a level of 0 to 255, nor a factor of 0.1x to 10x.
+    """
+    if text == "auto":
+        return None, 1.0
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(x?)", text)
+    if match and match[2] and 0.1 <= float(match[1]) <= 10:
+        return None, float(match[1])
+    if match and not match[2] and float(match[1]) <= 255:
+        return float(match[1]) / 255, 1.0
+    raise OptionError(
+        f"--noise-level {text!r}: auto, σ from 0 to 255 in units of 1/255 of the file's range "
+        "(10), or a factor of the estimate from 0.1x to 10x (1.3x)"
+    )

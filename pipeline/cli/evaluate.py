@@ -97,6 +97,14 @@ def evaluate(
             rich_help_panel=NETWORK,
         ),
     ] = False,
+    noise_level: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|SIGMA|1.3x",
+            help="Noise level that the network is told, as for denoise-batch.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = "auto",
     as_json: Annotated[
         bool,
         typer.Option(
@@ -129,7 +137,9 @@ def evaluate(
         if not suite and (pairs or floors):
             raise OptionError("--pairs and --floors need --suite")
         noises = () if suite else tuple(noise or ["gaussian:25"])
-        options = EvalOptions(weights, data, noises, seed, gray, device, precision, tta)
+        options = EvalOptions(
+            weights, data, noises, seed, gray, device, precision, tta, noise_level
+        )
         if suite:
             _run_suite(options, pairs or [], floors, as_json)
             return

@@ -10,6 +10,7 @@ from PIL import Image
 
 from denoise_batch.cli.evaluate import main
 from denoise_batch.files.images import read_image
+from denoise_batch.models import ARCHITECTURES, Network, save_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,3 +140,24 @@ def test_the_default_weights_hold_their_floors_on_the_samples(
         str(samples / "floors.json"),
     ]
     assert main([*arguments, "-d", "cpu"]) == 0, capsys.readouterr().err
+
+
+def test_the_network_is_told_the_level_that_is_asked_for(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "told.safetensors"
+    told = next(name for name, spec in ARCHITECTURES.items() if spec.takes_level)
+    save_weights(path, Network(told, generator=torch.Generator().manual_seed(0)), {})
+
+    def rows(level: str) -> dict[str, dict[str, float]]:
+        found = suite(capsys, path, photos, "--noise-level", level)["rows"]
+        return {row["row"]: row for row in found}
+
+    nothing, estimated, doubled = rows("0"), rows("auto"), rows("2x")
+    assert nothing["clean"]["psnr_out"] == 100
+    assert nothing["flat"]["largest"] == 0
+    assert nothing["white 25"]["level"] == 0
+    assert estimated["white 25"]["level"] > 0
+    assert doubled["clean"]["level"] == pytest.approx(2 * estimated["clean"]["level"])
+    assert main([str(path), str(photos), "--suite", "--noise-level", "x"]) == 2
+    assert "--noise-level" in capsys.readouterr().err
