@@ -29,7 +29,8 @@ from .layers import (
     ReLU,
     Sigmoid,
 )
-from .loss import MSELoss
+from .level import AppendLevel, ConfidentMean, LevelGate
+from .loss import ExpectileLoss, LogMSELoss, MSELoss
 from .optim import SGD, Adam, AdamW, ExponentialMovingAverage, Muon, clip_grad_norm_
 from .upsample import UpsampleConv2d
 
@@ -37,13 +38,18 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "AppendLevel",
     "Block",
+    "ConfidentMean",
     "Conv2d",
     "ConvTranspose2d",
     "DenoiseBatchError",
     "DeviceError",
+    "ExpectileLoss",
     "ExponentialMovingAverage",
     "ImageError",
+    "LevelGate",
+    "LogMSELoss",
     "MSELoss",
     "Muon",
     "NearestUpsample2d",

@@ -18,7 +18,7 @@ from .kernel_check import TOLERANCES
 
 logger = logging.getLogger("denoise_batch.kernels")
 
-Function = Callable[[Tensor], Tensor]
+Function = Callable[..., Tensor]
 # Each recording keeps its intermediate tensors.
 MOST_RECORDINGS = 4
 WARM_UPS = 3
@@ -52,12 +52,13 @@ class CudaGraphs:
 
 @dataclass(frozen=True)
 class _Recording:
-    input: Tensor
+    inputs: tuple[Tensor, ...]
     output: Tensor
     replay: Callable[[], None]
 
-    def __call__(self, input: Tensor) -> Tensor:
-        self.input.copy_(input)
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        for static, input in zip(self.inputs, inputs, strict=True):
+            static.copy_(input)
         self.replay()
         return self.output.clone()
 
@@ -66,8 +67,8 @@ class Captured:
     """`function`, replayed for shapes that recur.
 
     Args:
-        function: of one tensor, without reading anything back to the host; its launches must depend
-            on the tensor's shape alone.
+        function: of tensors, without reading anything back to the host; its launches must depend
+            on the tensors' shapes alone.
         state: what else they depend on, such as the precision; a change needs a new recording.
         recorder: CUDA's graphs by default.
     """
@@ -85,29 +86,30 @@ class Captured:
         self._seen: set[Hashable] = set()
         self._is_disabled = False
 
-    def __call__(self, input: Tensor) -> Tensor:
-        """Return `function(input)`, by replay once the shape has been recorded."""
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return `function(*inputs)`, by replay once the shapes have been recorded."""
         if self._is_disabled:
-            return self._function(input)
-        key = (input.shape, input.stride(), input.dtype, input.device, self._state())
+            return self._function(*inputs)
+        kinds = ((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
+        key = (*kinds, self._state())
         recording = self._recordings.get(key)
         if recording is not None:
-            return recording(input)
+            return recording(*inputs)
         is_worth_it = key in self._seen and len(self._recordings) < MOST_RECORDINGS
         self._seen.add(key)
-        expected = self._function(input)
+        expected = self._function(*inputs)
         if is_worth_it:
-            self._record(key, input, expected)
+            self._record(key, inputs, expected)
         return expected
 
-    def _record(self, key: Hashable, input: Tensor, expected: Tensor) -> None:
-        """Record on zeros, and keep the recording if it gives `expected` for `input`."""
+    def _record(self, key: Hashable, inputs: tuple[Tensor, ...], expected: Tensor) -> None:
+        """Record on zeros, and keep the recording if it gives `expected` for `inputs`."""
         try:
-            static = torch.zeros_like(input)
-            with torch.cuda.device_of(static):  # type: ignore[no-untyped-call]
-                replay, output = self._recorder.record(lambda: self._function(static))
+            static = tuple(torch.zeros_like(input) for input in inputs)
+            with torch.cuda.device_of(static[0]):  # type: ignore[no-untyped-call]
+                replay, output = self._recorder.record(lambda: self._function(*static))
             recording = _Recording(static, output, replay)
-            error = _difference(recording(input), expected)
+            error = _difference(recording(*inputs), expected)
         except torch.OutOfMemoryError:
             self._end()  # the plain function needs the memory
             return

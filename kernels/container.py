@@ -221,6 +221,8 @@ def forward_fused(blocks: Sequence[Block], input: Tensor, residual: Tensor | Non
             _free(encoded, before, merged)
             output = forward_fused([step.decoder], merged)
             _free(merged, before, output)
+        elif is_last and residual is not None:
+            output, residual = step.forward_plus(before, residual), None
         else:
             output = step.forward(before)
         _free(before, input, output)

@@ -107,7 +107,8 @@ def example_inputs(
     stride = ConvGeometry(stride=(2, 2))
     strided = ConvGeometry(stride=(2, 2), padding=(1, 1))
     plain = [(12, 32, 3, square), (32, 64, 2, stride), (3, 24, 4, stride), (24, 48, 3, strided)]
-    transposed = [(64, 32, 2, stride), (48, 24, 3, stride), (24, 3, 4, stride)]
+    plain += [(14, 64, 3, square), (64, 64, 2, stride), (64, 2, 1, ConvGeometry())]
+    transposed = [(64, 32, 2, stride), (64, 64, 2, stride), (48, 24, 3, stride), (24, 3, 4, stride)]
     for dtype in dtypes:
         new = torch.empty(0, device=device, dtype=dtype).new_empty
         calls: dict[str, list[Arguments]] = {name: [] for name in SMALL_PROBLEM_FOR}
@@ -121,13 +122,19 @@ def example_inputs(
             grad, bias = new(1, out, 1, 1), new(out)
             calls["conv_transpose2d_forward"].append((image, weight, bias, geometry, "relu"))
             calls["conv_transpose2d_backward"].append((grad, image, weight, geometry, grad))
-        image, wide = new(1, 3, 1, 1), new(1, 32, 1, 1)
+        image, wide, wider = (new(1, channels, 1, 1) for channels in (3, 32, 64))
         none = (1, 1)  # no upsampling
         calls["conv2d_fused"] = [
-            # unet's stem, head and bodies; upsample's last layer.
+            # unet's stem, head and bodies; unet-level's; the estimator's; upsample's last layer.
             (image, new(32, 12, 3, 3), new(32), square, None, none, 2),
             (wide, new(12, 32, 3, 3), new(12), square, None, none, 1, 2),
             (wide, new(32, 32, 3, 3), new(32), square, None, none, 1, 1, wide),
+            (new(1, 14, 1, 1), new(64, 14, 3, 3), new(64), square),
+            (wider, new(12, 64, 3, 3), new(12), square, None, none, 1, 2),
+            (wider, new(64, 64, 3, 3), new(64), square, None, none, 1, 1, wider),
+            (image, new(32, 12, 3, 3), new(32), square, "relu", none, 2),
+            (wide, new(32, 32, 3, 3), new(32), strided, "relu"),
+            (wider, new(2, 64, 1, 1), new(2), ConvGeometry()),
             (new(1, 24, 1, 1), new(3, 24, 3, 3), new(3), square, "sigmoid", (2, 2)),
         ]
         calls["conv_transpose2d_fused"] = [
@@ -143,14 +150,16 @@ def example_inputs(
         calls["normalize"] = [(image, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))]
         calls["pixel_unshuffle"] = [(image, 2)]
         calls["pixel_shuffle"] = [(new(1, 12, 1, 1), 2)]
-        square_weight = new(32, 32, 3, 3)
         vectors = [new(5), new(1000)]
         calls["sgd_step"] = [
             (vectors, vectors, vectors, 0.1, 0.9, True, 1e-2),
             (vectors, vectors, [], 0.1),
         ]
         calls["orthogonalize"] = [([new(32, 9), new(24, 108)], 5)]
-        calls["residual_pair"] = [(wide, square_weight, new(32), square_weight, new(32))]
+        calls["residual_pair"] = []
+        for hidden in (wide, wider):
+            weight, bias = new(hidden.shape[1], hidden.shape[1], 3, 3), new(hidden.shape[1])
+            calls["residual_pair"].append((hidden, weight, bias, weight, bias))
         for name, chosen in calls.items():
             yield name, dtype, chosen
 

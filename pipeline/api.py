@@ -44,6 +44,7 @@ def denoise(
     weights: str | Path | None = None,
     device: str | torch.device = "auto",
     strength: float = 1.0,
+    noise_level: float | str = "auto",
     tta: bool = False,
     tile: int | str = "auto",
     precision: str = "auto",
@@ -59,6 +60,8 @@ def denoise(
         weights: a safetensors file, a shipped name, or None for the default.
         device: auto (the first available of CUDA, MPS, CPU), cpu, cuda, cuda:N or mps.
         strength: blend; 0 returns the input, 1 the network's output.
+        noise_level: that the network is told: σ in units of 1/255 of the image's range, "auto"
+            (estimated), or a factor of the estimate ("1.3x").
         tta: average over the eight rotated and flipped versions of the image.
         tile: side of the tiles in pixels, "auto" (tile only if memory demands it) or "off".
         precision: auto (bf16 on GPUs that support it, else fp32), fp32; on a GPU bf16 or fp16.
@@ -76,7 +79,15 @@ def denoise(
         DeviceError: the device does not exist.
         WeightsError: the weights cannot be used.
     """
-    denoiser = Denoiser(weights, device, strength=strength, tta=tta, tile=tile, precision=precision)
+    denoiser = Denoiser(
+        weights,
+        device,
+        strength=strength,
+        noise_level=noise_level,
+        tta=tta,
+        tile=tile,
+        precision=precision,
+    )
     return denoiser(image)
 
 
@@ -89,6 +100,7 @@ class Denoiser:
         device: str | torch.device = "auto",
         *,
         strength: float = 1.0,
+        noise_level: float | str = "auto",
         tta: bool = False,
         tile: int | str = "auto",
         precision: str = "auto",
@@ -98,6 +110,7 @@ class Denoiser:
             weights=None if weights is None else str(weights),
             device=_device_name(device),
             strength=strength,
+            noise_level=str(noise_level),
             tta=tta,
             tile=str(tile),
             precision=precision,
@@ -250,6 +263,7 @@ def denoise_folder(
     recursive: bool = True,
     overwrite: bool = False,
     strength: float = 1.0,
+    noise_level: float | str = "auto",
     tta: bool = False,
     tile: int | str = "auto",
     precision: str = "auto",
@@ -273,6 +287,7 @@ def denoise_folder(
         recursive: search sub-folders too.
         overwrite: denoise everything again, and replace files that this tool did not write.
         strength: blend; 0 keeps the input, 1 is the network's output.
+        noise_level: as of `denoise`, one for all images.
         tta: average over the eight rotated and flipped versions of every image.
         tile: side of the tiles in pixels, "auto" or "off".
         precision: auto, fp32; on a GPU bf16 or fp16.
@@ -309,6 +324,7 @@ def denoise_folder(
             format=format,
             suffix=suffix,
             strength=strength,
+            noise_level=str(noise_level),
             tta=tta,
             precision=precision,
             tile=str(tile),

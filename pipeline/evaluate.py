@@ -15,8 +15,9 @@ from .files.images import read_image
 from .files.scan import scan
 from .metrics import luma, mse, psnr_of_mse, ssim
 from .models import find_weights, load_weights
-from .streaming.denoiser import Forward
-from .training.noise import NoiseModel, parse_noise
+from .options import parse_noise_level
+from .streaming.denoiser import Forward, Levels
+from .training.noise import parse_noise
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class EvalOptions:
         device: auto, cpu, cuda, cuda:N or mps.
         precision: "fp32", or on a GPU "bf16".
         tta: average over the eight rotated and flipped versions of every image.
+        noise_level: that the network is told, as `--noise-level` of denoise-batch spells it.
     """
 
     weights: str
@@ -42,16 +44,14 @@ class EvalOptions:
     device: str = "auto"
     precision: str = "fp32"
     tta: bool = False
+    noise_level: str = "auto"
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
             raise OptionError(f"--precision {self.precision!r}: choose fp32, bf16")
+        parse_noise_level(self.noise_level)
         for noise in self.noises:
-            self.model(noise)
-
-    def model(self, noise: str) -> NoiseModel:
-        """Parse a noise model."""
-        return parse_noise(noise)
+            parse_noise(noise)
 
 
 @dataclass(frozen=True)
@@ -112,18 +112,14 @@ def evaluate(options: EvalOptions) -> list[Score]:
         DeviceError: the device is not available.
         WeightsError: the weights cannot be used.
     """
-    device = resolve_device(options.device)
-    precision = precision_on(options.precision, device)
-    network = load_weights(find_weights(options.weights)).network.to(device)
-    network.set_compute_dtype(torch_dtype(precision))
-    forward = Forward(network, tta=options.tta)
+    scorer = Scorer(options)
     scores = []
     for job in scan([str(options.data)], Path("unused-output")):
         clean = read_image(job.source).to_unit()
         if options.is_gray and len(clean) == 3:
             clean = torch.round(luma(clean) * 255) / 255  # 8 bits, as Pillow's mode L
         for noise in options.noises:
-            scores.append(_score(forward, clean, job.name, noise, options, device))
+            scores.append(_score(scorer, clean, job.name, noise))
     if not scores:
         raise NoImagesError(f"{options.data}: no images")
     return scores
@@ -149,33 +145,64 @@ def means(scores: Sequence[Score]) -> list[Mean]:
     return result
 
 
-def _score(
-    forward: Forward,
-    image: Tensor,
-    name: str,
-    noise: str,
-    options: EvalOptions,
-    device: torch.device,
-) -> Score:
-    model = options.model(noise)
-    height, width = (extent // model.factor * model.factor for extent in image.shape[1:])
-    source = image[None, :, :height, :width]
-    if min(source.shape[2:]) < 11 * model.factor:
-        raise ImageError(
-            f"{name}: too small for {noise}, which needs at least {11 * model.factor} pixels a side"
-        )
-    digest = hashlib.sha256(f"{options.seed}:{noise}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-    noisy, clean = model.draw(source, generator), model.clean(source)[0]
-    margin = forward.network.spec.margin
-    rows, columns = (slice(margin, margin + extent) for extent in noisy.shape[2:])
-    denoised = forward(forward.network.pad(noisy.to(device)))[0, :, rows, columns].to("cpu")
+class Scorer:
+    """Adds noise to images and denoises them, as the options say.
+
+    Raises:
+        OptionError: the device does not compute in the precision.
+        DeviceError: the device is not available.
+        WeightsError: the weights cannot be used.
+    """
+
+    def __init__(self, options: EvalOptions) -> None:
+        self._options = options
+        self._device = resolve_device(options.device)
+        network = load_weights(find_weights(options.weights)).network.to(self._device)
+        network.set_compute_dtype(torch_dtype(precision_on(options.precision, self._device)))
+        self._network = network
+        self._forward = Forward(network, tta=options.tta)
+        self._levels = Levels(network, *parse_noise_level(options.noise_level))
+
+    def add_noise(self, noise: str, name: str, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the noisy and the clean image, (C, H, W); the name and the seed decide the noise.
+
+        Raises:
+            ImageError: the image is too small.
+        """
+        model = parse_noise(noise)
+        height, width = (extent // model.factor * model.factor for extent in image.shape[1:])
+        source = image[None, :, :height, :width]
+        if min(source.shape[2:]) < 11 * model.factor:
+            raise ImageError(
+                f"{name}: too small for {noise}, which needs at least {11 * model.factor} pixels "
+                "a side"
+            )
+        digest = hashlib.sha256(f"{self._options.seed}:{noise}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+        return model.draw(source, generator)[0], model.clean(source)[0]
+
+    def denoise(self, noisy: Tensor) -> tuple[Tensor, float | None]:
+        """Return the denoised image (C, H, W) and the noise level that the network was told.
+
+        The level is in units of 1/255; None for a network that takes none.
+        """
+        margin = self._network.spec.margin
+        rows, columns = (slice(margin, margin + extent) for extent in noisy.shape[1:])
+        padded = self._network.pad(noisy[None].to(self._device))
+        level = self._levels.of_images(padded)
+        denoised = self._forward(padded, level)[0, :, rows, columns].to("cpu")
+        return denoised, None if level is None else 255 * level.item()
+
+
+def _score(scorer: Scorer, image: Tensor, name: str, noise: str) -> Score:
+    noisy, clean = scorer.add_noise(noise, name, image)
+    denoised, _ = scorer.denoise(noisy)
     return Score(
         name,
         noise,
-        mse(noisy[0], clean),
+        mse(noisy, clean),
         mse(denoised, clean),
-        ssim(noisy[0], clean),
+        ssim(noisy, clean),
         ssim(denoised, clean),
         clean.shape[1] * clean.shape[2],
     )

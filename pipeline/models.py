@@ -8,8 +8,10 @@ order, and equal weights must give equal files.
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,10 +23,13 @@ from safetensors import SafetensorError, TensorSpec, safe_open
 from torch import Tensor
 
 from denoise_batch.kernels import (
+    AppendLevel,
     Block,
+    ConfidentMean,
     Conv2d,
     ConvTranspose2d,
     DenoiseBatchError,
+    LevelGate,
     Normalize,
     OptionError,
     PixelShuffle,
@@ -42,11 +47,15 @@ from denoise_batch.kernels.block import InputGrad
 from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.geometry import check_nchw
 from denoise_batch.kernels.layers import kaiming_normal_
+from denoise_batch.kernels.level import LevelBlock
 
 from . import weights
 from .files.atomic import atomic_write
 
+logger = logging.getLogger("denoise_batch.models")
+
 SHIPPED = Path(weights.__file__).parent
+LARGEST_LEVEL = 75 / 255  # of training; a network that is told more takes it for this
 Layers = Callable[[torch.Generator | None], Sequence[Block]]
 
 
@@ -62,6 +71,7 @@ class Architecture:
         bytes_per_pixel: approximate peak memory of float32 inference per padded pixel.
         margin: pixels of reflected context around every image, for layers that do not pad.
         is_residual: the layers predict what to add to the image, not the image.
+        takes_level: the layers are told how much noise there is.
     """
 
     layers: Layers
@@ -71,6 +81,76 @@ class Architecture:
     bytes_per_pixel: int
     margin: int = 0
     is_residual: bool = False
+    takes_level: bool = False
+
+
+class LevelEstimator(Block):
+    """The noise level of images: 2.8 k multiply-adds per pixel, 0.12 M parameters.
+
+    Every cell of `CELL_PX` pixels gives the square root of a level and its confidence in it; the
+    confident mean over the image is the estimate. One number an image is enough, and an image has
+    some cells where noise shows.
+
+    Args:
+        generator: source of the initial weights.
+    """
+
+    CELL_PX = 16
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+
+        def conv(channels: int, out_channels: int, stride: int = 1) -> Sequence[Block]:
+            conv = Conv2d(channels, out_channels, 3, stride, padding=1, generator=generator)
+            kaiming_normal_(conv.weight, generator)
+            return conv, ReLU()
+
+        last = Conv2d(64, 2, 1, generator=generator)
+        last.weight.mul_(0.1)
+        assert last.bias is not None
+        last.bias.copy_(torch.tensor([3.5, 0.0]))
+        self.cells = Sequential(
+            Normalize(0.5, 0.25),
+            PixelUnshuffle(2),
+            *conv(12, 32),
+            *conv(32, 32, stride=2),
+            *conv(32, 32),
+            *conv(32, 48, stride=2),
+            *conv(48, 48),
+            *conv(48, 64, stride=2),
+            *conv(64, 64),
+            last,
+        )
+        self.mean = ConfidentMean()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, 3, H, W), multiples of a cell, → (N, 1, 1, 1): √level, level in units of 1/255."""
+        return self.mean.forward(self.cells.forward(input))
+
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
+        """Add to the layers' `.grad` and return the gradient of the input."""
+        return self.cells.backward(self.mean.backward(grad_output), needs_input_grad)
+
+    def sums(self, input: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Return what these rows and columns of pixels add to the mean's sums, (N, 2)."""
+        rows, columns = (
+            slice(span.start // self.CELL_PX, span.stop // self.CELL_PX) for span in (rows, columns)
+        )
+        cells = self.cells.forward(input)
+        sums = self.mean.sums(cells[:, :, rows, columns])
+        if not self.training:
+            POOL.free(cells)
+        return sums
+
+    @staticmethod
+    def level(root: Tensor) -> Tensor:
+        """Return the level, for values in [0, 1], of a root that `forward` gave."""
+        return root.square() / 255
+
+    def named_children(self) -> Iterator[tuple[str, Block]]:
+        """Yield the layers, and the mean, which has no parameters."""
+        yield "cells", self.cells
+        yield "mean", self.mean
 
 
 class Network(Block):
@@ -83,6 +163,12 @@ class Network(Block):
         mean: subtracted from the input; one value or three.
         std: divides the input; one value or three.
         generator: source of the initial weights.
+
+    Attributes:
+        layers: between normalised image and output.
+        restorer: the layers with normalisation and padding; what is trained, on RGB images.
+        estimator: tells the layers how much noise there is; None if they take no level, or if it
+            has not been trained.
 
     Raises:
         OptionError: no such architecture.
@@ -107,18 +193,27 @@ class Network(Block):
             self.layers, multiple=spec.multiple, minimum=spec.minimum, margin=spec.margin
         )
         body = Sequential(self.normalize, self._padded)
-        self._body: Block = Residual(body) if spec.is_residual else body
+        self.restorer: Block = Residual(body) if spec.is_residual else body
         bare = Sequential(self.normalize, self.layers)  # for inference only
         self._bare: Block = Residual(bare) if spec.is_residual else bare
         self._bare.training = bare.training = False
+        self._told = [block for block in self.layers.blocks if isinstance(block, LevelBlock)]
+        self.estimator = LevelEstimator(generator) if spec.takes_level else None
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
-        """Normalisation and padded layers, as one body."""
-        yield "body", self._body
+        """Normalisation and padded layers, as one body, and the estimator."""
+        yield "restorer", self.restorer
+        if self.estimator is not None:
+            yield "estimator", self.estimator
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor), named by the layer's position: "0.weight", "0.bias", "2.weight", …"""
+        """(name, tensor), named by the layer's position: "0.weight", "0.bias", "2.weight", …
+
+        Those of the estimator follow: "estimator.cells.2.weight", …
+        """
         yield from self.layers.named_parameters(prefix)
+        if self.estimator is not None:
+            yield from self.estimator.named_parameters(f"{prefix}estimator.")
 
     @property
     def spec(self) -> Architecture:
@@ -137,7 +232,41 @@ class Network(Block):
         """Pad (N, C, H, W) by reflection to the sizes that the layers accept."""
         return self._padded.pad(input)
 
-    def forward_padded(self, padded: Tensor) -> Tensor:
+    def set_level(self, level: Tensor | None) -> None:
+        """Tell the layers the images' noise levels, (N,), for values in [0, 1].
+
+        A level beyond `LARGEST_LEVEL` is taken for it.
+        """
+        for block in self._told:
+            block.level = None if level is None else level.clamp(0, LARGEST_LEVEL)
+
+    def estimate_level(self, padded: Tensor) -> Tensor | None:
+        """Return the noise levels of padded images, (N,); None if the layers take none.
+
+        Raises:
+            OptionError: the network has no estimator.
+        """
+        if not self.spec.takes_level:
+            return None
+        height, width = padded.shape[2:]
+        sums = self.level_sums(padded, slice(0, height), slice(0, width))
+        return LevelEstimator.level(sums[:, 0] / sums[:, 1])
+
+    def level_sums(self, padded: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Return what this part of padded images adds to the sums of `LevelEstimator`, (N, 2).
+
+        Raises:
+            OptionError: the network has no estimator.
+        """
+        if self.estimator is None:
+            raise OptionError(
+                "these weights cannot estimate the noise level; give it (--noise-level), or train "
+                "the estimator (denoise-train --estimator --init)"
+            )
+        with POOL.enabled():
+            return self.estimator.sums(padded.expand(-1, 3, -1, -1), rows, columns)
+
+    def forward_padded(self, padded: Tensor, level: Tensor | None = None) -> Tensor:
         """Inference on images that `pad` returned, or on aligned tiles of them.
 
         Cropped to the image (from `spec.margin` on), the result equals `forward`'s. Images of
@@ -146,35 +275,45 @@ class Network(Block):
         Args:
             padded: (N, 1 or 3, H, W); H and W multiples of `spec.multiple`, not below
                 `spec.minimum`.
+            level: of the noise, (N,); estimated by default where the layers take it.
+
+        Raises:
+            OptionError: the level is neither given nor can it be estimated.
         """
         is_gray = padded.shape[1] == 1
-        with POOL.enabled():
+        with POOL.enabled():  # one for both: leaving it drops the buffers that were not used
+            self.set_level(self.estimate_level(padded) if level is None else level)
             output = self._bare.forward(padded.expand(-1, 3, -1, -1) if is_gray else padded)
         return (output.mean(1, keepdim=True) if is_gray else output).to(padded.dtype)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, level: Tensor | None = None) -> Tensor:
         """Denoise (N, 1 or 3, H, W).
+
+        Args:
+            input: the images.
+            level: of the noise, (N,); estimated by default where the layers take it.
 
         Raises:
             ShapeError: neither one nor three channels, or an empty image.
+            OptionError: the level is neither given nor can it be estimated.
         """
         is_gray = input.ndim == 4 and input.shape[1] == 1
         check_nchw(input.shape, 1 if is_gray else 3, "Network input")
         image = input.expand(-1, 3, -1, -1) if is_gray else input
-        if self.training:
-            output = self._body.forward(image)
-        else:
-            with POOL.enabled():
-                output = self._body.forward(image)
+        with nullcontext() if self.training else POOL.enabled():
+            if level is None and self.spec.takes_level:
+                level = self.estimate_level(self.pad(image))
+            self.set_level(level)
+            output = self.restorer.forward(image)
         output = (output.mean(1, keepdim=True) if is_gray else output).to(input.dtype)
         self._save((is_gray,), output)
         return output
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
-        """Add to the layers' `.grad` and return the gradient of the input."""
+        """Add to the layers' `.grad` and return the gradient of the input, at a fixed level."""
         (is_gray,) = self._pop_saved(grad_output)
         grad_output = grad_output.expand(-1, 3, -1, -1) / 3 if is_gray else grad_output
-        grad = self._body.backward(grad_output, needs_input_grad)
+        grad = self.restorer.backward(grad_output, needs_input_grad)
         return grad.sum(1, keepdim=True) if is_gray and needs_input_grad else grad
 
 
@@ -210,12 +349,20 @@ def _upsample(generator: torch.Generator | None) -> Sequence[Block]:
     )
 
 
-def unet(generator: torch.Generator | None, width: int = 32) -> Sequence[Block]:
-    """The production network: 2.4 M parameters, 37 k multiply-adds per pixel, no full-size layer.
+def unet(
+    generator: torch.Generator | None, width: int = 32, *, is_told: bool = False
+) -> Sequence[Block]:
+    """The U-Net without a full-size layer: 2.4 M parameters, 37 k multiply-adds per pixel.
 
     Four levels of 1, 2, 4 and 6 times `width` channels at 1/2, 1/4, 1/8 and 1/16 of the size. The
     second convolution of every residual body and the head start small, so that the network starts
     close to the identity: with plain initialisation training stalls.
+
+    Args:
+        generator: source of the initial weights.
+        width: channels of the finest level, blind.
+        is_told: the layers take the noise level, and the finest level has twice the channels: 68 k
+            multiply-adds per pixel.
     """
 
     def body(channels: int) -> Block:
@@ -230,13 +377,21 @@ def unet(generator: torch.Generator | None, width: int = 32) -> Sequence[Block]:
         up = ConvTranspose2d(inner_channels, channels, 2, stride=2, generator=generator)
         return UNetLevel(body(channels), down, inner, up, body(channels))
 
+    finest = 2 * width if is_told else width
     bottom = Sequential(body(6 * width), body(6 * width))
     levels = level(4 * width, 6 * width, bottom)
-    levels = level(width, 2 * width, level(2 * width, 4 * width, levels))
-    head = Conv2d(width, 12, 3, padding=1, generator=generator)
+    levels = level(finest, 2 * width, level(2 * width, 4 * width, levels))
+    head = Conv2d(finest, 12, 3, padding=1, generator=generator)
     head.weight.mul_(0.1)
-    stem = Conv2d(12, width, 3, padding=1, generator=generator)
+    stem = Conv2d(14 if is_told else 12, finest, 3, padding=1, generator=generator)
+    if is_told:
+        return PixelUnshuffle(2), AppendLevel(), stem, levels, head, PixelShuffle(2), LevelGate()
     return PixelUnshuffle(2), stem, levels, head, PixelShuffle(2)
+
+
+def _unet_level(generator: torch.Generator | None) -> Sequence[Block]:
+    """The production network: `unet`, told the noise level and wider."""
+    return unet(generator, is_told=True)
 
 
 ARCHITECTURES = {
@@ -244,6 +399,15 @@ ARCHITECTURES = {
     "upsample": Architecture(_upsample, multiple=4, minimum=4, halo=8, bytes_per_pixel=192),
     "unet": Architecture(
         unet, multiple=16, minimum=16, halo=128, bytes_per_pixel=288, is_residual=True
+    ),
+    "unet-level": Architecture(
+        _unet_level,
+        multiple=16,
+        minimum=16,
+        halo=144,
+        bytes_per_pixel=512,
+        is_residual=True,
+        takes_level=True,
     ),
 }
 
@@ -300,6 +464,8 @@ def load_weights(path: Path) -> Weights:
         spec, training = header["network"], header["training"]
         mean, std = _one_or_three(spec["mean"]), _one_or_three(spec["std"])
         network = Network(spec["architecture"], mean, std)
+        if not any(name.startswith("estimator.") for name in tensors):
+            network.estimator = None
         network.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, OverflowError, DenoiseBatchError) as error:
         raise WeightsError(f"{path}: its tensors or header do not fit: {error}") from error
@@ -370,13 +536,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def find_weights(name_or_file: str | None) -> Path:
     """The file that `--weights` means: a path, a shipped name, or the default.
 
+    A name that is no longer shipped means the default, which the log says.
+
     Raises:
         WeightsError: neither a file nor a shipped name.
     """
+    default = shipped_names()[0]
     if name_or_file is None:
-        return shipped_file(shipped_names()[0])
+        return shipped_file(default)
     if Path(name_or_file).is_file():
         return Path(name_or_file)
+    if name_or_file in shipped_manifest().get("retired", ()):
+        logger.warning("weights %s are retired: %s takes their place", name_or_file, default)
+        return shipped_file(default)
     if Path(name_or_file).suffix:
         raise WeightsError(f"{name_or_file}: there is no such weights file")
     return shipped_file(name_or_file)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class DenoiseOptions:
         format: a key of `FORMATS`.
         suffix: appended to the outputs' names, before the dot.
         strength: blend; 0 keeps the input, 1 is the network's output.
+        noise_level: that the network is told: "auto" (estimated), σ in units of 1/255 of the file's
+            range ("10"), or the estimate times a factor ("1.3x").
         tta: average over the eight rotated and flipped versions of every image.
         precision: of the convolutions: auto, fp32; on a GPU bf16 or fp16.
         tile: auto (tile only if memory demands it), off, or the side of a tile in pixels.
@@ -67,6 +70,7 @@ class DenoiseOptions:
     format: str = "preserve"
     suffix: str = ""
     strength: float = 1.0
+    noise_level: str = "auto"
     tta: bool = False
     precision: str = "auto"
     tile: str = "auto"
@@ -93,6 +97,7 @@ class DenoiseOptions:
             raise OptionError(f"--suffix {self.suffix!r}: part of a file's name, without slashes")
         if not 0 <= self.strength <= 1:
             raise OptionError(f"--strength {self.strength}: between 0 and 1")
+        parse_noise_level(self.noise_level)
         if self.precision not in PRECISIONS:
             raise OptionError(f"--precision {self.precision!r}: choose {', '.join(PRECISIONS)}")
         if self.tile not in ("auto", "off") and not (self.tile.isdecimal() and int(self.tile) > 0):
@@ -115,6 +120,16 @@ class DenoiseOptions:
         return {"auto": None, "off": 0}[self.tile] if not self.tile.isdecimal() else int(self.tile)
 
     @property
+    def level(self) -> float | None:
+        """The noise level that the network is told, for values in [0, 1]; None: the estimate."""
+        return parse_noise_level(self.noise_level)[0]
+
+    @property
+    def level_factor(self) -> float:
+        """Factor of the estimated noise level."""
+        return parse_noise_level(self.noise_level)[1]
+
+    @property
     def naming(self) -> OutputNaming:
         """How outputs are named."""
         return OutputNaming(self.suffix, FORMATS[self.format])
@@ -125,7 +140,9 @@ class DenoiseOptions:
         Args:
             precision: the resolved precision, not "auto".
         """
-        quality = [self.quality, self.strength, self.tta, precision]
+        quality: list[object] = [self.quality, self.strength, self.tta, precision]
+        if self.noise_level != "auto":  # manifests of earlier releases stay valid
+            quality.append(parse_noise_level(self.noise_level))
         return hashlib.sha256(json.dumps([1, *quality]).encode()).hexdigest()[:16]
 
 
@@ -142,3 +159,22 @@ def _check_report(path: Path) -> None:
         raise OptionError(
             f"--report {path}: {path.parent} cannot be written to: {error.strerror}; take another"
         ) from error
+
+
+def parse_noise_level(text: str) -> tuple[float | None, float]:
+    """Parse `--noise-level`: the level for values in [0, 1], None if estimated, and its factor.
+
+    Raises:
+        OptionError: neither auto, nor a level of 0 to 255, nor a factor of 0.1x to 10x.
+    """
+    if text == "auto":
+        return None, 1.0
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(x?)", text)
+    if match and match[2] and 0.1 <= float(match[1]) <= 10:
+        return None, float(match[1])
+    if match and not match[2] and float(match[1]) <= 255:
+        return float(match[1]) / 255, 1.0
+    raise OptionError(
+        f"--noise-level {text!r}: auto, σ from 0 to 255 in units of 1/255 of the file's range "
+        "(10), or a factor of the estimate from 0.1x to 10x (1.3x)"
+    )

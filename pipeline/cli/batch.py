@@ -97,6 +97,15 @@ def denoise(
             rich_help_panel=NETWORK,
         ),
     ] = 1.0,
+    noise_level: Annotated[
+        str,
+        typer.Option(
+            metavar="LEVEL",
+            help="Noise that the network is told to remove: auto (estimated), σ in 1/255 of the "
+            "file's range (10), or a factor of the estimate (1.3x).",
+            rich_help_panel=NETWORK,
+        ),
+    ] = "auto",
     tta: Annotated[
         bool,
         typer.Option(
@@ -276,6 +285,7 @@ def denoise(
                 format=format,
                 suffix=suffix,
                 strength=strength,
+                noise_level=noise_level,
                 tta=tta,
                 precision=precision,
                 tile=tile,

@@ -204,6 +204,8 @@ def _columns(totals: Totals) -> list[_Column]:
             measured("σ in", 3, lambda q: q.sigma_in_255, ".1f", totals.sigma_in_255),
             measured("σ out", 3, lambda q: q.sigma_out_255, ".1f", totals.sigma_out_255),
         ]
+    if totals.level_255 is not None:
+        columns.append(_Column("level", 3, _level, f"{totals.level_255:.1f}"))
     if totals.psnr_in is not None and totals.psnr_out is not None:
         est = "\nest." if totals.basis == "estimate" else ""
         columns += [
@@ -240,6 +242,10 @@ def _gain(result: Result) -> str:
 
 def _size(result: Result) -> str:
     return f"{result.size[0]}×{result.size[1]}" if result.size else ""
+
+
+def _level(result: Result) -> str:
+    return _NOTHING if result.level_255 is None else f"{result.level_255:.1f}"
 
 
 def _time(result: Result) -> str:

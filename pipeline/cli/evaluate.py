@@ -11,7 +11,8 @@ import typer
 from .command import PlainCommand, Version, exit_codes, new_app, run_app
 
 if TYPE_CHECKING:
-    from ..evaluate import Score
+    from ..evaluate import EvalOptions, Score
+    from ..suite import RowScore
 
 SCORING, NETWORK, OUTPUT = "Scoring", "Network", "Output"
 EXAMPLES = """[bold]Examples[/]
@@ -24,6 +25,9 @@ EXAMPLES = """[bold]Examples[/]
 
 [cyan]denoise-eval tconv photos --noise subpixel:8 --json[/]
   JSON for another program
+
+[cyan]denoise-eval runs/photos/best.safetensors photos --suite --pairs shots[/]
+  everything that a picture may be, and real pairs in shots/noisy and shots/clean
 """
 
 app = new_app()
@@ -44,6 +48,32 @@ def evaluate(
             metavar="MODEL",
             help="Noise to add, spelled as for denoise-train; repeat for several models.",
             show_default="gaussian:25",
+            rich_help_panel=SCORING,
+        ),
+    ] = None,
+    suite: Annotated[
+        bool,
+        typer.Option(
+            "--suite",
+            help="Score many kinds of noise, gray, clean, flat and drawn pictures, a row each.",
+            rich_help_panel=SCORING,
+        ),
+    ] = False,
+    pairs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="With --suite: real shots in FOLDER/noisy and FOLDER/clean, under the same "
+            "names; repeat for several folders.",
+            rich_help_panel=SCORING,
+        ),
+    ] = None,
+    floors: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --suite: JSON of what each row must reach, row → field → number; exit "
+            "code 1 if one does not.",
             rich_help_panel=SCORING,
         ),
     ] = None,
@@ -69,6 +99,14 @@ def evaluate(
             rich_help_panel=NETWORK,
         ),
     ] = False,
+    noise_level: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|SIGMA|1.3x",
+            help="Noise level that the network is told, as for denoise-batch.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = "auto",
     as_json: Annotated[
         bool,
         typer.Option(
@@ -81,23 +119,93 @@ def evaluate(
 ) -> None:
     """Score weights on clean images with synthetic noise: PSNR and SSIM.
 
+    [bold]--suite[/] prints a row for each kind of noise and picture: mean PSNR, the
+    lowest, the gain of the image that gained least, and seconds in the network.
+
     Noise is not clipped and outputs are not rounded. Each image's noise
     depends only on the seed, the image's name and the noise model.
 
-    Exit codes: 0 done, 1 an image cannot be read, 2 usage, 3 no images,
-    4 device, 5 weights.
+    Exit codes: 0 done, 1 an image cannot be read or a floor is missed, 2 usage,
+    3 no images, 4 device, 5 weights.
     """
     with exit_codes():
+        from denoise_batch.kernels import OptionError
+
         from ..evaluate import EvalOptions
         from ..evaluate import evaluate as run
 
-        noises = tuple(noise or ["gaussian:25"])
-        options = EvalOptions(weights, data, noises, seed, gray, device, precision, tta)
+        if suite and (noise or gray):
+            raise OptionError("--suite has noise and gray images of its own: leave out the others")
+        if not suite and (pairs or floors):
+            raise OptionError("--pairs and --floors need --suite")
+        noises = () if suite else tuple(noise or ["gaussian:25"])
+        options = EvalOptions(
+            weights, data, noises, seed, gray, device, precision, tta, noise_level
+        )
+        if suite:
+            _run_suite(options, pairs or [], floors, as_json)
+            return
         scores = run(options)
         if as_json:
             typer.echo(_to_json(scores))
         else:
             _print_table(scores)
+
+
+def _run_suite(
+    options: "EvalOptions", pairs: Sequence[Path], floors: Path | None, as_json: bool
+) -> None:
+    """Print the suite's rows; exit with 1 if a floor is missed."""
+    from dataclasses import asdict
+
+    from ..suite import misses, read_floors, run_suite
+
+    wanted = read_floors(floors) if floors else {}
+    scores = run_suite(options, pairs)
+    missed = misses(scores, wanted)
+    if as_json:
+        lines = [
+            {"row": row, "field": field, "floor": floor} for (row, field), floor in missed.items()
+        ]
+        result = {"rows": [asdict(score) for score in scores], "missed": lines}
+        typer.echo(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        _print_suite(scores)
+    for (row, field), floor in missed.items():
+        found = [getattr(score, field) for score in scores if score.row == row]
+        value = f"{found[0]:.2f}" if found else "not scored"
+        typer.echo(f"{row}: {field} is {value}, the floor is {floor:g}", err=True)
+    if missed:
+        raise typer.Exit(1)
+
+
+def _print_suite(scores: Sequence["RowScore"]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("row", no_wrap=True)
+    has_level = any(score.level is not None for score in scores)
+    headings = ["images", "PSNR in", "PSNR out", "lowest", "worst gain", "largest"]
+    for heading in [*headings, *(["level"] if has_level else []), "seconds"]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for score in scores:
+        level = "–" if score.level is None else f"{score.level:.1f}"
+        table.add_row(
+            escape(score.row),
+            str(score.images),
+            f"{score.psnr_in:.2f}",
+            f"[bold]{score.psnr_out:.2f}[/bold]",
+            f"{score.lowest:.2f}",
+            f"{score.worst_gain:+.2f}",
+            f"{score.largest:.1f}",
+            *([level] if has_level else []),
+            f"{score.seconds:.1f}",
+        )
+    console = Console()
+    console.width = max(console.width, 100)
+    console.print(table)
 
 
 def _to_json(scores: Sequence["Score"]) -> str:

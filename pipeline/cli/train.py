@@ -105,8 +105,10 @@ def train(
         str,
         typer.Option(
             metavar="MODEL",
-            help="Noise added to clean photographs: gaussian:25 or gaussian:0-55 (σ in 1/255), "
-            "poisson:30, bernoulli:0.5, subpixel:8 or camera; join several with +.",
+            help="Noise added to clean photographs: real (a mixture, for any picture) or one of "
+            "its parts (white, poisson-gaussian, correlated, raw, jpeg, 8bit), gaussian:25 or "
+            "gaussian:0-55 (σ in 1/255), poisson:30, bernoulli:0.5, subpixel:8 or camera; join "
+            "several with +.",
             rich_help_panel=NOISE,
         ),
     ] = "subpixel:8",
@@ -123,13 +125,23 @@ def train(
     gray_share: Annotated[
         float,
         typer.Option(
-            help="Share of tiles turned gray, to train for gray images too.", rich_help_panel=NOISE
+            help="Share of tiles turned gray, to train for gray images too.",
+            show_default="0; 0.12 with --noise real",
+            rich_help_panel=NOISE,
+        ),
+    ] = 0.0,
+    graphics_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of drawn tiles (text, lines, patterns, flat colours), not of photographs.",
+            show_default="0; 0.12 with --noise real",
+            rich_help_panel=NOISE,
         ),
     ] = 0.0,
     network: Annotated[
         str | None,
         typer.Option(
-            help="Architecture: tconv, upsample or unet.",
+            help="Architecture: tconv, upsample, unet or unet-level (told the noise level).",
             show_default="that of --init, or tconv",
             rich_help_panel=NETWORK,
         ),
@@ -141,6 +153,14 @@ def train(
             rich_help_panel=NETWORK,
         ),
     ] = None,
+    estimator: Annotated[
+        bool,
+        typer.Option(
+            "--estimator",
+            help="Train the noise estimator of --init (unet-level), and nothing else.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = False,
     precision: Annotated[
         str,
         typer.Option(help="fp32, or bf16 for mixed precision (on a GPU).", rich_help_panel=NETWORK),
@@ -172,11 +192,19 @@ def train(
     optimizer: Annotated[
         str, typer.Option(help="sgd, adam, adamw or muon.", rich_help_panel=OPTIMISATION)
     ] = "sgd",
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="mse, or log: the logarithm of each tile's error, so that weak noise counts like "
+            "strong.",
+            rich_help_panel=OPTIMISATION,
+        ),
+    ] = "mse",
     lr: Annotated[
         float | None,
         typer.Option(
             help="Highest learning rate.",
-            show_default="0.001; with sgd 4 (upsample 1.5, unet 0.1)",
+            show_default="0.001; with sgd 4 (upsample 1.5, unets 0.1)",
             rich_help_panel=OPTIMISATION,
         ),
     ] = None,
@@ -346,7 +374,9 @@ def _options(chosen: dict[str, Any]) -> "TrainOptions":
     network = chosen.get("network", network)
     lr, momentum = default_rates(chosen.get("optimizer", TrainOptions.optimizer), network)
     resume = chosen.get("resume", False) or was_restarted()
-    defaults = {"lr": lr, "momentum": momentum, "network": network}
+    defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "network": network}
+    if chosen["kind"] == "clean" and chosen.get("noise") == "real":
+        defaults |= {"gray_share": 0.12, "graphics_share": 0.12}
     return TrainOptions(**{**defaults, **chosen, "resume": resume})
 
 

@@ -135,6 +135,7 @@ def render_html(
         report=report,
         no_quality=Quality(None, None),
         has_sigma=report.totals.sigma_in_255 is not None,
+        has_level=report.totals.level_255 is not None,
         has_psnr=report.totals.scored > 0,
         title=_title(report),
         subtitle=_subtitle(report),

@@ -102,6 +102,7 @@ def render_json(report: Report) -> str:
             "stage_seconds": {k: round(v, 4) for k, v in summary.stage_seconds.items()},
             "sigma_in_255": _rounded(totals.sigma_in_255, 3),
             "sigma_out_255": _rounded(totals.sigma_out_255, 3),
+            "level_255": _rounded(totals.level_255, 3),
             "scored": totals.scored,
             "psnr_in": _rounded(totals.psnr_in, 4),
             "psnr_out": _rounded(totals.psnr_out, 4),
@@ -140,6 +141,7 @@ def result_to_json(result: Result) -> dict[str, Any]:
     - status: "done", "failed" or "skipped"; reason: why it failed or was skipped, else "".
     - width, height: pixels of the first page, null if it was not read; pages: how many.
     - sigma_in_255, sigma_out_255: estimated σ of the noise in units of 1/255, 3 decimals, or null.
+    - level_255: noise level that the network was told, in the same unit, or null.
     - psnr_in, psnr_out, gain: dB, 4 decimals; null if unknown or infinite.
     - psnr_basis: "reference", "estimate" or null; psnr_reason: why there is no PSNR, else "".
     - seconds: by stage, 4 decimals; without the stages that the image did not reach.
@@ -159,6 +161,7 @@ def result_to_json(result: Result) -> dict[str, Any]:
         "pages": result.pages,
         "sigma_in_255": _rounded(quality.sigma_in_255, 3),
         "sigma_out_255": _rounded(quality.sigma_out_255, 3),
+        "level_255": _rounded(result.level_255, 3),
         "psnr_in": _rounded(quality.psnr_in, 4),
         "psnr_out": _rounded(quality.psnr_out, 4),
         "gain": _rounded(quality.gain, 4),

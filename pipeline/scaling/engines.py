@@ -14,12 +14,11 @@ from denoise_batch.kernels.errors import DeviceError
 
 from ..device import precision_on
 from ..files.scan import Job
-from ..models import find_weights, load_weights
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from ..streaming.manifest import FOLDER, Manifest, Storage
 from ..streaming.result import Plan, Result
-from ..streaming.stream import Engine
+from ..streaming.stream import Engine, weights_for
 from .dispatch import Dispatch, Worker
 from .processes import ProcessWorker
 from .ray_workers import RayWorker, connect, precision_there, shares
@@ -43,11 +42,8 @@ class WorkersEngine(Engine):
 
     def __init__(self, options: DenoiseOptions, storage: Storage, part: str) -> None:
         self.options = options
-        self.weights_file = find_weights(options.weights)
-        self.digests = (
-            load_weights(self.weights_file).sha256,
-            options.digest(self.precision),
-        )
+        self.weights_file, weights = weights_for(options)
+        self.digests = (weights.sha256, options.digest(self.precision))
         self._mirror = storage.mirror.root if isinstance(storage, RemoteStorage) else None
         self._part = part
         self._workers: list[Worker] = []

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import ImageError
+from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.capture import Captured
 
 from ..device import Download, Mark, Transfer
 from ..files.pixels import DecodedImage
-from ..models import Network
+from ..models import LevelEstimator, Network
 from ..quality import MIN_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_slices
+from .guard import limit_residual
 from .tiling import Grid, Span, automatic_grid, fixed_grid
 
 
@@ -35,6 +37,8 @@ class Output:
         share: fraction of the time between the marks that belongs to this page.
         seconds: time by stage instead of marks, for pages that took several passes.
         probe: the network's response to a small change; on the host after `wait`.
+        level: noise level that the network was told, 0-d, for values in [0, 1]; None if it takes
+            none; on the host after `wait`.
     """
 
     download: Download
@@ -42,6 +46,7 @@ class Output:
     share: float = 1.0
     seconds: dict[str, float] = field(default_factory=dict)
     probe: Probe | None = None
+    level: Tensor | None = None
 
     def wait(self) -> tuple[Tensor, bool, dict[str, float]]:
         """Return samples (H, W, C) on the host, whether all are finite, and seconds by stage."""
@@ -83,29 +88,76 @@ class Forward:
         self.network = network
         self.strength = strength
         self.tta = tta
-        self._run: Callable[[Tensor], Tensor] = self._launch
+        self._run: Callable[..., Tensor] = self._launch
         if cuda_graphs:
             self._run = Captured(self._launch, lambda: self.network.compute_dtype)
 
-    def __call__(self, padded: Tensor) -> Tensor:
-        """The network's output, averaged and blended as configured."""
-        return self._run(padded)
+    def __call__(self, padded: Tensor, level: Tensor | None = None) -> Tensor:
+        """The network's output, averaged, guarded and blended as configured.
 
-    def _launch(self, padded: Tensor) -> Tensor:
-        values = self._average(padded) if self.tta else self.network.forward_padded(padded)
+        Args:
+            padded: the images.
+            level: of their noise, (N,); estimated by default, for networks that take one.
+        """
+        level = self.network.estimate_level(padded) if level is None else level
+        return self._run(padded) if level is None else self._run(padded, level)
+
+    def _launch(self, padded: Tensor, *level: Tensor) -> Tensor:
+        """`level`: one, or none for a network that takes none."""
+        average = self._average if self.tta else self.network.forward_padded
+        values = average(padded, *level)
+        if level:
+            values = limit_residual(padded, values, level[0])
         return values if self.strength == 1 else padded.lerp(values, self.strength)
 
-    def _average(self, padded: Tensor) -> Tensor:
+    def _average(self, padded: Tensor, *level: Tensor) -> Tensor:
         total = torch.zeros_like(padded)
         for turns in range(4):
             for is_mirrored in (False, True):
                 view = torch.rot90(padded, turns, (2, 3))
                 view = view.flip(3) if is_mirrored else view
                 view = view.contiguous(memory_format=torch.channels_last)
-                output = self.network.forward_padded(view)
+                output = self.network.forward_padded(view, *level)
                 output = output.flip(3) if is_mirrored else output
                 total += torch.rot90(output, -turns, (2, 3))
         return total.div_(8)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The noise level that a network is told.
+
+    Attributes:
+        network: takes a level, or none.
+        given: the level of all images, for values in [0, 1]; None: each image's estimate.
+        factor: of the estimate.
+    """
+
+    network: Network
+    given: float | None = None
+    factor: float = 1.0
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether the images' estimates are needed."""
+        return self.network.spec.takes_level and self.given is None
+
+    def of_images(self, padded: Tensor) -> Tensor | None:
+        """The levels of padded images, (N,); None for a network that takes none."""
+        estimate = self.network.estimate_level(padded) if self.is_estimated else None
+        if estimate is None:
+            return self.given_to(len(padded), padded.device)
+        return self.factor * estimate
+
+    def given_to(self, count: int, device: torch.device) -> Tensor | None:
+        """The level that is given, for this number of images."""
+        if self.given is None or not self.network.spec.takes_level:
+            return None
+        return torch.full((count,), self.given, device=device)
+
+    def of_sums(self, sums: Tensor) -> Tensor:
+        """The level of an image whose tiles' sums, (1, 2), were added up: (1,)."""
+        return self.factor * LevelEstimator.level(sums[:, 0] / sums[:, 1])
 
 
 T = TypeVar("T")
@@ -121,12 +173,16 @@ class Tiled:
         network: pads the pages.
         forward: denoises a padded tile.
         transfer: copies to the device and back.
+        levels: what the network is told.
     """
 
-    def __init__(self, network: Network, forward: Forward, transfer: Transfer) -> None:
+    def __init__(
+        self, network: Network, forward: Forward, transfer: Transfer, levels: Levels
+    ) -> None:
         self.network = network
         self.forward = forward
         self.transfer = transfer
+        self.levels = levels
 
     def denoise(
         self, image: DecodedImage, grid: Grid, on_tile: Callable[[int, int], None]
@@ -140,7 +196,9 @@ class Tiled:
         """
         result = torch.empty_like(image.samples)
         is_finite = True
-        seconds = {"transfer": 0.0, "compute": 0.0}
+        started = time.perf_counter()
+        level = self._level(image, grid)
+        seconds = {"transfer": 0.0, "compute": time.perf_counter() - started}
         waiting: deque[tuple[Output, Span, Span]] = deque()
         done = 0
         is_asynchronous = self.transfer.device.type == "cuda"
@@ -161,28 +219,45 @@ class Tiled:
             if self._inside(result, row, column).numel() == 0:
                 done += 1
                 continue
-            waiting.append((self._tile(image, row, column), row, column))
+            waiting.append((self._tile(image, row, column, level), row, column))
             # A copy to the host is behind the tiles that are queued after it.
             finish(_IN_FLIGHT if is_asynchronous else 0)
         finish(0)
-        return Output(Download((result, torch.tensor(is_finite))), seconds=seconds)
+        whole = Download((result, torch.tensor(is_finite)))
+        return Output(whole, seconds=seconds, level=None if level is None else level[0].cpu())
 
-    def _tile(self, image: DecodedImage, row: Span, column: Span) -> Output:
-        transfer, scale = self.transfer, image.value_range
-        start = transfer.mark()
+    def _level(self, image: DecodedImage, grid: Grid) -> Tensor | None:
+        """The page's noise level, (1,), on the device; estimated tile by tile."""
+        device = self.transfer.device
+        if not self.levels.is_estimated:
+            return self.levels.given_to(1, device)
+        sums = torch.zeros(1, 2, device=device)
+        for row, column in grid:
+            _, padded, _, _ = self._upload(image, row, column)
+            sums += self.network.level_sums(padded, _inner(row), _inner(column))
+        return self.levels.of_sums(sums)
+
+    def _upload(
+        self, image: DecodedImage, row: Span, column: Span
+    ) -> tuple[Tensor, Tensor, int, int]:
+        """A tile's samples on the device, what the network sees, and the samples' top and left."""
         height, width = image.size
         rows, top = self._positions(height, row)
         columns, left = self._positions(width, column)
         bottom, right = top + int(rows.max()) + 1, left + int(columns.max()) + 1
-        (seen,) = transfer.upload([image.samples[top:bottom, left:right].contiguous()])
-        values = _selected(_selected(scale.to_unit(seen), 0, rows), 1, columns)
-        padded = values.permute(2, 0, 1)[None]
+        (seen,) = self.transfer.upload([image.samples[top:bottom, left:right].contiguous()])
+        unit = image.value_range.to_unit(seen)
+        values = _selected(_selected(unit, 0, rows), 1, columns)
+        return seen, values.permute(2, 0, 1)[None], top, left
+
+    def _tile(self, image: DecodedImage, row: Span, column: Span, level: Tensor | None) -> Output:
+        transfer, scale = self.transfer, image.value_range
+        start = transfer.mark()
+        seen, padded, top, left = self._upload(image, row, column)
         ready = transfer.mark()
-        output = self.forward(padded)
+        output = self.forward(padded, level)
         made = transfer.mark()
-        inner_rows = slice(row.start - row.read_start, row.stop - row.read_start)
-        inner_columns = slice(column.start - column.read_start, column.stop - column.read_start)
-        core = output[0].permute(1, 2, 0)[inner_rows, inner_columns]
+        core = output[0].permute(1, 2, 0)[_inner(row), _inner(column)]
         before = self._inside(image.samples, row, column)
         # A core may reach into the reflections, which nobody keeps.
         margin = self.network.spec.margin
@@ -211,6 +286,11 @@ class Tiled:
         ]
 
 
+def _inner(span: Span) -> slice:
+    """The core of a tile, counted from where the tile begins."""
+    return slice(span.start - span.read_start, span.stop - span.read_start)
+
+
 def _selected(values: Tensor, dim: int, positions: Tensor) -> Tensor:
     """Select rows or columns by position; returns the tensor itself if that changes nothing."""
     if len(positions) == values.shape[dim] and bool((positions.diff() == 1).all()):
@@ -227,6 +307,8 @@ class BatchDenoiser:
         memory: bytes that one pass may take.
         precision: of the convolutions; None: float32.
         strength: blend; 0 keeps the input, 1 is the network's output.
+        level: noise level that the network is told, for values in [0, 1]; None: the estimate.
+        level_factor: of the estimate.
         tta: average over the eight rotated and flipped versions of every image.
         tile_px: side of the tiles; None: as few tiles as memory allows; 0: no tiles.
         cuda_graphs: on CUDA, record the launches of recurring shapes and replay them.
@@ -241,6 +323,8 @@ class BatchDenoiser:
         memory: int,
         precision: torch.dtype | None = None,
         strength: float = 1.0,
+        level: float | None = None,
+        level_factor: float = 1.0,
         tta: bool = False,
         tile_px: int | None = None,
         cuda_graphs: bool = False,
@@ -260,7 +344,8 @@ class BatchDenoiser:
             tta=tta,
             cuda_graphs=cuda_graphs and device.type == "cuda",
         )
-        self._tiled = Tiled(network, self._forward, self._transfer)
+        self._levels = Levels(network, level, level_factor)
+        self._tiled = Tiled(network, self._forward, self._transfer, self._levels)
 
     @property
     def is_asynchronous(self) -> bool:
@@ -344,7 +429,9 @@ class BatchDenoiser:
         samples = transfer.upload([image.samples for image in images])
         padded = self._padded(images, samples)
         ready = transfer.mark()
-        values = self._forward(padded)
+        with POOL.enabled():  # one for both: leaving it drops the buffers that were not used
+            level = self._levels.of_images(padded)
+            values = self._forward(padded, level)
         made = transfer.mark()
         is_finite = are_finite(values)
         stored = []
@@ -356,12 +443,13 @@ class BatchDenoiser:
         probes: list[Probe] = []
         if probe:
             # The output is finished: running out of memory here costs only the estimate.
-            probes = self._or_none(lambda: self._probes(images, padded, values)) or []
+            probes = self._or_none(lambda: self._probes(images, padded, values, level)) or []
         marks = (start, ready, made, done, transfer.mark() if probe else done)
         answers = [tensor for probe in probes for tensor in (probe.responses, probe.spreads)]
-        download = transfer.download([*stored, is_finite, *answers])
+        told = [] if level is None else [level]
+        download = transfer.download([*stored, is_finite, *told, *answers])
         arrived = download.tensors
-        flags, answers = arrived[len(stored)], list(arrived[len(stored) + 1 :])
+        flags, answers = arrived[len(stored)], list(arrived[len(stored) + 1 + len(told) :])
         total = sum(page.numel() for page in stored)
         return [
             Output(
@@ -377,26 +465,32 @@ class BatchDenoiser:
                     if probes
                     else None
                 ),
+                level=arrived[len(stored) + 1][index] if told else None,
             )
             for index, page in enumerate(arrived[: len(stored)])
         ]
 
     def _probes(
-        self, images: Sequence[DecodedImage], padded: Tensor, values: Tensor
+        self, images: Sequence[DecodedImage], padded: Tensor, values: Tensor, level: Tensor | None
     ) -> list[Probe]:
         """Probe each page on the device: large pages by tiles, small ones not at all."""
         height, width = padded.shape[2:]
         if height * width < MIN_PIXELS:
             return []
         if height * width > WHOLE_PIXELS:
-            return [self._probe_tiles(image) for image in images]
+            levels = [None] * len(images) if level is None else torch.split(level, 1)
+            return [self._probe_tiles(*pair) for pair in zip(images, levels, strict=True)]
         margin = self.network.spec.margin
         insides = [
             tuple(slice(margin, margin + extent) for extent in image.size) for image in images
         ]
-        return probe_images(self._forward, padded, values, insides, self.strength)
 
-    def _probe_tiles(self, image: DecodedImage) -> Probe:
+        def denoise(moved: Tensor) -> Tensor:
+            return self._forward(moved, level)
+
+        return probe_images(denoise, padded, values, insides, self.strength)
+
+    def _probe_tiles(self, image: DecodedImage, level: Tensor | None) -> Probe:
         margin = self.network.spec.margin
         tiles = [
             image.value_range.to_unit(image.samples[rows, columns])
@@ -406,7 +500,8 @@ class BatchDenoiser:
         height, width = stack.shape[1:3]
 
         def denoise(images: Tensor) -> Tensor:
-            values = self._forward(self.network.pad(images))
+            told = None if level is None else level.expand(len(images))
+            values = self._forward(self.network.pad(images), told)
             return values[:, :, margin : margin + height, margin : margin + width]
 
         return probe_tiles(denoise, stack.permute(0, 3, 1, 2), self.strength)
@@ -417,7 +512,8 @@ class BatchDenoiser:
         if height * width < MIN_PIXELS:
             return output
         started = time.perf_counter()
-        there = self._or_none(lambda: self._probe_tiles(image))
+        level = None if output.level is None else output.level.to(self.device).view(1)
+        there = self._or_none(lambda: self._probe_tiles(image, level))
         probe = there and replace(
             there, responses=there.responses.cpu(), spreads=there.spreads.cpu()
         )

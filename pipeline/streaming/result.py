@@ -28,6 +28,8 @@ class Result:
         is_retried: the network's output was not finite in the requested precision and was computed
             again in float32.
         pixels_of_pages: sum over all pages, where they differ in size.
+        level_255: noise level that the network was told, mean over the pages, in units of 1/255;
+            None if it takes none.
     """
 
     job: Job
@@ -40,6 +42,7 @@ class Result:
     quality: Quality | None = None
     is_retried: bool = False
     pixels_of_pages: int | None = None
+    level_255: float | None = None
 
     @property
     def pixels(self) -> int:
@@ -133,6 +136,7 @@ class Totals:
         skipped: images that an earlier run had denoised.
         sigma_in_255: mean estimated σ of the inputs' noise, in units of 1/255.
         sigma_out_255: mean estimated σ of the outputs' noise, in units of 1/255.
+        level_255: mean noise level that the network was told, in units of 1/255.
         scored: images with a finite PSNR before and after; the means below are over these.
         psnr_in: mean PSNR of the inputs in dB.
         psnr_out: mean PSNR of the outputs in dB.
@@ -144,6 +148,7 @@ class Totals:
     skipped: int
     sigma_in_255: float | None
     sigma_out_255: float | None
+    level_255: float | None
     scored: int
     psnr_in: float | None
     psnr_out: float | None
@@ -171,6 +176,7 @@ def add_up(results: Sequence[Result]) -> Totals:
         **count,
         sigma_in_255=_mean([quality.sigma_in_255 for quality in qualities]),
         sigma_out_255=_mean([quality.sigma_out_255 for quality in qualities]),
+        level_255=_mean([result.level_255 for result in results]),
         scored=len(scored),
         psnr_in=_mean([quality.psnr_in for quality in scored]),
         psnr_out=_mean([quality.psnr_out for quality in scored]),

@@ -1,10 +1,12 @@
 """The steps of one file before and after the network: decode it, write it."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from denoise_batch.kernels import ImageError
@@ -13,11 +15,15 @@ from denoise_batch.kernels.errors import first_line
 from ..files.images import read_pages, write_pages
 from ..files.pixels import DecodedImage
 from ..files.scan import Job
+from ..models import LARGEST_LEVEL
 from ..quality import Noise, Probe, Quality, assess, measure
 from .denoiser import Output
 from .manifest import FileStat, Manifest, sha256_of
 from .references import find_reference, psnr_in_and_out
 from .result import Result
+
+LEAST_CHANGE_255 = 0.25  # a smaller one rounds to nothing in most pixels of 8 bits
+_STRIP_ROWS = 256  # a whole page in float32 is large
 
 
 @dataclass(eq=False)
@@ -31,6 +37,7 @@ class FileInFlight:
         source_sha256: of the input's bytes.
         held: bytes of the budget that it occupies.
         noises: of the pages, if the run measures.
+        levels: noise levels that the network was told, of the pages, for values in [0, 1].
         outputs: of the pages, as they are finished.
         seconds: time by stage.
         notes: what the user should know about it.
@@ -43,6 +50,7 @@ class FileInFlight:
     source_sha256: str
     held: int = 0
     noises: tuple[Noise, ...] = ()
+    levels: tuple[float, ...] = ()
     outputs: dict[int, Output] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -59,6 +67,12 @@ class FileInFlight:
         """Sum over all pages."""
         sizes = [image.size for image in self.images]
         return sum(height * width for height, width in sizes)
+
+    @property
+    def level_255(self) -> float | None:
+        """Mean noise level that the network was told; None if it takes none."""
+        told = [255 * min(level, LARGEST_LEVEL) for level in self.levels]
+        return sum(told) / len(told) if told else None
 
     @property
     def wants_probe(self) -> bool:
@@ -167,7 +181,7 @@ class Writer:
             return file.failed(str(error))
         file.seconds["encode"] = time.perf_counter() - started
         started = time.perf_counter()
-        notes = _loss_notes(file, losses)
+        notes = [*_loss_notes(file, losses), *_level_notes(file, samples)]
         psnr = self._compare(file, samples, notes)
         quality = self._measure(file, samples, probes, psnr)
         if file.noises or psnr is not None:
@@ -183,6 +197,7 @@ class Writer:
             quality,
             file.is_retried,
             file.pixels,
+            file.level_255,
         )
 
     def _compare(
@@ -216,6 +231,36 @@ class Writer:
         except Exception as error:
             file.note_no_estimate(error)
             return None if psnr is None else Quality(None, None, *psnr, "reference")
+
+
+def _level_notes(file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:
+    """Notes on a noise level beyond the training's, and on an image that hardly changed."""
+    name, largest = file.job.name, 255 * LARGEST_LEVEL
+    notes = []
+    strongest = 255 * max(file.levels, default=0.0)
+    if strongest > largest:
+        notes.append(
+            f"{name}: noise level {strongest:.0f} is beyond the {largest:.0f} that the network was "
+            "trained for, which it was told instead"
+        )
+    if file.levels:
+        change = max(map(_change_255, file.images, samples))
+        if change < LEAST_CHANGE_255:
+            notes.append(
+                f"{name}: hardly changed ({change:.2f} of 255), as its noise level is "
+                f"{strongest:.1f}; --noise-level says another"
+            )
+    return notes
+
+
+def _change_255(page: DecodedImage, samples: Tensor) -> float:
+    """Root mean square of output − input, in units of 1/255."""
+    total = 0.0
+    for top in range(0, len(samples), _STRIP_ROWS):
+        rows = slice(top, top + _STRIP_ROWS)
+        before, after = (page.value_range.to_unit(x[rows]) for x in (page.samples, samples))
+        total += float((after - before).square_().sum(dtype=torch.float64))
+    return 255 * math.sqrt(total / samples.numel())
 
 
 def _loss_notes(file: FileInFlight, losses: Sequence[str]) -> list[str]:

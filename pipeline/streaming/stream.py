@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from denoise_batch.kernels import DeviceError, ImageError
+from denoise_batch.kernels import DeviceError, ImageError, OptionError
 from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.errors import first_line
 
@@ -39,7 +39,7 @@ from ..device import (
 )
 from ..files.pixels import DecodedImage
 from ..files.scan import Job
-from ..models import find_weights, load_weights
+from ..models import Weights, find_weights, load_weights
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from .denoiser import BatchDenoiser
@@ -117,8 +117,7 @@ class LocalEngine(Engine):
         self._device = resolve_device(options.device)
         self.device = str(self._device)
         self.precision = precision_on(options.precision, self._device)
-        self.weights_file = find_weights(options.weights)
-        weights = load_weights(self.weights_file)
+        self.weights_file, weights = weights_for(options)
         self.digests = (weights.sha256, options.digest(self.precision))
         self.denoiser = BatchDenoiser(
             weights.network.to(self._device),
@@ -126,6 +125,8 @@ class LocalEngine(Engine):
             memory=compute_bytes(self._device),
             precision=torch_dtype(self.precision),
             strength=options.strength,
+            level=options.level,
+            level_factor=options.level_factor,
             tta=options.tta,
             tile_px=options.tile_px,
             cuda_graphs=options.cuda_graphs,
@@ -172,6 +173,31 @@ class LocalEngine(Engine):
                 raise
             reason = f"{self.device} failed: {first_line(error)}; finished files are kept"
             raise DeviceError(reason) from error
+
+
+def weights_for(options: DenoiseOptions) -> tuple[Path, Weights]:
+    """Load the weights of a run; return their file too.
+
+    Raises:
+        WeightsError: they cannot be used.
+        OptionError: the run says a noise level that they take no notice of, or says none and they
+            cannot estimate it.
+    """
+    file = find_weights(options.weights)
+    weights = load_weights(file)
+    network = weights.network
+    if not network.spec.takes_level and options.noise_level != "auto":
+        raise OptionError(
+            f"--noise-level {options.noise_level}: has no effect on {file.stem}, whose network "
+            f"({network.architecture}) is not told how much noise there is; leave it out, or take "
+            "other weights"
+        )
+    if network.spec.takes_level and network.estimator is None and options.level is None:
+        raise OptionError(
+            f"{file.stem} cannot estimate how much noise there is; say it (--noise-level 10), or "
+            "train its estimator (denoise-train --estimator)"
+        )
+    return file, weights
 
 
 MOST_IMAGES = 64  # in an automatic batch
@@ -496,6 +522,9 @@ class _Stream:
             if not_finite:
                 result = file.failed(f"{file.job.source}: the network's output is not finite")
             else:
+                file.levels = tuple(
+                    float(output.level) for output in outputs if output.level is not None
+                )
                 result = self.writer.write(file, samples, [output.probe for output in outputs])
             self._inbox.put(_Written(file, result))
         except BaseException as error:

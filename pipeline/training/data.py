@@ -22,6 +22,7 @@ from denoise_batch.kernels import ImageError, OptionError, TrainingError
 from ..files.images import as_image_error, read_image
 from ..files.pixels import from_pil, to_pil
 from ..files.sniff import WIDE_GRAY
+from .graphics import Graphics
 from .noise import ChainedNoise, NoiseModel
 from .options import TrainOptions
 from .pairs import CropPairs, Pairs, ScenePairs, StoredPairs, Validation, tiles_per_chunk, to_float
@@ -33,6 +34,7 @@ from .scenes import (
     tensor_pairs,
 )
 
+GRAPHICS_PX = 256
 VALIDATION_SEED = 1_000_003  # the same held-out tiles for every training seed
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 
@@ -100,6 +102,7 @@ def _load_clean(options: TrainOptions, device: torch.device) -> tuple[Pairs, Val
         device=device,
         has_clean_targets=options.targets == "clean",
         gray_share=options.gray_share,
+        graphics_share=options.graphics_share,
     )
     return pairs, validation, Counts(len(split.training), len(split.validation), split.too_small)
 
@@ -160,6 +163,7 @@ def training_pairs(
     device: torch.device,
     has_clean_targets: bool = False,
     gray_share: float = 0.0,
+    graphics_share: float = 0.0,
 ) -> Pairs:
     """Return pairs of tiles of side `tile_px`, on the device.
 
@@ -169,11 +173,17 @@ def training_pairs(
     only sets the length of an epoch.
 
     Raises:
-        OptionError: clean targets with subpixel noise, which stores noisy tiles only.
+        OptionError: clean targets or graphics with subpixel noise, which stores noisy tiles.
     """
     if noise.factor == 1:
         loaded = [load_photograph(path).to(device) for path in photographs]
-        return CropPairs(loaded, noise, tile_px, count, has_clean_targets, gray_share)
+        graphics = Graphics(seed, size_px=max(GRAPHICS_PX, tile_px))
+        shares = (gray_share, graphics, graphics_share)
+        return CropPairs(loaded, noise, tile_px, count, has_clean_targets, *shares)
+    if graphics_share:
+        raise OptionError(
+            "--graphics-share cannot be combined with subpixel noise, which samples photographs"
+        )
     if has_clean_targets:
         raise OptionError(
             "--targets clean cannot be combined with subpixel noise, which stores noisy tiles"
@@ -207,11 +217,15 @@ def validation_tiles(
         rows = []
         for chunk in torch.split(squares, tiles_per_chunk(source_px)):
             source = to_float(chunk)
-            rows.append(torch.stack([noise.draw(source, generator), noise.clean(source)], 1))
+            noisy, level = noise.draw_with_level(source, generator)
+            row = (noisy.flatten(1), noise.clean(source).flatten(1), level[:, None])
+            rows.append(torch.cat(row, 1))
         return torch.cat(rows)
 
-    tiles = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=is_zoomed).to(device)
-    return Validation(tiles[:, 0].contiguous(), tiles[:, 1].contiguous())
+    rows = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=is_zoomed).to(device)
+    shape = (count, 3, tile_px, tile_px)
+    noisy, clean = (part.reshape(shape) for part in rows[:, :-1].chunk(2, 1))
+    return Validation(noisy.contiguous(), clean.contiguous(), rows[:, -1].contiguous())
 
 
 def map_tiles(

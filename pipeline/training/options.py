@@ -11,10 +11,11 @@ from denoise_batch.kernels import OptionError
 from ..models import ARCHITECTURES
 from .noise import NoiseModel, parse_noise
 
+LOSSES = ("mse", "log")
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 # Default learning rates. SGD's depends on the network: with that of `tconv`, half of the units of
 # `upsample` die, and trained weights of `unet` are lost in 40 steps.
-_DEFAULT_SGD_LR = {"tconv": 4.0, "upsample": 1.5, "unet": 0.1}
+_DEFAULT_SGD_LR = {"tconv": 4.0, "upsample": 1.5, "unet": 0.1, "unet-level": 0.1}
 _DEFAULT_LR = 1e-3
 # Multiplied by 1_000_003, as the order of tiles does, it still fits in torch's 64 bits.
 LARGEST_SEED = 18 * 10**12
@@ -42,7 +43,10 @@ class TrainOptions:
         validation_file: two-tensor file (noisy, clean) to validate on, for "tensors".
         targets: "noisy" (Noise2Noise) or "clean".
         gray_share: share of tiles turned gray, with the same noise in all channels.
+        graphics_share: share of tiles of drawn graphics (text, lines, patterns, flat colours).
         init: weights to start from instead of random ones.
+        estimator: train the noise estimator of `init` and leave its other layers as they are.
+        loss: "mse", or "log" (`LogMSELoss`), which weighs weak and strong noise alike.
         tiles: training tiles per epoch.
         tile_px: side of a tile, as the network sees it.
         versions: noisy versions stored per tile, for noise that cannot be drawn in every step.
@@ -83,7 +87,10 @@ class TrainOptions:
     validation_file: Path | None = None
     targets: str = "noisy"
     gray_share: float = 0.0
+    graphics_share: float = 0.0
     init: str | None = None
+    estimator: bool = False
+    loss: str = "mse"
     tiles: int = 50_000
     tile_px: int = 32
     versions: int = 2
@@ -116,6 +123,7 @@ class TrainOptions:
             "network": tuple(ARCHITECTURES),
             "kind": ("clean", "pairs", "bursts", "single", "tensors"),
             "targets": ("noisy", "clean"),
+            "loss": LOSSES,
             "optimizer": OPTIMIZERS,
             "schedule": ("cosine", "constant"),
             "precision": ("fp32", "bf16"),
@@ -127,8 +135,10 @@ class TrainOptions:
             raise OptionError(
                 f"--validation-share {self.validation_share}: must be between 0 and 1"
             )
-        if not 0 <= self.gray_share <= 1:
-            raise OptionError(f"--gray-share {self.gray_share}: must be between 0 and 1")
+        for name in ("gray_share", "graphics_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                flag = name.replace("_", "-")
+                raise OptionError(f"--{flag} {getattr(self, name)}: must be between 0 and 1")
         if not 0 <= self.ema < 1:
             raise OptionError(f"--ema {self.ema}: must be at least 0 and below 1")
         least = {"tiles": 1, "tile_px": 8, "validation_tiles": 1, "versions": 2, "epochs": 1}
@@ -150,6 +160,16 @@ class TrainOptions:
             raise OptionError(
                 "--deterministic and --minutes exclude each other: minutes follow the clock"
             )
+        if self.estimator and self.init is None:
+            raise OptionError(
+                "--estimator: needs --init with the weights of a network that is told the noise "
+                "level (--network unet-level)"
+            )
+        if self.estimator and not ARCHITECTURES[self.network].takes_level:
+            raise OptionError(
+                f"--estimator: {self.network} takes no noise level; start from weights of "
+                "unet-level"
+            )
         parse_noise(self.noise)
         if self.kind != "clean" and self.targets == "clean":
             raise OptionError("--targets clean: real noisy shots have no clean targets")
@@ -157,6 +177,11 @@ class TrainOptions:
             raise OptionError(
                 f"--gray-share {self.gray_share}: works with clean photographs only; leave it out "
                 "and add gray shots to the data"
+            )
+        if self.kind != "clean" and self.graphics_share:
+            raise OptionError(
+                f"--graphics-share {self.graphics_share}: works with clean photographs only; leave "
+                "it out"
             )
 
     @property
@@ -168,6 +193,8 @@ class TrainOptions:
         if self.kind == "tensors":
             names = ("tiles", "tile_px", "validation_tiles")
             reasons |= dict.fromkeys(names, "a two-tensor file contains its own tiles")
+        if self.estimator:
+            reasons["loss"] = "the estimator has a loss of its own"
         if self.optimizer in ("adam", "adamw"):
             reason = f"only sgd and muon use it, not {self.optimizer}"
             reasons |= dict.fromkeys(("momentum", "nesterov"), reason)

@@ -4,16 +4,21 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..metrics import luma
-from .noise import NoiseModel
+from .graphics import Graphics
+from .noise import NoiseModel, rms
 
 # Pixels of the tiles processed at once before the first step: 50 MB as float32, several times that
 # with noise.
 CHUNK_PX = 1 << 22
+# Share of the crops of large photographs that are halved, and of the tiles that end in mirrors.
+HALVED_SHARE = 0.15
+MIRRORED_SHARE = 0.25
 # Weight of Neighbor2Neighbor's regulariser, γ/(1 + γ) with the paper's γ = 2.
 NEIGHBOR_SHARE = 2 / 3
 
@@ -39,6 +44,21 @@ class Generators:
         self.device.manual_seed(int.from_bytes(digest[8:16]) >> 1)
 
 
+class Batch(NamedTuple):
+    """Tiles of one step, float32 on the training device.
+
+    Attributes:
+        noisy: input of the network, (n, 3, H, W).
+        target: a second noisy version, or the clean tiles; NaN where a pixel is unknown.
+        level: root mean square of noisy − clean of every tile, in the unit of the pixels, (n,);
+            for white noise σ before clipping.
+    """
+
+    noisy: Tensor
+    target: Tensor
+    level: Tensor
+
+
 class Pairs(ABC):
     """Training tiles by index, each as two independently noisy versions."""
 
@@ -47,12 +67,8 @@ class Pairs(ABC):
         """Return the number of tiles per epoch."""
 
     @abstractmethod
-    def batch(
-        self, indices: Tensor, generators: Generators, denoise: Denoise
-    ) -> tuple[Tensor, Tensor]:
-        """Return (input, target) of the tiles at `indices`, each float32 (n, 3, H, W).
-
-        Unknown target pixels are NaN.
+    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
+        """Return the tiles at `indices`.
 
         Args:
             indices: int64 (n,), on the host.
@@ -63,23 +79,31 @@ class Pairs(ABC):
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out tiles: `noisy` and `clean`, each float32 (V, 3, H, W)."""
+    """Held-out tiles: `noisy` and `clean`, each float32 (V, 3, H, W), and their `level` (V,)."""
 
     noisy: Tensor
     clean: Tensor
+    level: Tensor
 
 
 class CropPairs(Pairs):
-    """Random crops of clean photographs, with new noise in every batch.
+    """Random crops of clean photographs and drawn graphics, with new noise in every batch.
+
+    The network pads a crop's borders as it pads an image's, so each crop trains for borders. An
+    image whose sides are no multiples of the network's is first extended by mirroring; a share of
+    the tiles ends in such an extension too.
 
     Args:
-        photographs: uint8 (3, H, W), each side at least `tile_px`.
+        photographs: uint8 (3, H, W), each side at least `tile_px`; a share of the crops is twice
+            as large and halved.
         noise: a model with factor 1.
         tile_px: side of a crop.
         count: tiles per epoch.
         has_clean_targets: use the clean crop as target instead of a second noisy version.
         gray_share: share of crops turned gray, with the same noise in all three channels, as the
             network sees a gray image; a network that never saw such noise takes it for detail.
+        graphics: drawn pictures, with sides of at least `tile_px`.
+        graphics_share: share of crops that are taken from them.
     """
 
     def __init__(
@@ -90,13 +114,17 @@ class CropPairs(Pairs):
         count: int,
         has_clean_targets: bool = False,
         gray_share: float = 0.0,
+        graphics: Graphics | None = None,
+        graphics_share: float = 0.0,
     ) -> None:
-        self._gray_share = gray_share
         self._photographs = photographs
         self._noise = noise
         self._tile_px = tile_px
         self._count = count
         self._has_clean_targets = has_clean_targets
+        self._gray_share = gray_share
+        self._graphics = graphics
+        self._graphics_share = graphics_share
         areas = [p.shape[1] * p.shape[2] for p in photographs]
         self._areas = torch.tensor(areas, dtype=torch.float64)
 
@@ -104,29 +132,49 @@ class CropPairs(Pairs):
         """Return the number of tiles per epoch."""
         return self._count
 
-    def batch(
-        self, indices: Tensor, generators: Generators, denoise: Denoise
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
         """Return one random crop per index; a photograph is chosen in proportion to its area."""
-        size = self._tile_px
-        chosen = torch.multinomial(self._areas, len(indices), True, generator=generators.host)
-        offsets = torch.rand(len(indices), 2, generator=generators.host, dtype=torch.float64)
-        crops = []
-        for number, (down, across) in zip(chosen.tolist(), offsets.tolist(), strict=True):
-            photograph = self._photographs[number]
-            top = int(down * (photograph.shape[1] - size + 1))
-            left = int(across * (photograph.shape[2] - size + 1))
-            crops.append(photograph[:, top : top + size, left : left + size])
-        clean = to_float(torch.stack(crops))
-        is_gray = torch.rand(len(indices), generator=generators.host) < self._gray_share
-        is_gray = upload(is_gray, clean.device).view(-1, 1, 1, 1)
-        clean = _to_gray(clean, is_gray)
-        noisy = self._noise.draw(clean, generators.device)
-        noisy = _share_noise(noisy, is_gray)
-        if self._has_clean_targets:
-            return noisy, clean
-        target = self._noise.draw_target(clean, generators.device)
-        return noisy, _share_noise(target, is_gray)
+        host, count = generators.host, len(indices)
+        chosen = torch.multinomial(self._areas, count, True, generator=host).tolist()
+        draws = torch.rand(count, 4, generator=host, dtype=torch.float64).tolist()
+        crops = [self._crop(number, *draw) for number, draw in zip(chosen, draws, strict=True)]
+        is_gray = (torch.rand(count, generator=host) < self._gray_share).tolist()
+        tiles: dict[int, tuple[Tensor, ...]] = {}
+        for gray in (False, True):
+            rows = [row for row in range(count) if is_gray[row] == gray]
+            if rows:
+                clean = to_float(torch.stack([crops[row] for row in rows]))
+                drawn = self._draw(luma(clean) if gray else clean, generators.device)
+                tiles |= dict(zip(rows, zip(*drawn, strict=True), strict=True))
+        batch = Batch(*map(torch.stack, zip(*(tiles[row] for row in range(count)), strict=True)))
+        _end_in_mirrors(batch, host)
+        return batch
+
+    def _crop(self, number: int, down: float, across: float, kind: float, half: float) -> Tensor:
+        """Cut uint8 (3, tile_px, tile_px) from a photograph or from graphics."""
+        size, picture = self._tile_px, self._photographs[number]
+        is_graphic = self._graphics is not None and kind < self._graphics_share
+        if self._graphics and is_graphic:
+            graphic = self._graphics[int(kind / self._graphics_share * len(self._graphics))]
+            picture = upload(graphic, picture.device)
+        is_halved = not is_graphic and half < HALVED_SHARE and min(picture.shape[1:]) >= 2 * size
+        cut = 2 * size if is_halved else size
+        top, left = (
+            int(down * (picture.shape[1] - cut + 1)),
+            int(across * (picture.shape[2] - cut + 1)),
+        )
+        crop = picture[:, top : top + cut, left : left + cut]
+        if not is_halved:
+            return crop
+        rows = crop[:, ::2].to(torch.int16) + crop[:, 1::2]
+        total = rows[:, :, ::2] + rows[:, :, 1::2]
+        return total.add_(2).bitwise_right_shift_(2).to(torch.uint8)
+
+    def _draw(self, clean: Tensor, generator: torch.Generator) -> Batch:
+        """Draw noise for clean tiles of one or three channels; the batch has three."""
+        noisy, level = self._noise.draw_with_level(clean, generator)
+        target = clean if self._has_clean_targets else self._noise.draw_target(clean, generator)
+        return Batch(noisy.expand(-1, 3, -1, -1), target.expand(-1, 3, -1, -1), level)
 
 
 class StoredPairs(Pairs):
@@ -154,9 +202,7 @@ class StoredPairs(Pairs):
         """Return the number of tiles."""
         return len(self._versions)
 
-    def batch(
-        self, indices: Tensor, generators: Generators, denoise: Denoise
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
         """Return two different stored versions of every tile."""
         count, device = self._versions.shape[1], self._versions.device
         shape = (len(indices),)
@@ -169,11 +215,13 @@ class StoredPairs(Pairs):
         chance = torch.rand(shape, generator=generators.device, device=device).view(-1, 1, 1, 1)
         is_gray = chance < self._gray_share
         noisy, target = _to_gray(noisy, is_gray), _to_gray(target, is_gray)
+        level = level_of_two(noisy, target)
         if self._noise is None:
-            return noisy, target
-        noisy = self._noise.draw(noisy, generators.device)
+            return Batch(noisy, target, level)
+        noisy, added = self._noise.draw_with_level(noisy, generators.device)
         target = self._noise.draw_target(target, generators.device)
-        return _share_noise(noisy, is_gray), _share_noise(target, is_gray)
+        level = (level.square() + added.square()).sqrt()
+        return Batch(_share_noise(noisy, is_gray), _share_noise(target, is_gray), level)
 
 
 class ScenePairs(Pairs):
@@ -202,9 +250,7 @@ class ScenePairs(Pairs):
         """Return the number of tiles per epoch."""
         return self._count
 
-    def batch(
-        self, indices: Tensor, generators: Generators, denoise: Denoise
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
         """Return one random crop per index."""
         count, size = len(indices), self._tile_px * (2 if self._is_single else 1)
         host = generators.host
@@ -221,11 +267,13 @@ class ScenePairs(Pairs):
             second.append(crop[(shot + 1 + int(other * (len(scene) - 1))) % len(scene)])
         noisy = to_float(torch.stack(first))
         if not self._is_single:
-            return noisy, to_float(torch.stack(second))
+            target = to_float(torch.stack(second))
+            return Batch(noisy, target, level_of_two(noisy, target))
         neighbors = _Neighbors(noisy, generators)
         input, target = neighbors.pick(noisy)
+        level = level_of_two(input, target)
         output, output_neighbor = neighbors.pick(denoise(noisy))
-        return input, target + NEIGHBOR_SHARE * (output - output_neighbor)
+        return Batch(input, target + NEIGHBOR_SHARE * (output - output_neighbor), level)
 
 
 class _Neighbors:
@@ -249,6 +297,23 @@ class _Neighbors:
         return one, other
 
 
+def _end_in_mirrors(batch: Batch, generator: torch.Generator) -> None:
+    """Overwrite the last rows and columns of a share of the tiles by their mirrored neighbours.
+
+    At most 15, as sides are padded to multiples of 16, and at most an eighth of the tile.
+    """
+    count, _, size, _ = batch.noisy.shape
+    draws = torch.rand(count, 3, generator=generator).tolist()
+    for row, (chance, down, across) in enumerate(draws):
+        if chance >= MIRRORED_SHARE:
+            continue
+        for dim, share in ((1, down), (2, across)):
+            cut = int(share * (min(15, size // 8) + 1))
+            for tile in (batch.noisy[row], batch.target[row]):
+                inside = tile.narrow(dim, size - 1 - 2 * cut, cut)
+                tile.narrow(dim, size - cut, cut).copy_(inside.flip(dim))
+
+
 def mean_and_std(
     pairs: Pairs, tile_px: int, generators: Generators
 ) -> tuple[list[float], list[float]]:
@@ -260,7 +325,7 @@ def mean_and_std(
     counts, means, variances = [], [], []
     first = torch.arange(min(len(pairs), 2_000))
     for indices in torch.split(first, tiles_per_chunk(tile_px)):
-        noisy, _ = pairs.batch(indices, generators, torch.zeros_like)
+        noisy = pairs.batch(indices, generators, torch.zeros_like).noisy
         counts.append([noisy[:, 0].numel()])
         means.append(noisy.mean((0, 2, 3)).cpu().double())
         variances.append(noisy.std((0, 2, 3)).cpu().double().square())
@@ -276,9 +341,14 @@ def tiles_per_chunk(side_px: int) -> int:
     return max(1, CHUNK_PX // side_px**2)
 
 
+def level_of_two(one: Tensor, other: Tensor) -> Tensor:
+    """Return the level (N,) of tiles whose noise is independent and equally strong."""
+    return rms(one - other) / 2**0.5
+
+
 def to_float(pixels: Tensor) -> Tensor:
     """Convert uint8 to float32 in [0, 1]."""
-    return pixels.to(torch.float32) / 255
+    return pixels.to(torch.float32).div_(255)
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,8 @@ class RunFolder:
                 f"{self.path}: already holds a run; choose another --output, or continue it with "
                 "--resume"
             )
-        # Earlier releases accepted options that have no effect.
+        # Earlier releases had fewer options, and accepted some that have no effect.
+        found = {f.name: f.default for f in fields(options) if f.default is not MISSING} | found
         free = FREE_OPTIONS | options.ignored.keys()
         names = sorted((wanted.keys() | found.keys()) - free)
         other = [n for n in names if wanted.get(n) != found.get(n)]

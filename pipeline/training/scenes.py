@@ -18,7 +18,7 @@ from denoise_batch.kernels.errors import first_line
 from ..files.images import READABLE_SUFFIXES, read_image
 from ..files.pixels import UNIT, DecodedImage, ValueRange
 from ..streaming.references import find_reference
-from .pairs import Generators, ScenePairs, StoredPairs, Validation, to_float
+from .pairs import Generators, ScenePairs, StoredPairs, Validation, level_of_two, to_float
 
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _INTEGERS = {torch.uint8, torch.int16, torch.int32, torch.int64}
@@ -94,8 +94,7 @@ def scene_validation(
     generators = Generators(device)
     generators.seed(seed, 0)
     crops = ScenePairs([scene.to(device) for scene in scenes], tile_px, count)
-    noisy, target = crops.batch(torch.arange(count), generators, torch.zeros_like)
-    return Validation(noisy, target)
+    return Validation(*crops.batch(torch.arange(count), generators, torch.zeros_like))
 
 
 def tensor_pairs(
@@ -116,7 +115,10 @@ def tensor_pairs(
         noisy, clean = first[-held_out:], second[-held_out:]
         first, second = first[:-held_out], second[:-held_out]
     versions = torch.stack([first, second], 1).to(device)
-    return StoredPairs(versions), Validation(to_float(noisy.to(device)), to_float(clean.to(device)))
+    inputs, references = to_float(noisy.to(device)), to_float(clean.to(device))
+    # The reference is clean in a file of its own; otherwise it is as noisy as the input.
+    level = level_of_two(inputs, references) * (1 if validation_path is None else 2**0.5)
+    return StoredPairs(versions), Validation(inputs, references, level)
 
 
 def load_two_tensors(path: Path) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,24 +19,35 @@ from denoise_batch.kernels import (
     SGD,
     Adam,
     AdamW,
+    Block,
+    ExpectileLoss,
     ExponentialMovingAverage,
+    LogMSELoss,
     MSELoss,
     Muon,
     OptionError,
     TrainingError,
     clip_grad_norm_,
 )
+from denoise_batch.kernels.loss import Loss
 from denoise_batch.kernels.optim import Optimizer
 
 from ..device import deterministic_algorithms, precision_on, torch_dtype
 from ..metrics import psnrs_of_tiles
-from ..models import Network, find_weights, load_weights
+from ..models import LARGEST_LEVEL, LevelEstimator, Network, find_weights, load_weights
 from ..progress import Progress, Stop
 from .data import Counts, load_data
 from .distributed import ProcessGroup
 from .options import TrainOptions
 from .pairs import Generators, Pairs, StoredPairs, mean_and_std, tiles_per_chunk
 from .run_folder import Curves, Epoch, RunFolder, TrainingState, draw_samples
+
+# Too low an estimate leaves noise, too high a one costs little.
+ESTIMATOR_TAU = 0.65
+# Half of the tiles are told a level that is a little wrong, as an estimate is.
+EXACT_SHARE = 0.5
+LEVEL_SPREAD = 0.3  # deviation of its logarithm
+LEVEL_OFFSET = 0.5 / 255
 
 
 @dataclass(frozen=True)
@@ -110,10 +122,11 @@ def train(
         progress.on_start(TrainStart(counts, noisy_psnr))
 
         generators = Generators(device)
-        network = _new_network(options, pairs, generators).to(device)
-        network.set_compute_dtype(torch_dtype(precision))
-        group.prepare(network)
-        parameters = network.parameters()
+        network, earlier = _new_network(options, pairs, generators)
+        network.to(device).set_compute_dtype(torch_dtype(precision))
+        trainee = trained_part(network, options)
+        group.prepare(trainee)
+        parameters = trainee.parameters()
         average = ExponentialMovingAverage(parameters, options.ema)
         loss_sum = torch.zeros((), device=device)
         state = TrainingState(network, _new_optimizer(options, parameters), average, loss_sum)
@@ -142,12 +155,15 @@ def train(
 
                 training_loss = _finish_steps(state, options, group)
                 with state.updating(), average.applied():
-                    local = denoise_tiles(network, group.local_rows(validation.noisy))
+                    level = None if options.estimator else group.local_rows(validation.level)
+                    local = denoise_tiles(network, group.local_rows(validation.noisy), level)
                     denoised = group.all_gather(local, len(validation.noisy))
                     psnrs = psnrs_of_tiles(denoised, validation.clean, chunk)
                     epoch = _epoch_result(state, schedule, training_loss, *psnrs)
                     if group.is_first:
                         described = _describe(options, pairs, epoch, noisy_psnr)
+                        if options.estimator:
+                            described = {**earlier, "estimator": described}
                         folder.save_weights(network, epoch, described)
                 if group.is_first:
                     curves.add(folder.record(epoch))
@@ -189,7 +205,7 @@ def training_step(
         group: the processes that share the batch.
     """
     started = time.perf_counter()
-    network, criterion = state.network, MSELoss()
+    network, trainee = state.network, trained_part(state.network, options)
 
     def denoise(images: Tensor) -> Tensor:
         output = network.eval()(group.local_rows(images))
@@ -197,18 +213,16 @@ def training_step(
         return group.scatter_back(output, images)
 
     generators.seed(options.seed, state.step)
-    noisy, target = pairs.batch(indices, generators, denoise)
+    noisy, target, level = pairs.batch(indices, generators, denoise)
     if options.augment:
         noisy, target = _random_symmetry(noisy, target, generators)
-    noisy, target = group.local_rows(noisy), group.local_rows(target)
-    output = network(noisy)
-    # An unknown target pixel is replaced by the output: no error, no gradient.
-    target = torch.where(target.isnan(), output, target)
-    loss = criterion(output, target)
+    told = _roughly(level, generators) if network.spec.takes_level else level
+    rows = (group.local_rows(global_rows) for global_rows in (noisy, target, level, told))
+    loss, grad_output = _loss_and_gradient(network, options, *rows)
     state.optimizer.zero_grad()
-    loss = group.backward(network, loss, criterion.backward(), len(indices))
+    loss = group.backward(trainee, loss, grad_output, len(indices))
     if options.clip_norm:
-        clip_grad_norm_(network.parameters(), options.clip_norm)
+        clip_grad_norm_(trainee.parameters(), options.clip_norm)
     state.optimizer.lr = lr
     with state.updating():
         state.optimizer.step()
@@ -218,10 +232,68 @@ def training_step(
         state.seconds += group.broadcast_time(time.perf_counter() - started)
 
 
-def denoise_tiles(network: Network, noisy: Tensor, batch_size: int = 50) -> Tensor:
-    """Return the network's output for tiles (N, C, H, W), in inference mode."""
+def trained_part(network: Network, options: TrainOptions) -> Block:
+    """Return the part of the network that this run trains."""
+    if options.estimator:
+        assert network.estimator is not None  # `_new_network` made one
+        return network.estimator
+    return network.restorer
+
+
+def _loss_and_gradient(
+    network: Network,
+    options: TrainOptions,
+    noisy: Tensor,
+    target: Tensor,
+    level: Tensor,
+    told: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Run the trained part forward on a batch; return its loss and its output's gradient.
+
+    Args:
+        network: in training mode.
+        options: of the run.
+        noisy: (N, 3, H, W).
+        target: the same shape; NaN where a pixel is unknown.
+        level: of the noise, (N,).
+        told: the level that the network is told, (N,).
+    """
+    if options.estimator:
+        criterion: Loss = ExpectileLoss(ESTIMATOR_TAU)
+        output = trained_part(network, options)(network.pad(noisy))
+        target = (255 * level.clamp(max=LARGEST_LEVEL)).sqrt().view(-1, 1, 1, 1)
+    else:
+        criterion = LogMSELoss(level) if options.loss == "log" else MSELoss()
+        network.set_level(told)
+        output = network.restorer(noisy).to(noisy.dtype)
+        # An unknown target pixel is replaced by the output: no error, no gradient.
+        target = torch.where(target.isnan(), output, target)
+    return criterion(output, target), criterion.backward()
+
+
+def _roughly(level: Tensor, generators: Generators) -> Tensor:
+    """Return the level, for half of the tiles a little off, as an estimate or a user's is."""
+    draw = torch.randn(3, len(level), generator=generators.device, device=level.device)
+    rough = level * (LEVEL_SPREAD * draw[0]).exp() + LEVEL_OFFSET * draw[1].abs()
+    is_exact = torch.special.ndtr(draw[2]) < EXACT_SHARE
+    return torch.where(is_exact, level, rough)
+
+
+def denoise_tiles(
+    network: Network, noisy: Tensor, level: Tensor | None = None, batch_size: int = 50
+) -> Tensor:
+    """Return the network's output for tiles (N, C, H, W), in inference mode.
+
+    Args:
+        network: set to inference mode.
+        noisy: the tiles.
+        level: of their noise, (N,); estimated by default where the network takes one.
+        batch_size: tiles at once.
+    """
     network.eval()
-    return torch.cat([network(part) for part in torch.split(noisy, batch_size)])
+    levels = [None] * len(noisy) if level is None else torch.split(level, batch_size)
+    parts = zip(torch.split(noisy, batch_size), levels, strict=False)
+    return torch.cat([network.forward(part, of_part) for part, of_part in parts])
 
 
 @dataclass(frozen=True)
@@ -281,23 +353,34 @@ class Schedule:
         return options.lr * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0)))
 
 
-def _new_network(options: TrainOptions, pairs: Pairs, generators: Generators) -> Network:
+def _new_network(
+    options: TrainOptions, pairs: Pairs, generators: Generators
+) -> tuple[Network, dict[str, Any]]:
     """Load the weights of --init, or make a network standardised by the noisy training tiles.
 
-    Standardisation matters more than anything else (course paper, section V).
+    Standardisation matters more than anything else (course paper, section V). A network has no
+    estimator before that is trained.
+
+    Returns:
+        The network, and how the weights of --init were trained.
     """
+    initial = torch.Generator().manual_seed(options.seed)
     if options.init is not None:
-        network = load_weights(find_weights(options.init)).network
+        loaded = load_weights(find_weights(options.init))
+        network = loaded.network
         if network.architecture != options.network:
             raise OptionError(
                 f"--init {options.init}: holds {network.architecture}, but --network is "
                 f"{options.network}"
             )
-        return network.train()
+        if options.estimator and network.estimator is None:
+            network.estimator = LevelEstimator(initial)
+        return network.train(), loaded.training
     generators.seed(options.seed, -1)
     mean, std = mean_and_std(pairs, options.tile_px, generators)
-    initial = torch.Generator().manual_seed(options.seed)
-    return Network(options.network, mean, std, initial)
+    network = Network(options.network, mean, std, initial)
+    network.estimator = None
+    return network, {}
 
 
 def _new_optimizer(options: TrainOptions, parameters: list[Tensor]) -> Optimizer:
@@ -374,6 +457,7 @@ def _describe(
     return {
         "noise": options.noise if options.kind == "clean" else options.kind,
         "targets": options.targets,
+        "loss": "expectile" if options.estimator else options.loss,
         "seed": options.seed,
         "epoch": epoch.number,
         "validation_psnr": round(epoch.validation_psnr, 3),

@@ -4,12 +4,14 @@ A torch equivalent is what a good torch programmer would write: ReLU in place be
 fusing other element-wise operations is left to whoever compiles it.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
 from torch import Tensor, nn
 
 from denoise_batch import kernels
-from denoise_batch.models import Network
+from denoise_batch.models import LARGEST_LEVEL, LevelEstimator, Network
 
 
 def torch_equivalent(block: kernels.Block, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -48,9 +50,18 @@ def torch_equivalent(block: kernels.Block, dtype: torch.dtype = torch.float32) -
             return UNetLevel({name: torch_equivalent(child, dtype) for name, child in children})
         case kernels.ReflectPadded():
             return ReflectPadded(block, torch_equivalent(block.body, dtype))
+        case kernels.AppendLevel() | kernels.LevelGate():
+            return AppendLevel() if isinstance(block, kernels.AppendLevel) else LevelGate()
+        case kernels.ConfidentMean():
+            return ConfidentMean()
+        case LevelEstimator():
+            parts = (torch_equivalent(child, dtype) for _, child in block.named_children())
+            return nn.Sequential(*parts)
+        case Network() if block.estimator is not None:
+            parts = (torch_equivalent(part, dtype) for part in (block.restorer, block.estimator))
+            return Told(block.padded_size, *parts)
         case Network():
-            ((_, body),) = block.named_children()
-            return Float32Output(torch_equivalent(body, dtype))
+            return Float32Output(torch_equivalent(block.restorer, dtype))
     raise TypeError(f"{type(block).__name__} has no torch equivalent: add one to {__file__}")
 
 
@@ -158,4 +169,61 @@ class Float32Output(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """(N, 3, H, W); the same shape."""
         output: Tensor = self.body(input)
+        return output.float()
+
+
+class LevelModule(nn.Module):
+    """A module that `Told` tells the levels, (N, 1, 1, 1), in units of 1/255."""
+
+    level: Tensor
+
+
+class AppendLevel(LevelModule):
+    """Append a plane of the level and one of its square root, both of unit 50."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C + 2, H, W)."""
+        scaled = self.level / 50
+        planes = torch.cat([scaled, scaled.sqrt()], 1).expand(-1, -1, *input.shape[2:])
+        return torch.cat([input, planes.to(input.dtype)], 1)
+
+
+class LevelGate(LevelModule):
+    """s/(s + 1)·x for the level s."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W); the same shape."""
+        return input * (self.level / (self.level + 1))
+
+
+class ConfidentMean(nn.Module):
+    """The mean of softplus(x₀), weighted by exp(x₁)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, 2, H, W) → (N, 1, 1, 1)."""
+        value, confidence = F.softplus(input[:, :1]), input[:, 1:].clamp(-6, 6).exp()
+        sums = (value * confidence).sum((2, 3), True), confidence.sum((2, 3), True)
+        return sums[0] / sums[1]
+
+
+class Told(nn.Module):
+    """Estimate the noise level, then restore."""
+
+    def __init__(
+        self, padded_size: Callable[[int], int], restorer: nn.Module, estimator: nn.Module
+    ) -> None:
+        super().__init__()
+        self.padded_size = padded_size
+        self.restorer = restorer
+        self.estimator = estimator
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, 3, H, W), larger than its padding; the same shape."""
+        height, width = int(input.shape[2]), int(input.shape[3])
+        frame = (0, self.padded_size(width) - width, 0, self.padded_size(height) - height)
+        level = self.estimator(F.pad(input, frame, mode="reflect")).float().square()
+        for module in self.restorer.modules():
+            if isinstance(module, LevelModule):
+                module.level = level.clamp_max(255 * LARGEST_LEVEL)
+        output: Tensor = self.restorer(input)
         return output.float()

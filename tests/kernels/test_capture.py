@@ -41,10 +41,23 @@ def double(input: Tensor) -> Tensor:
     return 2 * input + 1
 
 
+def scaled(input: Tensor, factor: Tensor) -> Tensor:
+    return input * factor.view(-1, 1, 1, 1)
+
+
 def calls(captured: Captured, count: int, *shape: int) -> None:
     for _ in range(count):
         image = torch.rand(shape)
         assert torch.equal(captured(image), 2 * image + 1)
+
+
+def test_every_replay_gets_all_tensors_anew() -> None:
+    graphs = FakeGraphs()
+    captured = Captured(scaled, recorder=graphs)
+    for _ in range(4):
+        image, factor = torch.rand(2, 3, 8, 8), torch.rand(2)
+        assert torch.equal(captured(image, factor), scaled(image, factor))
+    assert (graphs.records, graphs.replays) == (1, 1 + 2)
 
 
 def test_a_shape_that_comes_again_is_recorded_and_replayed() -> None:

@@ -39,13 +39,14 @@ def layers(name: str) -> Sequential:
     network = Network(name, generator=torch.Generator().manual_seed(0))
     for parameter in network.parameters():  # as large as a trained network's
         parameter.normal_(0, max(parameter[0].numel(), 4) ** -0.5)
+    network.set_level(torch.tensor([0.1]))  # of one image
     return network.layers.eval()
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_launches_give_what_the_blocks_give(name: str) -> None:
     row = layers(name).to(dtype=torch.float64)
-    image = torch.rand(2, 3, 32, 48, dtype=torch.float64)
+    image = torch.rand(1, 3, 32, 48, dtype=torch.float64)
     assert_parity(forward_fused(row.blocks, image), row.train()(image))
 
 
@@ -65,6 +66,15 @@ def test_unet_is_one_launch_a_convolution() -> None:
     assert not isinstance(level, Launch)  # a U-Net level, which is walked into
     assert isinstance(head, Launch)
     assert head.shuffle == 2
+
+
+def test_a_residual_branch_may_end_in_a_gate() -> None:
+    network = Network("unet-level", generator=torch.Generator().manual_seed(0)).eval()
+    image, level = torch.rand(2, 3, 32, 32), torch.tensor([0.0, 0.1])
+    network.set_level(level)
+    added = forward_fused(network.layers.blocks, image, residual=image)
+    assert torch.equal(added[0], image[0])
+    torch.testing.assert_close(added, image + forward_fused(network.layers.blocks, image))
 
 
 def test_tconv_is_four_launches() -> None:

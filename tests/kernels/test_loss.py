@@ -1,4 +1,4 @@
-"""MSELoss against torch."""
+"""The losses against torch."""
 
 from types import ModuleType
 
@@ -11,7 +11,15 @@ from tolerances import assert_parity, autograd, each_dtype
 from torch import Tensor
 from torch.nn import functional
 
-from denoise_batch.kernels import MSELoss, ShapeError, StateError, reference
+from denoise_batch.kernels import (
+    ExpectileLoss,
+    LogMSELoss,
+    MSELoss,
+    ShapeError,
+    StateError,
+    reference,
+)
+from denoise_batch.kernels.loss import Loss
 
 IMPLEMENTATIONS = {"reference": reference}
 
@@ -96,3 +104,72 @@ def test_one_forward_serves_one_backward() -> None:
     loss.backward()
     with pytest.raises(StateError):
         loss.backward()
+
+
+LEVEL = torch.tensor([0.0, 2.0, 25.0, 75.0], dtype=torch.float64) / 255
+
+
+def log_twin(input: Tensor, target: Tensor) -> Tensor:
+    level = LEVEL.to(input.dtype)
+    reference = 9e-6 * (255 * level + 0.3).pow(1.35)
+    error = (input - target).pow(2).flatten(1).mean(1)
+    return torch.log(error / reference + 0.1).mean()
+
+
+def expectile_twin(input: Tensor, target: Tensor) -> Tensor:
+    difference = target - input
+    return (torch.where(difference > 0, 0.65, 0.35) * difference.pow(2)).mean()
+
+
+LOSSES = {
+    "log": (lambda dtype: LogMSELoss(LEVEL.to(dtype)), log_twin),
+    "expectile": (lambda dtype: ExpectileLoss(0.65), expectile_twin),
+}
+
+
+def close_images(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    target = torch.rand(4, 3, 6, 5, dtype=dtype)
+    return target + 0.05 * torch.randn_like(target), target
+
+
+@each_dtype
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_other_losses_and_their_gradients_match_autograd(name: str, dtype: torch.dtype) -> None:
+    make, twin = LOSSES[name]
+    input, target = close_images(dtype)
+    expected, gradients = autograd(lambda image: twin(image, target), input)
+    loss: Loss = make(dtype)
+    assert_parity(loss(input, target), expected)
+    assert_parity(loss.backward(), *gradients(torch.ones_like(expected)), "grad_input")
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_other_losses_pass_gradcheck(name: str) -> None:
+    input, target = close_images(torch.float64)
+    loss: Loss = LOSSES[name][0](torch.float64)
+    gradcheck(lambda: loss(input, target), lambda grad: [loss.backward() * grad], [input])
+
+
+def test_in_the_log_loss_weak_noise_counts_like_strong() -> None:
+    level = torch.tensor([2.0, 50.0]) / 255
+    reference = 9e-6 * (255 * level + 0.3) ** 1.35
+    target = torch.rand(2, 3, 8, 8)
+    output = target + reference.sqrt().view(-1, 1, 1, 1)
+    loss = LogMSELoss(level)
+    assert loss(output, target) == pytest.approx(torch.log(torch.tensor(1.1)).item(), rel=1e-4)
+    gradient = loss.backward()
+    shares = (gradient * (output - target)).sum((1, 2, 3))
+    torch.testing.assert_close(shares[0], shares[1])
+
+
+def test_a_perfect_image_has_a_finite_log_loss_and_no_gradient() -> None:
+    image = torch.rand(4, 3, 4, 4)
+    loss = LogMSELoss(LEVEL.float())
+    assert loss(image, image) == pytest.approx(torch.log(torch.tensor(0.1)).item(), rel=1e-5)
+    assert not loss.backward().any()
+
+
+def test_too_low_costs_more_than_too_high() -> None:
+    loss, target = ExpectileLoss(0.65), torch.ones(1, 1, 1, 1)
+    assert loss(target - 0.1, target) == pytest.approx(0.0065)
+    assert loss(target + 0.1, target) == pytest.approx(0.0035)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from tolerances import assert_parity
 from torch import Tensor
 
-from denoise_batch.kernels import OptionError, ShapeError
-from denoise_batch.models import ARCHITECTURES, Network
+from denoise_batch.kernels import Block, ConvTranspose2d, OptionError, ShapeError
+from denoise_batch.kernels.layers import Convolution
+from denoise_batch.models import ARCHITECTURES, LevelEstimator, Network
 
 MEAN, STD = (0.4, 0.5, 0.6), 0.2
 
@@ -50,8 +51,12 @@ def test_images_of_a_batch_do_not_touch_each_other(name: str) -> None:
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
-def unet_twin(p: dict[str, Tensor], x: Tensor) -> Tensor:
-    """What unet's layers predict, in torch's own operations."""
+LEVEL = torch.tensor([2 / 255, 40 / 255])
+
+
+def unet_twin(p: dict[str, Tensor], x: Tensor, level_255: Tensor | None = None) -> Tensor:
+    """What unet's layers predict, in torch's own operations; unet-level's for two levels."""
+    first = 1
 
     def conv(x: Tensor, name: str, **options: int) -> Tensor:
         return F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], **options)
@@ -68,8 +73,14 @@ def unet_twin(p: dict[str, Tensor], x: Tensor) -> Tensor:
         up = F.conv_transpose2d(inner, p[f"{name}.up.weight"], p[f"{name}.up.bias"], stride=2)
         return body(encoded + up, f"{name}.decoder")
 
-    x = conv(F.pixel_unshuffle(x, 2), "1", padding=1)
-    return F.pixel_shuffle(conv(level(x, "2", 0), "3", padding=1), 2)
+    x = F.pixel_unshuffle(x, 2)
+    if level_255 is not None:
+        planes = torch.cat([level_255 / 50, (level_255 / 50).sqrt()], 1)
+        x = torch.cat([x, planes.expand(-1, -1, *x.shape[2:])], 1)
+        first = 2
+    x = level(conv(x, f"{first}", padding=1), f"{first + 1}", 0)
+    x = F.pixel_shuffle(conv(x, f"{first + 2}", padding=1), 2)
+    return x if level_255 is None else x * level_255 / (level_255 + 1)
 
 
 def torch_twin(name: str, p: dict[str, Tensor], image: Tensor) -> Tensor:
@@ -83,9 +94,10 @@ def torch_twin(name: str, p: dict[str, Tensor], image: Tensor) -> Tensor:
         x = F.conv_transpose2d(x, p["4.weight"], p["4.bias"], stride=2).relu()
         x = F.conv_transpose2d(x, p["6.weight"], p["6.bias"], stride=2)[:, :, 4:-4, 4:-4]
         x = x.sigmoid()
-    elif name == "unet":
+    elif name.startswith("unet"):
         x = F.pad(x, (0, -x.shape[3] % 16, 0, -x.shape[2] % 16), mode="reflect")
-        x = rgb + unet_twin(p, x)[:, :, : image.shape[2], : image.shape[3]]
+        level_255 = 255 * LEVEL.double().view(-1, 1, 1, 1) if name == "unet-level" else None
+        x = rgb + unet_twin(p, x, level_255)[:, :, : image.shape[2], : image.shape[3]]
     else:
         x = F.conv2d(x, p["0.weight"], p["0.bias"], stride=2, padding=1).relu()
         x = F.conv2d(x, p["2.weight"], p["2.bias"], stride=2, padding=1).relu()
@@ -108,9 +120,9 @@ def test_output_and_all_gradients_agree_with_torch(name: str, channels: int) -> 
     grad_output = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
     expected.backward(grad_output)
 
-    assert_parity(network(image), expected.detach())
+    assert_parity(network.forward(image, LEVEL), expected.detach())
     assert_parity(network.backward(grad_output), leaf.grad, "grad_input")
-    for key, parameter in network.named_parameters():
+    for key, parameter in network.layers.named_parameters():
         assert_parity(parameter.grad, twins[key].grad, key)
 
 
@@ -120,6 +132,84 @@ def test_a_gray_image_is_an_rgb_image_without_colour(name: str) -> None:
     gray = torch.rand(1, 1, 16, 16)
     expected = network(gray.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
     assert torch.equal(network(gray), expected)
+
+
+def test_at_level_0_the_network_is_the_identity() -> None:
+    network, images = Network("unet-level").eval(), torch.rand(2, 3, 21, 34)
+    output = network.forward(images, torch.tensor([0.0, 0.1]))
+    assert torch.equal(output[0], images[0])
+    assert not torch.equal(output[1], images[1])
+    padded = network.forward_padded(network.pad(images), torch.zeros(2))
+    assert torch.equal(padded, network.pad(images))
+
+
+def test_a_level_beyond_the_training_s_is_taken_for_its_largest() -> None:
+    network, image = Network("unet-level").eval(), torch.rand(1, 3, 16, 16)
+    largest = network.forward(image, torch.tensor([75 / 255]))
+    assert torch.equal(network.forward(image, torch.tensor([0.9])), largest)
+
+
+def test_unless_it_is_told_the_level_the_network_estimates_it() -> None:
+    network, images = Network("unet-level").eval(), torch.rand(2, 3, 32, 48)
+    level = network.estimate_level(images)
+    assert level is not None
+    assert level.shape == (2,)
+    assert torch.equal(network(images), network.forward(images, level))
+    assert Network("unet").estimate_level(images) is None
+    network.estimator = None
+    with pytest.raises(OptionError, match="--noise-level"):
+        network(images)
+
+
+def estimator_twin(p: dict[str, Tensor], x: Tensor) -> Tensor:
+    """√level, in torch's own operations."""
+    x = F.pixel_unshuffle((x - 0.5) / 0.25, 2)
+    for index, stride in ((2, 1), (4, 2), (6, 1), (8, 2), (10, 1), (12, 2), (14, 1)):
+        name = f"cells.{index}"
+        x = F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], stride=stride, padding=1).relu()
+    x = F.conv2d(x, p["cells.16.weight"], p["cells.16.bias"])
+    value, confidence = F.softplus(x[:, :1]), x[:, 1:].clamp(-6, 6).exp()
+    return (value * confidence).sum((2, 3), True) / confidence.sum((2, 3), True)
+
+
+def test_the_estimator_and_all_its_gradients_agree_with_torch() -> None:
+    estimator = LevelEstimator(torch.Generator().manual_seed(3)).to(dtype=torch.float64)
+    image = torch.rand(2, 3, 48, 32, dtype=torch.float64)
+    leaf = image.clone().requires_grad_()
+    twins = {k: p.clone().requires_grad_() for k, p in estimator.named_parameters()}
+    expected = estimator_twin(twins, leaf)
+    grad_output = torch.randn_like(expected)
+    expected.backward(grad_output)
+    assert_parity(estimator(image), expected.detach())
+    assert_parity(estimator.backward(grad_output), leaf.grad, "grad_input")
+    for key, parameter in estimator.named_parameters():
+        assert_parity(parameter.grad, twins[key].grad, key)
+
+
+def multiply_adds(block: Block, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Multiply-adds of the convolutions for each pixel of the image."""
+    total, forward = 0, Convolution.forward
+
+    def counted(self: Convolution, input: Tensor, *arguments: Tensor) -> Tensor:
+        nonlocal total
+        output = forward(self, input, *arguments)
+        positions = input if isinstance(self, ConvTranspose2d) else output
+        total += self.weight.numel() * positions[:, 0].numel()
+        return output
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Convolution, "forward", counted)
+        block.train()(image)
+    return total / image[:, 0].numel()
+
+
+def test_the_arithmetic_a_pixel_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, image = Network("unet-level"), torch.rand(1, 3, 32, 48)
+    network.set_level(torch.tensor([0.1]))
+    assert multiply_adds(network.restorer, image, monkeypatch) == 68_064
+    assert network.estimator is not None
+    assert multiply_adds(network.estimator, image, monkeypatch) == 2_808.5
+    assert multiply_adds(Network("unet").restorer, image, monkeypatch) == 37_376
 
 
 def test_an_unknown_architecture_names_the_known_ones() -> None:

@@ -54,7 +54,7 @@ def perform(run: str) -> dict[str, Any] | None:
         return None
     if run == "limits":
         return limits()
-    architecture, mode, dtype, size = run.split("-")
+    architecture, mode, dtype, size = run.rsplit("-", 3)
     batch, height, width = map(int, size.split("x"))
     with META:  # nothing else moves to a device without memory
         network = Network(architecture, 0.5, 0.25)

@@ -64,7 +64,7 @@ def network_error(name: str) -> float:
     from denoise_batch.kernels import MSELoss
     from denoise_batch.models import Network
 
-    architecture, _, dtype = name.partition("-")
+    architecture, _, dtype = name.rpartition("-")
     torch.manual_seed(1)
     network = Network(architecture, 0.45, 0.25, torch.Generator().manual_seed(0))
     for parameter in network.parameters():  # such as a trained network's, exact in bfloat16

@@ -9,6 +9,10 @@ _NETWORKS = [
     for size in ("1x64x64", "16x64x64", "1x1024x1024", "1x4096x4096", "16x4096x4096")
 ]
 _TRAINING = ["90/unet-training-bfloat16-16x96x96", "90/tconv-training-bfloat16-64x32x32"]
+_TOLD = [
+    "90/unet-level-inference-bfloat16-1x1024x1024",
+    "80/unet-level-inference-float32-1x512x768",
+]
 _SINGLE = ["80/unet-inference-float32-1x512x768", "80/tconv-training-float32-64x32x32"]
 
 RUNS = [
@@ -16,5 +20,6 @@ RUNS = [
     "90/limits",
     *_NETWORKS,
     *_TRAINING,
+    *_TOLD,
     *_SINGLE,
 ]

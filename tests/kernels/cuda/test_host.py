@@ -23,7 +23,7 @@ def tiles() -> list[tuple[Tile, int]]:
     found = []
     for dtype in DTYPES:
         for columns in (1, 3, 12, 24, 32, 48, 64, 128, 192, 768):
-            for depth in (1, 3, 12, 16, 24, 32, 48, 64, 96, 128, 192):
+            for depth in (1, 3, 12, 14, 16, 24, 32, 48, 64, 96, 128, 192):
                 for positions in (1, 4096, 1 << 24):
                     tile = config.conv_tile(dtype, positions, depth, columns)
                     found.append((tile, dtype.itemsize))

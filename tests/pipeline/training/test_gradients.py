@@ -30,7 +30,9 @@ def plain_backward(network: Block, noisy: Tensor, target: Tensor) -> tuple[Tenso
 @pytest.mark.parametrize("bucket_bytes", [1, 20_000, 2**30], ids=["each", "several", "one"])
 @pytest.mark.usefixtures("group")
 def test_one_process_gets_its_own_gradients(architecture: str, bucket_bytes: int) -> None:
-    network = Network(architecture, generator=torch.Generator().manual_seed(0))
+    whole = Network(architecture, generator=torch.Generator().manual_seed(0))
+    whole.set_level(torch.tensor([0.05, 0.1]))
+    network = whole.restorer
     noisy, target = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
     loss, grad = plain_backward(network, noisy, target)
     network.backward(grad, needs_input_grad=False)

@@ -8,9 +8,13 @@ from denoise_batch.training.noise import (
     BernoulliNoise,
     CameraNoise,
     ChainedNoise,
+    CorrelatedNoise,
     GaussianNoise,
+    JpegNoise,
+    MixedNoise,
     NoiseModel,
     PoissonNoise,
+    RawNoise,
     SubpixelNoise,
     parse_noise,
 )
@@ -162,6 +166,125 @@ def test_the_source_is_never_changed(text: str) -> None:
     assert torch.equal(source, copy)
 
 
+def rms(tiles: torch.Tensor) -> torch.Tensor:
+    return tiles.square().mean((1, 2, 3)).sqrt()
+
+
+def is_of_8_bits(tiles: torch.Tensor) -> torch.Tensor:
+    levels = tiles * 255
+    return ((levels - levels.round()).abs() < 1e-3).flatten(1).all(1)
+
+
+PARTS = ["white", "poisson-gaussian", "correlated", "raw", "jpeg", "8bit", "camera", "real"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("text", PARTS)
+def test_every_part_states_the_level_of_what_it_added(text: str, channels: int) -> None:
+    clean = torch.rand(12, channels, 32, 48, generator=generator(5))
+    noise = parse_noise(text)
+    noisy, level = noise.draw_with_level(clean, generator(1))
+    assert noisy.shape == clean.shape
+    assert level.shape == (12,)
+    assert torch.equal(noisy, noise.draw(clean, generator(1)))
+    if text == "real":
+        level, measured = level[~is_of_8_bits(noisy)], rms(noisy - clean)[~is_of_8_bits(noisy)]
+    else:
+        measured = rms(noisy - clean)
+    torch.testing.assert_close(level, measured, rtol=0.06, atol=1e-4)
+
+
+def test_clipping_does_not_change_the_level_of_white_noise() -> None:
+    dark = torch.full((2, 3, 64, 64), 0.02)
+    noisy, level = parse_noise("gaussian:75+8bit").draw_with_level(dark, generator())
+    assert torch.equal(level, torch.full((2,), 75 / 255))
+    assert is_of_8_bits(noisy).all()
+    assert rms(noisy - dark).max() < 0.8 * 75 / 255
+    _, measured = parse_noise("gaussian:20+jpeg:60").draw_with_level(dark, generator())
+    assert measured.max() < 20 / 255
+
+
+def test_white_noise_is_mostly_weak() -> None:
+    _, level = parse_noise("white").draw_with_level(torch.zeros(2000, 1, 2, 2), generator())
+    assert 255 * level.max() > 70
+    assert 255 * level.median().item() == pytest.approx(75 * 0.5**1.5, rel=0.1)
+
+
+def test_poisson_gaussian_noise_grows_with_light() -> None:
+    half = torch.cat([torch.full((40, 3, 32, 16), 0.1), torch.full((40, 3, 32, 16), 0.9)], 3)
+    residual = parse_noise("poisson-gaussian").draw(half, generator()) - half
+    assert residual[..., 16:].std() > 1.3 * residual[..., :16].std()
+    assert residual.mean().item() == pytest.approx(0, abs=0.003)
+
+
+def correlation(residual: torch.Tensor, distance: int) -> float:
+    one, other = residual[..., distance:], residual[..., :-distance]
+    return ((one * other).mean() / residual.square().mean()).item()
+
+
+def test_correlated_noise_is_coarse_chroma_more_so_and_as_strong_as_asked() -> None:
+    clean = torch.full((60, 3, 64, 64), 0.5)
+    noisy, level = parse_noise("correlated:20").draw_with_level(clean, generator())
+    torch.testing.assert_close(level, torch.full((60,), 20 / 255), rtol=1e-4, atol=0)
+    residual = noisy - clean
+    luma = residual.mean(1, keepdim=True)
+    assert correlation(luma, 1) > 0.5
+    assert correlation(residual - luma, 3) > correlation(luma, 3) + 0.05
+    assert abs(correlation(GaussianNoise(20, 20).draw(clean, generator()) - clean, 1)) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(3, 33, 20), (1, 17, 16), (3, 2, 2)], ids=str)
+def test_raw_noise_fits_images_of_any_size(shape: tuple[int, ...]) -> None:
+    clean = torch.rand(1, *shape, generator=generator())
+    assert parse_noise("raw").draw(clean, generator()).shape == clean.shape
+
+
+def test_raw_noise_is_of_8_bits_coarse_and_centred() -> None:
+    clean = torch.full((80, 3, 64, 64), 0.5)
+    residual = RawNoise().draw(clean, generator()) - clean
+    assert is_of_8_bits(residual + clean).all()
+    assert residual.mean().item() == pytest.approx(0, abs=0.01)
+    assert correlation(residual, 1) > 0.3
+    each = 255 * rms(residual)
+    assert each.min() < 3
+    assert 10 < each.max() < 90
+    weak = 255 * rms(RawNoise(0.25).draw(clean, generator()) - clean)
+    assert weak.mean() < 0.5 * each.mean()
+
+
+def test_raw_noise_of_gray_is_the_luma_of_colour() -> None:
+    clean = torch.full((40, 1, 32, 32), 0.5)
+    gray = 255 * rms(RawNoise().draw(clean, generator()) - clean).mean()
+    colour = 255 * rms(RawNoise().draw(clean.expand(-1, 3, -1, -1), generator()) - clean).mean()
+    assert 0.3 * colour < gray < colour
+
+
+def test_jpeg_harms_more_at_lower_quality_and_begins_its_blocks_anywhere() -> None:
+    rows = torch.arange(64).view(-1, 1) + torch.arange(64)
+    clean = (0.5 + 0.3 * torch.sin(rows / 3)).expand(8, 3, 64, 64)
+    poor, fine = (rms(parse_noise(f"jpeg:{q}").draw(clean, generator()) - clean) for q in (20, 95))
+    assert (poor > fine).all()
+    assert fine.max() < 3 / 255
+    assert len({tile.sum().item() for tile in parse_noise("jpeg:20").draw(clean, generator())}) == 8
+
+
+def test_a_mixture_leaves_what_its_parts_leave_over_clean() -> None:
+    clean = torch.full((400, 1, 8, 8), 0.5)
+    noise = MixedNoise(((0.5, GaussianNoise(20, 20)), (0.25, GaussianNoise(40, 40))))
+    noisy, level = noise.draw_with_level(clean, generator())
+    shares = [(level == sigma / 255).float().mean().item() for sigma in (0, 20, 40)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.06)
+    assert torch.equal(noisy[level == 0], clean[level == 0])
+
+
+def test_real_noise_is_clean_now_and_then_and_mostly_of_8_bits() -> None:
+    clean = torch.full((400, 3, 16, 16), 128 / 255)
+    noisy, level = parse_noise("real").draw_with_level(clean, generator())
+    assert (level == 0).float().mean().item() == pytest.approx(0.07, abs=0.03)
+    assert 0.5 < is_of_8_bits(noisy).float().mean() < 0.75
+    assert 255 * level.max() > 65
+
+
 @pytest.mark.parametrize(
     ("text", "model"),
     [
@@ -172,6 +295,10 @@ def test_the_source_is_never_changed(text: str) -> None:
         ("poisson:30", PoissonNoise(30, 30)),
         ("poisson:10-60", PoissonNoise(10, 60)),
         ("bernoulli:0.5", BernoulliNoise(0.5, 0.5)),
+        ("white", GaussianNoise(0, 75, 1.5)),
+        ("correlated:5-25", CorrelatedNoise(5, 25, 1.0)),
+        ("raw:0.5", RawNoise(0.5)),
+        ("jpeg:75", JpegNoise(75, 75)),
         ("camera", CameraNoise(1.0)),
         ("camera:0.5", CameraNoise(0.5)),
         ("poisson:30+gaussian:5", ChainedNoise((PoissonNoise(30, 30), GaussianNoise(5, 5)))),
@@ -194,6 +321,11 @@ def test_noise_is_spelled_as_documented(text: str, model: object) -> None:
         "subpixel:8.5",
         "subpixel:65",
         "salt:3",
+        "jpeg:0",
+        "jpeg:60-101",
+        "raw:1-2",
+        "8bit:8",
+        "real:2",
         "gaussian:25:3",
     ],
 )

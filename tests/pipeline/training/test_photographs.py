@@ -19,7 +19,7 @@ from denoise_batch.training.data import (
     validation_tiles,
 )
 from denoise_batch.training.noise import GaussianNoise, SubpixelNoise, parse_noise
-from denoise_batch.training.pairs import Denoise, Generators, Pairs, mean_and_std
+from denoise_batch.training.pairs import Batch, CropPairs, Denoise, Generators, Pairs, mean_and_std
 
 CPU = torch.device("cpu")
 nothing = torch.zeros_like  # a network that none of these pairs uses
@@ -152,10 +152,10 @@ def test_a_stored_pair_is_two_different_versions_of_the_same_tile(photographs: P
     noise = SubpixelNoise(4)
     paths = split_photographs(photographs, 32, 0.3).training
     pairs = training_pairs(paths, noise, count=9, tile_px=8, versions=2, seed=0, device=CPU)
-    one, other = pairs.batch(torch.arange(9), step(0), nothing)
+    one, other, _ = pairs.batch(torch.arange(9), step(0), nothing)
     assert one.shape == other.shape == (9, 3, 8, 8)
     assert not torch.equal(one, other)
-    again = torch.stack(pairs.batch(torch.arange(9), step(1), nothing))
+    again = torch.stack(pairs.batch(torch.arange(9), step(1), nothing)[:2])
     both = torch.stack([one, other])
     same = (again == both).flatten(2).all(2).all(0)
     swapped = (again == both.flip(0)).flatten(2).all(2).all(0)
@@ -176,7 +176,7 @@ def test_plain_subpixel_pairs_are_the_stored_bytes_over_255(photographs: Path) -
     second = (first + torch.randint(1, 3, (9,), generator=generators.device)) % 3
     rows = torch.arange(9)
     pairs = training_pairs(paths, noise, count=9, tile_px=8, versions=3, seed=5, device=CPU)
-    noisy, target = pairs.batch(rows, step(7), nothing)
+    noisy, target, _ = pairs.batch(rows, step(7), nothing)
     assert torch.equal(noisy, stored[rows, first] / 255)
     assert torch.equal(target, stored[rows, second] / 255)
 
@@ -189,8 +189,8 @@ def test_noise_after_subpixel_noise_is_drawn_anew_in_its_own_units(
     options: dict[str, Any] = {"count": 64, "tile_px": 8, "versions": 2, "seed": 0, "device": CPU}
     plain = training_pairs(paths, parse_noise("subpixel:4"), **options)
     chain = training_pairs(paths, parse_noise(f"subpixel:4+{last}"), **options)
-    points, others = plain.batch(torch.arange(64), step(7), nothing)
-    noisy, target = chain.batch(torch.arange(64), step(7), nothing)
+    points, others, _ = plain.batch(torch.arange(64), step(7), nothing)
+    noisy, target, _ = chain.batch(torch.arange(64), step(7), nothing)
     assert (target - others).nanmean().item() == pytest.approx(0, abs=0.01)
     assert target.isnan().float().mean().item() == pytest.approx(
         0.5 if "bernoulli" in last else 0, abs=0.05
@@ -203,8 +203,8 @@ def test_crops_and_noise_are_drawn_anew_each_time(photographs: Path) -> None:
     paths = split_photographs(photographs, 32, 0.3).training
     noise = GaussianNoise(25, 25)
     pairs = training_pairs(paths, noise, count=6, tile_px=32, versions=2, seed=0, device=CPU)
-    first, second = pairs.batch(torch.arange(6), step(0), nothing)
-    third, _ = pairs.batch(torch.arange(6), step(1), nothing)
+    first, second, _ = pairs.batch(torch.arange(6), step(0), nothing)
+    third, *_ = pairs.batch(torch.arange(6), step(1), nothing)
     assert not torch.equal(first, second)
     assert not torch.equal(first, third)
     assert (first - second).std().item() == pytest.approx(2**0.5 * 25 / 255, rel=0.05)
@@ -225,9 +225,10 @@ def test_clean_targets_are_the_crop_itself(photographs: Path) -> None:
     paths = split_photographs(photographs, 32, 0.3).training
     options: dict[str, Any] = {"count": 6, "tile_px": 32, "versions": 2, "seed": 0, "device": CPU}
     pairs = training_pairs(paths, GaussianNoise(25, 25), has_clean_targets=True, **options)
-    noisy, clean = pairs.batch(torch.arange(6), step(0), nothing)
+    noisy, clean, level = pairs.batch(torch.arange(6), step(0), nothing)
     torch.testing.assert_close(clean * 255, (clean * 255).round(), atol=1e-4, rtol=0)
     assert (noisy - clean).std().item() == pytest.approx(25 / 255, rel=0.05)
+    assert torch.equal(level, torch.full((6,), 25 / 255))
     with pytest.raises(OptionError, match="targets"):
         training_pairs(paths, SubpixelNoise(2), has_clean_targets=True, **options)
 
@@ -247,11 +248,65 @@ def test_gray_tiles_have_one_noise_for_all_channels(
         paths, parse_noise(noise), count=64, tile_px=16, versions=2, seed=0, device=CPU,
         has_clean_targets=has_clean_targets, gray_share=0.5,
     )  # fmt: skip
-    noisy, target = pairs.batch(torch.arange(64), step(0), nothing)
+    noisy, target, _ = pairs.batch(torch.arange(64), step(0), nothing)
     is_gray = (noisy == noisy[:, :1]).flatten(1).all(1)
     assert 16 < is_gray.sum() < 48
     assert torch.equal(is_gray, (target == target[:, :1]).flatten(1).all(1))
     assert not torch.equal(noisy[is_gray], target[is_gray])
+
+
+def crops(photographs: Path, noise: str, **options: Any) -> Pairs:
+    paths = split_photographs(photographs, 32, 0.3).training
+    given = {"count": 64, "tile_px": 32, "versions": 2, "seed": 0, "device": CPU} | options
+    return training_pairs(paths, parse_noise(noise), **given)
+
+
+def test_a_batch_of_real_noise_depends_on_seed_and_step_alone(photographs: Path) -> None:
+    options: dict[str, Any] = {"gray_share": 0.3, "graphics_share": 0.3, "has_clean_targets": True}
+    pairs = crops(photographs, "real", **options)
+    first = pairs.batch(torch.arange(24), step(7), nothing)
+    pairs.batch(torch.arange(24), step(8), nothing)
+    again = crops(photographs, "real", **options).batch(torch.arange(24), step(7), nothing)
+    assert all(map(torch.equal, first, again))
+    assert first.level.shape == (24,)
+    assert not first.noisy.isnan().any()
+
+
+def test_the_level_of_gray_tiles_is_that_of_their_one_noise(photographs: Path) -> None:
+    pairs = crops(photographs, "camera", gray_share=0.5, has_clean_targets=True)
+    noisy, clean, level = pairs.batch(torch.arange(64), step(0), nothing)
+    measured = (noisy - clean).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(level, measured, rtol=0.25, atol=2e-3)  # some end in mirrors
+
+
+def test_graphics_take_their_share_of_the_tiles(photographs: Path) -> None:
+    options: dict[str, Any] = {"graphics_share": 0.5, "has_clean_targets": True}
+    plain, mixed = (
+        crops(photographs, "gaussian:0", **chosen).batch(torch.arange(200), step(0), nothing)
+        for chosen in ({**options, "graphics_share": 0.0}, options)
+    )
+    is_drawn = (plain.target != mixed.target).flatten(1).any(1)
+    assert is_drawn.float().mean().item() == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(OptionError, match="graphics-share"):
+        crops(photographs, "subpixel:2", graphics_share=0.1)
+
+
+def test_some_crops_are_halved_and_some_end_in_mirrors() -> None:
+    ramp = torch.arange(120, dtype=torch.uint8)
+    down, across = ramp.view(-1, 1).expand(-1, 120), ramp.expand(120, -1)
+    photograph = torch.stack([down, across, torch.zeros_like(across)])
+    pairs = CropPairs([photograph], GaussianNoise(0, 0), 32, 400, has_clean_targets=True)
+    noisy, target, _ = pairs.batch(torch.arange(400), step(0), nothing)
+    assert torch.equal(noisy, target)
+    slope = (255 * (target[:, 0, 1, 0] - target[:, 0, 0, 0])).round()
+    assert (slope == 2).float().mean().item() == pytest.approx(0.15, abs=0.05)
+    assert ((slope == 1) | (slope == 2)).all()
+    falls = target[:, 0, -1, 0] < target[:, 0, -2, 0]
+    assert falls.float().mean().item() == pytest.approx(0.25 * 4 / 5, abs=0.06)
+    mirrored = target[falls][0]
+    size = 31 - int((mirrored[0, 1:, 0] < mirrored[0, :-1, 0]).sum())
+    assert size >= 27
+    assert torch.equal(mirrored[:, size + 1 :], mirrored[:, 2 * size - 31 : size].flip(1))
 
 
 class Rows(Pairs):
@@ -264,11 +319,10 @@ class Rows(Pairs):
     def __len__(self) -> int:
         return len(self._tiles)
 
-    def batch(
-        self, indices: Tensor, generators: Generators, denoise: Denoise
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
         self.asked.append(len(indices))
-        return self._tiles[indices], self._tiles[indices]
+        tiles = self._tiles[indices]
+        return Batch(tiles, tiles, torch.zeros(len(tiles)))
 
 
 def test_mean_and_deviation_are_those_of_all_tiles_drawn_in_pieces(
@@ -292,13 +346,15 @@ def test_validation_draws_no_more_noise_at_once_than_memory_should_hold(
     photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
-    draw = GaussianNoise.draw
+    draw = GaussianNoise.draw_with_level
 
-    def count(self: GaussianNoise, source: Tensor, generator: torch.Generator) -> Tensor:
+    def count(
+        self: GaussianNoise, source: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         drawn.append(len(source))
         return draw(self, source, generator)
 
-    monkeypatch.setattr(GaussianNoise, "draw", count)
+    monkeypatch.setattr(GaussianNoise, "draw_with_level", count)
     monkeypatch.setattr(pairs_module, "CHUNK_PX", 32 * 32 * 4)
     paths = split_photographs(photographs, 32, 0.3).validation[:1]
     tiles = validation_tiles(paths, GaussianNoise(25, 25), count=10, tile_px=32, seed=1, device=CPU)

@@ -96,7 +96,7 @@ def test_a_folder_with_the_name_of_a_picture_is_none(shots: Path, bursts: Path) 
 def test_a_batch_is_two_different_shots_of_one_scene(bursts: Path) -> None:
     scenes = load_bursts(bursts, 32, 0.3)
     pairs = ScenePairs(scenes.training, 32, 100)
-    one, other = pairs.batch(torch.arange(64), step(), torch.zeros_like)
+    one, other, _ = pairs.batch(torch.arange(64), step(), torch.zeros_like)
     assert one.shape == other.shape == (64, 3, 32, 32)
     first, second = ((255 * part[:, 0, 0, 0]).round().int() for part in (one, other))
     assert torch.equal(first // 20, second // 20)
@@ -109,7 +109,7 @@ def test_neighbours_are_adjacent_pixels_of_one_cell() -> None:
     columns = torch.arange(64, dtype=torch.uint8).view(1, 64).expand(64, 64)
     scene = torch.stack([rows, columns, rows * 0])[None]
     pairs = ScenePairs([scene], 16, 8)
-    one, other = pairs.batch(torch.arange(8), step(), torch.zeros_like)
+    one, other, _ = pairs.batch(torch.arange(8), step(), torch.zeros_like)
     assert one.shape == (8, 3, 16, 16)
     apart = (255 * (one - other)).round().abs().sum(1)
     assert (apart == 1).all(), "neighbours differ by one row or one column"

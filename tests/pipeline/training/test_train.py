@@ -354,7 +354,36 @@ RECIPES: dict[str, dict[str, Any]] = {
     "adamw-ema": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9},
     "muon": {"optimizer": "muon", "lr": 1e-3},
     "subpixel": {"noise": "subpixel:2", "shuffle": False},
+    "real": {"noise": "real", "targets": "clean", "gray_share": 0.3, "graphics_share": 0.3},
 }
+
+
+def test_real_noise_brings_gray_and_drawn_tiles_unless_told_otherwise(
+    photographs: Path, tmp_path: Path
+) -> None:
+    command = [str(photographs), "--noise", "real", "--steps", "2", "--tiles", "16", "-d", "cpu"]
+    command += ["--validation-tiles", "2", "--validation-share", "0.3"]
+    assert main([*command, "-o", str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["gray_share"], config["graphics_share"]) == (0.12, 0.12)
+    assert main([*command, "-o", str(tmp_path / "plain"), "--graphics-share", "0"]) == 0
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert (config["gray_share"], config["graphics_share"]) == (0.12, 0)
+    assert main([*command, "-o", str(tmp_path / "none"), "--graphics-share", "2"]) == 2
+    assert (
+        main(
+            [
+                *command,
+                "-o",
+                str(tmp_path / "none"),
+                "--pairs",
+                str(photographs),
+                "--graphics-share",
+                "0.1",
+            ]
+        )
+        == 2
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
