@@ -7,7 +7,6 @@ or `.png` for formats that cannot be written or cannot hold a denoised photograp
 SGI, Sun raster, and unknown suffixes).
 """
 
-import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +21,9 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
-from . import sixteen_bit
-from .atomic import atomic_file
+from . import sixteen_bit, tiff
+from .atomic import Attributes, atomic_file
+from .kinds import HEAD_BYTES, refusal, refuse_other_kinds, unknown_kind
 from .metadata import (
     ORIENTATION,
     StorageFormat,
@@ -33,8 +33,9 @@ from .metadata import (
     save_options,
     upright,
 )
+from .payloads import complete_jpeg, jpeg_structure, left_out
 from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage, ValueRange, decode, encode, target_mode
-from .sniff import FileHead, refuse_unsupported, sniff
+from .sniff import FileHead, refuse_unsupported, rewound, sniff
 
 # Pillow's name of a format → the suffixes it is written for, and the modes that it holds.
 _FORMATS = {
@@ -54,8 +55,11 @@ _MODES_OF = {name: modes.split() for name, (_, modes) in _FORMATS.items()}
 WRITABLE_SUFFIXES: frozenset[str] = frozenset(_FORMAT_OF)
 READABLE_SUFFIXES: frozenset[str] = WRITABLE_SUFFIXES | {".gif", ".qoi", ".pcx", ".sgi", ".ras"}
 
-# Never opened, whatever a file is called: EPS runs Ghostscript, WMF and EMF the system's renderer.
-_REFUSED_FORMATS = {"EPS", "WMF", "EMF"}
+# Only these are opened, whatever a file is called: those above, and those that become PNG.
+_READABLE_FORMATS = (*_FORMATS, "MPO", "GIF", "QOI", "PCX", "SGI", "SUN")
+_LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "PPM", "TGA", "GIF", "QOI", "PCX", "SGI", "SUN"}
+_LOSSY_FORMATS = {"JPEG", "WEBP", "AVIF"}
+_MOST_PX = {"JPEG": 65_500, "WEBP": 16_383, "TGA": 65_535, "AVIF": 65_536}  # a side
 _JPEG_2000_CODESTREAMS = {".j2k", ".j2c", ".jpc"}
 _SAMPLES_PER_PIXEL, _PHOTOMETRIC = 277, 262  # TIFF tags
 _WHITE_IS_ZERO = 0
@@ -97,21 +101,75 @@ def read_pages(
             kind = "a folder" if path.is_dir() else "not a regular file"
             raise ImageError(f"is {kind}; give an image file")
         with path.open("rb") as file:
-            if not file.read(1):
+            start = file.read(HEAD_BYTES)
+            if not start:
                 raise ImageError("is empty (0 bytes); copy it again from its source")
-            file.seek(0)
-            with Image.open(file, formats=_known_formats()) as image:
-                head = sniff(image, file)
-                on_size(head.sample_bytes)
-                if head.is_16_bit_colour:
-                    return sixteen_bit.read(image, file, head.pages)
-                return tuple(_read_page(image, file, head, page) for page in range(head.pages))
+            refuse_other_kinds(path, start)
+            try:
+                return _read_pages(path, file, start, on_size)
+            except UnidentifiedImageError as error:
+                if kind := unknown_kind(path, start):
+                    raise ImageError(refusal(kind)) from error
+                raise
+
+
+def _read_pages(
+    path: Path, file: BinaryIO, start: bytes, on_size: Callable[[int], None]
+) -> tuple[DecodedImage, ...]:
+    """Read all pages of an open file; `start` are its first bytes."""
+    layout = tiff.layout(file) if start[:2] in {b"II", b"MM"} else None
+    jpeg, notes = jpeg_structure(file), []
+    if jpeg is not None and jpeg.end is None and (whole := complete_jpeg(file, jpeg)) is not None:
+        file = whole
+        notes.append("its end mark is missing, its pixels are all there; the output has one")
+    file.seek(0)
+    with Image.open(file, formats=_formats_for(path, file)) as image:
+        head = sniff(image, file, layout)
+        on_size(head.sample_bytes)
+        notes += left_out(file, image.format or "", jpeg)
+        if head.is_16_bit_colour and head.planes > 1:
+            raise ImageError("is a stack of 16-bit colour in one page; save each plane as a page")
+        if head.is_16_bit_colour:
+            pages = sixteen_bit.read(image, file, head.frames)
+        else:
+            numbers = range(len(head.frames))
+            pages = tuple(_read_page(image, file, head, number) for number in numbers)
+        return tuple(
+            _with_companions(page, number, layout or tiff.Layout((0,)), notes)
+            for number, page in enumerate(pages)
+        )
+
+
+def _with_companions(
+    page: DecodedImage, number: int, layout: tiff.Layout, notes: Sequence[str]
+) -> DecodedImage:
+    """A page with its masks, without copies of the noisy picture, and with notes on them."""
+    metadata, said = page.metadata.without_copies()
+    if layout.planes > 1 and number > 0:
+        return replace(page, metadata=metadata.with_description(None))
+    if layout.description is not None:
+        metadata = metadata.with_description(layout.description)
+    frame = layout.frames[number]
+    said = [page.note, *said, *layout.notes.get(frame, ()), *(() if number else notes)]
+    note = "; ".join(dict.fromkeys(filter(None, said)))
+    return replace(page, metadata=metadata, masks=layout.masks.get(frame, ()), note=note)
+
+
+def _formats_for(path: Path, file: BinaryIO) -> tuple[str, ...]:
+    """Formats that a file may have: TGA, which begins like anything, by its name or its end."""
+    with rewound(file):
+        file.seek(-min(18, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        if path.suffix.lower() == ".tga" or file.read().startswith(b"TRUEVISION-XFILE"):
+            return _READABLE_FORMATS
+    return tuple(name for name in _READABLE_FORMATS if name != "TGA")
 
 
 def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) -> DecodedImage:
-    if head.pages > 1:
-        image.seek(page)
     bits = head.bits[page]
+    if head.planes > 1:
+        image = _plane(file, page, head)
+    elif image.tell() != head.frames[page]:
+        image.seek(head.frames[page])
     refuse_unsupported(image, bits)
     metadata, tags = read_metadata(image, file), getattr(image, "tag_v2", {})
     orientation = image.getexif().get(ORIENTATION) if tags else None
@@ -128,8 +186,6 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
     if image.mode == "CMYK":
         notes.append("CMYK is written as RGB")
         metadata = replace(metadata, icc_profile=None)
-    if image.format == "MPO":
-        notes.append("only the first image of a multi-picture JPEG is kept")
     stored: Image.Image = image
     if orientation and ORIENTATION not in image.getexif():
         # Pillow turns TIFF files upright on loading, and no other format: turn them back.
@@ -152,12 +208,23 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
     return DecodedImage(samples, alpha, value_range, storage, metadata, "; ".join(notes))
 
 
+def _plane(file: BinaryIO, number: int, head: FileHead) -> Image.Image:
+    """A TIFF file whose only page is followed by the other planes, opened at one of these."""
+    file.seek(0)
+    image: Any = Image.open(file, formats=["TIFF"])
+    distance = number * head.plane_bytes
+    image.tile = [tile._replace(offset=tile.offset + distance) for tile in image.tile]
+    return image  # type: ignore[no-any-return]
+
+
 def write_pages(
     path: Path,
     pages: Sequence[DecodedImage],
     samples: Sequence[Tensor],
     *,
     quality: int = 95,
+    source: Path | None = None,
+    times: bool = False,
     on_written: Callable[[Path], None] = lambda unfinished: None,
 ) -> list[str]:
     """Write each page's new `samples` as the page was stored, in the format of the path's suffix.
@@ -170,6 +237,8 @@ def write_pages(
         pages: what `read_pages` returned: mode, depth, alpha and metadata.
         samples: (H, W, C) for each page, on the CPU, of the shape and type of its own.
         quality: 1 to 100, for JPEG, AVIF and lossy WebP.
+        source: the file that they come from; the output gets its permissions.
+        times: the output also gets its time.
         on_written: called with the flushed file's temporary name, just before it is renamed.
 
     Returns:
@@ -183,12 +252,23 @@ def write_pages(
         format_name = output_format(path)
         if len(pages) > 1 and format_name != "TIFF":
             raise ImageError(f"{format_name} holds one page, not {len(pages)}; write a .tif file")
+        most_px = _MOST_PX.get(format_name)
+        for page in pages:
+            if most_px is not None and max(page.size) > most_px:
+                raise ImageError(
+                    f"{format_name} holds at most {most_px} pixels a side, not {max(page.size)}; "
+                    "write a .png or .tif file"
+                )
         path.parent.mkdir(parents=True, exist_ok=True)
         modes = [
             target_mode(page.storage.mode, format_name, _MODES_OF[format_name]) for page in pages
         ]
-        with atomic_file(path, on_written) as file:
+        attributes = None if source is None else Attributes.of(source, times=times)
+        with atomic_file(path, on_written, attributes) as file:
             if set(modes) <= {"RGB;16", "RGBA;16"}:
+                pages = [
+                    replace(page, metadata=page.metadata.with_thumbnail(None)) for page in pages
+                ]
                 sixteen_bit.write(file, format_name, list(zip(pages, samples, strict=True)))
             else:
                 with _page_writer(file, len(pages)) as target:
@@ -196,18 +276,40 @@ def write_pages(
                         image = encode(page, stored, mode)
                         if not holds_orientation(format_name):
                             image = upright(image, page.metadata)
+                        metadata = page.metadata.with_thumbnail(image)
                         options = save_options(
-                            format_name, page.metadata, page.storage, quality, image.mode
+                            format_name, metadata, page.storage, quality, image.mode
                         )
                         if path.suffix.lower() in _JPEG_2000_CODESTREAMS:
                             options["no_jp2"] = True
                         image.save(target, format=format_name, **options)
                         if len(pages) > 1:
                             target.newFrame()
+            if format_name == "TIFF" and any(page.masks for page in pages):
+                tiff.add_masks(file, [page.masks for page in pages])
         return [
-            lost_metadata(page.metadata, format_name, mode)
+            "; ".join(filter(None, (
+                lost_metadata(page.metadata, format_name, mode),
+                _lost_with_format(page, path, format_name, source),
+            )))
             for page, mode in zip(pages, modes, strict=True)
-        ]
+        ]  # fmt: skip
+
+
+def _lost_with_format(page: DecodedImage, path: Path, format_name: str, source: Path | None) -> str:
+    """What a page loses because its output has another format than its file."""
+    notes = []
+    if page.masks and format_name != "TIFF":
+        notes.append(f"{len(page.masks)} mask(s) dropped: {format_name} cannot hold them")
+    is_lossless = page.storage.is_lossless or page.storage.format in _LOSSLESS_FORMATS
+    is_named_so = source is not None and _FORMAT_OF.get(source.suffix.lower()) == format_name
+    is_changed = page.storage.format != format_name
+    if is_lossless and is_named_so and is_changed and format_name in _LOSSY_FORMATS:
+        notes.append(
+            f"its name says {format_name}, it holds {page.storage.format}, which is lossless; the "
+            f"output is lossy {format_name}"
+        )
+    return "; ".join(notes)
 
 
 def _page_writer(file: BinaryIO, pages: int) -> AbstractContextManager[Any]:
@@ -230,12 +332,6 @@ def output_format(path: Path) -> str:
         return _FORMAT_OF[path.suffix.lower()]
     except KeyError as error:
         raise ImageError(f"suffix {path.suffix!r} cannot be written; use .png or .tif") from error
-
-
-@functools.cache
-def _known_formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in Image.ID if name not in _REFUSED_FORMATS)
 
 
 _lock = Lock()

@@ -1,10 +1,13 @@
 """What an image file says beside its pixels: read from one file, written to another."""
 
+import struct
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, PngImagePlugin
 
+from .copies import clean_segments, clean_tags, clean_text, clean_xmp, with_thumbnail
 from .sniff import jp2_profile, png_chunks
 
 # Tags that describe how a TIFF file stores its samples; the writer sets its own.
@@ -15,6 +18,8 @@ _TIFF_STRUCTURE = {
 _TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "packbits", "tiff_adobe_deflate"}
 ORIENTATION = 274
 _XMP, _EXIF_FOLDER, _GPS_FOLDER, _PAGE_NUMBER = 700, 0x8769, 0x8825, 297  # tags
+_DESCRIPTION = 270
+_OF_FIRST_PAGE = {_DESCRIPTION, 50838, 50839}  # ImageJ's, of the whole stack
 _RAW_EXIF = "Raw profile type exif"
 _PNG_CHUNKS = {b"gAMA", b"cHRM", b"sRGB", b"cICP", b"tEXt", b"zTXt", b"iTXt"}
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
@@ -70,6 +75,37 @@ class Metadata:
         """The same with another EXIF block."""
         return replace(self, exif=exif_block(data), is_exif_in_text=False)
 
+    def without_copies(self) -> tuple["Metadata", list[str]]:
+        """The same without copies of the noisy picture and promises of what is gone; and notes."""
+        dropped: list[str] = []
+        cleaned = replace(
+            self,
+            xmp=None if self.xmp is None else clean_xmp(self.xmp, dropped),
+            segments=clean_segments(self.segments, dropped),
+            chunks=tuple((name, clean_text(name, data, dropped)) for name, data in self.chunks),
+        )
+        return cleaned, [f"{copy} dropped: it is noisy" for copy in dict.fromkeys(dropped)]
+
+    def with_thumbnail(self, picture: Image.Image | None) -> "Metadata":
+        """The same with a thumbnail of `picture`, if there was one and there is room for it."""
+        if self.exif is None or self.is_exif_in_text:
+            return self
+        with suppress(struct.error, IndexError):
+            return replace(self, exif=with_thumbnail(self.exif, picture))
+        return self
+
+    def with_description(self, text: str | None) -> "Metadata":
+        """The same, of TIFF, with another description of the image, or as of a page without one."""
+        tags = self.exif_tags()
+        if not tags:
+            return self
+        for tag in _OF_FIRST_PAGE & set(tags):
+            if text is None or tag == _DESCRIPTION:
+                del tags[tag]
+        if text is not None:
+            tags[_DESCRIPTION] = text
+        return replace(self, exif=exif_block(tags.tobytes()))
+
     def exif_tags(self) -> Image.Exif | None:
         """The tags of the EXIF block: empty without a block, None if the block is damaged."""
         tags, tried = Image.Exif(), Image.Exif()
@@ -104,6 +140,7 @@ def read_metadata(image: Image.Image, file: BinaryIO) -> Metadata:
         for tag in _TIFF_STRUCTURE & set(tags):
             if tag != ORIENTATION:
                 del tags[tag]
+        clean_tags(tags)
         tags.bigtiff = False  # an EXIF block is laid out as a classic TIFF file
         exif = _keep_text(tags).tobytes() if tags else None
     dpi = info.get("dpi")

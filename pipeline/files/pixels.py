@@ -17,6 +17,7 @@ from denoise_batch.kernels.errors import ImageError, ShapeError
 
 from .metadata import Metadata, StorageFormat
 from .sniff import WIDE_GRAY
+from .tiff import RawPage
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class DecodedImage:
         storage: how the file stored the samples.
         metadata: what the file says beside its pixels.
         note: what reading had to change or drop, for the user; "" if nothing.
+        masks: pages of a TIFF file that go along unchanged behind this one.
     """
 
     samples: Tensor
@@ -101,6 +103,7 @@ class DecodedImage:
     storage: StorageFormat
     metadata: Metadata
     note: str = ""
+    masks: tuple[RawPage, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:

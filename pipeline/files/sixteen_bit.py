@@ -30,13 +30,13 @@ _PLANAR = 2
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
-def read(image: Image.Image, file: BinaryIO, pages: int) -> tuple[DecodedImage, ...]:
+def read(image: Image.Image, file: BinaryIO, frames: Sequence[int]) -> tuple[DecodedImage, ...]:
     """Read the pages of a PNG or TIFF file in 16-bit colour.
 
     Args:
         image: opened by Pillow, not loaded.
         file: the file that it was opened from.
-        pages: how many the file has.
+        frames: numbers of its pages.
 
     Raises:
         ImageError: the extra is missing, or a page is of a kind that is not supported.
@@ -46,7 +46,7 @@ def read(image: Image.Image, file: BinaryIO, pages: int) -> tuple[DecodedImage, 
             "has 16-bit colour, of which Pillow would keep 8 bits; install the extra: "
             "pip install 'denoise-batch[scientific]'"
         )
-    return (_read_png(image, file),) if image.format == "PNG" else _read_tiff(image, file, pages)
+    return (_read_png(image, file),) if image.format == "PNG" else _read_tiff(image, file, frames)
 
 
 def write(file: BinaryIO, format_name: str, pages: Sequence[tuple[DecodedImage, Tensor]]) -> None:
@@ -78,15 +78,17 @@ def _read_png(image: Image.Image, file: BinaryIO) -> DecodedImage:
     return _page(array, metadata, "PNG")
 
 
-def _read_tiff(image: Image.Image, file: BinaryIO, pages: int) -> tuple[DecodedImage, ...]:
+def _read_tiff(
+    image: Image.Image, file: BinaryIO, frames: Sequence[int]
+) -> tuple[DecodedImage, ...]:
     import tifffile
 
     decoded = []
     with rewound(file):
         file.seek(0)
         with tifffile.TiffFile(file) as tiff:
-            for number, page in zip(range(pages), tiff.pages, strict=False):
-                page = page.aspage()
+            for number in frames:
+                page = tiff.pages[number].aspage()
                 image.seek(number)
                 if page.dtype is None or page.dtype.kind + str(page.dtype.itemsize) != "u2":
                     raise ImageError(

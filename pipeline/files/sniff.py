@@ -14,6 +14,8 @@ from PIL import Image
 
 from denoise_batch.kernels.errors import ImageError
 
+from .tiff import Layout
+
 WIDE_GRAY = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}  # modes
 
 _HEAD_BYTES = 1 << 16
@@ -25,51 +27,59 @@ _SIGNED = 2  # a sample format
 
 @dataclass(frozen=True)
 class FileHead:
-    """How a file stores its samples.
+    """How a file stores its samples; only TIFF files have several pages.
 
     Attributes:
-        bits: bits of the widest sample, page by page; only TIFF files have several pages.
+        frames: where each page is, as Pillow counts.
+        bits: bits of the widest sample, page by page.
         sample_bytes: what the decoded samples of all pages take.
         is_16_bit_colour: PNG or TIFF in RGB or RGBA of 16 bits, of which Pillow would keep 8.
         is_lossless_webp: WebP that codes its pixels losslessly.
+        planes: of a stack whose pages share one frame; else 1.
+        plane_bytes: distance between two of its planes.
     """
 
+    frames: tuple[int, ...]
     bits: tuple[int, ...]
     sample_bytes: int
     is_16_bit_colour: bool
     is_lossless_webp: bool
-
-    @property
-    def pages(self) -> int:
-        """Number of pages."""
-        return len(self.bits)
+    planes: int = 1
+    plane_bytes: int = 0
 
 
-def sniff(image: Image.Image, file: BinaryIO) -> FileHead:
+def sniff(image: Image.Image, file: BinaryIO, layout: Layout | None = None) -> FileHead:
     """Read the head of a file that Pillow has opened; Pillow's position in it stays as it was.
 
     Args:
         image: opened, not loaded; at its first page, before and after.
         file: the file that it was opened from.
+        layout: which of a TIFF file's pages hold pictures.
     """
     with rewound(file):
         file.seek(0)
         head = file.read(_HEAD_BYTES)
-    pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-    bits, sample_bytes = [], 0
-    for page in range(pages):
-        if pages > 1:
-            image.seek(page)
+    layout = layout if layout is not None and image.format == "TIFF" else Layout((0,))
+    bits, sample_bytes, is_16_bit_colour = [], 0, False
+    for frame in layout.frames:
+        if frame != image.tell():
+            image.seek(frame)
         bits.append(_sample_bits(image, head))
         pixel_bytes = len(image.getbands()) * max(1, bits[-1] // 8)
         sample_bytes += image.width * image.height * pixel_bytes
-    if pages > 1:
+        if len(bits) == 1:
+            is_16_bit_colour = bits[0] == 16 and _is_colour(image, head)
+    if image.tell() != 0:
         image.seek(0)
+    planes = layout.planes
     return FileHead(
-        bits=tuple(bits),
-        sample_bytes=sample_bytes,
-        is_16_bit_colour=bits[0] == 16 and _is_colour(image, head),
+        frames=layout.frames * planes,
+        bits=tuple(bits) * planes,
+        sample_bytes=sample_bytes * planes,
+        is_16_bit_colour=is_16_bit_colour,
         is_lossless_webp=image.format == "WEBP" and _is_lossless_webp(file),
+        planes=planes,
+        plane_bytes=layout.plane_bytes,
     )
 
 
