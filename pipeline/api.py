@@ -249,6 +249,7 @@ def denoise_folder(
     suffix: str = "",
     recursive: bool = True,
     overwrite: bool = False,
+    times: bool = True,
     strength: float = 1.0,
     tta: bool = False,
     tile: int | str = "auto",
@@ -272,6 +273,7 @@ def denoise_folder(
         suffix: appended to each output's name, before the dot.
         recursive: search sub-folders too.
         overwrite: denoise everything again, and replace files that this tool did not write.
+        times: give each output its input's file times.
         strength: blend; 0 keeps the input, 1 is the network's output.
         tta: average over the eight rotated and flipped versions of every image.
         tile: side of the tiles in pixels, "auto" or "off".
@@ -305,6 +307,7 @@ def denoise_folder(
             batch_size=batch_size,
             recursive=recursive,
             overwrite=overwrite,
+            times=times,
             quality=quality,
             format=format,
             suffix=suffix,

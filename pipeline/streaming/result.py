@@ -60,6 +60,7 @@ class Plan:
         device: where the network runs.
         precision: of its convolutions: fp32, bf16 or fp16.
         weights: the weights file.
+        passed_over: names of image files of kinds that are not read.
     """
 
     jobs: tuple[Job, ...]
@@ -68,6 +69,7 @@ class Plan:
     device: str
     precision: str
     weights: str
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Summary:
         weights: the file it was loaded from.
         signal: the signal that ended the run early; images without a result wait for the next run.
         left: number of images that a signal or the limit left over.
+        passed_over: names of image files of kinds that are not read.
     """
 
     results: tuple[Result, ...]
@@ -89,6 +92,7 @@ class Summary:
     weights: str
     signal: int | None = None
     left: int = 0
+    passed_over: tuple[str, ...] = ()
 
     @property
     def is_interrupted(self) -> bool:

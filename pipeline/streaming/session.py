@@ -58,6 +58,7 @@ class Session:
         self._part = "" if options.shard[1] == 1 else "-{}-of-{}".format(*options.shard)
         self.engine = choose_engine(options, self.storage, self._part)
         self._scanned: Sequence[Job] = ()  # in all shards
+        self._passed_over: tuple[str, ...] = ()
 
     def __enter__(self) -> "Session":
         return self
@@ -74,9 +75,15 @@ class Session:
         """
         options = self.options
         self.storage.refresh(options)
+        passed_over: list[str] = []
         jobs = scan(
-            options.inputs, options.output, recursive=options.recursive, naming=options.naming
+            options.inputs,
+            options.output,
+            recursive=options.recursive,
+            naming=options.naming,
+            on_passed_over=passed_over.append,
         )
+        self._passed_over = tuple(passed_over)
         self._scanned = self.storage.named(jobs)
         return of_shard(self._scanned, *options.shard)
 
@@ -134,6 +141,7 @@ class Session:
             str(self.engine.weights_file),
             stop.signal,
             len(jobs) - len(results),
+            self._passed_over,
         )
 
     def _manifests(self, jobs: Sequence[Job]) -> dict[Path, Manifest]:
@@ -157,6 +165,7 @@ class Session:
             self.engine.device,
             self.engine.precision,
             str(self.engine.weights_file),
+            self._passed_over,
         )
 
 
@@ -267,6 +276,8 @@ def split(
         elif entry and _is_of_another(entry, job, paths) and not is_gone(entry.source):
             taken = f"{job.output}: is the output of {entry.source}"
             done.append(Result(job, "failed", f"{taken}; give another --output, or --overwrite"))
+        elif entry and not manifests[job.root].is_unchanged(job.output, entry):
+            done.append(Result(job, "skipped", FOREIGN))
         else:
             todo.append(job)
     return todo, done
