@@ -26,6 +26,7 @@ from .atomic import Attributes, atomic_file
 from .kinds import HEAD_BYTES, refusal, refuse_other_kinds, unknown_kind
 from .metadata import (
     ORIENTATION,
+    Metadata,
     StorageFormat,
     holds_orientation,
     lost_metadata,
@@ -56,7 +57,7 @@ WRITABLE_SUFFIXES: frozenset[str] = frozenset(_FORMAT_OF)
 READABLE_SUFFIXES: frozenset[str] = WRITABLE_SUFFIXES | {".gif", ".qoi", ".pcx", ".sgi", ".ras"}
 
 # Only these are opened, whatever a file is called: those above, and those that become PNG.
-_READABLE_FORMATS = (*_FORMATS, "MPO", "GIF", "QOI", "PCX", "SGI", "SUN")
+_READABLE_FORMATS = (*_FORMATS, "GIF", "QOI", "PCX", "SGI", "SUN")
 _LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "PPM", "TGA", "GIF", "QOI", "PCX", "SGI", "SUN"}
 _LOSSY_FORMATS = {"JPEG", "WEBP", "AVIF"}
 _MOST_PX = {"JPEG": 65_500, "WEBP": 16_383, "TGA": 65_535, "AVIF": 65_536}  # a side
@@ -108,7 +109,7 @@ def read_pages(
             try:
                 return _read_pages(path, file, start, on_size)
             except UnidentifiedImageError as error:
-                if kind := unknown_kind(path, start):
+                if kind := unknown_kind(path, start, _READABLE_FORMATS):
                     raise ImageError(refusal(kind)) from error
                 raise
 
@@ -265,20 +266,23 @@ def write_pages(
         ]
         attributes = None if source is None else Attributes.of(source, times=times)
         with atomic_file(path, on_written, attributes) as file:
+            written: list[Metadata] = []
             if set(modes) <= {"RGB;16", "RGBA;16"}:
-                pages = [
-                    replace(page, metadata=page.metadata.with_thumbnail(None)) for page in pages
+                written = [page.metadata.with_thumbnail(None) for page in pages]
+                stored_pages = [
+                    replace(page, metadata=metadata)
+                    for page, metadata in zip(pages, written, strict=True)
                 ]
-                sixteen_bit.write(file, format_name, list(zip(pages, samples, strict=True)))
+                sixteen_bit.write(file, format_name, list(zip(stored_pages, samples, strict=True)))
             else:
                 with _page_writer(file, len(pages)) as target:
                     for page, stored, mode in zip(pages, samples, modes, strict=True):
                         image = encode(page, stored, mode)
                         if not holds_orientation(format_name):
                             image = upright(image, page.metadata)
-                        metadata = page.metadata.with_thumbnail(image)
+                        written.append(page.metadata.with_thumbnail(image))
                         options = save_options(
-                            format_name, metadata, page.storage, quality, image.mode
+                            format_name, written[-1], page.storage, quality, image.mode
                         )
                         if path.suffix.lower() in _JPEG_2000_CODESTREAMS:
                             options["no_jp2"] = True
@@ -287,20 +291,22 @@ def write_pages(
                             target.newFrame()
             if format_name == "TIFF" and any(page.masks for page in pages):
                 tiff.add_masks(file, [page.masks for page in pages])
-        return [
-            "; ".join(filter(None, (
-                lost_metadata(page.metadata, format_name, mode),
-                _lost_with_format(page, path, format_name, source),
-            )))
-            for page, mode in zip(pages, modes, strict=True)
-        ]  # fmt: skip
+        losses = []
+        for page, metadata, mode in zip(pages, written, modes, strict=True):
+            lost = [lost_metadata(page.metadata, format_name, mode)]
+            if page.metadata.has_thumbnail and not metadata.has_thumbnail:
+                lost.append("EXIF thumbnail dropped: there is no room for the new picture's")
+            lost += _lost_with_format(page, format_name, source)
+            losses.append("; ".join(filter(None, lost)))
+        return losses
 
 
-def _lost_with_format(page: DecodedImage, path: Path, format_name: str, source: Path | None) -> str:
+def _lost_with_format(page: DecodedImage, format_name: str, source: Path | None) -> list[str]:
     """What a page loses because its output has another format than its file."""
     notes = []
     if page.masks and format_name != "TIFF":
-        notes.append(f"{len(page.masks)} mask(s) dropped: {format_name} cannot hold them")
+        count = f"{len(page.masks)} masks" if len(page.masks) > 1 else "1 mask"
+        notes.append(f"{count} dropped: {format_name} cannot hold it")
     is_lossless = page.storage.is_lossless or page.storage.format in _LOSSLESS_FORMATS
     is_named_so = source is not None and _FORMAT_OF.get(source.suffix.lower()) == format_name
     is_changed = page.storage.format != format_name
@@ -309,7 +315,7 @@ def _lost_with_format(page: DecodedImage, path: Path, format_name: str, source: 
             f"its name says {format_name}, it holds {page.storage.format}, which is lossless; the "
             f"output is lossy {format_name}"
         )
-    return "; ".join(notes)
+    return notes
 
 
 def _page_writer(file: BinaryIO, pages: int) -> AbstractContextManager[Any]:

@@ -4,7 +4,7 @@
 open it: of camera RAW it would read the thumbnail, of FITS the samples without their scale.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -128,15 +128,23 @@ def refuse_other_kinds(path: Path, head: bytes) -> None:
         raise ImageError(refusal(kind))
 
 
-def unknown_kind(path: Path, head: bytes) -> str:
-    """Kind of a file that cannot be opened, for the user; "" if nothing tells."""
-    if kind := kind_of_name(path):
-        return kind
+def unknown_kind(path: Path, head: bytes, readable: Collection[str]) -> str:
+    """Kind of a file that cannot be opened, for the user; "" if nothing tells.
+
+    Args:
+        path: the file.
+        head: its first `HEAD_BYTES`.
+        readable: Pillow's names of the formats that are read: such a file is damaged.
+    """
     Image.init()
-    for name, (_, accepts) in Image.OPEN.items():
-        if accepts is not None and accepts(head[:16]) is True:
-            return name
-    return ""
+    begun = {
+        name
+        for name, (_, accepts) in Image.OPEN.items()
+        if accepts is not None and accepts(head[:16]) is True
+    }
+    if begun & set(readable):
+        return ""
+    return kind_of_name(path) or next(iter(sorted(begun)), "")
 
 
 def refusal(kind: str) -> str:

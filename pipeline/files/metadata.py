@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from .copies import clean_segments, clean_tags, clean_text, clean_xmp, with_thumbnail
+from .copies import clean_segments, clean_tags, clean_text, clean_xmp, has_thumbnail, with_thumbnail
 from .sniff import jp2_profile, png_chunks
 
 # Tags that describe how a TIFF file stores its samples; the writer sets its own.
@@ -85,6 +85,11 @@ class Metadata:
             chunks=tuple((name, clean_text(name, data, dropped)) for name, data in self.chunks),
         )
         return cleaned, [f"{copy} dropped: it is noisy" for copy in dict.fromkeys(dropped)]
+
+    @property
+    def has_thumbnail(self) -> bool:
+        """Whether the EXIF block holds a thumbnail of its own."""
+        return not self.is_exif_in_text and has_thumbnail(self.exif)
 
     def with_thumbnail(self, picture: Image.Image | None) -> "Metadata":
         """The same with a thumbnail of `picture`, if there was one and there is room for it."""

@@ -93,8 +93,9 @@ def refuse_unsupported(image: Image.Image, bits: int) -> None:
     Raises:
         ImageError: an animation, colour of more than 8 bits, or samples that float32 cannot hold.
     """
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format not in {"MPO", "TIFF"}:
+    # Not asked of TIFF: Pillow would look at pages that it cannot read.
+    frames = 1 if image.format in {"MPO", "TIFF"} else getattr(image, "n_frames", 1)
+    if frames > 1:
         raise ImageError(
             f"has {frames} frames; animations are not supported; save each frame as its own file"
         )

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ _LAYERS = 37724  # ImageSourceData of Photoshop
 _REDUCED, _MASK, _DEPTH_MAP = 1, 4, 8  # bits of NewSubfileType
 _OLD_REDUCED = 2  # a SubfileType
 _PHOTOMETRIC_MASK, _CFA, _LINEAR_RAW = 4, 32803, 34892
-_NO_COMPRESSION = 1
+_NO_COMPRESSION, _DEFLATE = 1, {8, 32946}
 _STRUCT = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q",
            17: "q", 18: "Q"}  # fmt: skip
 _UNIT_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4,
@@ -222,11 +223,13 @@ def layout(file: BinaryIO) -> Layout:
         else:
             is_of_copy |= directory.is_reduced
             others = [directory, *directory.children]
+        size = directories[owner].size
         for other in others:
-            if other.is_mask and not (other.is_reduced or is_of_copy):
+            is_copy = other.is_reduced or (is_of_copy and other.size != size)
+            if other.is_mask and not is_copy:
                 masks.setdefault(owner, []).append(other.page())
                 continue
-            is_copy = other.is_reduced or is_of_copy or other.size < directories[owner].size
+            is_copy |= math.prod(other.size) < math.prod(size)
             kind = "reduced copies (overviews or thumbnails)" if is_copy else "sub-images"
             dropped.setdefault(owner, []).append(kind)
     notes = {
@@ -385,14 +388,14 @@ def _link(file: BinaryIO, order: str, is_big: bool, at: int) -> int:
 def _append(file: BinaryIO, page: RawPage, order: str, is_big: bool) -> tuple[int, int]:
     """Write a page at the end of a file; return where its directory is, and the link in it."""
     offset, room = order + ("Q" if is_big else "I"), 8 if is_big else 4
-    at = file.seek(0, io.SEEK_END)
+    file.seek(0, io.SEEK_END)
     places = []
-    swapped = page.order != order
+    if page.order != order:
+        page = _swapped(page, order)
     for data in page.segments:
         places.append(file.tell())
-        file.write(_in_order(page, data) if swapped else data)
-    tags = {tag: (kind, _swap(kind, data) if swapped else data)
-            for tag, (kind, data) in page.tags.items()}  # fmt: skip
+        file.write(data)
+    tags = dict(page.tags)
     where, sizes = (_TILE_OFFSETS, _TILE_BYTES) if page.is_tiled else (_STRIP_OFFSETS, _STRIP_BYTES)
     letter, lengths = offset[1:], [len(data) for data in page.segments]
     tags[where] = (16 if is_big else 4, struct.pack(order + letter * len(places), *places))
@@ -418,23 +421,36 @@ def _append(file: BinaryIO, page: RawPage, order: str, is_big: bool) -> tuple[in
     return at, link
 
 
-def _swap(kind: int, data: bytes) -> bytes:
-    """Values in the other byte order."""
-    unit = _UNIT_BYTES[kind]
-    return b"".join(data[at : at + unit][::-1] for at in range(0, len(data), unit))
-
-
-def _in_order(page: RawPage, data: bytes) -> bytes:
-    """A segment in the other byte order: samples of several bytes are swapped.
+def _swapped(page: RawPage, order: str) -> RawPage:
+    """A page in the other byte order: tags, and samples of several bytes.
 
     Raises:
-        ImageError: they are compressed.
+        ImageError: the samples' compression is not known here.
     """
-    bits = struct.unpack_from(page.order + "H", page.tags[_BITS][1])[0] if _BITS in page.tags else 1
-    if bits <= 8:
-        return data
-    code = page.tags.get(_COMPRESSION, (3, struct.pack(page.order + "H", 1)))[1]
-    if struct.unpack_from(page.order + "H", code)[0] != _NO_COMPRESSION:
-        raise ImageError("has a compressed mask of another byte order; save it uncompressed")
-    unit = bits // 8
-    return b"".join(data[at : at + unit][::-1] for at in range(0, len(data), unit))
+    tags = {tag: (kind, _swap(data, _UNIT_BYTES[kind])) for tag, (kind, data) in page.tags.items()}
+    unit, compression = _first_short(page, _BITS) // 8, _first_short(page, _COMPRESSION)
+    if unit <= 1:
+        return RawPage(order, tags, page.segments, page.is_tiled)
+    if compression not in {_NO_COMPRESSION, *_DEFLATE}:
+        raise ImageError("has a mask of 16 bits in another byte order; save it uncompressed")
+    segments = []
+    for data in page.segments:  # differences, too, are swapped as a whole
+        if compression == _NO_COMPRESSION:
+            segments.append(_swap(data, unit))
+        else:
+            segments.append(zlib.compress(_swap(zlib.decompress(data), unit)))
+    return RawPage(order, tags, tuple(segments), page.is_tiled)
+
+
+def _first_short(page: RawPage, tag: int) -> int:
+    """The first value of a tag of 16-bit integers; 1 without it."""
+    data = page.tags[tag][1] if tag in page.tags else struct.pack(page.order + "H", 1)
+    return int(struct.unpack_from(page.order + "H", data)[0])
+
+
+def _swap(data: bytes, unit: int) -> bytes:
+    """Values of `unit` bytes in the other byte order."""
+    whole = bytearray(data)
+    for byte in range(unit):
+        whole[byte::unit] = data[unit - 1 - byte :: unit]
+    return bytes(whole)
