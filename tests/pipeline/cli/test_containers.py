@@ -277,9 +277,12 @@ def test_all_planes_of_other_stacks_in_one_page_are_kept(folder: Path) -> None:
                      metadata=None, extratags=[uic2])  # fmt: skip
     output = run(folder)
     for name in ("shaped.tif", "stk.tif"):
-        pages = list(tifffile.TiffFile(output / name).pages)
-        assert len(pages) == 6, name
-        assert all(np.array_equal(p.asarray(), q) for p, q in zip(pages, planes, strict=True))
+        with tifffile.TiffFile(output / name) as tiff:
+            assert len(tiff.pages) == 6, name
+            assert all(
+                np.array_equal(page.asarray(), plane)
+                for page, plane in zip(tiff.pages, planes, strict=True)
+            )
     assert np.array_equal(tifffile.imread(output / "shaped.tif"), planes)
 
 
