@@ -21,31 +21,49 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
-from . import sixteen_bit, tiff
+from . import pnm, sixteen_bit, tiff
 from .atomic import Attributes, atomic_file
+from .complaints import collected_complaints
 from .kinds import HEAD_BYTES, refusal, refuse_other_kinds, unknown_kind
 from .metadata import (
     ORIENTATION,
     Metadata,
+    PngWriter,
     StorageFormat,
     holds_orientation,
     lost_metadata,
+    png_head,
     read_metadata,
     save_options,
+    set_tiff_tags,
     upright,
 )
 from .payloads import complete_jpeg, jpeg_structure, left_out
 from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage, ValueRange, decode, encode, target_mode
-from .sniff import FileHead, refuse_unsupported, rewound, sniff
+from .sniff import (
+    PNG_MAGIC,
+    FileHead,
+    jpeg_kind,
+    refuse_unsupported,
+    rewound,
+    set_avif_code_points,
+    sniff,
+    sniff_tiff,
+    without_avif_exif,
+    without_bad_chunks,
+)
+from .tiff_data import check_segments
+from .tiff_tags import is_tiff, without_odd_tags
 
 # Pillow's name of a format → the suffixes it is written for, and the modes that it holds.
 _FORMATS = {
-    "PNG": (".png", "1 L LA RGB RGBA I;16 RGB;16 RGBA;16"),
+    "PNG": (".png", "1 L LA RGB RGBA I;16 " + " ".join(sixteen_bit.PNG_MODES)),
     "JPEG": (".jpg .jpeg .jpe .jfif", "L RGB"),
     "WEBP": (".webp", "RGB RGBA"),
-    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;16 F RGB;16 RGBA;16"),
+    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;16 F " + " ".join(sixteen_bit.TIFF_MODES)),
     "BMP": (".bmp .dib", "1 L RGB"),
-    "PPM": (".ppm .pgm .pbm .pnm .pfm", "1 L RGB I;16 F"),
+    "PPM": (".ppm .pgm .pbm .pnm .pfm", "1 L RGB I;16 F " + " ".join(pnm.MODES)),
+    "PAM": (".pam", " ".join(pnm.PAM_MODES)),
     "TGA": (".tga", "L LA RGB RGBA"),
     "JPEG2000": (".jp2 .j2k .j2c .jpc .jpf .jpx", "L LA RGB RGBA I;16"),
     "AVIF": (".avif", "L RGB RGBA"),
@@ -57,8 +75,10 @@ WRITABLE_SUFFIXES: frozenset[str] = frozenset(_FORMAT_OF)
 READABLE_SUFFIXES: frozenset[str] = WRITABLE_SUFFIXES | {".gif", ".qoi", ".pcx", ".sgi", ".ras"}
 
 # Only these are opened, whatever a file is called: those above, and those that become PNG.
-_READABLE_FORMATS = (*_FORMATS, "GIF", "QOI", "PCX", "SGI", "SUN")
-_LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "PPM", "TGA", "GIF", "QOI", "PCX", "SGI", "SUN"}
+_READABLE_FORMATS = (*(_FORMATS.keys() - {"PAM"}), "GIF", "QOI", "PCX", "SGI", "SUN")
+# What Pillow raises for a file, or a kind of TIFF, that it does not know.
+_UNKNOWN = (UnidentifiedImageError, SyntaxError, KeyError, TypeError, ValueError, AssertionError)
+_LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "PPM", "PAM", "TGA", "GIF", "QOI", "PCX", "SGI", "SUN"}
 _LOSSY_FORMATS = {"JPEG", "WEBP", "AVIF"}
 _MOST_PX = {"JPEG": 65_500, "WEBP": 16_383, "TGA": 65_535, "AVIF": 65_536}  # a side
 _JPEG_2000_CODESTREAMS = {".j2k", ".j2c", ".jpc"}
@@ -97,47 +117,80 @@ def read_pages(
         ImageError: the file is missing, damaged, truncated, too large, or of a kind that could
             not be written back without loss; one line with the file's name.
     """
-    with as_image_error(path, "read"), suppress_warnings():
+    with as_image_error(path, "read"), suppress_warnings(), collected_complaints() as complaints:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "not a regular file"
             raise ImageError(f"is {kind}; give an image file")
-        with path.open("rb") as file:
-            start = file.read(HEAD_BYTES)
+        with path.open("rb") as stored:
+            start = stored.read(HEAD_BYTES)
             if not start:
                 raise ImageError("is empty (0 bytes); copy it again from its source")
             refuse_other_kinds(path, start)
+            is_png = start.startswith(PNG_MAGIC)
+            file, note = without_bad_chunks(stored) if is_png else (stored, "")
             try:
-                return _read_pages(path, file, start, on_size)
+                try:
+                    pages = _read_pages(path, file, start, on_size)
+                except (UnidentifiedImageError, ValueError):
+                    bare = without_avif_exif(file, start)
+                    if bare is None:
+                        raise
+                    note = "damaged EXIF block dropped"
+                    pages = _read_pages(path, bare, start, on_size)
             except UnidentifiedImageError as error:
-                if kind := unknown_kind(path, start, _READABLE_FORMATS):
+                if kind := jpeg_kind(start) or unknown_kind(path, start, _READABLE_FORMATS):
                     raise ImageError(refusal(kind)) from error
                 raise
+            except Exception as error:
+                if complaints and not isinstance(error, MemoryError):
+                    raise _complained(complaints) from error
+                raise
+        if complaints:
+            raise _complained(complaints)
+        notes = "; ".join(filter(None, (pages[0].note, note)))
+        return replace(pages[0], note=notes), *pages[1:]
+
+
+def _complained(complaints: Sequence[str]) -> ImageError:
+    more = f" and {len(complaints) - 1} more" if len(complaints) > 1 else ""
+    return ImageError(f"is damaged ({complaints[0]}{more}); copy it again from its source")
 
 
 def _read_pages(
     path: Path, file: BinaryIO, start: bytes, on_size: Callable[[int], None]
 ) -> tuple[DecodedImage, ...]:
     """Read all pages of an open file; `start` are its first bytes."""
+    if pnm.is_read_here(start):
+        page = pnm.read(file, start)
+        on_size(page.samples.numel() * page.samples.element_size())
+        return (page,)
     layout = tiff.layout(file) if start[:2] in {b"II", b"MM"} else None
     jpeg, notes = jpeg_structure(file), []
     if jpeg is not None and jpeg.end is None and (whole := complete_jpeg(file, jpeg)) is not None:
         file = whole
         notes.append("its end mark is missing, its pixels are all there; the output has one")
+    formats = _formats_for(path, file)
     file.seek(0)
-    with Image.open(file, formats=_formats_for(path, file)) as image:
-        head = sniff(image, file, layout)
+    try:
+        opened: Any = Image.open(without_odd_tags(file, start), formats=formats)
+    except _UNKNOWN:
+        if not is_tiff(start):
+            raise
+        opened = nullcontext()
+    with opened as image:
+        layout = layout or tiff.Layout((0,))
+        head = sniff_tiff(file, layout) if image is None else sniff(image, file, layout)
         on_size(head.sample_bytes)
-        notes += left_out(file, image.format or "", jpeg)
-        if head.is_16_bit_colour and head.planes > 1:
-            raise ImageError("is a stack of 16-bit colour in one page; save each plane as a page")
-        if head.is_16_bit_colour:
-            pages = sixteen_bit.read(image, file, head.frames)
+        notes += left_out(file, "TIFF" if image is None else image.format or "", jpeg)
+        if head.is_beyond_pillow and head.planes > 1:
+            raise ImageError("is a stack of such samples in one page; save each plane as a page")
+        if head.is_beyond_pillow:
+            pages = sixteen_bit.read(image, file, head)
         else:
             numbers = range(len(head.frames))
             pages = tuple(_read_page(image, file, head, number) for number in numbers)
         return tuple(
-            _with_companions(page, number, layout or tiff.Layout((0,)), notes)
-            for number, page in enumerate(pages)
+            _with_companions(page, number, layout, notes) for number, page in enumerate(pages)
         )
 
 
@@ -172,9 +225,22 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
     elif image.tell() != head.frames[page]:
         image.seek(head.frames[page])
     refuse_unsupported(image, bits)
-    metadata, tags = read_metadata(image, file), getattr(image, "tag_v2", {})
-    orientation = image.getexif().get(ORIENTATION) if tags else None
+    directory = head.directories[page] if head.directories else None
+    metadata, tags = read_metadata(image, file, directory), getattr(image, "tag_v2", {})
+    orientation = directory.value(ORIENTATION) if directory else None
     notes = []
+    if directory:
+        with rewound(file):
+            check_segments(file, directory)
+        # Pillow would retype the tags, and trip over those that are not of the type it expects.
+        image.info.pop("xmp", None)
+        image.info["icc_profile"] = metadata.icc_profile
+        for code in set(tags) & metadata.described:
+            if code != ORIENTATION:
+                del tags[code]
+        if directory.damaged:
+            codes = ", ".join(map(str, directory.damaged))
+            notes.append(f"damaged tags dropped: {codes}")
     if tags and tags.get(_SAMPLES_PER_PIXEL, 1) > len(image.getbands()):
         notes.append(EXTRA_SAMPLES_NOTE)
     image.load()
@@ -187,15 +253,22 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
     if image.mode == "CMYK":
         notes.append("CMYK is written as RGB")
         metadata = replace(metadata, icc_profile=None)
+    profiles = [name for name, data in getattr(image, "applist", ()) if data[:11] == b"ICC_PROFILE"]
+    if metadata.icc_profile == b"":
+        notes.append("colour profile dropped: it is in another file")
+        metadata = replace(metadata, icc_profile=None)
+    if profiles and not image.info.get("icc_profile"):
+        notes.append("colour profile dropped: it is damaged")
     stored: Image.Image = image
     if orientation and ORIENTATION not in image.getexif():
         # Pillow turns TIFF files upright on loading, and no other format: turn them back.
         image.getexif()[ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
         stored = ImageOps.exif_transpose(image)
+    is_white_zero = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     samples, alpha, mode = decode(
         stored,
         bits=12 if bits == 12 and tags else 16,
-        white_is_zero=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO,
+        white_is_zero=is_white_zero,
     )
     compression = image.info.get("compression")
     storage = StorageFormat(
@@ -204,6 +277,7 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         compression=compression if isinstance(compression, str) else None,
         is_lossless=head.is_lossless_webp,
         is_progressive="progressive" in image.info,
+        photometric=_WHITE_IS_ZERO if mode == "F" and is_white_zero else None,
     )
     value_range = ValueRange.of(samples)
     return DecodedImage(samples, alpha, value_range, storage, metadata, "; ".join(notes))
@@ -267,7 +341,11 @@ def write_pages(
         attributes = None if source is None else Attributes.of(source, times=times)
         with atomic_file(path, on_written, attributes) as file:
             written: list[Metadata] = []
-            if set(modes) <= {"RGB;16", "RGBA;16"}:
+            is_portable = format_name == "PPM" and modes[0] in pnm.MODES
+            if is_portable or format_name == "PAM":
+                written = [page.metadata.with_thumbnail(None) for page in pages]
+                pnm.write(file, format_name, pages[0], samples[0])
+            elif sixteen_bit.is_written_here(format_name, pages, modes):
                 written = [page.metadata.with_thumbnail(None) for page in pages]
                 stored_pages = [
                     replace(page, metadata=metadata)
@@ -286,9 +364,17 @@ def write_pages(
                         )
                         if path.suffix.lower() in _JPEG_2000_CODESTREAMS:
                             options["no_jp2"] = True
+                        if format_name == "PNG":
+                            target = PngWriter(file, png_head(page.metadata, image.mode))
                         image.save(target, format=format_name, **options)
+                        if format_name == "AVIF" and page.metadata.cicp:
+                            set_avif_code_points(file, page.metadata.cicp)
                         if len(pages) > 1:
                             target.newFrame()
+                        if format_name == "TIFF":
+                            set_tiff_tags(file, written[-1], page.storage, mode)
+                        if len(pages) > 1:
+                            target.setup()  # the next page follows the tags
             if format_name == "TIFF" and any(page.masks for page in pages):
                 tiff.add_masks(file, [page.masks for page in pages])
         losses = []

@@ -39,7 +39,6 @@ _KINDS = {
     "BPG": ".bpg",
     "FLIF": ".flif",
     "DjVu": ".djvu .djv",
-    "PAM": ".pam",
     "DPX or Cineon": ".dpx .cin",
     "a bitmap of X": ".xbm .xpm",
     "Photo CD": ".pcd",
