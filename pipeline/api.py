@@ -262,6 +262,7 @@ def denoise_folder(
     suffix: str = "",
     recursive: bool = True,
     overwrite: bool = False,
+    times: bool = True,
     strength: float = 1.0,
     noise_level: float | str = "auto",
     tta: bool = False,
@@ -286,6 +287,7 @@ def denoise_folder(
         suffix: appended to each output's name, before the dot.
         recursive: search sub-folders too.
         overwrite: denoise everything again, and replace files that this tool did not write.
+        times: give each output its input's file times.
         strength: blend; 0 keeps the input, 1 is the network's output.
         noise_level: as of `denoise`, one for all images.
         tta: average over the eight rotated and flipped versions of every image.
@@ -320,6 +322,7 @@ def denoise_folder(
             batch_size=batch_size,
             recursive=recursive,
             overwrite=overwrite,
+            times=times,
             quality=quality,
             format=format,
             suffix=suffix,

@@ -40,6 +40,7 @@ class DenoiseOptions:
         batch_size: images per batch; None chooses by their size.
         recursive: search sub-folders too.
         overwrite: denoise everything again, and replace files of other origin.
+        times: outputs get the times of their inputs.
         quality: of lossy formats, 1 to 100.
         format: a key of `FORMATS`.
         suffix: appended to the outputs' names, before the dot.
@@ -66,6 +67,7 @@ class DenoiseOptions:
     batch_size: int | None = None
     recursive: bool = True
     overwrite: bool = False
+    times: bool = True
     quality: int = 95
     format: str = "preserve"
     suffix: str = ""

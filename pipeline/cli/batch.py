@@ -78,6 +78,10 @@ def denoise(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    times: Annotated[
+        bool,
+        typer.Option(help="Give each output its input's file times.", rich_help_panel=OUTPUT),
+    ] = True,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -281,6 +285,7 @@ def denoise(
                 batch_size=None if batch_size == "auto" else int(batch_size),
                 recursive=recursive,
                 overwrite=overwrite,
+                times=times,
                 quality=quality,
                 format=format,
                 suffix=suffix,

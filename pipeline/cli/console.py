@@ -27,6 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..files.kinds import count_suffixes, passed_over_line
 from ..options import DenoiseOptions
 from ..progress import Progress
 from ..quality import Quality
@@ -80,7 +81,11 @@ def print_summary(summary: Summary, console: Console) -> None:
         if result.status == "failed":
             line = f"[red]failed[/red] {escape(result.reason)}"
             console.print(line, highlight=False, soft_wrap=True)
-    for line in (_stage_line(summary), totals_line(summary)):
+    for line in (
+        passed_over_line(summary.passed_over),
+        _stage_line(summary),
+        totals_line(summary),
+    ):
         if line:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -402,7 +407,10 @@ class Quiet(Display):
 
 
 class JsonLines(Display):
-    """One JSON object per line: `start`, `image` for each image, `end`; `plan` of a dry run."""
+    """One JSON object per line: `start`, `image` for each image, `end`; `plan` of a dry run.
+
+    `passed_over`, of `start` and `end`, counts image files that are not read, by their suffix.
+    """
 
     def __init__(self, stream: TextIO, quiet: bool) -> None:
         self.stream = stream
@@ -420,6 +428,7 @@ class JsonLines(Display):
                     "precision": start.precision,
                     "kernels": start.kernels,
                     "weights": start.weights,
+                    "passed_over": count_suffixes(start.passed_over),
                 }
             )
 
@@ -429,7 +438,7 @@ class JsonLines(Display):
             self._write({"event": "image", **result_to_json(result)})
 
     def show_plan(self, plan: Plan) -> None:
-        """Write a `plan` event for each image."""
+        """Write a `plan` event for each image, and one `passed_over` event if there is cause."""
         todo = [Result(job, "done") for job in plan.jobs]
         for result in (*todo, *plan.skipped):
             is_todo = result.status == "done"
@@ -443,6 +452,9 @@ class JsonLines(Display):
                     **({} if is_todo else {"reason": result.reason}),
                 }
             )
+        if plan.passed_over:
+            counts = count_suffixes(plan.passed_over)
+            self._write({"event": "passed_over", "passed_over": counts})
 
     def show_summary(self, summary: Summary) -> None:
         """Write the `end` event."""
@@ -456,6 +468,7 @@ class JsonLines(Display):
                 "event": "end",
                 **count,
                 "left": summary.left,
+                "passed_over": count_suffixes(summary.passed_over),
                 "seconds": round(summary.seconds, 3),
                 "megapixels": round(summary.megapixels, 3),
                 "stage_seconds": {k: round(v, 4) for k, v in summary.stage_seconds.items()},
@@ -507,6 +520,8 @@ def _print_plan(plan: Plan, console: Console) -> None:
             _print_line(console, f"would fail {source} ({result.reason})")
         else:
             _print_line(console, f"would skip {source} ({result.reason}: {output})")
+    if line := passed_over_line(plan.passed_over):
+        _print_line(console, line)
     count = _counts(plan)
     bad = f", {count['failed']} to fail" if count["failed"] else ""
     _print_line(

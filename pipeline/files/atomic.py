@@ -3,15 +3,42 @@
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 
+@dataclass(frozen=True)
+class Attributes:
+    """What a file has beside its bytes.
+
+    Attributes:
+        mode: permissions of owner, group and others.
+        times_ns: of the last access and modification; None: when it was written.
+    """
+
+    mode: int
+    times_ns: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, path: Path, *, times: bool) -> "Attributes | None":
+        """Those of a file, with its times if they are wanted; None if it does not exist."""
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        times_ns = (status.st_atime_ns, status.st_mtime_ns) if times else None
+        return cls(stat.S_IMODE(status.st_mode) & 0o777, times_ns)
+
+
 @contextmanager
 def atomic_file(
-    path: Path, on_written: Callable[[Path], None] = lambda unfinished: None
+    path: Path,
+    on_written: Callable[[Path], None] = lambda unfinished: None,
+    attributes: Attributes | None = None,
 ) -> Iterator[BinaryIO]:
     """A file to write under a `temporary_name`; on exit it is flushed to disk and becomes `path`.
 
@@ -20,6 +47,7 @@ def atomic_file(
     Args:
         path: the file's final name.
         on_written: called with the flushed file's temporary name, just before it is renamed.
+        attributes: of the new file, as far as its file system knows them.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
@@ -27,9 +55,15 @@ def atomic_file(
     unfinished = temporary_name(path)
     try:
         with unfinished.open("x+b") as file:
+            if attributes is not None and os.name == "posix":
+                with suppress(OSError):  # before there is anything to read
+                    unfinished.chmod(attributes.mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if attributes is not None and attributes.times_ns is not None:
+            with suppress(OSError):
+                os.utime(unfinished, ns=attributes.times_ns)
         on_written(unfinished)
         unfinished.replace(path)
     except BaseException:

@@ -7,7 +7,6 @@ or `.png` for formats that cannot be written or cannot hold a denoised photograp
 SGI, Sun raster, and unknown suffixes).
 """
 
-import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,28 +21,49 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
-from . import sixteen_bit
-from .atomic import atomic_file
+from . import pnm, sixteen_bit, tiff
+from .atomic import Attributes, atomic_file
+from .complaints import collected_complaints
+from .kinds import HEAD_BYTES, refusal, refuse_other_kinds, unknown_kind
 from .metadata import (
     ORIENTATION,
+    Metadata,
+    PngWriter,
     StorageFormat,
     holds_orientation,
     lost_metadata,
+    png_head,
     read_metadata,
     save_options,
+    set_tiff_tags,
     upright,
 )
+from .payloads import complete_jpeg, jpeg_structure, left_out
 from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage, ValueRange, decode, encode, target_mode
-from .sniff import FileHead, refuse_unsupported, sniff
+from .sniff import (
+    PNG_MAGIC,
+    FileHead,
+    jpeg_kind,
+    refuse_unsupported,
+    rewound,
+    set_avif_code_points,
+    sniff,
+    sniff_tiff,
+    without_avif_exif,
+    without_bad_chunks,
+)
+from .tiff_data import check_segments
+from .tiff_tags import is_tiff, without_odd_tags
 
 # Pillow's name of a format → the suffixes it is written for, and the modes that it holds.
 _FORMATS = {
-    "PNG": (".png", "1 L LA RGB RGBA I;16 RGB;16 RGBA;16"),
+    "PNG": (".png", "1 L LA RGB RGBA I;16 " + " ".join(sixteen_bit.PNG_MODES)),
     "JPEG": (".jpg .jpeg .jpe .jfif", "L RGB"),
     "WEBP": (".webp", "RGB RGBA"),
-    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;16 F RGB;16 RGBA;16"),
+    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;16 F " + " ".join(sixteen_bit.TIFF_MODES)),
     "BMP": (".bmp .dib", "1 L RGB"),
-    "PPM": (".ppm .pgm .pbm .pnm .pfm", "1 L RGB I;16 F"),
+    "PPM": (".ppm .pgm .pbm .pnm .pfm", "1 L RGB I;16 F " + " ".join(pnm.MODES)),
+    "PAM": (".pam", " ".join(pnm.PAM_MODES)),
     "TGA": (".tga", "L LA RGB RGBA"),
     "JPEG2000": (".jp2 .j2k .j2c .jpc .jpf .jpx", "L LA RGB RGBA I;16"),
     "AVIF": (".avif", "L RGB RGBA"),
@@ -54,8 +74,13 @@ _MODES_OF = {name: modes.split() for name, (_, modes) in _FORMATS.items()}
 WRITABLE_SUFFIXES: frozenset[str] = frozenset(_FORMAT_OF)
 READABLE_SUFFIXES: frozenset[str] = WRITABLE_SUFFIXES | {".gif", ".qoi", ".pcx", ".sgi", ".ras"}
 
-# Never opened, whatever a file is called: EPS runs Ghostscript, WMF and EMF the system's renderer.
-_REFUSED_FORMATS = {"EPS", "WMF", "EMF"}
+# Only these are opened, whatever a file is called: those above, and those that become PNG.
+_READABLE_FORMATS = (*(_FORMATS.keys() - {"PAM"}), "GIF", "QOI", "PCX", "SGI", "SUN")
+# What Pillow raises for a file, or a kind of TIFF, that it does not know.
+_UNKNOWN = (UnidentifiedImageError, SyntaxError, KeyError, TypeError, ValueError, AssertionError)
+_LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "PPM", "PAM", "TGA", "GIF", "QOI", "PCX", "SGI", "SUN"}
+_LOSSY_FORMATS = {"JPEG", "WEBP", "AVIF"}
+_MOST_PX = {"JPEG": 65_500, "WEBP": 16_383, "TGA": 65_535, "AVIF": 65_536}  # a side
 _JPEG_2000_CODESTREAMS = {".j2k", ".j2c", ".jpc"}
 _SAMPLES_PER_PIXEL, _PHOTOMETRIC = 277, 262  # TIFF tags
 _WHITE_IS_ZERO = 0
@@ -92,30 +117,130 @@ def read_pages(
         ImageError: the file is missing, damaged, truncated, too large, or of a kind that could
             not be written back without loss; one line with the file's name.
     """
-    with as_image_error(path, "read"), suppress_warnings():
+    with as_image_error(path, "read"), suppress_warnings(), collected_complaints() as complaints:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "not a regular file"
             raise ImageError(f"is {kind}; give an image file")
-        with path.open("rb") as file:
-            if not file.read(1):
+        with path.open("rb") as stored:
+            start = stored.read(HEAD_BYTES)
+            if not start:
                 raise ImageError("is empty (0 bytes); copy it again from its source")
-            file.seek(0)
-            with Image.open(file, formats=_known_formats()) as image:
-                head = sniff(image, file)
-                on_size(head.sample_bytes)
-                if head.is_16_bit_colour:
-                    return sixteen_bit.read(image, file, head.pages)
-                return tuple(_read_page(image, file, head, page) for page in range(head.pages))
+            refuse_other_kinds(path, start)
+            is_png = start.startswith(PNG_MAGIC)
+            file, note = without_bad_chunks(stored) if is_png else (stored, "")
+            try:
+                try:
+                    pages = _read_pages(path, file, start, on_size)
+                except (UnidentifiedImageError, ValueError):
+                    bare = without_avif_exif(file, start)
+                    if bare is None:
+                        raise
+                    note = "damaged EXIF block dropped"
+                    pages = _read_pages(path, bare, start, on_size)
+            except UnidentifiedImageError as error:
+                if kind := jpeg_kind(start) or unknown_kind(path, start, _READABLE_FORMATS):
+                    raise ImageError(refusal(kind)) from error
+                raise
+            except Exception as error:
+                if complaints and not isinstance(error, MemoryError):
+                    raise _complained(complaints) from error
+                raise
+        if complaints:
+            raise _complained(complaints)
+        notes = "; ".join(filter(None, (pages[0].note, note)))
+        return replace(pages[0], note=notes), *pages[1:]
+
+
+def _complained(complaints: Sequence[str]) -> ImageError:
+    more = f" and {len(complaints) - 1} more" if len(complaints) > 1 else ""
+    return ImageError(f"is damaged ({complaints[0]}{more}); copy it again from its source")
+
+
+def _read_pages(
+    path: Path, file: BinaryIO, start: bytes, on_size: Callable[[int], None]
+) -> tuple[DecodedImage, ...]:
+    """Read all pages of an open file; `start` are its first bytes."""
+    if pnm.is_read_here(start):
+        page = pnm.read(file, start)
+        on_size(page.samples.numel() * page.samples.element_size())
+        return (page,)
+    layout = tiff.layout(file) if start[:2] in {b"II", b"MM"} else None
+    jpeg, notes = jpeg_structure(file), []
+    if jpeg is not None and jpeg.end is None and (whole := complete_jpeg(file, jpeg)) is not None:
+        file = whole
+        notes.append("its end mark is missing, its pixels are all there; the output has one")
+    formats = _formats_for(path, file)
+    file.seek(0)
+    try:
+        opened: Any = Image.open(without_odd_tags(file, start), formats=formats)
+    except _UNKNOWN:
+        if not is_tiff(start):
+            raise
+        opened = nullcontext()
+    with opened as image:
+        layout = layout or tiff.Layout((0,))
+        head = sniff_tiff(file, layout) if image is None else sniff(image, file, layout)
+        on_size(head.sample_bytes)
+        notes += left_out(file, "TIFF" if image is None else image.format or "", jpeg)
+        if head.is_beyond_pillow and head.planes > 1:
+            raise ImageError("is a stack of such samples in one page; save each plane as a page")
+        if head.is_beyond_pillow:
+            pages = sixteen_bit.read(image, file, head)
+        else:
+            numbers = range(len(head.frames))
+            pages = tuple(_read_page(image, file, head, number) for number in numbers)
+        return tuple(
+            _with_companions(page, number, layout, notes) for number, page in enumerate(pages)
+        )
+
+
+def _with_companions(
+    page: DecodedImage, number: int, layout: tiff.Layout, notes: Sequence[str]
+) -> DecodedImage:
+    """A page with its masks, without copies of the noisy picture, and with notes on them."""
+    metadata, said = page.metadata.without_copies()
+    if layout.planes > 1 and number > 0:
+        return replace(page, metadata=metadata.with_description(None))
+    if layout.description is not None:
+        metadata = metadata.with_description(layout.description)
+    frame = layout.frames[number]
+    said = [page.note, *said, *layout.notes.get(frame, ()), *(() if number else notes)]
+    note = "; ".join(dict.fromkeys(filter(None, said)))
+    return replace(page, metadata=metadata, masks=layout.masks.get(frame, ()), note=note)
+
+
+def _formats_for(path: Path, file: BinaryIO) -> tuple[str, ...]:
+    """Formats that a file may have: TGA, which begins like anything, by its name or its end."""
+    with rewound(file):
+        file.seek(-min(18, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        if path.suffix.lower() == ".tga" or file.read().startswith(b"TRUEVISION-XFILE"):
+            return _READABLE_FORMATS
+    return tuple(name for name in _READABLE_FORMATS if name != "TGA")
 
 
 def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) -> DecodedImage:
-    if head.pages > 1:
-        image.seek(page)
     bits = head.bits[page]
+    if head.planes > 1:
+        image = _plane(file, page, head)
+    elif image.tell() != head.frames[page]:
+        image.seek(head.frames[page])
     refuse_unsupported(image, bits)
-    metadata, tags = read_metadata(image, file), getattr(image, "tag_v2", {})
-    orientation = image.getexif().get(ORIENTATION) if tags else None
+    directory = head.directories[page] if head.directories else None
+    metadata, tags = read_metadata(image, file, directory), getattr(image, "tag_v2", {})
+    orientation = directory.value(ORIENTATION) if directory else None
     notes = []
+    if directory:
+        with rewound(file):
+            check_segments(file, directory)
+        # Pillow would retype the tags, and trip over those that are not of the type it expects.
+        image.info.pop("xmp", None)
+        image.info["icc_profile"] = metadata.icc_profile
+        for code in set(tags) & metadata.described:
+            if code != ORIENTATION:
+                del tags[code]
+        if directory.damaged:
+            codes = ", ".join(map(str, directory.damaged))
+            notes.append(f"damaged tags dropped: {codes}")
     if tags and tags.get(_SAMPLES_PER_PIXEL, 1) > len(image.getbands()):
         notes.append(EXTRA_SAMPLES_NOTE)
     image.load()
@@ -128,17 +253,22 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
     if image.mode == "CMYK":
         notes.append("CMYK is written as RGB")
         metadata = replace(metadata, icc_profile=None)
-    if image.format == "MPO":
-        notes.append("only the first image of a multi-picture JPEG is kept")
+    profiles = [name for name, data in getattr(image, "applist", ()) if data[:11] == b"ICC_PROFILE"]
+    if metadata.icc_profile == b"":
+        notes.append("colour profile dropped: it is in another file")
+        metadata = replace(metadata, icc_profile=None)
+    if profiles and not image.info.get("icc_profile"):
+        notes.append("colour profile dropped: it is damaged")
     stored: Image.Image = image
     if orientation and ORIENTATION not in image.getexif():
         # Pillow turns TIFF files upright on loading, and no other format: turn them back.
         image.getexif()[ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
         stored = ImageOps.exif_transpose(image)
+    is_white_zero = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     samples, alpha, mode = decode(
         stored,
         bits=12 if bits == 12 and tags else 16,
-        white_is_zero=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO,
+        white_is_zero=is_white_zero,
     )
     compression = image.info.get("compression")
     storage = StorageFormat(
@@ -147,9 +277,19 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         compression=compression if isinstance(compression, str) else None,
         is_lossless=head.is_lossless_webp,
         is_progressive="progressive" in image.info,
+        photometric=_WHITE_IS_ZERO if mode == "F" and is_white_zero else None,
     )
     value_range = ValueRange.of(samples)
     return DecodedImage(samples, alpha, value_range, storage, metadata, "; ".join(notes))
+
+
+def _plane(file: BinaryIO, number: int, head: FileHead) -> Image.Image:
+    """A TIFF file whose only page is followed by the other planes, opened at one of these."""
+    file.seek(0)
+    image: Any = Image.open(file, formats=["TIFF"])
+    distance = number * head.plane_bytes
+    image.tile = [tile._replace(offset=tile.offset + distance) for tile in image.tile]
+    return image  # type: ignore[no-any-return]
 
 
 def write_pages(
@@ -158,6 +298,8 @@ def write_pages(
     samples: Sequence[Tensor],
     *,
     quality: int = 95,
+    source: Path | None = None,
+    times: bool = False,
     on_written: Callable[[Path], None] = lambda unfinished: None,
 ) -> list[str]:
     """Write each page's new `samples` as the page was stored, in the format of the path's suffix.
@@ -170,6 +312,8 @@ def write_pages(
         pages: what `read_pages` returned: mode, depth, alpha and metadata.
         samples: (H, W, C) for each page, on the CPU, of the shape and type of its own.
         quality: 1 to 100, for JPEG, AVIF and lossy WebP.
+        source: the file that they come from; the output gets its permissions.
+        times: the output also gets its time.
         on_written: called with the flushed file's temporary name, just before it is renamed.
 
     Returns:
@@ -183,31 +327,81 @@ def write_pages(
         format_name = output_format(path)
         if len(pages) > 1 and format_name != "TIFF":
             raise ImageError(f"{format_name} holds one page, not {len(pages)}; write a .tif file")
+        most_px = _MOST_PX.get(format_name)
+        for page in pages:
+            if most_px is not None and max(page.size) > most_px:
+                raise ImageError(
+                    f"{format_name} holds at most {most_px} pixels a side, not {max(page.size)}; "
+                    "write a .png or .tif file"
+                )
         path.parent.mkdir(parents=True, exist_ok=True)
         modes = [
             target_mode(page.storage.mode, format_name, _MODES_OF[format_name]) for page in pages
         ]
-        with atomic_file(path, on_written) as file:
-            if set(modes) <= {"RGB;16", "RGBA;16"}:
-                sixteen_bit.write(file, format_name, list(zip(pages, samples, strict=True)))
+        attributes = None if source is None else Attributes.of(source, times=times)
+        with atomic_file(path, on_written, attributes) as file:
+            written: list[Metadata] = []
+            is_portable = format_name == "PPM" and modes[0] in pnm.MODES
+            if is_portable or format_name == "PAM":
+                written = [page.metadata.with_thumbnail(None) for page in pages]
+                pnm.write(file, format_name, pages[0], samples[0])
+            elif sixteen_bit.is_written_here(format_name, pages, modes):
+                written = [page.metadata.with_thumbnail(None) for page in pages]
+                stored_pages = [
+                    replace(page, metadata=metadata)
+                    for page, metadata in zip(pages, written, strict=True)
+                ]
+                sixteen_bit.write(file, format_name, list(zip(stored_pages, samples, strict=True)))
             else:
                 with _page_writer(file, len(pages)) as target:
                     for page, stored, mode in zip(pages, samples, modes, strict=True):
                         image = encode(page, stored, mode)
                         if not holds_orientation(format_name):
                             image = upright(image, page.metadata)
+                        written.append(page.metadata.with_thumbnail(image))
                         options = save_options(
-                            format_name, page.metadata, page.storage, quality, image.mode
+                            format_name, written[-1], page.storage, quality, image.mode
                         )
                         if path.suffix.lower() in _JPEG_2000_CODESTREAMS:
                             options["no_jp2"] = True
+                        if format_name == "PNG":
+                            target = PngWriter(file, png_head(page.metadata, image.mode))
                         image.save(target, format=format_name, **options)
+                        if format_name == "AVIF" and page.metadata.cicp:
+                            set_avif_code_points(file, page.metadata.cicp)
                         if len(pages) > 1:
                             target.newFrame()
-        return [
-            lost_metadata(page.metadata, format_name, mode)
-            for page, mode in zip(pages, modes, strict=True)
-        ]
+                        if format_name == "TIFF":
+                            set_tiff_tags(file, written[-1], page.storage, mode)
+                        if len(pages) > 1:
+                            target.setup()  # the next page follows the tags
+            if format_name == "TIFF" and any(page.masks for page in pages):
+                tiff.add_masks(file, [page.masks for page in pages])
+        losses = []
+        for page, metadata, mode in zip(pages, written, modes, strict=True):
+            lost = [lost_metadata(page.metadata, format_name, mode)]
+            if page.metadata.has_thumbnail and not metadata.has_thumbnail:
+                lost.append("EXIF thumbnail dropped: there is no room for the new picture's")
+            lost += _lost_with_format(page, format_name, source)
+            losses.append("; ".join(filter(None, lost)))
+        return losses
+
+
+def _lost_with_format(page: DecodedImage, format_name: str, source: Path | None) -> list[str]:
+    """What a page loses because its output has another format than its file."""
+    notes = []
+    if page.masks and format_name != "TIFF":
+        count = f"{len(page.masks)} masks" if len(page.masks) > 1 else "1 mask"
+        notes.append(f"{count} dropped: {format_name} cannot hold it")
+    is_lossless = page.storage.is_lossless or page.storage.format in _LOSSLESS_FORMATS
+    is_named_so = source is not None and _FORMAT_OF.get(source.suffix.lower()) == format_name
+    is_changed = page.storage.format != format_name
+    if is_lossless and is_named_so and is_changed and format_name in _LOSSY_FORMATS:
+        notes.append(
+            f"its name says {format_name}, it holds {page.storage.format}, which is lossless; the "
+            f"output is lossy {format_name}"
+        )
+    return notes
 
 
 def _page_writer(file: BinaryIO, pages: int) -> AbstractContextManager[Any]:
@@ -230,12 +424,6 @@ def output_format(path: Path) -> str:
         return _FORMAT_OF[path.suffix.lower()]
     except KeyError as error:
         raise ImageError(f"suffix {path.suffix!r} cannot be written; use .png or .tif") from error
-
-
-@functools.cache
-def _known_formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in Image.ID if name not in _REFUSED_FORMATS)
 
 
 _lock = Lock()

@@ -1,25 +1,59 @@
 """What an image file says beside its pixels: read from one file, written to another."""
 
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 
-from .sniff import jp2_profile, png_chunks
+from .copies import clean_segments, clean_tags, clean_text, clean_xmp, has_thumbnail, with_thumbnail
+from .sniff import avif_code_points, avif_exif, bmp_profile, jp2_profile, png_chunk, png_chunks
+from .tiff_tags import (
+    ASCII,
+    BYTE,
+    UNDEFINED,
+    Directory,
+    Tag,
+    rational,
+    read_block,
+    replace_last_directory,
+    short,
+    write_block,
+)
 
 # Tags that describe how a TIFF file stores its samples; the writer sets its own.
 _TIFF_STRUCTURE = {
-    *range(254, 260), 262, 266, 273, *range(277, 282), 284, 317, *range(320, 326), 330,
-    *range(332, 335), 336, *range(338, 342), 347, *range(512, 522), *range(529, 533), 34675,
+    *range(254, 260), 262, 266, 273, *range(277, 280), 284, *range(292, 294), 317, *range(320, 329),
+    330, *range(332, 335), *range(336, 340), 347, *range(512, 522), *range(529, 533), 559,
+    *range(32995, 32999), 34675,
+    50674,
 }  # fmt: skip
+# Tags that count levels of samples: true as long as bits and samples of a pixel are the same.
+_TIFF_LEVELS = {280, 281, 290, 291, 301, 340, 341}
+_BITS, _PHOTOMETRIC, _SAMPLES = 258, 262, 277
+_WHITE_IS_ZERO = 0
+_OF_BYTES = {1, 2, 6, 7}  # types
 _TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "packbits", "tiff_adobe_deflate"}
 ORIENTATION = 274
-_XMP, _EXIF_FOLDER, _GPS_FOLDER, _PAGE_NUMBER = 700, 0x8769, 0x8825, 297  # tags
+_ICC, _XMP, _LAYERS = 34675, 700, 37724
+_DESCRIPTION = 270
+_OF_FIRST_PAGE = {_DESCRIPTION, 50838, 50839}  # ImageJ's, of the whole stack
+_X_RESOLUTION, _Y_RESOLUTION, _UNIT = 282, 283, 296
+_INCH, _CENTIMETRE = 2, 3
+# Chunks that stay true, though not every writer may copy them.
+_PNG_KEPT = {b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"sBIT"}
+_PNG_KEPT |= {b"sCAL", b"pCAL", b"sTER"}
+_SRGB = {b"", b"\1\x0d", b"\2\2"}  # CICP: nothing said, sRGB, unspecified
+_PILLOW_CHUNKS = {b"pHYs", b"eXIf"}  # written from their values
+_PNG_HEADER = 33  # bytes of signature and IHDR
+_SAFE_TO_COPY = 0x20  # a bit of the fourth letter of a chunk's name
 _RAW_EXIF = "Raw profile type exif"
-_PNG_CHUNKS = {b"gAMA", b"cHRM", b"sRGB", b"cICP", b"tEXt", b"zTXt", b"iTXt"}
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _WITH_METADATA = {"PNG", "JPEG", "TIFF", "WEBP", "AVIF"}  # EXIF with its orientation, and ICC
 _EXIF_VERBATIM = {"PNG", "JPEG", "WEBP"}  # formats that can carry a damaged EXIF block
+_JPEG_SEGMENT = 65533  # bytes
 
 
 @dataclass(frozen=True)
@@ -28,11 +62,13 @@ class StorageFormat:
 
     Attributes:
         format: Pillow's name of the format, such as "PNG".
-        mode: Pillow's mode for the output: 1, L, LA, RGB, RGBA, I;16 or F; or RGB;16 or RGBA;16,
-            which Pillow does not have.
+        mode: Pillow's mode for the output: 1, L, LA, RGB, RGBA, I;16 or F; or what Pillow does
+            not have: L, LA, RGB or RGBA and a kind, as in RGB;16, L;F64, RGBA;F16.
         compression: the compression in Pillow's spelling (TIFF, TGA), or None.
         is_lossless: the file is lossless WebP.
         is_progressive: the file is a progressive JPEG.
+        photometric: what the samples of a TIFF page mean, where Pillow does not read it.
+        extra_sample: the kind of the last sample of such a page with an even number of them.
     """
 
     format: str
@@ -40,6 +76,8 @@ class StorageFormat:
     compression: str | None = None
     is_lossless: bool = False
     is_progressive: bool = False
+    photometric: int | None = None
+    extra_sample: int = 2
 
 
 @dataclass(frozen=True)
@@ -53,8 +91,11 @@ class Metadata:
         xmp: the XMP packet.
         comment: the JPEG comment.
         segments: XMP and Photoshop/IPTC segments of a JPEG file, verbatim.
-        chunks: text and colour chunks of a PNG file, verbatim.
+        chunks: text and colour chunks of a PNG file, and all that are safe to copy, verbatim.
         is_exif_in_text: the EXIF block comes from one of these text chunks.
+        cicp: primaries and transfer function of an AVIF file's colours, as code points of
+            ITU-T H.273, if they are not sRGB's.
+        tags: all tags of a TIFF page, unchanged.
     """
 
     exif: bytes | None = None
@@ -65,67 +106,142 @@ class Metadata:
     segments: bytes = b""
     chunks: tuple[tuple[bytes, bytes], ...] = ()
     is_exif_in_text: bool = False
+    cicp: tuple[int, int] | None = None
+    tags: tuple[Tag, ...] = ()
+
+    @property
+    def described(self) -> set[int]:
+        """Codes of the tags that describe a TIFF page, and not how it stores its samples."""
+        return {tag.code for tag in self.tags} - _TIFF_STRUCTURE
 
     def with_exif(self, data: bytes) -> "Metadata":
         """The same with another EXIF block."""
         return replace(self, exif=exif_block(data), is_exif_in_text=False)
 
-    def exif_tags(self) -> Image.Exif | None:
+    def without_copies(self) -> tuple["Metadata", list[str]]:
+        """The same without copies of the noisy picture and promises of what is gone; and notes."""
+        dropped: list[str] = []
+        cleaned = replace(
+            self,
+            xmp=None if self.xmp is None else clean_xmp(self.xmp, dropped),
+            segments=clean_segments(self.segments, dropped),
+            chunks=tuple((name, clean_text(name, data, dropped)) for name, data in self.chunks),
+        )
+        return cleaned, [f"{copy} dropped: it is noisy" for copy in dict.fromkeys(dropped)]
+
+    @property
+    def has_thumbnail(self) -> bool:
+        """Whether the EXIF block holds a thumbnail of its own."""
+        return not self.is_exif_in_text and has_thumbnail(self.exif)
+
+    def with_thumbnail(self, picture: Image.Image | None) -> "Metadata":
+        """The same with a thumbnail of `picture`, if there was one and there is room for it."""
+        if self.exif is None or self.is_exif_in_text:
+            return self
+        with suppress(struct.error, IndexError):
+            return replace(self, exif=with_thumbnail(self.exif, picture))
+        return self
+
+    def with_description(self, text: str | None) -> "Metadata":
+        """The same, of TIFF, with another description of the image, or as of a page without one."""
+        dropped = _OF_FIRST_PAGE if text is None else {_DESCRIPTION}
+        tags = [tag for tag in self.tags if tag.code not in dropped]
+        if text is not None:
+            tags.append(Tag(_DESCRIPTION, ASCII, text.encode() + b"\0"))
+        return replace(self, tags=tuple(tags), exif=_block_of(tags)) if self.tags else self
+
+    def exif_tags(self) -> tuple[Tag, ...] | None:
         """The tags of the EXIF block: empty without a block, None if the block is damaged."""
-        tags, tried = Image.Exif(), Image.Exif()
-        try:
-            if self.exif:
-                tags.load(self.exif)
-                tried.load(self.exif)
-                tried.tobytes()  # values are only parsed on access
-        except Exception:  # Pillow raises almost anything; the image does not need its EXIF
-            return None
-        return tags
+        if self.tags or not self.exif:
+            return self.tags
+        directory = read_block(self.exif)
+        is_whole = directory is not None and not directory.damaged
+        return tuple(directory.tags.values()) if directory is not None and is_whole else None
 
     def orientation(self) -> int:
         """EXIF orientation, 1 to 8; 1 if the EXIF block cannot be read."""
-        tags = Image.Exif()
-        try:
-            tags.load(self.exif or b"")
-            return int(tags.get(ORIENTATION, 1))
-        except Exception:  # as above
-            return 1
+        directory = read_block(self.exif) if self.exif else None
+        return directory.value(ORIENTATION, 1) if directory else 1
 
 
-def read_metadata(image: Image.Image, file: BinaryIO) -> Metadata:
-    """Read the metadata of an opened image; before loading it, which strips TIFF's orientation."""
+def read_metadata(
+    image: Image.Image, file: BinaryIO, directory: Directory | None = None
+) -> Metadata:
+    """Read the metadata of an opened image.
+
+    Args:
+        image: opened by Pillow, not loaded.
+        file: the file that it was opened from.
+        directory: for TIFF, that of the page.
+    """
+    if directory is not None:
+        return tiff_metadata(directory)
     info = image.info
     exif = info.get("exif")
     is_exif_in_text = image.format == "PNG" and exif is None and _RAW_EXIF in info
     if is_exif_in_text:
         exif = _exif_from_text(info[_RAW_EXIF])
-    if image.format == "TIFF":
-        tags = image.getexif()
-        for tag in _TIFF_STRUCTURE & set(tags):
-            if tag != ORIENTATION:
-                del tags[tag]
-        tags.bigtiff = False  # an EXIF block is laid out as a classic TIFF file
-        exif = _keep_text(tags).tobytes() if tags else None
-    dpi = info.get("dpi")
-    try:
-        dpi = (float(dpi[0]), float(dpi[1])) if dpi else None
-    except (TypeError, ValueError, ZeroDivisionError, IndexError):
-        dpi = None
+    if image.format == "AVIF":
+        exif = avif_exif(image, exif)
     segments = (
         bytes([0xFF, 0xE0 + int(name[3:])]) + (len(data) + 2).to_bytes(2) + data
         for name, data in getattr(image, "applist", [])
         if (name == "APP1" and data.startswith(b"http://ns.adobe.com/x")) or name == "APP13"
     )
+    chunks = tuple(png_chunks(file, is_kept_chunk)) if image.format == "PNG" else ()
+    code_points = avif_code_points(image, file) or dict(chunks).get(b"cICP", b"")[:2]
     return Metadata(
         exif=exif_block(exif),
-        icc_profile=info.get("icc_profile") or jp2_profile(image, file),
-        dpi=dpi if dpi and all(0 < value < 65536 for value in dpi) else None,
+        icc_profile=info.get("icc_profile") or jp2_profile(image, file) or bmp_profile(image, file),
+        dpi=_dpi(info.get("dpi")),
         xmp=info.get("xmp"),
         comment=info.get("comment") if image.format in {"JPEG", "MPO"} else None,
         segments=b"".join(segments),
-        chunks=tuple(png_chunks(file, _PNG_CHUNKS)) if image.format == "PNG" else (),
+        chunks=chunks,
         is_exif_in_text=is_exif_in_text,
+        cicp=None if code_points in _SRGB else (code_points[0], code_points[1]),
     )
+
+
+def tiff_metadata(directory: Directory) -> Metadata:
+    """The metadata of a TIFF page."""
+    dropped = (_TIFF_STRUCTURE | {_LAYERS}) - {_BITS, _SAMPLES}
+    tags = {code: tag for code, tag in directory.tags.items() if code not in dropped}
+    values: dict[int, Any] = {c: tag.data for c, tag in tags.items() if tag.type in _OF_BYTES}
+    clean_tags(values)
+    tags |= {code: replace(tags[code], data=value) for code, value in values.items()}
+    profile, xmp = directory.tags.get(_ICC), tags.get(_XMP)
+    unit = directory.value(_UNIT, _INCH)
+    resolution = [directory.rational(code) for code in (_X_RESOLUTION, _Y_RESOLUTION)]
+    scale = {_INCH: 1.0, _CENTIMETRE: 2.54}.get(unit)
+    return Metadata(
+        exif=_block_of(tags.values()),
+        tags=tuple(tags.values()),
+        icc_profile=profile.data if profile else None,
+        dpi=_dpi([value * scale for value in resolution]) if scale else None,
+        xmp=xmp.data.rstrip(b"\0") if xmp else None,
+    )
+
+
+def _block_of(tags: Iterable[Tag]) -> bytes | None:
+    """The EXIF block that says what the tags of a TIFF page say."""
+    described = [tag for tag in tags if tag.code not in {_BITS, _SAMPLES, _XMP}]
+    return write_block(described) if described else None
+
+
+def _dpi(found: Any) -> tuple[float, float] | None:
+    try:
+        dpi = (float(found[0]), float(found[1]))
+    except (TypeError, ValueError, ZeroDivisionError, IndexError):
+        return None
+    return dpi if all(0 < value < 65536 for value in dpi) else None
+
+
+def is_kept_chunk(name: bytes) -> bool:
+    """Whether a chunk of a PNG file goes along: by its name, or as every writer may copy it."""
+    if name in _PNG_KEPT:
+        return True
+    return bool(name[0] & name[3] & _SAFE_TO_COPY) and name not in _PILLOW_CHUNKS
 
 
 def exif_block(data: bytes | None) -> bytes | None:
@@ -145,45 +261,72 @@ def save_options(
         quality: 1 to 100, for lossy formats.
         mode: the mode to write.
     """
-    tags = metadata.exif_tags()
-    exif = metadata.exif if tags is not None or format_name in _EXIF_VERBATIM else None
+    exif, xmp, _ = _fitting(metadata, format_name)
     icc_profile = None if _is_gray_profile_of_colour(metadata, mode) else metadata.icc_profile
     common = {"exif": exif, "icc_profile": icc_profile}
     subsampling = "4:4:4" if quality >= 90 else "4:2:0"
-    dpi, xmp = metadata.dpi, metadata.xmp
+    dpi = metadata.dpi
     options: dict[str, Any] = {}
     if format_name == "PNG":
-        options = {**common, "dpi": dpi, "pnginfo": _png_info(metadata)}
+        options = {**common, "dpi": dpi}
         if metadata.is_exif_in_text:  # it stays in the text
             del options["exif"]
     elif format_name == "JPEG":
         options = {**common, "dpi": dpi, "quality": quality, "subsampling": subsampling}
         options |= {"comment": metadata.comment, "progressive": storage.is_progressive}
         options |= {"extra": metadata.segments} if metadata.segments else {"xmp": xmp}
-    elif format_name == "TIFF":
+    elif format_name == "TIFF":  # its tags are set by `set_tiff_tags`
         keep = storage.compression in _TIFF_COMPRESSIONS
-        options = {**common, "dpi": None if storage.format == "TIFF" else dpi}
         options["compression"] = storage.compression if keep else "tiff_adobe_deflate"
-        tags = Image.Exif() if tags is None else tags
-        if xmp and _XMP not in tags:
-            tags[_XMP] = xmp
-        if tags:
-            options["exif"] = _keep_text(tags)
-            if {_EXIF_FOLDER, _GPS_FOLDER} & set(tags):  # Pillow loses them in compressed files
-                options["compression"] = "raw"
-            if options["compression"] != "raw":  # Pillow would write arbitrary memory for it
-                tags.pop(_PAGE_NUMBER, None)
     elif format_name == "WEBP":
         options = {**common, "xmp": xmp, "lossless": storage.is_lossless, "exact": True}
         options["quality"] = 75 if storage.is_lossless else quality  # effort, if lossless
     elif format_name == "AVIF":
         options = {**common, "xmp": xmp, "quality": quality}
+        options["exif"] = _VerbatimExif(exif) if exif else None
         options["subsampling"] = "4:0:0" if storage.mode in {"1", "L"} else subsampling
     elif format_name == "BMP":
         options = {"dpi": dpi}
     elif format_name == "TGA":
         options = {"rle": storage.compression == "tga_rle"}
     return {key: value for key, value in options.items() if value is not None}
+
+
+def set_tiff_tags(file: BinaryIO, metadata: Metadata, storage: StorageFormat, mode: str) -> None:
+    """Say in a TIFF file, of whose last page only the samples are written, what its source said.
+
+    Args:
+        file: open for reading and writing.
+        metadata: of the page's source.
+        storage: how the source stored the samples.
+        mode: the mode that was written.
+
+    Raises:
+        ImageError: the file would exceed 4 GB.
+    """
+
+    def tags_of(written: Directory) -> list[Tag]:
+        tags = {code: tag for code, tag in written.tags.items() if code in _TIFF_STRUCTURE}
+        if storage.photometric == _WHITE_IS_ZERO:
+            tags[_PHOTOMETRIC] = short(_PHOTOMETRIC, _WHITE_IS_ZERO)
+        said = {tag.code: tag for tag in metadata.exif_tags() or ()}
+        if metadata.xmp and _XMP not in said:
+            said[_XMP] = Tag(_XMP, BYTE, metadata.xmp)
+        if metadata.dpi and not metadata.tags:
+            for code, value in zip((_X_RESOLUTION, _Y_RESOLUTION), metadata.dpi, strict=True):
+                said[code] = rational(code, value)
+            said[_UNIT] = short(_UNIT, _INCH)
+        if metadata.icc_profile and not _is_gray_profile_of_colour(metadata, mode):
+            tags[_ICC] = Tag(_ICC, UNDEFINED, metadata.icc_profile)
+        is_same = all(
+            said[c].values == written.values(c, (1,)) for c in (_BITS, _SAMPLES) if c in said
+        )
+        dropped = _TIFF_STRUCTURE if is_same else _TIFF_STRUCTURE | _TIFF_LEVELS
+        tags |= {code: tag for code, tag in said.items() if code not in dropped}
+        return list(tags.values())
+
+    file.flush()
+    replace_last_directory(file, tags_of)
 
 
 def upright(image: Image.Image, metadata: Metadata) -> Image.Image:
@@ -215,7 +358,31 @@ def lost_metadata(metadata: Metadata, format_name: str, mode: str) -> str:
         notes.append("colour profile dropped: it is for gray, and the output is RGB")
     if format_name not in _EXIF_VERBATIM and metadata.exif_tags() is None:
         notes.append(f"damaged EXIF block dropped: {format_name} cannot hold it")
+    if metadata.cicp and format_name not in {"AVIF", "PNG"}:
+        notes.append(f"colour space dropped: {format_name} cannot hold its code points (CICP)")
+    if format_name == "PNG" and any(_is_void(chunk, mode) for chunk in metadata.chunks):
+        notes.append("significant bits (sBIT) dropped: they are of other channels")
+    notes += _fitting(metadata, format_name)[2]
     return "; ".join(notes)
+
+
+def _fitting(metadata: Metadata, format_name: str) -> tuple[bytes | None, bytes | None, list[str]]:
+    """EXIF block and XMP packet as a format can hold them, and what was dropped for that."""
+    exif, xmp, notes = metadata.exif, metadata.xmp, []
+    tags = metadata.exif_tags()
+    if tags is None and format_name not in _EXIF_VERBATIM:
+        exif = None
+    if format_name == "JPEG" and exif and len(exif) > _JPEG_SEGMENT:
+        small = [
+            tag for tag in tags or () if len(tag.data) <= 1024 and tag.code not in {_BITS, _SAMPLES}
+        ]
+        exif = write_block(small) if small else None
+        exif = exif if exif and len(exif) <= _JPEG_SEGMENT else None
+        notes.append("large EXIF tags dropped: JPEG holds 64 KB of them")
+    if format_name == "JPEG" and xmp and len(xmp) > _JPEG_SEGMENT - 29 and not metadata.segments:
+        xmp = None
+        notes.append("XMP dropped: JPEG holds 64 KB of it")
+    return exif, xmp, notes
 
 
 def _is_gray_profile_of_colour(metadata: Metadata, mode: str) -> bool:
@@ -231,19 +398,57 @@ def _exif_from_text(text: str) -> bytes | None:
         return None
 
 
-def _keep_text(exif: Image.Exif) -> Image.Exif:
-    """Turn non-ASCII text into bytes: Pillow reads it as Latin-1 and would write `?`."""
-    for tag, value in exif.items():
-        if isinstance(value, str) and not value.isascii():
-            exif[tag] = value.encode("latin-1", "replace")
-    return exif
+class _VerbatimExif(Image.Exif):
+    """An EXIF block that Pillow's AVIF writer takes as it is: its own would retype the tags."""
+
+    def __init__(self, block: bytes) -> None:
+        super().__init__()
+        self._block = block
+        self.load(block)
+
+    def tobytes(self, offset: int = 8) -> bytes:
+        return self._block
 
 
-def _png_info(metadata: Metadata) -> PngImagePlugin.PngInfo:
-    info = PngImagePlugin.PngInfo()
-    for name, data in metadata.chunks:
-        info.add(name, data)
-    if metadata.xmp and not any(data.startswith(_XMP_KEYWORD) for _, data in metadata.chunks):
+def png_head(metadata: Metadata, mode: str) -> bytes:
+    """Chunks of a PNG file, to be put behind its header: text and colour, verbatim.
+
+    Args:
+        metadata: the source's metadata.
+        mode: the mode to write.
+    """
+    chunks = [chunk for chunk in metadata.chunks if not _is_void(chunk, mode)]
+    if metadata.xmp and not any(data.startswith(_XMP_KEYWORD) for _, data in chunks):
         # Keyword, no compression, no language, no translated keyword, text.
-        info.add(b"iTXt", _XMP_KEYWORD + b"\0" * 5 + metadata.xmp)
-    return info
+        chunks.append((b"iTXt", _XMP_KEYWORD + b"\0" * 5 + metadata.xmp))
+    if metadata.cicp and not any(name == b"cICP" for name, _ in chunks):
+        chunks.insert(0, (b"cICP", bytes([*metadata.cicp, 0, 1])))
+    return b"".join(png_chunk(name, data) for name, data in chunks)
+
+
+class PngWriter:
+    """A file that puts chunks behind the header of the PNG that Pillow writes to it."""
+
+    def __init__(self, file: BinaryIO, chunks: bytes) -> None:
+        self._file, self._chunks, self._count = file, chunks, 0
+
+    def write(self, data: bytes) -> int:
+        """Write, with the chunks at the place where the header ends."""
+        before = max(0, _PNG_HEADER - self._count)
+        self._count += len(data)
+        if before and self._count >= _PNG_HEADER:
+            self._file.write(data[:before] + self._chunks)
+            data = data[before:]
+        self._file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self._file.flush()
+
+
+def _is_void(chunk: tuple[bytes, bytes], mode: str) -> bool:
+    """Whether a chunk says how many bits of each sample count, and the samples are others now."""
+    bands = mode.partition(";")[0]
+    channels = len(bands) if bands in {"LA", "RGB", "RGBA"} else 1
+    return chunk[0] == b"sBIT" and len(chunk[1]) != channels

@@ -17,6 +17,7 @@ from denoise_batch.kernels.errors import ImageError, ShapeError
 
 from .metadata import Metadata, StorageFormat
 from .sniff import WIDE_GRAY
+from .tiff import RawPage
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class ValueRange:
             values: float, any shape.
             samples: the stored samples, of that shape.
         """
-        if samples.dtype == torch.float32:
-            if self == UNIT:
+        if samples.is_floating_point():
+            if self == UNIT and samples.dtype == torch.float32:
                 return values.to(torch.float32)
             # Add the change to the stored sample: an unchanged pixel keeps every bit.
             return samples + (values - self.to_unit(samples)) * self.span
@@ -93,6 +94,7 @@ class DecodedImage:
         storage: how the file stored the samples.
         metadata: what the file says beside its pixels.
         note: what reading had to change or drop, for the user; "" if nothing.
+        masks: pages of a TIFF file that go along unchanged behind this one.
     """
 
     samples: Tensor
@@ -101,6 +103,7 @@ class DecodedImage:
     storage: StorageFormat
     metadata: Metadata
     note: str = ""
+    masks: tuple[RawPage, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -122,8 +125,6 @@ _PROMOTIONS = {
     "RGBA": ("RGBA",),
     "I;16": ("I;16",),
     "F": ("F",),
-    "RGB;16": ("RGB;16",),
-    "RGBA;16": ("RGBA;16",),
 }
 _COLOUR = {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"}
 _DTYPES = {"I;16": torch.uint16, "I": torch.int32, "F": torch.float32}  # others are uint8
@@ -201,9 +202,9 @@ def target_mode(mode: str, format_name: str, modes: Collection[str]) -> str:
     Raises:
         ImageError: there is none.
     """
-    target = next((wider for wider in _PROMOTIONS[mode] if wider in modes), None)
+    target = next((wider for wider in _PROMOTIONS.get(mode, (mode,)) if wider in modes), None)
     if target is None:
-        remedy = "a .tif file" if mode == "F" else "a .png or .tif file"
+        remedy = "a .tif file" if "F" in mode else "a .png or .tif file"
         raise ImageError(f"{format_name} cannot hold mode {mode}; write {remedy}")
     return target
 
@@ -217,7 +218,7 @@ def to_pil(samples: Tensor) -> Image.Image:
     height, width, channels = samples.shape
     mode = {torch.uint16: "I;16", torch.float32: "F"}.get(samples.dtype, "L")
     contiguous = samples.contiguous()
-    return Image.frombytes("RGB" if channels == 3 else mode, (width, height), _memory(contiguous))
+    return Image.frombytes("RGB" if channels == 3 else mode, (width, height), memory(contiguous))
 
 
 def from_pil(image: Image.Image) -> Tensor:
@@ -228,17 +229,17 @@ def from_pil(image: Image.Image) -> Tensor:
     dtype, channels = _DTYPES.get(image.mode, torch.uint8), len(image.getbands())
     width, height = image.size
     samples = torch.empty((height, width, channels), dtype=dtype)
-    memory = _memory(samples)
+    target = memory(samples)
     row = width * channels * dtype.itemsize
     rows = max(1, _STRIP_BYTES // row)
     for top in range(0, height, rows):  # in strips: never two copies of the whole image
         bottom = min(top + rows, height)
         strip = image if rows >= height else image.crop((0, top, width, bottom))
-        memory[top * row : bottom * row] = strip.tobytes()
+        target[top * row : bottom * row] = strip.tobytes()
     return samples
 
 
-def _memory(tensor: Tensor) -> memoryview:
+def memory(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, writable, not copied; valid as long as the tensor."""
     size = tensor.numel() * tensor.element_size()
     buffer = (ctypes.c_char * size).from_address(tensor.data_ptr())

@@ -12,6 +12,7 @@ Rules:
       old one too (`a.gif` → `a.gif.png` beside `a.png`). Then those of different inputs go into a
       folder named after their input (`out/monday/a.png`, `out/tuesday/a.png`). Then they are
       numbered.
+    * Of image files that are not read (`kinds.py`), folders and globs tell the names.
     * Folders and globs skip hidden files and folders, the output folder, and what an earlier run
       wrote (`x-denoised` beside `x`; `x` with the given suffix, if this run's outputs go beside
       their inputs). Linked files are read, linked folders are not entered. An input that is
@@ -23,13 +24,14 @@ Rules:
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from denoise_batch.kernels.errors import NoImagesError, OptionError
 
 from .images import READABLE_SUFFIXES, WRITABLE_SUFFIXES, output_format, output_suffix
+from .kinds import kind_of_name, passed_over_line
 
 OUTPUT_MARK = "-denoised"
 _MARKS = frozenset({OUTPUT_MARK})
@@ -104,6 +106,7 @@ class Candidate:
         relative: the output's path in `root`.
         name: the source relative to its input, with forward slashes.
         input_name: the name of the input's folder.
+        is_passed_over: a folder or pattern holds it, but it is of a kind that is not read.
     """
 
     source: Path
@@ -111,6 +114,7 @@ class Candidate:
     relative: Path
     name: str
     input_name: str
+    is_passed_over: bool = False
 
 
 def scan(
@@ -119,6 +123,7 @@ def scan(
     *,
     recursive: bool = True,
     naming: OutputNaming = DEFAULT_NAMING,
+    on_passed_over: Callable[[str], None] = lambda name: None,
 ) -> list[Job]:
     """List the jobs of a run, in the order of the inputs, by the rules above.
 
@@ -127,12 +132,19 @@ def scan(
         output: where the outputs go; None puts them beside the input.
         recursive: whether sub-folders are searched.
         naming: how outputs are named.
+        on_passed_over: called with the name of each image file of a kind that is not read.
 
     Raises:
         OptionError: an input is missing or unreadable, or the output would overwrite an input.
         NoImagesError: there is nothing to do.
     """
-    found = [item for text in inputs for item in _candidates(text, output, recursive, naming)]
+    everything = [item for text in inputs for item in _candidates(text, output, recursive, naming)]
+    found = [item for item in everything if not item.is_passed_over]
+    taken = {real_path(item.source) for item in found}
+    passed_over = {real_path(item.source): item for item in everything if item.is_passed_over}
+    names = [item.name for path, item in passed_over.items() if path not in taken]
+    for name in names:
+        on_passed_over(name)
     if output is not None and _is_exact(inputs, output, naming):
         found = [replace(found[0], root=output.parent, relative=Path(output.name))]
     # A folder is one root, however it is spelled.
@@ -149,7 +161,10 @@ def scan(
     if not found:
         given = ", ".join(str(text) for text in inputs) or "no input"
         suffixes = " ".join(sorted(READABLE_SUFFIXES))
-        raise NoImagesError(f"{given}: no images found; looked for files with suffix {suffixes}")
+        more = f"; {passed_over_line(names)}" if names else ""
+        raise NoImagesError(
+            f"{given}: no images found; looked for files with suffix {suffixes}{more}"
+        )
     outputs = _distinct_outputs(found)
     _refuse_overwriting([item.source for item in found], outputs)
     return [
@@ -227,8 +242,9 @@ def _of_pattern(
             root = output or _beside(match)
             top = base if output else match
             found += _in_folder(match, top, root, inside, recursive, naming)
-        elif match.suffix.lower() in READABLE_SUFFIXES:
-            found.append(_of_file(match, relative, output, naming))
+        elif _is_image(match):
+            item = _of_file(match, relative, output, naming)
+            found.append(replace(item, is_passed_over=not _is_read(match)))
     return found
 
 
@@ -254,7 +270,7 @@ def _in_folder(
     """The images of a folder, named and mirrored relative to `base`."""
     input_name = base.resolve().name
     return [
-        Candidate(path, root, renamed, relative.as_posix(), input_name)
+        Candidate(path, root, renamed, relative.as_posix(), input_name, not _is_read(path))
         for path in sorted(_walk(folder, inside, recursive, naming), key=_natural)
         for relative in [path.relative_to(base)]
         for renamed in [relative.with_name(naming.output_name(relative, naming.suffix))]
@@ -282,10 +298,17 @@ def _walk(
         ]
         for name in files:
             path = here / name
-            if path.suffix.lower() in READABLE_SUFFIXES and not _is_skipped(
-                path, Path(name), None, naming
-            ):
+            if _is_image(path) and not _is_skipped(path, Path(name), None, naming):
                 yield path
+
+
+def _is_read(path: Path) -> bool:
+    return path.suffix.lower() in READABLE_SUFFIXES
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is one to read, or one to say of that it is passed over."""
+    return _is_read(path) or bool(kind_of_name(path))
 
 
 def _is_skipped(

@@ -1,66 +1,111 @@
-"""Colour of 16 bits, for which Pillow has no mode: through tifffile and imagecodecs.
+"""Samples for which Pillow has no mode: through tifffile and imagecodecs.
 
-Both come with the extra `scientific` and bring numpy; without them such a file is an `ImageError`.
-They carry the samples; Pillow still reads and writes everything else. For PNG it saves a tiny image
-whose chunks are copied into the output. For TIFF it saves gray, three or four samples for every
-pixel, and then the tags are changed to say that they are colours.
+Colour of 16 bits, gray with alpha of 16 bits, floats of 16 and 64 bits, colour in floats, and TIFF
+bands whose photometric interpretation Pillow does not expect. Both packages come with the extra
+`scientific` and bring numpy; without them such a file is an `ImageError`.
 """
 
 import io
 import struct
-import zlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import AppendingTiffWriter
 from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError
 
-from .metadata import Metadata, StorageFormat, read_metadata, save_options
-from .pixels import BITS_16, EXTRA_SAMPLES_NOTE, DecodedImage, to_pil
-from .sniff import png_chunks, rewound
+from .metadata import (
+    Metadata,
+    StorageFormat,
+    png_head,
+    read_metadata,
+    save_options,
+    set_tiff_tags,
+    tiff_metadata,
+)
+from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage, ValueRange
+from .sniff import FileHead, png_chunks, rewound
+from .tiff_data import check_segments
 
-_IMAGE_WIDTH, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES = 256, 258, 262, 277, 338  # tags
-_RGB = 2  # a photometric interpretation
+_RGB, _MIN_IS_WHITE, _MIN_IS_BLACK = 2, 0, 1  # photometric interpretations
+_PHOTOMETRICS = {
+    3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab",
+    32803: "raw sensor (CFA)", 32844: "LogLuv", 32845: "LogLuv", 34892: "raw sensor",
+}  # fmt: skip
 _PREMULTIPLIED, _ALPHA = 1, 2  # kinds of an extra sample
-_PLANAR = 2
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+# numpy's type → how a mode spells it; gray has Pillow's own modes.
+_KINDS = {"u1": "", "u2": ";16", "f2": ";F16", "f4": ";F32", "f8": ";F64"}
+_BANDS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_COLOURS = {"LA", "RGB", "RGBA"}
+_PILLOW_MODES = {"L;16": "I;16", "L;F32": "F"}
+_COMPRESSIONS = {5: "tiff_lzw", 8: "tiff_adobe_deflate", 1: "raw", 32773: "packbits"}
+_CODECS = {"tiff_lzw": "lzw", "packbits": "packbits", "raw": None}  # others become Deflate
+_FLOAT16_LIMIT = 65504.0
+_BIG_TIFF_BYTES = (1 << 32) - (1 << 26)  # from here up, tags and all may not fit
+
+TIFF_MODES = [f"{bands}{kind}" for bands in _BANDS.values() for kind in _KINDS.values() if kind]
+PNG_MODES = ["LA;16", "RGB;16", "RGBA;16"]
 
 
-def read(image: Image.Image, file: BinaryIO, pages: int) -> tuple[DecodedImage, ...]:
-    """Read the pages of a PNG or TIFF file in 16-bit colour.
+def read(image: Image.Image | None, file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
+    """Read the pages of a PNG or TIFF file.
 
     Args:
-        image: opened by Pillow, not loaded.
-        file: the file that it was opened from.
-        pages: how many the file has.
+        image: opened by Pillow, not loaded; None for TIFF that it cannot open.
+        file: the file.
+        head: what it says.
 
     Raises:
         ImageError: the extra is missing, or a page is of a kind that is not supported.
     """
     if not (find_spec("imagecodecs") and find_spec("tifffile")):
         raise ImageError(
-            "has 16-bit colour, of which Pillow would keep 8 bits; install the extra: "
-            "pip install 'denoise-batch[scientific]'"
+            f"has {_described(head)}, of which Pillow would keep 8 bits or nothing; install the "
+            "extra: pip install 'denoise-batch[scientific]'"
         )
-    return (_read_png(image, file),) if image.format == "PNG" else _read_tiff(image, file, pages)
+    if image is not None and image.format == "PNG":
+        return (_read_png(image, file),)
+    return _read_tiff(file, head)
+
+
+def is_written_here(format_name: str, pages: Sequence[DecodedImage], modes: Sequence[str]) -> bool:
+    """Whether Pillow cannot write these pages, in these modes."""
+    if any(mode in TIFF_MODES for mode in modes):
+        return True
+    # Bands of 8 bits: Pillow has their samples, but not their photometric interpretation.
+    photometrics = {page.storage.photometric for page in pages if page.storage.mode in _COLOURS}
+    return format_name == "TIFF" and photometrics != {None} and bool(photometrics)
 
 
 def write(file: BinaryIO, format_name: str, pages: Sequence[tuple[DecodedImage, Tensor]]) -> None:
-    """Write pages of 16-bit colour.
+    """Write pages with all that their sources said.
 
     Args:
         file: open for reading and writing, empty.
         format_name: PNG (one page) or TIFF.
         pages: each with its new samples.
     """
+    if not (find_spec("imagecodecs") and find_spec("tifffile")):
+        raise ImageError("needs the extra: pip install 'denoise-batch[scientific]'")
     if format_name == "PNG":
         file.write(_png(*pages[0]))
     else:
         _write_tiff(file, pages)
+
+
+def _described(head: FileHead) -> str:
+    """The kind of samples, for a message."""
+    if not head.directories:
+        return "16-bit colour"
+    page = head.directories[0]
+    is_float = page.value(339, 1) == 3
+    return (
+        f"{page.value(277, 1)} samples of {head.bits[0]}-bit {'float' if is_float else 'integers'}"
+    )
 
 
 def _read_png(image: Image.Image, file: BinaryIO) -> DecodedImage:
@@ -69,74 +114,107 @@ def _read_png(image: Image.Image, file: BinaryIO) -> DecodedImage:
     if "transparency" in image.info:
         raise ImageError("has 16-bit colour with a transparent colour; remove the transparency")
     metadata = read_metadata(image, file)
-    late = dict(png_chunks(file, {b"eXIf"}))  # it may follow the pixels
+    late = dict(png_chunks(file, lambda name: name == b"eXIf"))  # it may follow the pixels
     if late:
         metadata = metadata.with_exif(late[b"eXIf"])
     with rewound(file):
         file.seek(0)
         array = imagecodecs.png_decode(file.read())
-    return _page(array, metadata, "PNG")
+    return _page(array, "PNG", metadata)
 
 
-def _read_tiff(image: Image.Image, file: BinaryIO, pages: int) -> tuple[DecodedImage, ...]:
+def _read_tiff(file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
     import tifffile
 
     decoded = []
-    with rewound(file):
-        file.seek(0)
-        with tifffile.TiffFile(file) as tiff:
-            for number, page in zip(range(pages), tiff.pages, strict=False):
-                page = page.aspage()
-                image.seek(number)
-                if page.dtype is None or page.dtype.kind + str(page.dtype.itemsize) != "u2":
-                    raise ImageError(
-                        f"page {number + 1} does not have 16-bit samples, as the first does; "
-                        "split it into files of one page"
-                    )
-                if page.photometric != _RGB or page.samplesperpixel not in (3, 4):
-                    raise ImageError(
-                        f"has 16-bit samples, {page.samplesperpixel} for each pixel, that are not "
-                        "RGB; convert it to 16-bit RGB"
-                    )
-                array = page.asarray()
-                if page.planarconfig == _PLANAR:
-                    array = array.transpose(1, 2, 0)
-                note = ""
-                if page.samplesperpixel == 4 and page.extrasamples:
-                    kind = int(page.extrasamples[0])
-                    if kind == _PREMULTIPLIED:
-                        array = _unpremultiplied(array)
-                    elif kind != _ALPHA:
-                        array = array[:, :, :3]
-                        note = EXTRA_SAMPLES_NOTE
-                compression = image.info.get("compression")
-                metadata = read_metadata(image, file)
-                decoded.append(_page(array, metadata, "TIFF", compression, note))
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        for number, directory in zip(head.frames, head.directories, strict=True):
+            page = tiff.pages[number].aspage()
+            where = f"page {number + 1} " if len(head.frames) > 1 else ""
+            kind = page.dtype.kind + str(page.dtype.itemsize) if page.dtype is not None else ""
+            _refuse(page, kind, where)
+            check_segments(file, directory)
+            array = page.asarray(maxworkers=1)
+            planes = page.samplesperpixel
+            if page.planarconfig == 2 and planes > 1:
+                array = array.reshape(planes, page.imagelength, page.imagewidth).transpose(1, 2, 0)
+            array = array.reshape(page.imagelength, page.imagewidth, planes)
+            photometric, extra, note = int(page.photometric), _ALPHA, ""
+            colours = 3 if photometric == _RGB else 1
+            if photometric == _MIN_IS_WHITE and kind[0] == "u":  # as Pillow does
+                photometric = _MIN_IS_BLACK
+                array[:, :, :colours] = ~array[:, :, :colours]
+            if page.extrasamples:
+                extra = int(page.extrasamples[0])
+            if extra == _PREMULTIPLIED and planes > colours and kind[0] == "u":
+                array, extra = _unpremultiplied(array, colours), _ALPHA
+            if colours == 3 and planes > 3:
+                kept = 3 if extra == 0 else 4
+                array, note = array[:, :, :kept], EXTRA_SAMPLES_NOTE if planes > kept else ""
+            elif planes in (2, 4) and extra != _ALPHA:
+                note = "the last sample of each pixel is kept as it is: it is not denoised"
+            decoded.append(
+                _page(
+                    array, "TIFF", tiff_metadata(directory), note,
+                    compression=_COMPRESSIONS.get(int(page.compression)),
+                    photometric=photometric, extra_sample=extra,
+                )
+            )  # fmt: skip
     return tuple(decoded)
+
+
+def _refuse(page: Any, kind: str, where: str) -> None:
+    """Refuse a TIFF page of a kind that is not supported, and name it."""
+    if page.imagewidth * page.imagelength > 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62):
+        raise Image.DecompressionBombError(f"{page.imagewidth} x {page.imagelength}")
+    name = _PHOTOMETRICS.get(int(page.photometric))
+    if name:
+        raise ImageError(
+            f"{where}has {page.bitspersample}-bit {name} samples; convert it to 16-bit RGB or gray"
+        )
+    if page.samplesperpixel > 4 and page.photometric != _RGB:
+        raise ImageError(
+            f"{where}has {page.samplesperpixel} bands; one to four are supported: split it into "
+            "files of three bands or one"
+        )
+    if page.imagedepth > 1:
+        raise ImageError(f"{where}is a volume of {page.imagedepth} slices; write them as pages")
+    if kind not in _KINDS or page.bitspersample != int(kind[1:]) * 8:
+        types = {"i": "signed", "u": "unsigned", "f": "float", "c": "complex", "b": "unsigned"}
+        raise ImageError(
+            f"{where}has {page.bitspersample}-bit {types.get(kind[:1], 'unknown')} samples; "
+            "convert it to 8 or 16 bits unsigned, or to 32-bit float"
+        )
 
 
 def _page(
     array: Any,
-    metadata: Metadata,
     format_name: str,
-    compression: str | None = None,
+    metadata: Metadata,
     note: str = "",
+    **storage: Any,
 ) -> DecodedImage:
-    """A page from numpy's (H, W, 3 or 4), 16 bits in either byte order."""
-    samples = torch.from_numpy(array.astype("=u2", copy=True))
-    has_alpha = samples.shape[2] == 4
-    alpha = samples[:, :, 3:].contiguous() if has_alpha else None
-    storage = StorageFormat(format_name, "RGBA;16" if has_alpha else "RGB;16", compression)
-    return DecodedImage(samples[:, :, :3].contiguous(), alpha, BITS_16, storage, metadata, note)
+    """A page from numpy's (H, W, 1 to 4), in either byte order."""
+    kind = array.dtype.kind + str(array.dtype.itemsize)
+    mode = _BANDS[array.shape[2]] + _KINDS[kind]
+    memory = "f4" if kind == "f2" else kind
+    samples = torch.from_numpy(array.astype("=" + memory, copy=True))
+    has_alpha = array.shape[2] in (2, 4)
+    alpha = samples[:, :, -1:].contiguous() if has_alpha else None
+    colours = samples[:, :, :-1].contiguous() if has_alpha else samples.contiguous()
+    stored = StorageFormat(format_name, _PILLOW_MODES.get(mode, mode), **storage)
+    return DecodedImage(colours, alpha, ValueRange.of(colours), stored, metadata, note)
 
 
-def _unpremultiplied(array: Any) -> Any:
-    """(H, W, 4) with colours divided by alpha, as Pillow divides those of 8 bits."""
-    alpha = array[:, :, 3:].astype("int64")
+def _unpremultiplied(array: Any, colours: int) -> Any:
+    """(H, W, …) with colours divided by the alpha behind them, as Pillow divides 8 bits."""
+    peak = 255 if array.dtype.itemsize == 1 else 65535
+    alpha = array[:, :, colours : colours + 1].astype("int64")
     divisor = alpha.clip(1)
-    colours = (array[:, :, :3].astype("int64") * 65535 + divisor // 2) // divisor
+    divided = (array[:, :, :colours].astype("int64") * peak + divisor // 2) // divisor
     straight = array.copy()
-    straight[:, :, :3] = colours.clip(0, 65535)
+    straight[:, :, :colours] = divided.clip(0, peak)
     return straight
 
 
@@ -145,58 +223,80 @@ def _png(page: DecodedImage, samples: Tensor) -> bytes:
 
     encoded = imagecodecs.png_encode(_with_alpha(page, samples).numpy())
     small = io.BytesIO()
-    options = save_options("PNG", page.metadata, page.storage, 100, "RGB")
-    Image.new("RGB", (1, 1)).save(small, "PNG", **options)
-    header_end = len(_PNG_MAGIC) + 25  # after IHDR
-    chunks = b"".join(
-        struct.pack(">I4s", len(data), name) + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in _chunks(small.getvalue())
-        if name not in {b"IHDR", b"IDAT", b"IEND"}
+    mode = page.storage.mode
+    options = save_options("PNG", page.metadata, page.storage, 100, mode)
+    gray_or_colour = "L" if mode.startswith("L") else "RGB"
+    Image.new(gray_or_colour, (1, 1)).save(small, "PNG", **options)
+    header_end = 33  # signature and IHDR
+    chunks = small.getvalue()[header_end:]
+    chunks = chunks[: _start_of(chunks, b"IDAT")]
+    return (
+        bytes(encoded[:header_end])
+        + png_head(page.metadata, mode)
+        + chunks
+        + bytes(encoded[header_end:])
     )
-    return bytes(encoded[:header_end]) + chunks + bytes(encoded[header_end:])
 
 
-def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """All chunks of a PNG file: name and data."""
-    chunks, at = [], len(_PNG_MAGIC)
-    while at < len(data):
-        size, name = struct.unpack_from(">I4s", data, at)
-        chunks.append((name, data[at + 8 : at + 8 + size]))
-        at += size + 12
-    return chunks
+def _start_of(chunks: bytes, wanted: bytes) -> int:
+    """Where the first chunk of a name begins."""
+    at = 0
+    while chunks[at + 4 : at + 8] != wanted:
+        at += 12 + int(struct.unpack_from(">I", chunks, at)[0])
+    return at
 
 
 def _write_tiff(file: BinaryIO, pages: Sequence[tuple[DecodedImage, Tensor]]) -> None:
-    import tifffile
-    from PIL.TiffImagePlugin import AppendingTiffWriter
-
+    size = sum(samples.numel() * samples.element_size() for _, samples in pages)
+    is_big = size * 4 // 3 > _BIG_TIFF_BYTES
+    if len(pages) == 1:
+        _write_page(file, *pages[0], is_big)
+        set_tiff_tags(file, pages[0][0].metadata, pages[0][0].storage, pages[0][0].storage.mode)
+        return
     with AppendingTiffWriter(file) as target:
         for page, samples in pages:
-            stored = _with_alpha(page, samples)
-            height, width, channels = stored.shape
-            gray = to_pil(stored.reshape(height, width * channels, 1))
-            options = save_options("TIFF", page.metadata, page.storage, 100, "RGB")
-            tags = options.setdefault("exif", Image.Exif())
-            tags[_SAMPLES] = 1
-            if channels == 4:
-                tags[_EXTRA_SAMPLES] = _ALPHA
-            gray.save(target, format="TIFF", **options)
+            one = io.BytesIO()
+            _write_page(one, page, samples, is_big)
+            target.write(one.getbuffer())
             target.newFrame()
-    file.flush()
-    file.seek(0)
-    with tifffile.TiffFile(file, mode="r+") as tiff:
-        written = [tiff_page.aspage() for tiff_page in tiff.pages]
-        for (page, samples), tiff_page in zip(pages, written, strict=True):
-            channels = 3 if page.alpha is None else 4
-            tiff_page.tags[_IMAGE_WIDTH].overwrite(samples.shape[1])
-            tiff_page.tags[_BITS].overwrite((16,) * channels)
-            tiff_page.tags[_PHOTOMETRIC].overwrite(_RGB)
-            tiff_page.tags[_SAMPLES].overwrite(channels)
+            set_tiff_tags(file, page.metadata, page.storage, page.storage.mode)
+            target.setup()  # the next page follows the tags
+
+
+def _write_page(file: BinaryIO, page: DecodedImage, samples: Tensor, is_big: bool) -> None:
+    import tifffile
+
+    stored = _with_alpha(page, samples)
+    if page.storage.mode.endswith(";F16"):
+        limited = stored.clamp(-_FLOAT16_LIMIT, _FLOAT16_LIMIT)
+        stored = torch.where(stored.isinf(), stored, limited).to(torch.float16)
+    array = stored.numpy()
+    channels = array.shape[2]
+    photometric = page.storage.photometric
+    if photometric is None or page.storage.format != "TIFF":
+        photometric = _RGB if channels > 2 else _MIN_IS_BLACK
+    extra = channels - (3 if photometric == _RGB else 1)
+    kinds = [0] * (extra - 1) + [page.storage.extra_sample] if extra else None
+    with tifffile.TiffWriter(file, bigtiff=is_big, byteorder="<") as tiff:
+        tiff.write(
+            array if channels > 1 else array[:, :, 0],
+            photometric={_MIN_IS_WHITE: "miniswhite", _MIN_IS_BLACK: "minisblack"}.get(
+                photometric, "rgb"
+            ),
+            planarconfig="contig" if channels > 1 else None,
+            extrasamples=[0, 0] if channels == 3 and extra else kinds,
+            compression=_CODECS.get(page.storage.compression or "raw", "zlib"),
+            maxworkers=1,
+            metadata=None,
+            software=False,
+        )
 
 
 def _with_alpha(page: DecodedImage, samples: Tensor) -> Tensor:
-    """(H, W, 3 or 4): the samples, with the page's alpha if it has one."""
+    """(H, W, 1 to 4): the samples, with the page's alpha if it has one."""
     if page.alpha is None:
         return samples.contiguous()
+    if samples.dtype != torch.uint16:
+        return torch.cat([samples, page.alpha], 2)
     parts = [part.view(torch.int16) for part in (samples, page.alpha)]  # torch 2.4 joins no uint16
     return torch.cat(parts, 2).view(torch.uint16)

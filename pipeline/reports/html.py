@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from denoise_batch.kernels import ImageError
 
+from ..files.kinds import passed_over_line
 from ..files.scan import real_path
 from ..quality import Quality
 from ..streaming.references import find_reference
@@ -147,6 +148,7 @@ def render_html(
         hidden=sum(image.is_hidden for image in images),
         notes=[note for result in report.results for note in result.notes],
         most_notes=MOST_NOTES,
+        passed_over=passed_over_line(report.summary.passed_over),
         style=Markup(loader.get_source(environment, "report.css")[0]),
         script=Markup(loader.get_source(environment, "report.js")[0]),
     )

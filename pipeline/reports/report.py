@@ -20,6 +20,7 @@ import torch
 from denoise_batch.kernels import WeightsError
 
 from ..device import describe_device
+from ..files.kinds import count_suffixes
 from ..models import SHIPPED, load_tensors, shipped_manifest
 from ..options import DenoiseOptions
 from ..quality import Quality
@@ -109,13 +110,17 @@ def render_json(report: Report) -> str:
             "gain": _rounded(totals.gain, 4),
             "psnr_basis": totals.basis,
         },
+        "passed_over": count_suffixes(summary.passed_over),
         "images": [result_to_json(result) for result in summary.results],
     }
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def render_csv(report: Report) -> str:
-    """Return the CSV form: `result_to_json` in rows, stages as `seconds_decode` …, `kernels`."""
+    """Return the CSV form: `result_to_json` in rows, stages as `seconds_decode` …, `kernels`.
+
+    The rows of files that were passed over have a name and the status "passed over".
+    """
     rows = []
     for result in report.results:
         row = result_to_json(result)
@@ -124,11 +129,12 @@ def render_csv(report: Report) -> str:
         stages = report.summary.stage_seconds
         row |= {f"seconds_{stage}": seconds.get(stage) for stage in stages}
         rows.append({**row, "kernels": report.device["kernels"]})
+    passed_over = [{"name": name, "status": "passed over"} for name in report.summary.passed_over]
     file = io.StringIO()
     if rows:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\r\n")  # RFC 4180
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(rows + passed_over)
     return file.getvalue()
 
 

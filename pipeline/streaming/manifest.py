@@ -110,16 +110,28 @@ class Manifest:
         entries = self._entries.get(self._key(output), [])
         try:
             stamp = FileStat.of(output)
-            for entry in reversed(entries):
-                if entry.output_stamp == stamp:
-                    return entry
+            same = [entry for entry in entries if entry.output_stamp == stamp]
+            # Outputs have their inputs' times: two runs may differ in nothing but the bytes.
+            if len({entry.output_sha256 for entry in same}) == 1:
+                return same[-1]
             same_size = [entry for entry in entries if entry.output_stamp.size == stamp.size]
             if same_size:
                 digest = sha256_of(output)
-                return next((e for e in same_size if e.output_sha256 == digest), None)
+                return next((e for e in reversed(same_size) if e.output_sha256 == digest), None)
         except OSError:
             return None
         return None
+
+    def is_unchanged(self, output: Path, entry: Entry) -> bool:
+        """Whether a file that `made_of` found is, byte for byte, what its run wrote.
+
+        A file of another origin may have its size, and its input's time.
+        """
+        if entry.output_stamp.mtime_ns != entry.source_stamp.mtime_ns:
+            return True
+        with suppress(OSError):
+            return sha256_of(output) == entry.output_sha256
+        return False
 
     def record(
         self,

@@ -64,6 +64,7 @@ class Plan:
         precision: of its convolutions: fp32, bf16 or fp16.
         weights: the weights file.
         kernels: which ones compute, in words, and why no faster ones do.
+        passed_over: names of image files of kinds that are not read.
     """
 
     jobs: tuple[Job, ...]
@@ -73,6 +74,7 @@ class Plan:
     precision: str
     weights: str
     kernels: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Summary:
         signal: the signal that ended the run early; images without a result wait for the next run.
         left: number of images that a signal or the limit left over.
         kernels: which ones computed, in words, and why no faster ones did.
+        passed_over: names of image files of kinds that are not read.
     """
 
     results: tuple[Result, ...]
@@ -96,6 +99,7 @@ class Summary:
     signal: int | None = None
     left: int = 0
     kernels: str = ""
+    passed_over: tuple[str, ...] = ()
 
     @property
     def is_interrupted(self) -> bool:

@@ -58,6 +58,7 @@ class Session:
         self._part = "" if options.shard[1] == 1 else "-{}-of-{}".format(*options.shard)
         self.engine = choose_engine(options, self.storage, self._part)
         self._scanned: Sequence[Job] = ()  # in all shards
+        self._passed_over: tuple[str, ...] = ()
 
     def __enter__(self) -> "Session":
         return self
@@ -74,9 +75,15 @@ class Session:
         """
         options = self.options
         self.storage.refresh(options)
+        passed_over: list[str] = []
         jobs = scan(
-            options.inputs, options.output, recursive=options.recursive, naming=options.naming
+            options.inputs,
+            options.output,
+            recursive=options.recursive,
+            naming=options.naming,
+            on_passed_over=passed_over.append,
         )
+        self._passed_over = tuple(passed_over)
         self._scanned = self.storage.named(jobs)
         return of_shard(self._scanned, *options.shard)
 
@@ -135,6 +142,7 @@ class Session:
             stop.signal,
             len(jobs) - len(results),
             self.engine.kernels,
+            self._passed_over,
         )
 
     def _manifests(self, jobs: Sequence[Job]) -> dict[Path, Manifest]:
@@ -159,6 +167,7 @@ class Session:
             self.engine.precision,
             str(self.engine.weights_file),
             self.engine.kernels,
+            self._passed_over,
         )
 
 
@@ -269,6 +278,8 @@ def split(
         elif entry and _is_of_another(entry, job, paths) and not is_gone(entry.source):
             taken = f"{job.output}: is the output of {entry.source}"
             done.append(Result(job, "failed", f"{taken}; give another --output, or --overwrite"))
+        elif entry and not manifests[job.root].is_unchanged(job.output, entry):
+            done.append(Result(job, "skipped", FOREIGN))
         else:
             todo.append(job)
     return todo, done

@@ -140,6 +140,7 @@ class Writer:
         quality: of lossy formats, 1 to 100.
         reference: folder of clean images to compare with.
         upload: called with every output that was written.
+        times: outputs get the times of their inputs.
     """
 
     manifests: Mapping[Path, Manifest]
@@ -147,6 +148,7 @@ class Writer:
     quality: int = 95
     reference: Path | None = None
     upload: Callable[[Path], None] = lambda output: None
+    times: bool = True
 
     def write(
         self, file: FileInFlight, samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
@@ -167,6 +169,8 @@ class Writer:
                 file.images,
                 samples,
                 quality=self.quality,
+                source=job.source,
+                times=self.times,
                 on_written=lambda unfinished: manifest.record(
                     job.output,
                     unfinished,

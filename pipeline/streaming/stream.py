@@ -153,6 +153,7 @@ class LocalEngine(Engine):
             options.quality,
             options.reference,
             storage.upload,
+            options.times,
         )
         is_cpu = self._device.type == "cpu"
         try:

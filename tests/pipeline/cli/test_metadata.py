@@ -3,9 +3,11 @@
 import io
 import json
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -38,9 +40,7 @@ def tags_of(path: Path) -> list[dict[int, Any]]:
 
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
 @pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
-def test_page_numbers_of_tiff_are_kept_or_dropped_never_made_up(
-    compression: str | None, dtype: str, folder: Path
-) -> None:
+def test_page_numbers_of_tiff_are_kept(compression: str | None, dtype: str, folder: Path) -> None:
     pages = np.random.default_rng(0).integers(0, 255, (3, 14, 23, 3), dtype=dtype)
     with tifffile.TiffWriter(folder / "scan.tif") as tiff:
         for number, page in enumerate(pages):
@@ -51,7 +51,7 @@ def test_page_numbers_of_tiff_are_kept_or_dropped_never_made_up(
     output = denoised(folder) / "scan.tif"
     assert np.array_equal(tifffile.imread(output, key=range(3)), pages)
     for number, tags in enumerate(tags_of(output)):
-        assert tags.get(PAGE_NUMBER) == (None if compression else (number, 3))
+        assert tags[PAGE_NUMBER] == (number, 3)
         assert DOT_RANGE not in tags
 
 
@@ -162,3 +162,168 @@ def test_pages_that_differ_in_size_count_each(folder: Path) -> None:
     denoised(folder, "--report", str(report))
     summary = json.loads(report.read_text())
     assert summary["totals"]["megapixels"] == pytest.approx(pixels / 1e6)
+
+
+# Colour beside ICC profiles: code points (CICP, ITU-T H.273), significant bits, HDR metadata
+
+P3, PQ, HLG = (12, 13), (9, 16), (9, 18)
+
+
+def code_points(path: Path) -> tuple[int, int]:
+    """Primaries and transfer function of an AVIF file (its nclx box) or a PNG file (cICP)."""
+    content = path.read_bytes()
+    if path.suffix == ".png":
+        at = content.index(b"cICP") + 4
+        return content[at], content[at + 1]
+    at = content.index(b"colrnclx") + 8
+    primaries, transfer = struct.unpack_from(">HH", content, at)
+    return primaries, transfer
+
+
+def with_code_points(content: bytes, wanted: tuple[int, int]) -> bytes:
+    at = content.index(b"colrnclx") + 8
+    return content[:at] + struct.pack(">HH", *wanted) + content[at + 4 :]
+
+
+@pytest.mark.parametrize("wanted", [P3, PQ, HLG], ids=["p3", "pq", "hlg"])
+@pytest.mark.parametrize("suffix", ["preserve", "png"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_code_points_of_avif_go_along(
+    wanted: tuple[int, int], suffix: str, mode: str, folder: Path
+) -> None:
+    buffer = io.BytesIO()
+    picture(40, 30).convert(mode).save(buffer, "AVIF", quality=95)
+    (folder / "a.avif").write_bytes(with_code_points(buffer.getvalue(), wanted))
+    (output,) = denoised(folder, "--format", suffix).glob("a.*")
+    assert code_points(output) == wanted
+    with Image.open(output) as after:
+        after.load()
+        assert after.size == (40, 30)
+
+
+@pytest.mark.parametrize("source", ["avif", "png"])
+@pytest.mark.parametrize("suffix", ["jpeg", "tiff", "webp"])
+def test_code_points_that_a_format_cannot_hold_are_noted(
+    source: str, suffix: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    buffer = io.BytesIO()
+    picture(40, 30).save(buffer, source)
+    content = buffer.getvalue()
+    if source == "avif":
+        content = with_code_points(content, P3)
+    else:
+        content = content[:33] + png_chunk(b"cICP", bytes([*P3, 0, 1])) + content[33:]
+    (folder / f"a.{source}").write_bytes(content)
+    denoised(folder, "--format", suffix)
+    assert "colour space dropped:" in capsys.readouterr().out
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_text_in_avif_survives_each_orientation(orientation: int, folder: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    exif[315] = "Zo@@ a"
+    exif[0x8769] = {33434: 0.5, 37510: b"UNICODE\0Zo\xeb"}
+    block = exif.tobytes().replace(b"Zo@@ a", "Zoë a".encode())
+    assert "Zoë".encode() in block
+    packet = "<x:xmpmeta xmlns:x='adobe:ns:meta/'>Zoë</x:xmpmeta>".encode()
+    picture(40, 30).save(folder / "jpeg.jpg", exif=block, xmp=packet)
+    pillow = Image.Exif()
+    pillow[274] = orientation
+    picture(40, 30).save(folder / "a.avif", exif=pillow, xmp=packet)
+    first = denoised(folder, "--format", "avif")
+    again = folder.parent / "again"
+    again.mkdir()
+    for path in first.glob("*.avif"):
+        (again / path.name).write_bytes(path.read_bytes())
+    for path in denoised(again).glob("*.avif"):
+        content = path.read_bytes()
+        assert packet in content
+        with Image.open(path) as image:
+            assert image.getexif().get(274, 1) == orientation
+            assert image.info["xmp"] == packet
+        if path.name == "jpeg.avif":
+            assert "Zoë a".encode() in content
+            assert b"UNICODE\0Zo\xeb" in content
+
+
+CHUNKS = [
+    (b"sBIT", b"\5\6\5"),
+    (b"mDCV", struct.pack(">8H2I", *range(1, 9), 10_000_000, 50)),
+    (b"cLLI", struct.pack(">2I", 10_000_000, 4_000_000)),
+    (b"cICP", bytes([*PQ, 0, 1])),
+    (b"gAMA", struct.pack(">I", 45455)),
+    (b"cHRM", struct.pack(">8I", *range(1, 9))),
+    (b"sCAL", b"\x01" + b"1\0" + b"1"),
+    (b"prVt", b"safe to copy"),
+]
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["8", "16"])
+def test_colour_chunks_of_png_go_along(deep: bool, folder: Path) -> None:
+    if deep:
+        samples = np.random.default_rng(0).integers(0, 65536, (9, 11, 3), dtype="u2")
+        content = imagecodecs.png_encode(samples)
+    else:
+        buffer = io.BytesIO()
+        picture(40, 30).save(buffer, "PNG")
+        content = buffer.getvalue()
+    more = b"".join(png_chunk(*chunk) for chunk in CHUNKS)
+    (folder / "a.png").write_bytes(content[:33] + more + content[33:])
+    after = (denoised(folder) / "a.png").read_bytes()
+    for chunk in CHUNKS:
+        assert after.count(png_chunk(*chunk)) == 1
+    assert after.index(b"sBIT") < after.index(b"IDAT")
+
+
+@pytest.mark.parametrize(
+    ("mode", "bits", "is_kept"),
+    [("L", b"\5", True), ("LA", b"\5\5", True), ("P", b"\5\6\5", True), ("RGBA", b"\5" * 4, True),
+     ("key", b"\5", False)],
+)  # fmt: skip
+def test_significant_bits_of_png_are_kept_or_dropped_with_a_note(
+    mode: str, bits: bytes, is_kept: bool, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    buffer = io.BytesIO()
+    options = {"transparency": 7} if mode == "key" else {}
+    image = picture(40, 30).convert("L" if mode == "key" else mode)
+    image.save(buffer, "PNG", **options)
+    content = buffer.getvalue()
+    (folder / "a.png").write_bytes(content[:33] + png_chunk(b"sBIT", bits) + content[33:])
+    after = (denoised(folder) / "a.png").read_bytes()
+    assert (b"sBIT" in after) == is_kept
+    assert ("significant bits (sBIT) dropped" in capsys.readouterr().out) != is_kept
+
+
+def bmp_v5(kind: bytes, profile: bytes) -> bytes:
+    """A BMP file with a header of version 5 and a profile at its end."""
+    buffer = io.BytesIO()
+    picture(40, 30).save(buffer, "BMP")
+    old = buffer.getvalue()
+    pixels = old[54:]
+    header = bytearray(old[14:54].ljust(124, b"\0"))
+    header[:4] = struct.pack("<I", 124)
+    header[56:60] = kind[::-1]
+    header[112:120] = struct.pack("<II", 124 + len(pixels), len(profile))
+    head = b"BM" + struct.pack("<IHHI", 138 + len(pixels) + len(profile), 0, 0, 138)
+    return head + bytes(header) + pixels + profile
+
+
+def test_profiles_of_bmp_are_noted_or_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "embedded.bmp").write_bytes(bmp_v5(b"MBED", ICC))
+    (folder / "linked.bmp").write_bytes(bmp_v5(b"LINK", b"C:\\p3.icc\0"))
+    (folder / "srgb.bmp").write_bytes(bmp_v5(b"sRGB", b""))
+    denoised(folder)
+    out = capsys.readouterr().out
+    assert "embedded.bmp: colour profile dropped: BMP cannot hold one" in out
+    assert "linked.bmp: colour profile dropped: it is in another file" in out
+    assert "srgb.bmp: colour" not in out
+    output = denoised(folder, "--format", "png")
+    with Image.open(output / "embedded.png") as after:
+        assert after.info["icc_profile"] == ICC

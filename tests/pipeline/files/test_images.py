@@ -330,12 +330,10 @@ def one_line(error: pytest.ExceptionInfo[ImageError], path: Path) -> str:
         (None, "No such file"),
         (b"", r"is empty \(0 bytes\)"),
         (b"these are not the pixels you are looking for\n" * 20, "not an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
-        (png_bytes(16, 4, 2, 2, b"\x12\x34" * 4), "16-bit samples"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
         (png_bytes(8, 2, 50_000, 50_000, b""), "too many pixels"),
-        (b"P6 1 1 65535\n" + b"\x12\x34" * 3, "16-bit samples in mode RGB"),
     ],
-    ids=["missing", "empty", "text", "postscript", "la16", "bomb", "ppm16"],
+    ids=["missing", "empty", "text", "postscript", "bomb"],
 )
 def test_a_bad_file_is_one_line_that_says_why(
     content: bytes | None, reason: str, tmp_path: Path
