@@ -208,7 +208,7 @@ def layout(file: BinaryIO) -> Layout:
             )
         if directory.number(_DEPTH, 1) > 1:
             raise ImageError(
-                f"is a volume ({directory.number(_DEPTH)} slices in one page); save each slice as "
+                f"is a volume of {directory.number(_DEPTH)} slices in one page; save each slice as "
                 "a page"
             )
     frames: list[int] = []

@@ -435,7 +435,7 @@ def test_a_picture_behind_its_thumbnail_and_a_volume_are_errors(
     run(folder, code=6)
     said = capsys.readouterr().out
     assert "a.tif: is a thumbnail of 20×15 with the picture (40×30)" in said
-    assert "b.tif: is a volume (16 slices" in said
+    assert "b.tif: is a volume of 16 slices" in said
 
 
 @pytest.mark.parametrize("form", ["tiff", "jpeg", "png", "webp", "avif"])
