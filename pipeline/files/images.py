@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
+import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
@@ -33,17 +34,28 @@ from .metadata import (
     save_options,
     upright,
 )
-from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage, ValueRange, decode, encode, target_mode
-from .sniff import FileHead, refuse_unsupported, sniff
+from .pixels import (
+    EXTRA_SAMPLES_NOTE,
+    DecodedImage,
+    decode,
+    encode,
+    pnm_bytes,
+    prepare,
+    rescaled,
+    set_12_bits,
+    target_mode,
+)
+from .ranges import BITS_8, Declared
+from .sniff import FileHead, pnm_maximum, refuse_unsupported, significant_bits, sniff
 
 # Pillow's name of a format → the suffixes it is written for, and the modes that it holds.
 _FORMATS = {
     "PNG": (".png", "1 L LA RGB RGBA I;16 RGB;16 RGBA;16"),
     "JPEG": (".jpg .jpeg .jpe .jfif", "L RGB"),
     "WEBP": (".webp", "RGB RGBA"),
-    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;16 F RGB;16 RGBA;16"),
+    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;12 I;16 F RGB;16 RGBA;16"),
     "BMP": (".bmp .dib", "1 L RGB"),
-    "PPM": (".ppm .pgm .pbm .pnm .pfm", "1 L RGB I;16 F"),
+    "PPM": (".ppm .pgm .pbm .pnm .pfm", "1 L RGB I;12 I;16 F"),
     "TGA": (".tga", "L LA RGB RGBA"),
     "JPEG2000": (".jp2 .j2k .j2c .jpc .jpf .jpx", "L LA RGB RGBA I;16"),
     "AVIF": (".avif", "L RGB RGBA"),
@@ -51,6 +63,7 @@ _FORMATS = {
 _FORMAT_OF = {suffix: name for name, (row, _) in _FORMATS.items() for suffix in row.split()}
 _MODES_OF = {name: modes.split() for name, (_, modes) in _FORMATS.items()}
 
+LOSSY_FORMATS = frozenset({"JPEG", "WEBP", "AVIF"})
 WRITABLE_SUFFIXES: frozenset[str] = frozenset(_FORMAT_OF)
 READABLE_SUFFIXES: frozenset[str] = WRITABLE_SUFFIXES | {".gif", ".qoi", ".pcx", ".sgi", ".ras"}
 
@@ -79,14 +92,17 @@ def read_image(path: Path) -> DecodedImage:
 
 
 def read_pages(
-    path: Path, on_size: Callable[[int], None] = lambda sample_bytes: None
+    path: Path,
+    on_size: Callable[[int], None] = lambda sample_bytes: None,
+    value_range: tuple[float, float] | None = None,
 ) -> tuple[DecodedImage, ...]:
-    """Read all pages of a file; orientation is kept as metadata, pixels are not rotated.
+    """Read all pages of a file, prepared for a network; pixels are not rotated.
 
     Args:
         path: the file.
         on_size: called, before anything is decoded, with the bytes that the samples of all pages
             take.
+        value_range: black and white of samples above 8 bits; None: as declared, or estimated.
 
     Raises:
         ImageError: the file is missing, damaged, truncated, too large, or of a kind that could
@@ -104,8 +120,11 @@ def read_pages(
                 head = sniff(image, file)
                 on_size(head.sample_bytes)
                 if head.is_16_bit_colour:
-                    return sixteen_bit.read(image, file, head.pages)
-                return tuple(_read_page(image, file, head, page) for page in range(head.pages))
+                    pages = sixteen_bit.read(image, file, head.pages)
+                else:
+                    numbers = range(head.pages)
+                    pages = tuple(_read_page(image, file, head, number) for number in numbers)
+                return prepare(pages, value_range)
 
 
 def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) -> DecodedImage:
@@ -118,6 +137,7 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
     notes = []
     if tags and tags.get(_SAMPLES_PER_PIXEL, 1) > len(image.getbands()):
         notes.append(EXTRA_SAMPLES_NOTE)
+    maximum = pnm_maximum(image) or (4095 if bits == 12 and tags else None)
     image.load()
     key = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "L" and isinstance(key, int):
@@ -140,6 +160,7 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         bits=12 if bits == 12 and tags else 16,
         white_is_zero=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO,
     )
+    declared = Declared.of_tags(tags.get) if tags else Declared(bits=significant_bits(image, file))
     compression = image.info.get("compression")
     storage = StorageFormat(
         format=image.format or "",
@@ -147,9 +168,13 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         compression=compression if isinstance(compression, str) else None,
         is_lossless=head.is_lossless_webp,
         is_progressive="progressive" in image.info,
+        maximum=maximum,
     )
-    value_range = ValueRange.of(samples)
-    return DecodedImage(samples, alpha, value_range, storage, metadata, "; ".join(notes))
+    if maximum and samples.dtype == torch.uint16 and not tags:
+        samples = rescaled(samples, 65535, maximum)  # Pillow has scaled them up
+        mode = "I;12" if maximum == 4095 else mode
+    note = "; ".join(notes)
+    return DecodedImage(samples, alpha, BITS_8, storage, metadata, note, declared)
 
 
 def write_pages(
@@ -187,12 +212,16 @@ def write_pages(
         modes = [
             target_mode(page.storage.mode, format_name, _MODES_OF[format_name]) for page in pages
         ]
+        samples = [page.stored(new) for page, new in zip(pages, samples, strict=True)]
         with atomic_file(path, on_written) as file:
             if set(modes) <= {"RGB;16", "RGBA;16"}:
                 sixteen_bit.write(file, format_name, list(zip(pages, samples, strict=True)))
             else:
                 with _page_writer(file, len(pages)) as target:
                     for page, stored, mode in zip(pages, samples, modes, strict=True):
+                        if format_name == "PPM" and page.storage.maximum and mode != "1":
+                            file.write(pnm_bytes(page, stored))
+                            continue
                         image = encode(page, stored, mode)
                         if not holds_orientation(format_name):
                             image = upright(image, page.metadata)
@@ -204,6 +233,10 @@ def write_pages(
                         image.save(target, format=format_name, **options)
                         if len(pages) > 1:
                             target.newFrame()
+                if "I;12" in modes and format_name == "TIFF":
+                    file.flush()
+                    pairs = zip(pages, modes, strict=True)
+                    set_12_bits(file, [p.size[1] if mode == "I;12" else None for p, mode in pairs])
         return [
             lost_metadata(page.metadata, format_name, mode)
             for page, mode in zip(pages, modes, strict=True)

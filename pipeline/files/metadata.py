@@ -33,6 +33,8 @@ class StorageFormat:
         compression: the compression in Pillow's spelling (TIFF, TGA), or None.
         is_lossless: the file is lossless WebP.
         is_progressive: the file is a progressive JPEG.
+        maximum: the largest sample, if the file's depth is not its samples' type's: 4095 for 12
+            bits.
     """
 
     format: str
@@ -40,6 +42,7 @@ class StorageFormat:
     compression: str | None = None
     is_lossless: bool = False
     is_progressive: bool = False
+    maximum: int | None = None
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from torch import Tensor
 from denoise_batch.kernels.errors import ImageError
 
 from .metadata import Metadata, StorageFormat, read_metadata, save_options
-from .pixels import BITS_16, EXTRA_SAMPLES_NOTE, DecodedImage, to_pil
-from .sniff import png_chunks, rewound
+from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage, to_pil
+from .ranges import BITS_16, NOTHING_DECLARED, Declared
+from .sniff import png_chunks, rewound, significant_bits
 
 _IMAGE_WIDTH, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES = 256, 258, 262, 277, 338  # tags
 _RGB = 2  # a photometric interpretation
@@ -75,7 +76,8 @@ def _read_png(image: Image.Image, file: BinaryIO) -> DecodedImage:
     with rewound(file):
         file.seek(0)
         array = imagecodecs.png_decode(file.read())
-    return _page(array, metadata, "PNG")
+    declared = Declared(bits=significant_bits(image, file))
+    return _page(array, metadata, "PNG", declared=declared)
 
 
 def _read_tiff(image: Image.Image, file: BinaryIO, pages: int) -> tuple[DecodedImage, ...]:
@@ -111,7 +113,8 @@ def _read_tiff(image: Image.Image, file: BinaryIO, pages: int) -> tuple[DecodedI
                         note = EXTRA_SAMPLES_NOTE
                 compression = image.info.get("compression")
                 metadata = read_metadata(image, file)
-                decoded.append(_page(array, metadata, "TIFF", compression, note))
+                declared = Declared.of_tags(lambda tag: page.tags.valueof(tag))  # noqa: B023
+                decoded.append(_page(array, metadata, "TIFF", compression, note, declared))
     return tuple(decoded)
 
 
@@ -121,13 +124,15 @@ def _page(
     format_name: str,
     compression: str | None = None,
     note: str = "",
+    declared: Declared = NOTHING_DECLARED,
 ) -> DecodedImage:
     """A page from numpy's (H, W, 3 or 4), 16 bits in either byte order."""
     samples = torch.from_numpy(array.astype("=u2", copy=True))
     has_alpha = samples.shape[2] == 4
     alpha = samples[:, :, 3:].contiguous() if has_alpha else None
     storage = StorageFormat(format_name, "RGBA;16" if has_alpha else "RGB;16", compression)
-    return DecodedImage(samples[:, :, :3].contiguous(), alpha, BITS_16, storage, metadata, note)
+    colours = samples[:, :, :3].contiguous()
+    return DecodedImage(colours, alpha, BITS_16, storage, metadata, note, declared)
 
 
 def _unpremultiplied(array: Any) -> Any:
