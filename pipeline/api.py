@@ -12,16 +12,8 @@ from denoise_batch.kernels import ImageError, OptionError, ShapeError
 
 from .files.images import read_image
 from .files.metadata import Metadata, StorageFormat
-from .files.pixels import (
-    BITS_8,
-    BITS_16,
-    UNIT,
-    DecodedImage,
-    ValueRange,
-    decode,
-    encode,
-    target_mode,
-)
+from .files.pixels import DecodedImage, decode, encode, prepare, target_mode
+from .files.ranges import BITS_8
 from .models import Network, find_weights, load_weights
 from .options import DenoiseOptions
 from .progress import Progress, Stop
@@ -33,7 +25,7 @@ from .streaming.stream import LocalEngine
 if TYPE_CHECKING:
     import numpy as np
 
-_RANGES = {torch.uint8: BITS_8, torch.uint16: BITS_16, torch.float32: UNIT}
+_RANGES = {torch.uint8: None, torch.uint16: (0.0, 65535.0), torch.float32: (0.0, 1.0)}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PILLOW_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16", "F")
 
@@ -157,7 +149,7 @@ class Denoiser:
                 )
         samples, alpha, mode = decode(image)
         storage = StorageFormat(image.format or "PNG", mode)
-        page = DecodedImage(samples, alpha, ValueRange.of(samples), storage, Metadata())
+        (page,) = prepare([DecodedImage(samples, alpha, BITS_8, storage, Metadata())])
         info = {k: v for k, v in image.info.items() if k != "transparency"}
         if image.mode == "CMYK":  # whose profile does not describe the RGB image
             info.pop("icc_profile", None)
@@ -212,7 +204,7 @@ class Denoiser:
             return nhwc.clone()  # float64 keeps every bit
         stored = nhwc.to(torch.float32) if nhwc.dtype in _FLOATS else nhwc
         colours = channels - 1 if channels in (2, 4) else channels
-        pages = [_page(image[:, :, :colours].contiguous()) for image in stored]
+        pages = prepare([_page(image, colours) for image in stored], _RANGES[stored.dtype])
         denoised = torch.stack(self._denoise(pages)).to(nhwc.dtype)
         return torch.cat([denoised, nhwc[..., colours:]], 3) if colours < channels else denoised
 
@@ -234,7 +226,7 @@ class Denoiser:
                     values, is_finite, _ = again.wait()
                 if not is_finite:
                     raise ImageError("the network's output is not finite")
-                samples.append(values)
+                samples.append(page.stored(values))
         return samples
 
 
@@ -271,6 +263,7 @@ def denoise_folder(
     batch_size: int | None = None,
     limit: int | None = None,
     measure: bool = True,
+    value_range: tuple[float, float] | None = None,
     progress: Progress[Plan, Result] | None = None,
     stop: Stop | None = None,
 ) -> Summary:
@@ -296,6 +289,7 @@ def denoise_folder(
         batch_size: images per batch; None chooses by their size.
         limit: stop after this many images have been denoised.
         measure: estimate the noise and, without a reference, the PSNR.
+        value_range: black and white of samples above 8 bits; None: as each file says or shows.
         progress: receives what the run reports.
         stop: set it from another thread to end the run after the files in flight.
 
@@ -333,13 +327,15 @@ def denoise_folder(
             tile=str(tile),
             limit=limit,
             measure=measure,
+            value_range=value_range,
         )
         with Session(options, storage) as session:
             return session.run(session.jobs(), progress, stop)
 
 
-def _page(samples: Tensor) -> DecodedImage:
-    """Samples (H, W, C) of an array or tensor as a page."""
+def _page(image: Tensor, colours: int) -> DecodedImage:
+    """An array or tensor (H, W, C) of this many colours, and alpha if C is one more."""
+    samples = image[:, :, :colours].contiguous()
     if samples.dtype == torch.float32:
         low, high = samples.aminmax()
         if not torch.isfinite(torch.stack([low, high])).all():
@@ -349,11 +345,9 @@ def _page(samples: Tensor) -> DecodedImage:
                 f"float values from {float(low):g} to {float(high):g}: expected [0, 1]; divide by "
                 "the largest value, or pass uint8 or uint16"
             )
-    value_range: ValueRange = _RANGES[samples.dtype]
-    mode = {torch.uint8: "RGB", torch.uint16: "RGB;16", torch.float32: "RGB"}[samples.dtype]
-    if samples.shape[2] == 1:
-        mode = {torch.uint8: "L", torch.uint16: "I;16", torch.float32: "F"}[samples.dtype]
-    return DecodedImage(samples, None, value_range, StorageFormat("array", mode), Metadata())
+    alpha = image[:, :, colours:] if image.shape[2] > colours else None
+    storage = StorageFormat("array", "L" if colours == 1 else "RGB")
+    return DecodedImage(samples, alpha, BITS_8, storage, Metadata())
 
 
 def _is_array(image: object) -> bool:

@@ -115,7 +115,7 @@ def evaluate(options: EvalOptions) -> list[Score]:
     scorer = Scorer(options)
     scores = []
     for job in scan([str(options.data)], Path("unused-output")):
-        clean = read_image(job.source).to_unit()
+        clean = read_image(job.source).as_photograph()
         if options.is_gray and len(clean) == 3:
             clean = torch.round(luma(clean) * 255) / 255  # 8 bits, as Pillow's mode L
         for noise in options.noises:
@@ -186,7 +186,7 @@ class Scorer:
 
         The level is in units of 1/255; None for a network that takes none.
         """
-        margin = self._network.spec.margin
+        margin = self._network.margin
         rows, columns = (slice(margin, margin + extent) for extent in noisy.shape[1:])
         padded = self._network.pad(noisy[None].to(self._device))
         level = self._levels.of_images(padded)

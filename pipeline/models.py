@@ -70,6 +70,8 @@ class Architecture:
         halo: pixels on every side of a tile that its output depends on; a multiple of `multiple`.
         bytes_per_pixel: approximate peak memory of float32 inference per padded pixel.
         margin: pixels of reflected context around every image, for layers that do not pad.
+        context: more of them where `Network.pad` pads: zeros, which the layers pad with, would
+            change colours by up to 24 levels at the edges.
         is_residual: the layers predict what to add to the image, not the image.
         takes_level: the layers are told how much noise there is.
     """
@@ -80,6 +82,7 @@ class Architecture:
     halo: int
     bytes_per_pixel: int
     margin: int = 0
+    context: int = 0
     is_residual: bool = False
     takes_level: bool = False
 
@@ -192,6 +195,9 @@ class Network(Block):
         self._padded = ReflectPadded(
             self.layers, multiple=spec.multiple, minimum=spec.minimum, margin=spec.margin
         )
+        self._framed = ReflectPadded(
+            self.layers, multiple=spec.multiple, minimum=spec.minimum, margin=self.margin
+        )
         body = Sequential(self.normalize, self._padded)
         self.restorer: Block = Residual(body) if spec.is_residual else body
         bare = Sequential(self.normalize, self.layers)  # for inference only
@@ -220,17 +226,22 @@ class Network(Block):
         """The architecture's requirements on sizes, tiles and memory."""
         return ARCHITECTURES[self.architecture]
 
+    @property
+    def margin(self) -> int:
+        """Where an image begins in what `pad` returns, in pixels."""
+        return self.spec.margin + self.spec.context
+
     def padded_size(self, size: int) -> int:
         """Padded extent for an image of extent `size`."""
-        return self._padded.padded_size(size)
+        return self._framed.padded_size(size)
 
     def padded_indices(self, size: int, device: torch.device) -> Tensor:
         """Index into the image for every padded position of an extent."""
-        return self._padded.indices(size, device)
+        return self._framed.indices(size, device)
 
     def pad(self, input: Tensor) -> Tensor:
-        """Pad (N, C, H, W) by reflection to the sizes that the layers accept."""
-        return self._padded.pad(input)
+        """Pad (N, C, H, W) by reflection: to the sizes that the layers accept, and by a context."""
+        return self._framed.pad(input)
 
     def set_level(self, level: Tensor | None) -> None:
         """Tell the layers the images' noise levels, (N,), for values in [0, 1].
@@ -269,8 +280,8 @@ class Network(Block):
     def forward_padded(self, padded: Tensor, level: Tensor | None = None) -> Tensor:
         """Inference on images that `pad` returned, or on aligned tiles of them.
 
-        Cropped to the image (from `spec.margin` on), the result equals `forward`'s. Images of
-        different sizes can share a batch if their padded sizes agree.
+        Cropped to the image (from `margin` on), the result equals `forward`'s, but for the context
+        at the edges. Images of different sizes can share a batch if their padded sizes agree.
 
         Args:
             padded: (N, 1 or 3, H, W); H and W multiples of `spec.multiple`, not below
@@ -302,7 +313,7 @@ class Network(Block):
         image = input.expand(-1, 3, -1, -1) if is_gray else input
         with nullcontext() if self.training else POOL.enabled():
             if level is None and self.spec.takes_level:
-                level = self.estimate_level(self.pad(image))
+                level = self.estimate_level(self._padded.pad(image))
             self.set_level(level)
             output = self.restorer.forward(image)
         output = (output.mean(1, keepdim=True) if is_gray else output).to(input.dtype)
@@ -396,9 +407,11 @@ def _unet_level(generator: torch.Generator | None) -> Sequence[Block]:
 
 ARCHITECTURES = {
     "tconv": Architecture(_tconv, multiple=4, minimum=8, halo=4, bytes_per_pixel=80, margin=4),
-    "upsample": Architecture(_upsample, multiple=4, minimum=4, halo=8, bytes_per_pixel=192),
+    "upsample": Architecture(
+        _upsample, multiple=4, minimum=4, halo=8, bytes_per_pixel=192, context=8
+    ),
     "unet": Architecture(
-        unet, multiple=16, minimum=16, halo=128, bytes_per_pixel=288, is_residual=True
+        unet, multiple=16, minimum=16, halo=128, bytes_per_pixel=288, context=16, is_residual=True
     ),
     "unet-level": Architecture(
         _unet_level,
@@ -406,6 +419,7 @@ ARCHITECTURES = {
         minimum=16,
         halo=144,
         bytes_per_pixel=512,
+        context=16,
         is_residual=True,
         takes_level=True,
     ),

@@ -23,7 +23,9 @@ from torch import Tensor
 MAX_PIXELS = 2**19  # used for an estimate; larger images are sampled in windows
 WINDOW_PX = 128
 BLOCK = 16  # side, in wavelet coefficients, of the blocks that the flat ones are chosen from
-FLAT_SHARE = 0.25  # of the blocks, which are taken as flat
+FLAT_SHARE = 0.05  # of the blocks, which are taken as flat …
+FLAT_COEFFICIENTS = 6000  # … or as many as have these: a median of them is off by 1.5 %
+WEAK_255 = 7.5  # up to this the wavelet estimate may be texture alone
 MAX_CLIPPED = 0.02  # share of black or white samples up to which a block is used
 PATCH_PX = {3: 5, 1: 9}  # channels → side of a patch: 75 and 81 samples
 NORMAL_MAD = 0.6744897501960817  # median of |n|, n standard normal
@@ -38,10 +40,12 @@ class NoiseLevel:
     Attributes:
         wavelet_255: the wavelet estimate; 0 below 2×2 pixels.
         white_255: the estimate for white noise; None if the image is too small.
+        is_exact: the image is in colour and its file lossless: weak white noise is seen exactly.
     """
 
     wavelet_255: float
     white_255: float | None
+    is_exact: bool = False
 
     @property
     def is_white(self) -> bool:
@@ -57,23 +61,32 @@ class NoiseLevel:
     def sigma_255(self) -> float:
         """The best single estimate: the smaller of two that agree, else the wavelet's.
 
-        Texture can only raise an estimate, so the smaller one is closer.
+        Texture can only raise an estimate, so the smaller one is closer. Of weak noise the wavelet
+        coefficients of a photograph are mostly texture (2 levels on clean Kodak), the patches not.
         """
-        if self.is_white and self.white_255 is not None:
+        is_texture = self.is_exact and self.wavelet_255 < WEAK_255
+        if self.white_255 is not None and (self.is_white or is_texture):
             return min(self.white_255, self.wavelet_255)
         return self.wavelet_255
 
 
-def noise_level(windows: Sequence[Tensor], stride: int = 1) -> NoiseLevel:
+def noise_level(
+    windows: Sequence[Tensor], stride: int = 1, *, step: float = 0.0, is_lossless: bool = False
+) -> NoiseLevel:
     """Make both estimates.
 
     Args:
         windows: an image, or its parts at `window_slices`: (C, H, W), C = 1 or 3, contiguous
             float32 on the CPU, values in [0, 1] (not clamped).
         stride: between the patches of the white estimate; 1 is the most exact and the slowest.
+        step: between neighbouring values of integer samples, whose rounding is no noise.
+        is_lossless: the file keeps every sample.
     """
     white = white_sigma(windows, stride)
-    return NoiseLevel(wavelet_sigma(windows) * 255, None if white is None else white * 255)
+    if white is not None:
+        white = math.sqrt(max(0.0, white**2 - step**2 / 12)) * 255
+    is_exact = is_lossless and windows[0].shape[0] == 3
+    return NoiseLevel(wavelet_sigma(windows, step) * 255, white, is_exact)
 
 
 def window_slices(height: int, width: int) -> list[tuple[slice, slice]]:
@@ -94,12 +107,17 @@ def window_slices(height: int, width: int) -> list[tuple[slice, slice]]:
     ]
 
 
-def wavelet_sigma(windows: Sequence[Tensor]) -> float:
+def wavelet_sigma(windows: Sequence[Tensor], step: float = 0.0) -> float:
     """Median |HH| / 0.6745 over the blocks whose low-pass band varies least.
 
     For white noise, a block's low-pass band says nothing about its HH band, so choosing by the one
     does not bias the other. Without the choice, texture counts as noise (at σ = 10 up to 42 % on
     Kodak). Blocks with clipped samples hide noise and are used only if there are no others.
+
+    Args:
+        windows: as for `noise_level`.
+        step: between neighbouring values of integer samples. Their coefficients have steps of half
+            of it, so the median is interpolated, and the variance of rounding, step²/12, taken off.
     """
     flatness, coefficients = [], []
     for window in windows:
@@ -115,9 +133,23 @@ def wavelet_sigma(windows: Sequence[Tensor]) -> float:
     if not coefficients:
         return 0.0
     flat = torch.cat(flatness)
-    count = max(1, math.ceil(FLAT_SHARE * len(flat)))
-    chosen = torch.cat(coefficients)[flat.argsort()[:count]]
-    return chosen.abs().flatten().median().item() / NORMAL_MAD
+    values = torch.cat(coefficients)
+    count = max(FLAT_SHARE * len(flat), min(len(flat), FLAT_COEFFICIENTS / values.shape[1]), 1)
+    sizes = values[flat.argsort()[: math.ceil(count)]].abs().flatten()
+    median = sizes.median().item()
+    if median < 8 * step:
+        median = _interpolated_median(sizes, step / 2)
+    return math.sqrt(max(0.0, (median / NORMAL_MAD) ** 2 - step**2 / 12))
+
+
+def _interpolated_median(sizes: Tensor, step: float) -> float:
+    """Median of magnitudes that were rounded to multiples of a step, as if they had not been."""
+    counts = torch.bincount((sizes / step).round().long())
+    sums, half = counts.cumsum(0), len(sizes) / 2
+    place = int((sums < half).sum())
+    before, inside = int(sums[place] - counts[place]), int(counts[place])
+    start, width = (place - 0.5, 1.0) if place else (0.0, 0.5)
+    return step * (start + width * (half - before) / inside)
 
 
 def _haar(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:

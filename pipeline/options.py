@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import tempfile
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class DenoiseOptions:
         limit: stop after this many images have been denoised; None: no limit.
         cuda_graphs: on CUDA, record the launches of recurring shapes and replay them.
         measure: estimate every image's noise and, without references, its PSNR.
+        value_range: (black, white) of samples above 8 bits; None: as each file says or shows.
         reports: report files, with the suffix .json, .csv or .html.
         engine: "local" (this machine) or "ray" (a cluster).
         ray_address: address of the cluster; None: RAY_ADDRESS, or a local cluster.
@@ -80,6 +82,7 @@ class DenoiseOptions:
     limit: int | None = None
     cuda_graphs: bool = False
     measure: bool = True
+    value_range: tuple[float, float] | None = None
     reports: tuple[Path, ...] = ()
     engine: str = "local"
     ray_address: str | None = None
@@ -104,6 +107,10 @@ class DenoiseOptions:
             raise OptionError(f"--precision {self.precision!r}: choose {', '.join(PRECISIONS)}")
         if self.tile not in ("auto", "off") and not (self.tile.isdecimal() and int(self.tile) > 0):
             raise OptionError(f"--tile {self.tile!r}: auto, off, or a tile's side in pixels")
+        if self.value_range is not None:
+            low, high = self.value_range
+            if not (math.isfinite(high - low) and low < high):
+                raise OptionError(f"--range {low:g}-{high:g}: LOW-HIGH with LOW below HIGH")
         number, shards = self.shard
         if not 1 <= number <= shards:
             raise OptionError(f"--shard {number}/{shards}: I/N with I from 1 to N")
@@ -142,10 +149,10 @@ class DenoiseOptions:
         Args:
             precision: the resolved precision, not "auto".
         """
-        quality: list[object] = [self.quality, self.strength, self.tta, precision]
-        if self.noise_level != "auto":  # manifests of earlier releases stay valid
+        quality: list[object] = [self.quality, self.strength, self.tta, precision, self.value_range]
+        if self.noise_level != "auto":
             quality.append(parse_noise_level(self.noise_level))
-        return hashlib.sha256(json.dumps([1, *quality]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([2, *quality]).encode()).hexdigest()[:16]
 
 
 def _check_report(path: Path) -> None:

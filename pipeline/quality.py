@@ -218,9 +218,10 @@ Basis = Literal["reference", "estimate"]
 
 # Beyond these the estimate would be off by decibels (docs/design/adr/0013, docs/reports.md).
 MIN_SIGMA_255 = 7.5  # weaker noise cannot be told from texture exactly enough
-MAX_CLIPPED = 0.03  # share of black or white samples, whose noise is biased
+MAX_CLIPPED = 0.01  # share of black or white samples, whose noise is biased: 0.5 dB from here up
 TOO_SMALL = "too small to estimate"
 SHOWN_STRIDE = 3  # if σ is only shown, a ninth of the patches is enough
+LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"}  # formats that may be
 _STRIP_ROWS = 256  # a multiple of the probe's blocks; a whole page in float32 is large
 
 
@@ -275,11 +276,11 @@ def assess(page: DecodedImage, *, probe: bool) -> Noise:
         page: as decoded.
         probe: whether its error is to be estimated.
     """
-    level = noise_level(_windows(page, page.samples), SHOWN_STRIDE)
+    level = _level(page, SHOWN_STRIDE)
     if not probe:
         return Noise(level)
     reason = _obstacle(page, level)
-    return Noise(level, reason) if reason else Noise(noise_level(_windows(page, page.samples)))
+    return Noise(level, reason) if reason else Noise(_level(page, 1))
 
 
 def measure(
@@ -301,7 +302,7 @@ def measure(
     sigmas: tuple[float | None, float | None] = None, None
     if noises:
         left = [
-            wavelet_sigma(_windows(page, after)) * 255
+            wavelet_sigma(_windows(page, after), _step(page)) * 255
             for page, after in zip(pages, samples, strict=True)
         ]
         sigmas = _mean([noise.level.sigma_255 for noise in noises]), _mean(left)
@@ -360,6 +361,21 @@ def _estimate(page: DecodedImage, after: Tensor, probe: Probe, level: NoiseLevel
     mean = residual / after.numel()
     estimate = estimate_mse(mean, response, sigma, channels, seen, probe.strength)
     return estimate or "the estimate contradicts itself: not white noise, or hardly denoised"
+
+
+def _level(page: DecodedImage, stride: int) -> NoiseLevel:
+    is_lossless = page.storage.format not in LOSSY
+    windows = _windows(page, page.samples)
+    return noise_level(windows, stride, step=_step(page), is_lossless=is_lossless)
+
+
+def _step(page: DecodedImage) -> float:
+    """The distance of neighbouring samples in [0, 1]; 0 for floats."""
+    if page.samples.is_floating_point():
+        return 0.0
+    if page.samples.dtype == torch.uint8:
+        return 1 / (page.storage.maximum or 255)
+    return 1 / page.value_range.span
 
 
 def _windows(page: DecodedImage, samples: Tensor) -> list[Tensor]:

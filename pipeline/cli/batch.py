@@ -1,6 +1,7 @@
 """`denoise-batch`: arguments → DenoiseOptions → denoise → table and exit code."""
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -118,6 +119,16 @@ def denoise(
             rich_help_panel=NETWORK,
         ),
     ] = False,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="LOW-HIGH",
+            help="Black and white of samples above 8 bits, for all files. Default: what each file "
+            "declares, or else where nearly all of its samples lie.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
     device: Annotated[
         str,
         typer.Option(
@@ -298,6 +309,7 @@ def denoise(
                 limit=limit,
                 cuda_graphs=cuda_graphs,
                 measure=measure,
+                value_range=None if value_range is None else _range(value_range),
                 reports=tuple(report or ()),
                 engine=engine,
                 ray_address=ray_address,
@@ -325,6 +337,16 @@ def denoise(
 
 def _try_again(error: Exception) -> None:
     print(f"error: {error}; trying again", file=sys.stderr, flush=True)
+
+
+def _range(text: str) -> tuple[float, float]:
+    from denoise_batch.kernels import OptionError
+
+    number = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+    found = re.fullmatch(rf"\s*{number}\s*-\s*{number}\s*", text)
+    if found is None:
+        raise OptionError(f"--range {text!r}: LOW-HIGH, such as 0-4095 or -0.5-1.5")
+    return float(found[1]), float(found[2])
 
 
 def _shard(text: str) -> tuple[int, int]:

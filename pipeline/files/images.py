@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
+import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
@@ -39,14 +40,27 @@ from .metadata import (
     upright,
 )
 from .payloads import complete_jpeg, jpeg_structure, left_out
-from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage, ValueRange, decode, encode, target_mode
+from .pixels import (
+    EXTRA_SAMPLES_NOTE,
+    DecodedImage,
+    decode,
+    encode,
+    pnm_bytes,
+    prepare,
+    rescaled,
+    set_12_bits,
+    target_mode,
+)
+from .ranges import BITS_8, Declared
 from .sniff import (
     PNG_MAGIC,
     FileHead,
     jpeg_kind,
+    pnm_maximum,
     refuse_unsupported,
     rewound,
     set_avif_code_points,
+    significant_bits,
     sniff,
     sniff_tiff,
     without_avif_exif,
@@ -60,9 +74,9 @@ _FORMATS = {
     "PNG": (".png", "1 L LA RGB RGBA I;16 " + " ".join(sixteen_bit.PNG_MODES)),
     "JPEG": (".jpg .jpeg .jpe .jfif", "L RGB"),
     "WEBP": (".webp", "RGB RGBA"),
-    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;16 F " + " ".join(sixteen_bit.TIFF_MODES)),
+    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;12 I;16 F " + " ".join(sixteen_bit.TIFF_MODES)),
     "BMP": (".bmp .dib", "1 L RGB"),
-    "PPM": (".ppm .pgm .pbm .pnm .pfm", "1 L RGB I;16 F " + " ".join(pnm.MODES)),
+    "PPM": (".ppm .pgm .pbm .pnm .pfm", "1 L RGB I;12 I;16 F " + " ".join(pnm.MODES)),
     "PAM": (".pam", " ".join(pnm.PAM_MODES)),
     "TGA": (".tga", "L LA RGB RGBA"),
     "JPEG2000": (".jp2 .j2k .j2c .jpc .jpf .jpx", "L LA RGB RGBA I;16"),
@@ -71,6 +85,7 @@ _FORMATS = {
 _FORMAT_OF = {suffix: name for name, (row, _) in _FORMATS.items() for suffix in row.split()}
 _MODES_OF = {name: modes.split() for name, (_, modes) in _FORMATS.items()}
 
+LOSSY_FORMATS = frozenset({"JPEG", "WEBP", "AVIF"})
 WRITABLE_SUFFIXES: frozenset[str] = frozenset(_FORMAT_OF)
 READABLE_SUFFIXES: frozenset[str] = WRITABLE_SUFFIXES | {".gif", ".qoi", ".pcx", ".sgi", ".ras"}
 
@@ -104,14 +119,17 @@ def read_image(path: Path) -> DecodedImage:
 
 
 def read_pages(
-    path: Path, on_size: Callable[[int], None] = lambda sample_bytes: None
+    path: Path,
+    on_size: Callable[[int], None] = lambda sample_bytes: None,
+    value_range: tuple[float, float] | None = None,
 ) -> tuple[DecodedImage, ...]:
-    """Read all pages of a file; orientation is kept as metadata, pixels are not rotated.
+    """Read all pages of a file, prepared for a network; pixels are not rotated.
 
     Args:
         path: the file.
         on_size: called, before anything is decoded, with the bytes that the samples of all pages
             take.
+        value_range: black and white of samples above 8 bits; None: as declared, or estimated.
 
     Raises:
         ImageError: the file is missing, damaged, truncated, too large, or of a kind that could
@@ -147,6 +165,7 @@ def read_pages(
                 raise
         if complaints:
             raise _complained(complaints)
+        pages = prepare(pages, value_range)
         notes = "; ".join(filter(None, (pages[0].note, note)))
         return replace(pages[0], note=notes), *pages[1:]
 
@@ -243,6 +262,7 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
             notes.append(f"damaged tags dropped: {codes}")
     if tags and tags.get(_SAMPLES_PER_PIXEL, 1) > len(image.getbands()):
         notes.append(EXTRA_SAMPLES_NOTE)
+    maximum = pnm_maximum(image) or (4095 if bits == 12 and tags else None)
     image.load()
     key = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "L" and isinstance(key, int):
@@ -270,6 +290,7 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         bits=12 if bits == 12 and tags else 16,
         white_is_zero=is_white_zero,
     )
+    declared = Declared.of_tags(tags.get) if tags else Declared(bits=significant_bits(image, file))
     compression = image.info.get("compression")
     storage = StorageFormat(
         format=image.format or "",
@@ -278,9 +299,13 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         is_lossless=head.is_lossless_webp,
         is_progressive="progressive" in image.info,
         photometric=_WHITE_IS_ZERO if mode == "F" and is_white_zero else None,
+        maximum=maximum,
     )
-    value_range = ValueRange.of(samples)
-    return DecodedImage(samples, alpha, value_range, storage, metadata, "; ".join(notes))
+    if maximum and samples.dtype == torch.uint16 and not tags:
+        samples = rescaled(samples, 65535, maximum)  # Pillow has scaled them up
+        mode = "I;12" if maximum == 4095 else mode
+    note = "; ".join(notes)
+    return DecodedImage(samples, alpha, BITS_8, storage, metadata, note, declared=declared)
 
 
 def _plane(file: BinaryIO, number: int, head: FileHead) -> Image.Image:
@@ -338,6 +363,7 @@ def write_pages(
         modes = [
             target_mode(page.storage.mode, format_name, _MODES_OF[format_name]) for page in pages
         ]
+        samples = [page.stored(new) for page, new in zip(pages, samples, strict=True)]
         attributes = None if source is None else Attributes.of(source, times=times)
         with atomic_file(path, on_written, attributes) as file:
             written: list[Metadata] = []
@@ -355,6 +381,10 @@ def write_pages(
             else:
                 with _page_writer(file, len(pages)) as target:
                     for page, stored, mode in zip(pages, samples, modes, strict=True):
+                        if format_name == "PPM" and page.storage.maximum and mode != "1":
+                            file.write(pnm_bytes(page, stored))
+                            written.append(page.metadata.with_thumbnail(None))
+                            continue
                         image = encode(page, stored, mode)
                         if not holds_orientation(format_name):
                             image = upright(image, page.metadata)
@@ -375,6 +405,10 @@ def write_pages(
                             set_tiff_tags(file, written[-1], page.storage, mode)
                         if len(pages) > 1:
                             target.setup()  # the next page follows the tags
+                if "I;12" in modes and format_name == "TIFF":
+                    file.flush()
+                    pairs = zip(pages, modes, strict=True)
+                    set_12_bits(file, [p.size[1] if mode == "I;12" else None for p, mode in pairs])
             if format_name == "TIFF" and any(page.masks for page in pages):
                 tiff.add_masks(file, [page.masks for page in pages])
         losses = []

@@ -69,6 +69,8 @@ class StorageFormat:
         is_progressive: the file is a progressive JPEG.
         photometric: what the samples of a TIFF page mean, where Pillow does not read it.
         extra_sample: the kind of the last sample of such a page with an even number of them.
+        maximum: the largest sample, if the file's depth is not its samples' type's: 4095 for 12
+            bits.
     """
 
     format: str
@@ -78,6 +80,7 @@ class StorageFormat:
     is_progressive: bool = False
     photometric: int | None = None
     extra_sample: int = 2
+    maximum: int | None = None
 
 
 @dataclass(frozen=True)

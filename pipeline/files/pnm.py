@@ -14,7 +14,8 @@ from torch import Tensor
 from denoise_batch.kernels.errors import ImageError
 
 from .metadata import Metadata, StorageFormat
-from .pixels import DecodedImage, ValueRange, memory
+from .pixels import DecodedImage, memory
+from .ranges import BITS_8
 
 MODES = ["RGB;16", "RGB;F32"]
 PAM_MODES = ["L", "LA", "RGB", "RGBA", "I;16", "LA;16", "RGB;16", "RGBA;16"]
@@ -62,9 +63,9 @@ def read(file: BinaryIO, start: bytes) -> DecodedImage:
         raise Image.DecompressionBombError(f"{width} x {height}")
     if channels not in _BANDS or width < 1 or height < 1:
         raise ImageError(f"has {channels} bands; one to four are supported: split it")
-    if not is_float and peak not in (255, 65535):
+    if not is_float and not 255 <= peak < 65536:
         raise ImageError(
-            f"has samples of 0 to {peak}; 255 and 65535 are supported: convert it to PNG or TIFF"
+            f"has samples of 0 to {peak}; 255 to 65535 are supported: convert it to PNG or TIFF"
         )
     dtype = torch.float32 if is_float else torch.uint8 if peak == 255 else torch.uint16
     file.seek(end)
@@ -81,8 +82,9 @@ def read(file: BinaryIO, start: bytes) -> DecodedImage:
     colours = _part(samples, 0, channels - 1) if has_alpha else samples.contiguous()
     kind = ";F32" if is_float else ";16" if peak > 255 else ""
     mode = {"L;16": "I;16"}.get(_BANDS[channels] + kind, _BANDS[channels] + kind)
-    storage = StorageFormat("PAM" if pam else "PPM", mode)
-    return DecodedImage(colours, alpha, ValueRange.of(colours), storage, Metadata())
+    maximum = peak if 255 < peak < 65535 else None
+    storage = StorageFormat("PAM" if pam else "PPM", mode, maximum=maximum)
+    return DecodedImage(colours, alpha, BITS_8, storage, Metadata())
 
 
 def write(file: BinaryIO, format_name: str, page: DecodedImage, samples: Tensor) -> None:
@@ -100,7 +102,7 @@ def write(file: BinaryIO, format_name: str, page: DecodedImage, samples: Tensor)
     else:
         stored = torch.cat(parts, 2)
     height, width, channels = stored.shape
-    peak = 255 if stored.dtype == torch.uint8 else 65535
+    peak = page.storage.maximum or (255 if stored.dtype == torch.uint8 else 65535)
     if format_name == "PAM":
         file.write(
             f"P7\nWIDTH {width}\nHEIGHT {height}\nDEPTH {channels}\nMAXVAL {peak}\n"

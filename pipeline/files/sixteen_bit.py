@@ -27,8 +27,9 @@ from .metadata import (
     set_tiff_tags,
     tiff_metadata,
 )
-from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage, ValueRange
-from .sniff import FileHead, png_chunks, rewound
+from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage
+from .ranges import BITS_8, Declared
+from .sniff import FileHead, png_chunks, rewound, significant_bits
 from .tiff_data import check_segments
 
 _RGB, _MIN_IS_WHITE, _MIN_IS_BLACK = 2, 0, 1  # photometric interpretations
@@ -120,7 +121,7 @@ def _read_png(image: Image.Image, file: BinaryIO) -> DecodedImage:
     with rewound(file):
         file.seek(0)
         array = imagecodecs.png_decode(file.read())
-    return _page(array, "PNG", metadata)
+    return _page(array, "PNG", metadata, Declared(bits=significant_bits(image, file)))
 
 
 def _read_tiff(file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
@@ -156,7 +157,8 @@ def _read_tiff(file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
                 note = "the last sample of each pixel is kept as it is: it is not denoised"
             decoded.append(
                 _page(
-                    array, "TIFF", tiff_metadata(directory), note,
+                    array, "TIFF", tiff_metadata(directory), Declared.of_tags(directory.value),
+                    note,
                     compression=_COMPRESSIONS.get(int(page.compression)),
                     photometric=photometric, extra_sample=extra,
                 )
@@ -192,6 +194,7 @@ def _page(
     array: Any,
     format_name: str,
     metadata: Metadata,
+    declared: Declared,
     note: str = "",
     **storage: Any,
 ) -> DecodedImage:
@@ -204,7 +207,7 @@ def _page(
     alpha = samples[:, :, -1:].contiguous() if has_alpha else None
     colours = samples[:, :, :-1].contiguous() if has_alpha else samples.contiguous()
     stored = StorageFormat(format_name, _PILLOW_MODES.get(mode, mode), **storage)
-    return DecodedImage(colours, alpha, ValueRange.of(colours), stored, metadata, note)
+    return DecodedImage(colours, alpha, BITS_8, stored, metadata, note, declared=declared)
 
 
 def _unpremultiplied(array: Any, colours: int) -> Any:

@@ -158,6 +158,11 @@ def refuse_unsupported(image: Image.Image, bits: int) -> None:
             f"has {'signed' if is_signed else 'wide integer or double'} samples; "
             "convert it to unsigned 16-bit gray or to 32-bit float"
         )
+    if image.format == "JPEG2000" and 8 < bits < 16:
+        raise ImageError(
+            f"has {bits}-bit samples, which would be written with 16; convert it to 16-bit PNG or "
+            "TIFF"
+        )
     if image.mode in WIDE_GRAY and "transparency" in image.info:
         raise ImageError("has 16-bit gray with a transparent colour; remove the transparency")
 
@@ -347,6 +352,31 @@ def bmp_profile(image: Image.Image, file: BinaryIO) -> bytes | None:
         at, size = struct.unpack_from("<2I", header, 112)
         file.seek(14 + at)
         return file.read(min(size, _HEAD_BYTES << 8)) if header[56:60] == b"DEBM" else b""
+
+
+def pnm_maximum(image: Image.Image) -> int | None:
+    """The largest possible sample of a PGM or PPM file, if it is not that of 8 or 16 bits.
+
+    Args:
+        image: opened, not loaded.
+    """
+    tiles = getattr(image, "tile", None)
+    if image.format != "PPM" or not tiles:
+        return None
+    decoder, _, _, parameters = tiles[0]
+    if not decoder.startswith("ppm") or not isinstance(parameters, tuple) or image.mode == "1":
+        return None
+    most = int(parameters[-1])
+    return None if most in (255, 65535) else most
+
+
+def significant_bits(image: Image.Image, file: BinaryIO) -> int | None:
+    """Significant bits of the colours of a 16-bit PNG file, if fewer than 16 and if it says so."""
+    if image.format != "PNG":
+        return None
+    said = next((data for _, data in png_chunks(file, lambda name: name == b"sBIT")), b"")
+    bits = max(said[: 1 if len(said) < 3 else 3], default=16)
+    return bits if 8 < bits < 16 else None
 
 
 def jp2_profile(image: Image.Image, file: BinaryIO) -> bytes | None:

@@ -12,7 +12,8 @@ from denoise_batch.kernels import ImageError
 
 from ..files.images import read_pages
 from ..files.metadata import upright
-from ..files.pixels import DecodedImage, ValueRange, to_pil
+from ..files.pixels import DecodedImage, to_pil
+from ..files.ranges import ValueRange
 
 VIEW_PX = 1280  # long side of an image in full
 RESIDUAL_PX = 600

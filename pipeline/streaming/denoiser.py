@@ -260,7 +260,7 @@ class Tiled:
         core = output[0].permute(1, 2, 0)[_inner(row), _inner(column)]
         before = self._inside(image.samples, row, column)
         # A core may reach into the reflections, which nobody keeps.
-        margin = self.network.spec.margin
+        margin = self.network.margin
         skip_y, skip_x = max(0, margin - row.start), max(0, margin - column.start)
         kept = core[skip_y : skip_y + before.shape[0], skip_x : skip_x + before.shape[1]]
         top, left = max(0, row.start - margin) - top, max(0, column.start - margin) - left
@@ -279,7 +279,7 @@ class Tiled:
 
     def _inside(self, samples: Tensor, row: Span, column: Span) -> Tensor:
         """View of the part of an image (H, W, C) that a core covers."""
-        margin, (height, width) = self.network.spec.margin, samples.shape[:2]
+        margin, (height, width) = self.network.margin, samples.shape[:2]
         return samples[
             max(0, row.start - margin) : max(0, min(height, row.stop - margin)),
             max(0, column.start - margin) : max(0, min(width, column.stop - margin)),
@@ -424,7 +424,7 @@ class BatchDenoiser:
 
     def _whole(self, images: Sequence[DecodedImage], probe: bool) -> list[Output]:
         """Denoise all pages in one pass."""
-        transfer, margin = self._transfer, self.network.spec.margin
+        transfer, margin = self._transfer, self.network.margin
         start = transfer.mark()
         samples = transfer.upload([image.samples for image in images])
         padded = self._padded(images, samples)
@@ -480,7 +480,7 @@ class BatchDenoiser:
         if height * width > WHOLE_PIXELS:
             levels = [None] * len(images) if level is None else torch.split(level, 1)
             return [self._probe_tiles(*pair) for pair in zip(images, levels, strict=True)]
-        margin = self.network.spec.margin
+        margin = self.network.margin
         insides = [
             tuple(slice(margin, margin + extent) for extent in image.size) for image in images
         ]
@@ -491,7 +491,7 @@ class BatchDenoiser:
         return probe_images(denoise, padded, values, insides, self.strength)
 
     def _probe_tiles(self, image: DecodedImage, level: Tensor | None) -> Probe:
-        margin = self.network.spec.margin
+        margin = self.network.margin
         tiles = [
             image.value_range.to_unit(image.samples[rows, columns])
             for rows, columns in tile_slices(*image.size)

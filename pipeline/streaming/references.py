@@ -1,5 +1,6 @@
 """The clean images of `--reference`, and the PSNR against them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
-from ..files.images import READABLE_SUFFIXES, read_pages
+from ..files.images import LOSSY_FORMATS, READABLE_SUFFIXES, output_format, read_pages
 from ..files.pixels import DecodedImage
 from ..metrics import psnr_of_mse
 
@@ -24,44 +25,79 @@ def find_reference(folder: Path, name: str) -> Path | None:
 
 
 def psnr_in_and_out(
-    noisy: Sequence[DecodedImage], denoised: Sequence[Tensor], reference: Path
+    noisy: Sequence[DecodedImage],
+    denoised: Sequence[Tensor],
+    reference: Path,
+    written: Path | None = None,
 ) -> tuple[float, float]:
-    """Compute the PSNR in dB of a file before and after, over all its pages.
+    """Compute the PSNR in dB of a file before and after, over all its pages, as files hold them.
 
-    Values are clamped and rounded to 8 bits, as most files would hold them. Float images, which
-    have no range of their own, are measured in that of the reference.
+    The peak is that of the reference: 255 for 8 bits; for deeper integers 2ⁿ − 1, n the bits that
+    its samples need; for floats 1 if they lie in [0, 1], beyond 0.5 too, else their range. Pixels
+    without meaning do not count.
 
     Args:
         noisy: the pages as they were read.
         denoised: their new samples, (H, W, C).
         reference: the clean file.
+        written: the file that they were written to; read again if its format is lossy.
 
     Raises:
         ImageError: the reference cannot be read or has another size or number of channels.
     """
     clean = read_pages(reference)
-    if [p.samples.shape for p in clean] != [p.samples.shape for p in noisy]:
+    if [(p.size, _channels(p)) for p in clean] != [(p.size, _channels(p)) for p in noisy]:
         sizes = f"{_size(clean)}, the image {_size(noisy)}"
         raise ImageError(f"{reference}: cannot be compared: the reference is {sizes}")
-    before, after, count = 0.0, 0.0, 0
-    for page, samples, target in zip(noisy, denoised, clean, strict=True):
-        rows = max(1, _STRIP_SAMPLES // (samples.shape[1] * samples.shape[2]))
-        for top in range(0, samples.shape[0], rows):  # a whole page in float32 is large
+    if written is not None and output_format(written) in LOSSY_FORMATS:
+        stored = [page.stored(page.samples) for page in read_pages(written)]
+    else:
+        stored = [page.stored(new) for page, new in zip(noisy, denoised, strict=True)]
+    sums, count = [0.0, 0.0], 0
+    scales = _scales(clean), _scales(noisy)
+    for page, new, target in zip(noisy, stored, clean, strict=True):
+        counted = torch.ones(page.size, dtype=torch.bool)
+        for kept in (page.kept, target.kept):
+            counted = counted if kept is None else counted & ~kept.mask
+        is_alike = _kind(page.samples) == _kind(target.samples)
+        low, span = scales[0][_kind(target.samples)]
+        own_low, own_span = (low, span) if is_alike else scales[1][_kind(page.samples)]
+        rows = max(1, _STRIP_SAMPLES // (new.shape[1] * new.shape[2]))
+        for top in range(0, new.shape[0], rows):  # a whole page in float64 is large
             strip = slice(top, top + rows)
-            wanted = to_8_bit(target.value_range.to_unit(target.samples[strip]))
-            are_float = page.samples.is_floating_point() and target.samples.is_floating_point()
-            scale = target.value_range if are_float else page.value_range
-            for index, values in enumerate((page.samples[strip], samples[strip])):
-                error = to_8_bit(scale.to_unit(values)).sub_(wanted)
-                total = float(error.square_().sum(dtype=torch.float64))
-                before, after = (before + total, after) if index == 0 else (before, after + total)
-        count += samples.numel()
-    return psnr_of_mse(before / count), psnr_of_mse(after / count)
+            wanted = (target.samples[strip].double() - low) / span
+            for index, values in enumerate((page.samples[strip], new[strip])):
+                errors = (values.double() - own_low) / own_span - wanted
+                sums[index] += errors[counted[strip]].square_().mean(1).sum().item()
+        count += int(counted.sum())
+    before, after = (psnr_of_mse(total / max(count, 1)) for total in sums)
+    return before, after
 
 
-def to_8_bit(image: Tensor) -> Tensor:
-    """Round to the values that an 8-bit file can hold, still in [0, 1]."""
-    return torch.round(image.clamp(0, 1) * 255) / 255
+def _kind(samples: Tensor) -> str:
+    if samples.is_floating_point():
+        return "float"
+    return "8-bit" if samples.dtype == torch.uint8 else "deep"
+
+
+def _scales(pages: Sequence[DecodedImage]) -> dict[str, tuple[float, float]]:
+    """Black and the distance to white of a file's samples, by kind."""
+    scales = {"8-bit": (0.0, 255.0), "deep": (0.0, 255.0), "float": (0.0, 1.0)}
+    for page in pages:
+        kind = _kind(page.samples)
+        if kind == "deep":
+            most = float(page.samples.to(torch.int64).max())
+            scales[kind] = 0.0, max(scales[kind][1], 2.0 ** math.ceil(math.log2(most + 1)) - 1)
+        elif kind == "float":
+            low, high = float(page.samples.min()), float(page.samples.max())
+            is_unit = low >= 0 and 0.5 < high <= 1
+            scale = page.value_range
+            scales[kind] = (0.0, 1.0) if is_unit else (scale.offset, scale.span)
+    return scales
+
+
+def _channels(page: DecodedImage) -> int:
+    return 3 if page.storage.mode.startswith("RGB") else page.samples.shape[2]
 
 
 def _is_file(path: Path) -> bool:
@@ -73,6 +109,6 @@ def _is_file(path: Path) -> bool:
 
 
 def _size(pages: Sequence[DecodedImage]) -> str:
-    height, width, channels = pages[0].samples.shape
+    (height, width), channels = pages[0].size, _channels(pages[0])
     count = f"{len(pages)} pages of " if len(pages) > 1 else ""
     return f"{count}{width}x{height} {'gray' if channels == 1 else 'RGB'}"

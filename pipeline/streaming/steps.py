@@ -104,12 +104,17 @@ class FileInFlight:
         return Result(self.job, "failed", reason, self.size, len(self.images), seconds=self.seconds)
 
 
-def decode_file(job: Job, reserve: Callable[[int], None]) -> FileInFlight:
+def decode_file(
+    job: Job,
+    reserve: Callable[[int], None],
+    value_range: tuple[float, float] | None = None,
+) -> FileInFlight:
     """Read a job's source: its stat, digest and pages, all from the same bytes.
 
     Args:
         job: what to read.
         reserve: called with the bytes that the decoded samples will take; may wait.
+        value_range: black and white of samples above 8 bits; None: as the file says or shows.
 
     Raises:
         ImageError: it cannot be read, or changed while it was being read.
@@ -120,7 +125,7 @@ def decode_file(job: Job, reserve: Callable[[int], None]) -> FileInFlight:
     except OSError as error:
         raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
     try:
-        images = read_pages(source, reserve)
+        images = read_pages(source, reserve, value_range)
         digest = sha256_of(source)
         is_same = FileStat.of(source) == stat
     except OSError as error:
@@ -180,13 +185,17 @@ class Writer:
                     self.run,
                 ),
             )
+            file.seconds["encode"] = time.perf_counter() - started
+            started = time.perf_counter()
+            notes = [*_loss_notes(file, losses), *_level_notes(file, samples)]
+            psnr = self._compare(file, samples, notes)
+            compared = time.perf_counter() - started
+            started = time.perf_counter()
             self.upload(job.output)
         except ImageError as error:
             return file.failed(str(error))
-        file.seconds["encode"] = time.perf_counter() - started
-        started = time.perf_counter()
-        notes = [*_loss_notes(file, losses), *_level_notes(file, samples)]
-        psnr = self._compare(file, samples, notes)
+        file.seconds["encode"] += time.perf_counter() - started
+        started = time.perf_counter() - compared
         quality = self._measure(file, samples, probes, psnr)
         if file.noises or psnr is not None:
             file.add_seconds([{"measure": time.perf_counter() - started}])
@@ -215,7 +224,7 @@ class Writer:
             notes.append(f"{file.job.name}: no reference in {self.reference}")
             return None
         try:
-            return psnr_in_and_out(file.images, samples, clean)
+            return psnr_in_and_out(file.images, samples, clean, file.job.output)
         except ImageError as error:
             notes.append(str(error))
             return None

@@ -168,6 +168,7 @@ class LocalEngine(Engine):
                 stop=stop,
                 fetch=storage.fetch,
                 measure=options.measure,
+                value_range=options.value_range,
             )
         except RuntimeError as error:
             if "CUDA error" not in str(error):
@@ -225,6 +226,7 @@ def stream(
     threads: int | None = None,
     fetch: Callable[[Path], None] = lambda source: None,
     measure: bool = False,
+    value_range: tuple[float, float] | None = None,
 ) -> Iterator[Result]:
     """Denoise every job's file and yield its result; a failing one never stops the rest.
 
@@ -243,11 +245,12 @@ def stream(
         fetch: called with each source before it is read.
         measure: estimate every input's noise, and skip the network's second pass where its error
             could not be estimated anyway.
+        value_range: black and white of samples above 8 bits; None: as each file says or shows.
     """
     run = _Stream(denoiser, writer, budget, batch_size, batch_pixels)
     run.progress = progress or run.progress
     run.stop = run.stop if stop is None else stop  # a Stop that is not set is false
-    run.fetch, run.measure = fetch, measure
+    run.fetch, run.measure, run.value_range = fetch, measure, value_range
     return run.results(jobs, threads or worker_threads(denoiser))
 
 
@@ -316,6 +319,7 @@ class _Stream:
         self.stop = Stop()
         self.fetch: Callable[[Path], None] = lambda source: None
         self.measure = False
+        self.value_range: tuple[float, float] | None = None
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._results: deque[Result] = deque()
         self._batches: Batches[_Page] = Batches()
@@ -493,7 +497,7 @@ class _Stream:
 
         try:
             self.fetch(job.source)
-            file = decode_file(job, reserve)
+            file = decode_file(job, reserve, self.value_range)
         except _BudgetClosed:
             return False
         except ImageError as error:

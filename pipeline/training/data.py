@@ -313,7 +313,7 @@ def _open_rgb(path: Path) -> Image.Image:
         if file.mode not in WIDE_GRAY:
             return file.convert("RGB")
     try:
-        pixels = read_image(path).to_unit()
+        pixels = read_image(path).as_photograph()
     except ImageError as error:
         raise TrainingError(str(error)) from error
     levels = (pixels * 255).round().to(torch.uint8)

@@ -16,7 +16,8 @@ from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.kernels.errors import first_line
 
 from ..files.images import READABLE_SUFFIXES, read_image
-from ..files.pixels import UNIT, DecodedImage, ValueRange
+from ..files.pixels import DecodedImage
+from ..files.ranges import BITS_8, UNIT, ValueRange, find_range
 from ..streaming.references import find_reference
 from .pairs import Generators, ScenePairs, StoredPairs, Validation, level_of_two, to_float
 
@@ -193,11 +194,12 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 def _stack(shots: Sequence[Path]) -> Tensor:
     decoded = [read_image(path) for path in shots]
-    float_scale = _shared_float_range(decoded)
+    float_scale, deep_scale = _shared_float_range(decoded), _shared_deep_range(decoded)
     images = []
     for path, shot in zip(shots, decoded, strict=True):
         samples = shot.samples
-        scale = float_scale if samples.is_floating_point() else shot.value_range
+        is_deep = samples.dtype != torch.uint8
+        scale = float_scale if samples.is_floating_point() else deep_scale if is_deep else BITS_8
         levels = (scale.to_unit(samples) * 255).round().clamp(0, 255).to(torch.uint8)
         images.append(levels.permute(2, 0, 1).expand(3, -1, -1))
         if images[-1].shape != images[0].shape:
@@ -208,8 +210,18 @@ def _stack(shots: Sequence[Path]) -> Tensor:
 def _shared_float_range(shots: Sequence[DecodedImage]) -> ValueRange:
     """Return one range for all: float files state none, and shots shall differ in noise only."""
     floats = [shot.samples for shot in shots if shot.samples.is_floating_point()]
-    ends = [end for samples in floats for end in samples.aminmax()]
-    return ValueRange.of(torch.stack(ends)) if ends else UNIT
+    if not floats:
+        return UNIT
+    low = min(float(samples.min()) for samples in floats)
+    high = max(float(samples.max()) for samples in floats)
+    return UNIT if low >= 0 and high <= 1 else ValueRange(low, (high - low) or 1.0)
+
+
+def _shared_deep_range(shots: Sequence[DecodedImage]) -> ValueRange:
+    """Return one range for all shots in integers above 8 bits, as it is found in a file's pages."""
+    deep = [s.samples for s in shots if not s.samples.is_floating_point()]
+    deep = [samples for samples in deep if samples.dtype != torch.uint8]
+    return find_range(deep)[0] if deep else BITS_8
 
 
 def _split(named: Mapping[str, Tensor], smallest_px: int, share: float, folder: Path) -> Scenes:

@@ -22,6 +22,7 @@ from denoise_batch.metrics import mse, psnr_of_mse
 from denoise_batch.models import Network, find_weights, load_weights
 from denoise_batch.noise_level import MAX_PIXELS, NoiseLevel, noise_level, window_slices
 from denoise_batch.quality import (
+    MAX_CLIPPED,
     WHOLE_PIXELS,
     Estimate,
     block_spreads,
@@ -51,7 +52,7 @@ def main() -> None:
     table = Table(show_edge=False, pad_edge=False)
     for heading in ("kind", "σ", "images", "σ̂ within 10 %", "largest σ̂ error"):
         table.add_column(heading, justify="right")
-    for heading in ("estimated", "within 0.5 dB", "rms, dB", "largest, dB"):
+    for heading in ("estimated", "within 0.5 dB", "mean, dB", "rms, dB", "largest, dB"):
         table.add_column(heading, justify="right")
     for kind in arguments.kinds:
         for sigma in arguments.sigmas:
@@ -84,7 +85,9 @@ def _row(
         if kind == "8-bit":
             noisy = torch.round(noisy.clamp(0, 1) * 255) / 255
         level = noise_level(
-            [noisy[:, y, x].contiguous() for y, x in window_slices(*noisy.shape[1:])]
+            [noisy[:, y, x].contiguous() for y, x in window_slices(*noisy.shape[1:])],
+            step=1 / 255 if kind == "8-bit" else 0.0,
+            is_lossless=True,
         )
         sigma_errors.append(level.sigma_255 / sigma - 1)
         denoised = network(noisy[None]).clone()
@@ -96,16 +99,18 @@ def _row(
     near = sum(abs(error) <= 0.5 for error in errors)
     row = [str(count), f"{good}/{count}", f"{max(sigma_errors, key=abs):+.1%}"]
     if not errors:
-        return [*row, "0", "", "", ""]
+        return [*row, "0", "", "", "", ""]
     rms = (sum(error**2 for error in errors) / len(errors)) ** 0.5
-    row += [str(len(errors)), f"{near}/{len(errors)}"]
+    row += [str(len(errors)), f"{near}/{len(errors)}", f"{sum(errors) / len(errors):+.2f}"]
     return [*row, f"{rms:.2f}", f"{max(errors, key=abs):+.2f}"]
 
 
 def _estimate(
     network: Network, noisy: Tensor, denoised: Tensor, level: NoiseLevel
 ) -> Estimate | None:
-    if not level.is_white or level.white_255 is None:
+    clipped = ((noisy <= 0) | (noisy >= 1)).float().mean().item()
+    is_rounded = torch.equal((noisy * 255).round() / 255, noisy)
+    if not level.is_white or level.white_255 is None or (is_rounded and clipped > MAX_CLIPPED):
         return None
     if noisy.shape[1] * noisy.shape[2] <= WHOLE_PIXELS:
         probe = probe_images(network, noisy[None], denoised)[0]

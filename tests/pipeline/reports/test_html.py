@@ -15,7 +15,7 @@ from browser import Page, browser_page, find_browser
 from PIL import Image
 from report_runs import AWKWARD
 
-from denoise_batch.files.pixels import ValueRange
+from denoise_batch.files.ranges import ValueRange
 from denoise_batch.quality import Quality
 from denoise_batch.reports import html, pictures
 from denoise_batch.reports.html import MOST_STEMS, nice_ticks, render_html

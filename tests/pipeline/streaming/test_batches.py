@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from denoise_batch.files.metadata import Metadata, StorageFormat
-from denoise_batch.files.pixels import BITS_8, DecodedImage
+from denoise_batch.files.pixels import DecodedImage
+from denoise_batch.files.ranges import BITS_8
 from denoise_batch.models import ARCHITECTURES, Network
 from denoise_batch.streaming.denoiser import BatchDenoiser
 from denoise_batch.streaming.stream import Batches

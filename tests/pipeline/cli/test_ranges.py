@@ -1,0 +1,388 @@
+"""What values mean: ranges, "no data", hidden colours, gray stored as RGB, flat colours."""
+
+import json
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from denoise_batch.cli.batch import main
+
+SIZE = (96, 128)
+
+
+def clean(seed: int = 0) -> "np.ndarray[Any, Any]":
+    """A gray picture of edges and slopes in [0, 1]."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]] / 64
+    waves = 0.5 + 0.25 * np.sin(5 * x + 2 * y + seed) + 0.25 * np.cos(4 * y * x)
+    return np.where((x - 1) ** 2 + (y - 0.75) ** 2 < 0.16, 0.85 - 0.4 * y, waves)
+
+
+def noisy(seed: int = 0, sigma: float = 0.1) -> "np.ndarray[Any, Any]":
+    return clean(seed) + sigma * np.random.default_rng(seed).standard_normal(SIZE)
+
+
+def run(folder: Path, *options: str) -> Path:
+    arguments = [str(folder), "-d", "cpu", "--no-measure", "--overwrite", *options]
+    assert main(arguments) == 0
+    return folder.with_name(folder.name + "-denoised")
+
+
+@pytest.fixture
+def imgs(tmp_path: Path) -> Path:
+    (tmp_path / "imgs").mkdir()
+    return tmp_path / "imgs"
+
+
+def psnr(output: "np.ndarray[Any, Any]", low: float, high: float, seed: int = 0) -> float:
+    error = (output.astype(np.float64) - low) / (high - low) - clean(seed)
+    return float(-10 * math.log10((error**2).mean()))
+
+
+def test_the_same_noise_is_removed_at_every_full_scale(imgs: Path) -> None:
+    integers, floats = (200, 600, 4095, 20_000, 33_000, 65_000), (0.001, 0.005, 1.0, 300.0)
+    picture = 0.25 + 0.5 * noisy()  # not clipped at 65 535
+    for full in integers:
+        tifffile.imwrite(imgs / f"u{full}.tif", (picture * full).round().astype(np.uint16))
+        (imgs / f"p{full}.png").write_bytes(
+            imagecodecs.png_encode((picture * full).round().astype(np.uint16))
+        )
+    for full in floats:
+        tifffile.imwrite(imgs / f"f{full}.tif", (picture * full).astype(np.float32))
+    tifffile.imwrite(imgs / "offset.tif", (992 + picture * 4320).round().astype(np.uint16))
+    output = run(imgs)
+    scores = {}
+    for path in sorted(imgs.iterdir()):
+        written = tifffile.imread if path.suffix == ".tif" else imagecodecs.imread
+        if path.stem == "offset":
+            ends = 992 + 0.25 * 4320, 992 + 0.75 * 4320
+        else:
+            ends = 0.25 * float(path.stem[1:]), 0.75 * float(path.stem[1:])
+        scores[path.name] = psnr(written(output / path.name), *ends)
+    assert max(scores.values()) - min(scores.values()) < 0.5, scores
+    assert min(scores.values()) > 27  # 20 dB before
+
+
+def test_all_pages_of_a_file_have_one_range(imgs: Path) -> None:
+    dim, bright = (1000 + 300 * noisy(1)), (1000 + 3000 * noisy(2))
+    stack = np.stack([dim, bright]).round().astype(np.uint16)
+    for name, pages in (("both", stack), ("turned", stack[::-1]), ("alone", stack[:1])):
+        tifffile.imwrite(imgs / f"{name}.tif", pages, photometric="minisblack")
+    output = run(imgs)
+    both, turned, alone = (
+        tifffile.imread(output / f"{name}.tif") for name in ("both", "turned", "alone")
+    )
+    assert np.array_equal(both, turned[::-1])
+    assert not np.array_equal(both[0], alone)
+    same = run(imgs, "--strength", "0")
+    assert np.array_equal(tifffile.imread(same / "both.tif"), stack)
+
+
+@pytest.mark.parametrize("declared", ["tags", "imagej", "sbit", "option"])
+def test_what_says_the_range_is_believed(declared: str, imgs: Path) -> None:
+    picture = (200 + 300 * noisy()).round().astype(np.uint16)
+    tifffile.imwrite(imgs / "a.tif", picture)
+    wanted = tifffile.imread(run(imgs, "--range", "0-4095") / "a.tif")
+    estimated = tifffile.imread(run(imgs) / "a.tif")
+    assert not np.array_equal(wanted, estimated)
+    options: list[str] = []
+    name = "b.tif"
+    if declared == "tags":
+        tags = [(340, 3, 1, 0, True), (341, 3, 1, 4095, True)]
+        tifffile.imwrite(imgs / name, picture, extratags=tags)
+    elif declared == "imagej":
+        tifffile.imwrite(imgs / name, picture, imagej=True, metadata={"min": 0.0, "max": 4095.0})
+    elif declared == "sbit":
+        name = "b.png"
+        plain = imagecodecs.png_encode(picture)
+        chunk = b"\0\0\0\1sBIT\x0c" + struct.pack(">I", zlib.crc32(b"sBIT\x0c"))
+        (imgs / name).write_bytes(plain[:33] + chunk + plain[33:])
+    else:
+        tifffile.imwrite(imgs / name, picture)
+        options = ["--range", "0-4095"]
+    output = run(imgs, *options) / name
+    read = imagecodecs.imread if name.endswith("png") else tifffile.imread
+    assert np.array_equal(read(output), wanted)
+
+
+def test_a_declared_range_that_the_samples_contradict_is_not_believed(imgs: Path) -> None:
+    picture = (1000 + 3000 * noisy()).round().astype(np.uint16)
+    tifffile.imwrite(imgs / "a.tif", picture)
+    tags = [(340, 3, 1, 0, True), (341, 3, 1, 255, True)]
+    tifffile.imwrite(imgs / "b.tif", picture, extratags=tags)
+    output = run(imgs)
+    assert np.array_equal(tifffile.imread(output / "a.tif"), tifffile.imread(output / "b.tif"))
+
+
+@pytest.mark.parametrize("text", ["5", "9-2", "a-b", "1-1", "0-inf"])
+def test_a_range_that_is_none_is_refused(
+    text: str, imgs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(imgs), "--range", text]) == 2
+    assert "--range" in capsys.readouterr().err
+
+
+VOID = (slice(0, 40), slice(0, 20))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "full"),
+    [
+        (-9999, "float32", 244), (-3.4028235e38, "float32", 244), (math.nan, "float32", 1),
+        (math.inf, "float32", 1), (-math.inf, "float32", 0.01), (1e20, "float32", 244),
+        (0, "uint16", 10_000), (65535, "uint16", 244), (65535, "uint16", 10_000),
+        (-32768, "float32", 3000),
+    ],
+)  # fmt: skip
+def test_pixels_without_meaning_neither_change_nor_disturb(
+    value: float, dtype: str, full: float, imgs: Path
+) -> None:
+    offset = 300 if full == 244 else 20_000 if dtype == "uint16" else 0
+    picture = offset + full * noisy()
+    stored = picture.round().astype(dtype) if dtype == "uint16" else picture.astype(dtype)
+    tifffile.imwrite(imgs / "whole.tif", stored)
+    stored = stored.copy()
+    stored[VOID] = value
+    stored[60:62, 70:73] = value
+    tifffile.imwrite(imgs / "void.tif", stored)
+    output = run(imgs)
+    whole, void = (tifffile.imread(output / f"{name}.tif") for name in ("whole", "void"))
+    is_void = np.zeros(SIZE, bool)
+    is_void[VOID] = is_void[60:62, 70:73] = True
+    assert void[is_void].tobytes() == stored[is_void].tobytes()
+    errors = [
+        float(np.sqrt((((image.astype(float) - offset) / full - clean())[~is_void] ** 2).mean()))
+        for image in (whole, void)
+    ]
+    assert errors[1] < 1.15 * errors[0]
+
+
+@pytest.mark.parametrize("value", [700, -0.5])
+def test_declared_no_data_inside_the_range_is_kept(value: float, imgs: Path) -> None:
+    dtype = np.uint16 if value > 0 else np.float32
+    picture = (
+        (1000 * noisy() if value > 0 else noisy() - 0.5).clip(0 if value > 0 else -9).astype(dtype)
+    )
+    picture[VOID] = value
+    tag = [(42113, 2, 0, str(value), True)]
+    tifffile.imwrite(imgs / "a.tif", picture, extratags=tag)
+    output = tifffile.imread(run(imgs) / "a.tif")
+    assert (output[VOID] == dtype(value)).all()
+    assert not np.array_equal(output, picture)
+
+
+def test_declared_no_data_of_8_bits_is_kept(imgs: Path) -> None:
+    picture = (255 * noisy()).clip(0, 255).astype(np.uint8)
+    colours = np.stack([picture, picture // 2, 255 - picture], 2)
+    colours[VOID] = 255
+    tifffile.imwrite(
+        imgs / "a.tif", colours, photometric="rgb", extratags=[(42113, 2, 0, "255", True)]
+    )
+    output = tifffile.imread(run(imgs) / "a.tif")
+    assert (output[VOID] == 255).all()
+
+
+def test_a_hot_pixel_moves_no_range_and_a_bright_star_survives(imgs: Path) -> None:
+    picture = 300 + 244 * noisy()
+    tifffile.imwrite(imgs / "plain.tif", picture.astype(np.float32))
+    hot = picture.copy()
+    hot[50, 60] = 65535
+    tifffile.imwrite(imgs / "hot.tif", hot.astype(np.float32))
+    tifffile.imwrite(imgs / "hot16.tif", hot.round().astype(np.uint16))
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    star = 20_000 * np.exp(-((y - 50) ** 2 + (x - 60) ** 2) / 4)
+    tifffile.imwrite(imgs / "star.tif", (picture + star).astype(np.float32))
+    output = run(imgs)
+    far = np.hypot(y - 50, x - 60) > 12
+    results = {path.stem: tifffile.imread(path).astype(float) for path in output.glob("*.tif")}
+    errors = {
+        name: np.sqrt((((image - 300) / 244 - clean())[far] ** 2).mean())
+        for name, image in results.items()
+    }
+    assert max(errors["hot"], errors["hot16"]) < 1.02 * errors["plain"], errors
+    assert errors["star"] < 1.25 * errors["plain"], errors
+    assert results["hot"][50, 60] == pytest.approx(65535, rel=0.01)
+    assert results["star"][50, 60] == pytest.approx(20_000 + picture[50, 60], rel=0.02)
+    assert results["star"].sum() == pytest.approx((picture + star).sum(), rel=0.01)
+
+
+def test_saturated_highlights_are_not_taken_for_no_data(imgs: Path) -> None:
+    """They belong to the picture where values lead up to them."""
+    picture = (70_000 * noisy(sigma=0.05)).clip(0, 65535).round().astype(np.uint16)
+    assert (picture == 65535).mean() > 0.01
+    tifffile.imwrite(imgs / "a.tif", picture)
+    output = tifffile.imread(run(imgs) / "a.tif")
+    target = (70_000 * clean()).clip(0, 65535)
+    before, after = (
+        np.sqrt(((image.astype(float) - target) ** 2).mean()) for image in (picture, output)
+    )
+    assert after < before / 2
+
+
+@pytest.mark.parametrize("hidden", [0, 255])
+def test_colours_under_alpha_0_do_not_reach_what_is_seen(hidden: int, imgs: Path) -> None:
+    gray = (255 * noisy()).clip(0, 255).astype(np.uint8)
+    alpha = np.where(np.hypot(*np.mgrid[-48:48, -64:64]) < 40, 255, 0).astype(np.uint8)
+    colours = np.stack([gray, 255 - gray, gray // 2 + 60], 2)
+    cut = np.where(alpha[..., None] == 0, hidden, colours).astype(np.uint8)
+    Image.fromarray(colours).save(imgs / "whole.png")
+    Image.fromarray(np.dstack([cut, alpha])).save(imgs / "cut.png")
+    output = run(imgs)
+    whole = np.asarray(Image.open(output / "whole.png")).astype(float)
+    result = np.asarray(Image.open(output / "cut.png"))
+    assert np.array_equal(result[alpha == 0], np.dstack([cut, alpha])[alpha == 0])
+    edge = (alpha > 0) & (np.hypot(*np.mgrid[-48:48, -64:64]) > 36)
+    target = np.stack([255 * clean(), 255 - 255 * clean(), 127.5 * clean() + 60], 2)
+    errors = [np.sqrt(((im[..., :3] - target)[edge] ** 2).mean()) for im in (whole, result)]
+    assert errors[1] < 1.4 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "bits"),
+    [(".png", 8), (".jpg", 8), (".tif", 8), (".bmp", 8), (".png", 16), (".tif", 16)],
+)
+def test_gray_stored_as_rgb_stays_gray(suffix: str, bits: int, imgs: Path) -> None:
+    gray = (noisy().clip(0, 1) * (2**bits - 1)).round().astype(f"uint{bits}")
+    rgb = np.stack([gray] * 3, 2)
+    name = f"a{suffix}"
+    if bits == 16 and suffix == ".png":
+        (imgs / name).write_bytes(imagecodecs.png_encode(rgb))
+    elif bits == 16:
+        tifffile.imwrite(imgs / name, rgb, photometric="rgb")
+    else:
+        Image.fromarray(rgb).save(imgs / name)
+    output = run(imgs) / name
+    read = tifffile.imread(output) if suffix == ".tif" else imagecodecs.imread(str(output))
+    assert (read.shape, read.dtype) == (rgb.shape, rgb.dtype)
+    assert np.array_equal(read[..., 0], read[..., 1])
+    assert np.array_equal(read[..., 0], read[..., 2])
+    assert psnr(read[..., 0], 0, 2**bits - 1) > 25
+
+
+@pytest.mark.parametrize("weights", ["unet-gaussian-4", "unet-camera-2", "tconv"])
+def test_flat_colours_come_back_within_one_level(weights: str, imgs: Path) -> None:
+    colours = [
+        (0, 0, 0),
+        (255, 255, 255),
+        (255, 255, 0),
+        (0, 0, 255),
+        (128, 128, 128),
+        (9, 200, 31),
+    ]
+    for number, colour in enumerate(colours):
+        for size in ((1, 1), (16, 16), (70, 45), (200, 31)):
+            Image.new("RGB", size, colour).save(imgs / f"{number}-{size[0]}.png")
+        deep = np.full((40, 50, 3), np.array(colour) * 257, np.uint16)
+        tifffile.imwrite(imgs / f"{number}.tif", deep, photometric="rgb")
+    output = run(imgs, "-w", weights)
+    for path in imgs.iterdir():
+        read = tifffile.imread if path.suffix == ".tif" else imagecodecs.imread
+        before, after = (read(str(folder / path.name)).astype(int) for folder in (imgs, output))
+        assert np.abs(before - after).max() <= 1, path.name
+
+
+@pytest.mark.parametrize("tile", ["off", "64"])
+def test_borders_of_a_noisy_colour_are_as_good_as_its_middle(tile: str, imgs: Path) -> None:
+    colour = np.array([240, 235, 20])
+    noise = np.random.default_rng(0).normal(0, 3, (150, 170, 3))
+    Image.fromarray((colour + noise).round().clip(0, 255).astype(np.uint8)).save(imgs / "a.png")
+    output = np.asarray(Image.open(run(imgs, "--tile", tile) / "a.png")).astype(float)
+    off = np.abs(output - colour).max(2)
+    assert off.max() <= 5
+    assert off[:4].mean() < off[20:-20, 20:-20].mean() + 1
+
+
+def packed_12_bits(samples: "np.ndarray[Any, Any]") -> bytes:
+    """Rows of 12-bit samples, each padded to whole bytes."""
+    rows = []
+    for row in samples:
+        digits = "".join(f"{value:03x}" for value in row)
+        rows.append(bytes.fromhex(digits + "0" * (len(digits) % 2)))
+    return b"".join(rows)
+
+
+def tiff_12_bits(samples: "np.ndarray[Any, Any]") -> bytes:
+    """An uncompressed TIFF file of one strip, by hand."""
+    height, width = samples.shape
+    data = packed_12_bits(samples)
+    values = {
+        256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height,
+        279: len(data),
+    }  # fmt: skip
+    data += b"\0" * (len(data) % 2)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, values[tag]) for tag in values)
+    return head + data + struct.pack("<H", len(values)) + entries + b"\0" * 4
+
+
+@pytest.mark.parametrize("width", [4, 7])
+def test_12_bit_tiff_keeps_depth_and_values(width: int, imgs: Path) -> None:
+    samples = np.random.default_rng(0).integers(0, 4096, (5, width))
+    (imgs / "a.tif").write_bytes(tiff_12_bits(samples))
+    output = run(imgs, "--strength", "0") / "a.tif"
+    with tifffile.TiffFile(output) as tiff:
+        page = tiff.pages.first
+        assert (page.bitspersample, page.imagewidth, page.imagelength) == (12, width, 5)
+        assert np.array_equal(page.asarray(), samples)
+    denoised = tifffile.imread(run(imgs) / "a.tif")
+    assert denoised.max() <= 4095
+    assert not np.array_equal(denoised, samples)
+
+
+def test_12_bit_tiff_in_another_format_looks_the_same(imgs: Path) -> None:
+    samples = np.random.default_rng(0).integers(0, 4096, (5, 7))
+    (imgs / "a.tif").write_bytes(tiff_12_bits(samples))
+    output = run(imgs, "--strength", "0", "--format", "png") / "a.png"
+    expected = (samples / 4095 * 65535).round().astype(np.uint16)
+    assert np.array_equal(imagecodecs.imread(str(output)), expected)
+    output = run(imgs, "--strength", "0", "--format", "ppm") / "a.ppm"
+    assert output.read_bytes().startswith(b"P5\n7 5\n4095\n")
+
+
+@pytest.mark.parametrize("most", [1, 15, 100, 254, 255, 256, 1023, 4095, 16383, 65534, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+def test_pnm_keeps_its_largest_sample(kind: str, most: int, imgs: Path) -> None:
+    bands = 3 if kind in ("P3", "P6") else 1
+    if bands == 3 and most > 255:
+        return  # colour of more than 8 bits is refused
+    samples = np.random.default_rng(most).integers(0, most + 1, (5, 7 * bands))
+    samples[0, :2] = 0, most
+    header = f"{kind}\n7 5\n{most}\n".encode()
+    body = samples.astype("u1" if most < 256 else ">u2").tobytes()
+    if kind in ("P2", "P3"):
+        body = " ".join(map(str, samples.flatten().tolist())).encode()
+    name = f"a.{'ppm' if bands == 3 else 'pgm'}"
+    (imgs / name).write_bytes(header + body)
+    written = (run(imgs, "--strength", "0") / name).read_bytes()
+    parts = written.split(maxsplit=4)
+    assert parts[:4] == [f"P{6 if bands == 3 else 5}".encode(), b"7", b"5", str(most).encode()]
+    data = written[-samples.size * (1 if most < 256 else 2) :]
+    assert np.array_equal(np.frombuffer(data, "u1" if most < 256 else ">u2"), samples.flatten())
+
+
+@pytest.mark.parametrize(
+    ("options", "suffix"), [((), ".jpg"), (("--format", "webp"), ".webp"), (("-q", "40"), ".jpg")]
+)
+def test_the_psnr_is_that_of_the_written_file(
+    options: tuple[str, ...], suffix: str, imgs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colours = np.stack([clean(), clean(1), clean(2)], 2)
+    noise = 0.08 * np.random.default_rng(0).standard_normal(colours.shape)
+    Image.fromarray(((colours + noise).clip(0, 1) * 255).astype(np.uint8)).save(imgs / "a.jpg")
+    target = (colours.clip(0, 1) * 255).round().astype(np.uint8)
+    (imgs.parent / "clean").mkdir()
+    Image.fromarray(target).save(imgs.parent / "clean" / "a.png")
+    reference = str(imgs.parent / "clean")
+    output = run(imgs, "--reference", reference, "--log", "json", *options) / f"a{suffix}"
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (printed,) = [row["psnr_out"] for row in rows if row["event"] == "image"]
+    written = np.asarray(Image.open(output).convert("RGB"), float)
+    expected = -10 * math.log10((((written - target) / 255) ** 2).mean())
+    assert printed == pytest.approx(expected, abs=0.002)
