@@ -290,7 +290,10 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         bits=12 if bits == 12 and tags else 16,
         white_is_zero=is_white_zero,
     )
-    declared = Declared.of_tags(tags.get) if tags else Declared(bits=significant_bits(image, file))
+    if directory:
+        declared = Declared.of_tags(directory.said)
+    else:
+        declared = Declared(bits=significant_bits(image, file))
     compression = image.info.get("compression")
     storage = StorageFormat(
         format=image.format or "",

@@ -157,7 +157,7 @@ def _read_tiff(file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
                 note = "the last sample of each pixel is kept as it is: it is not denoised"
             decoded.append(
                 _page(
-                    array, "TIFF", tiff_metadata(directory), Declared.of_tags(directory.value),
+                    array, "TIFF", tiff_metadata(directory), Declared.of_tags(directory.said),
                     note,
                     compression=_COMPRESSIONS.get(int(page.compression)),
                     photometric=photometric, extra_sample=extra,

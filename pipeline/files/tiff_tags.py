@@ -19,6 +19,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _SIZES |= {_LONG8: 8, 17: 8, _IFD8: 8, 129: 1}
 _NUMBERS = {3: "H", 4: "I", 5: "II", 10: "ii", 11: "f", 12: "d"}
 _RATIONALS = {5, 10}  # two words of 4 bytes
+_ASCII, _SAMPLE_TYPES = 2, {6: "b", 8: "h", 9: "i", 11: "f", 12: "d"}
 _POINTERS = {34665, 34853, 40965, 400}  # EXIF, GPS, interoperability, global parameters
 _SUB_IFDS = 330  # pictures, never copied
 _DEPTH = 3  # of directories in directories
@@ -80,6 +81,17 @@ class Directory:
             return 0.0
         first, second = (*struct.unpack_from("<" + _NUMBERS[tag.type], tag.data), 1)[:2]
         return first / second if second else 0.0
+
+    def said(self, code: int) -> str | tuple[float, ...] | None:
+        """A tag's text, or its numbers of any type but fractions; None without them."""
+        tag = self.tags.get(code)
+        if tag is None or not tag.data:
+            return None
+        if tag.type == _ASCII:
+            return tag.data.rstrip(b"\0").decode("utf-8", "replace")
+        if letter := _SAMPLE_TYPES.get(tag.type):
+            return struct.unpack(f"<{len(tag.data) // _SIZES[tag.type]}{letter}", tag.data)
+        return tag.values or None
 
     def values(self, code: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The values of an integer tag."""

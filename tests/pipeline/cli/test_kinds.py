@@ -224,14 +224,13 @@ def test_other_kinds_are_refused_by_name(folder: Path, capsys: pytest.CaptureFix
     (folder / "ls.jpg").write_bytes(bytes(imagecodecs.jpegls_encode(noise("u1", H, W))))
     bands = pam(np.concatenate([noise("u1", H, W, 3)] * 2, 2), "MULTISPECTRAL")
     (folder / "six.pam").write_bytes(bands)
-    (folder / "odd.ppm").write_bytes(f"P6 {W} {H} 1000\n".encode() + bytes(H * W * 6))
     run(folder)
     err = capsys.readouterr().err
     for name, (reason, _) in REFUSED.items():
         assert any(f"/{name}: " in line and reason in line for line in err.splitlines()), name
     for name, reason in (
         ("twelve.jpg", "is a 12-bit JPEG"), ("lossless.jpg", "lossless 16-bit JPEG"),
-        ("ls.jpg", "is JPEG-LS"), ("six.pam", "6 bands"), ("odd.ppm", "samples of 0 to 1000"),
+        ("ls.jpg", "is JPEG-LS"), ("six.pam", "6 bands"),
     ):  # fmt: skip
         assert any(f"/{name}: " in line and reason in line for line in err.splitlines()), name
     assert "not an image" not in err
