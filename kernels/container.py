@@ -232,7 +232,9 @@ def forward_fused(blocks: Sequence[Block], input: Tensor, residual: Tensor | Non
 def _residual_fused(block: Residual, input: Tensor) -> Tensor:
     """x + body(x), as one call where there is one for two convolutions."""
     ops = ops_for(input.device)
-    pair = fusion.as_pair(fusion.plan(_flat([block.body], ops))) if ops.has_residual_pair else None
+    is_large = input.numel() >= fusion.LEAST_PAIR
+    steps = fusion.plan(_flat([block.body], ops)) if ops.has_residual_pair and is_large else []
+    pair = fusion.as_pair(steps)
     if pair is None:
         return forward_fused([block.body], input, residual=input)
     return fusion.launch_pair(pair, input)

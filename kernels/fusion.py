@@ -77,6 +77,11 @@ def _first_step(blocks: Sequence[Block]) -> tuple[int, Launch | Block]:
     return len(blocks) - len(rest), Launch(conv, before, activation, shuffle)
 
 
+# Values of a map from which on a pair is one pass over memory. The L3 cache holds smaller ones, and
+# two launches have no borders that are computed twice.
+LEAST_PAIR = 3 << 20
+
+
 def as_pair(steps: Sequence[Launch | Block]) -> tuple[Convolution, Convolution] | None:
     """The two convolutions, if the steps are 3×3, ReLU, 3×3 with padding 1 and nothing else."""
     if len(steps) != 2:

@@ -21,7 +21,6 @@ _ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2}
 _SQUARE = ConvGeometry(padding=(1, 1))
 # A vector of 16 channels that holds fewer wastes what Winograd saves.
 _LEAST_WINOGRAD_CHANNELS = 8
-_LEAST_STRIPS = 3 << 20  # values of the hidden map of a residual body
 
 
 class NativeOps:
@@ -186,8 +185,7 @@ class NativeOps:
         image = _nhwc(input)
         n, height, width, channels = image.shape
         is_winograd = all(_is_winograd(w, _SQUARE, (height, width)) for w in (weight1, weight2))
-        # A hidden map that the L3 cache holds costs less than the strips' borders.
-        if not is_winograd or n * height * width * len(weight1) < _LEAST_STRIPS:
+        if not is_winograd:
             hidden = self.conv2d_fused(input, weight1, bias1, _SQUARE, "relu")
             result = self.conv2d_fused(hidden, weight2, bias2, _SQUARE, residual=input)
             POOL.free(hidden)

@@ -208,6 +208,8 @@ def _read_pages(
         else:
             numbers = range(len(head.frames))
             pages = tuple(_read_page(image, file, head, number) for number in numbers)
+        if any(0 in page.size for page in pages):
+            raise ImageError("is damaged (a page without pixels); copy it again from its source")
         return tuple(
             _with_companions(page, number, layout, notes) for number, page in enumerate(pages)
         )

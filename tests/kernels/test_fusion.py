@@ -146,6 +146,16 @@ def test_an_image_without_a_batch_gives_what_it_gives_in_one() -> None:
         assert_parity(output, expected)
 
 
+def test_a_large_residual_body_is_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Residual(Sequential(Conv2d(8, 8, 3, padding=1), ReLU(), Conv2d(8, 8, 3, padding=1)))
+    image = torch.rand(1, 8, 20, 24)
+    expected = pair.train()(image)
+    pair.eval()
+    for least in (0, image.numel() + 1):
+        monkeypatch.setattr(fusion, "LEAST_PAIR", least)
+        assert_parity(forward_fused([pair], image), expected)
+
+
 def test_a_sum_with_a_float32_image_stays_float32() -> None:
     row = Sequential(Residual(Conv2d(3, 3, 3, padding=1))).eval().set_compute_dtype(torch.bfloat16)
     image = torch.rand(1, 3, 8, 8)

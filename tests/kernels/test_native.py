@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -35,7 +35,6 @@ from denoise_batch.kernels.dispatch import NATIVE_OPS, native_table, ops_for
 from denoise_batch.kernels.errors import NotCoveredError, UnavailableError
 from denoise_batch.kernels.geometry import ConvGeometry, pixel_unshuffle
 from denoise_batch.kernels.native import build, library
-from denoise_batch.kernels.native import ops as native_ops
 from denoise_batch.kernels.native.ops import NativeOps
 
 OUTPUT_ERROR, GRADIENT_ERROR = 1e-5, 3e-5  # of each tensor's largest element
@@ -94,11 +93,6 @@ def guarded() -> Iterator[None]:
     for buffer in buffers:
         assert buffer[:GUARD].isnan().all(), "written before an output"
         assert buffer[-GUARD:].isnan().all(), "written behind an output"
-
-
-def in_strips() -> AbstractContextManager[object]:
-    """A residual pair is one pass, as that of a large map, however small it is."""
-    return mock.patch.object(native_ops, "_LEAST_STRIPS", 0)
 
 
 def assert_op(ops: NativeOps, name: str, case: Geometry, activation: str | None = None) -> None:
@@ -308,14 +302,11 @@ def ops_reference(
     "shape", [(1, 32, 33, 70), (2, 12, 9, 300), (1, 64, 130, 37), (1, 8, 1, 1), (1, 16, 5, 1500)]
 )
 @pytest.mark.parametrize("hidden", [16, 33])
-@pytest.mark.parametrize("strips", [True, False], ids=["strips", "any"])
-def test_residual_pair_matches_float64(
-    ops: NativeOps, shape: tuple[int, ...], hidden: int, strips: bool
-) -> None:
+def test_residual_pair_matches_float64(ops: NativeOps, shape: tuple[int, ...], hidden: int) -> None:
     image, channels = channels_last(*shape), shape[1]
     first = torch.randn(hidden, channels, 3, 3) / (9 * channels) ** 0.5, torch.randn(hidden)
     second = torch.randn(channels, hidden, 3, 3) / (9 * hidden) ** 0.5, torch.randn(channels)
-    with guarded(), in_strips() if strips else nullcontext():
+    with guarded():
         output = ops.residual_pair(image, *first, *second)
     x, w1, b1, w2, b2 = (value.double() for value in (image, *first, *second))
     middle = functional.conv2d(x, w1, b1, padding=1).relu()
@@ -412,8 +403,7 @@ def everything(ops: NativeOps) -> list[Tensor]:
         large = ops.conv_transpose2d_forward(image, weight, None, geometry)
         results += [large, *ops.conv_transpose2d_backward(large, image, weight, geometry)]
     square = torch.randn(16, 16, 3, 3, generator=generator)
-    with in_strips():
-        results.append(ops.residual_pair(image, square, None, square, None))
+    results.append(ops.residual_pair(image, square, None, square, None))
     results += ops.mse_loss(image, image.flip(2))
     return results
 
