@@ -5,30 +5,32 @@
     scripts/bench --list                list the cases
     scripts/bench folder                whole folders: stages, overlap, memory (folder --help)
 
-Exit codes: 0 done, 1 wrong results or ours failed, 2 usage. A missed speed target is no failure.
+Every provider of a case computes in a process of its own, in turn.
+
+Exit codes: 0 done, 1 wrong results or ours failed, 2 usage, 130 Ctrl-C. A missed speed target is no
+failure.
 """
 
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import folder
 import torch
+from bounds import measure_peaks
 from measure import measure
-from registry import DTYPES, PROVIDERS, Case, cases, quick, select
+from registry import PROVIDERS, Case, cases, quick, select
 from report import Run, document, print_report
 from rich.console import Console
-from timing import gemm_rates
 
 from denoise_batch.device import cores
 
 ROUNDS = 12
 QUICK_ROUNDS = 2
 # Fits the columns of all providers where the output is a file or a pipe.
-PLAIN_WIDTH = 150
+PLAIN_WIDTH = 160
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return folder.main(arguments[1:])
     parser = _parser()
     options = parser.parse_args(arguments)
-    chosen = select(cases(), options.patterns)
+    chosen = select(cases(options.device.type), options.patterns)
     if not chosen:
         parser.error(f"no case matches {' '.join(options.patterns)}; --list shows all")
     if options.quick:
@@ -51,29 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = set(options.providers) - set(PROVIDERS)
     if unknown:
         parser.error(f"--providers: {', '.join(sorted(unknown))} not one of {', '.join(PROVIDERS)}")
-    return _run(chosen, options)
+    try:
+        return _run(chosen, options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _run(chosen: Sequence[Case], options: argparse.Namespace) -> int:
-    _same_conditions(options.threads)
-    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    used = {name: DTYPES[name] for name in DTYPES if any(c.dtype == name for c in chosen)}
-    gemm = gemm_rates(options.device, used, rounds=rounds, is_quick=options.quick)
-    run = Run(options.device, options.threads, rounds, options.quick, gemm)
+    conditions = {
+        "rounds": options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS),
+        "threads": options.threads,
+    }
+    dtypes = sorted({case.dtype for case in chosen})
+    peaks = measure_peaks(options.device, dtypes, is_quick=options.quick, **conditions)
+    run = Run(options.device, is_quick=options.quick, peaks=peaks, **conditions)
     progress = Console(stderr=True)
     outcomes = []
     for number, case in enumerate(chosen, 1):
         progress.print(f"{number}/{len(chosen)} {case.name}", highlight=False)
-        outcomes.append(
-            measure(
-                case,
-                options.providers,
-                options.device,
-                rounds=rounds,
-                threads=options.threads,
-                has_memory=not options.quick,
-            )
-        )
+        outcomes.append(measure(case, options.providers, options.device, **conditions))
         if options.json:  # after every case, so that an interrupted run keeps its results
             options.json.write_text(json.dumps(document(run, outcomes), indent=2) + "\n")
     console = Console()
@@ -81,16 +80,6 @@ def _run(chosen: Sequence[Case], options: argparse.Namespace) -> int:
         console.width = PLAIN_WIDTH
     print_report(console, document(run, outcomes))
     return 1 if any(outcome.is_red for outcome in outcomes) else 0
-
-
-def _same_conditions(threads: int) -> None:
-    """Give all providers the same threads and, on a GPU, full float32 instead of TF32."""
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
-    # Compilers advise their users by warnings; failures still show in the table.
-    warnings.filterwarnings("ignore", module="torch")
 
 
 def _parser() -> argparse.ArgumentParser:

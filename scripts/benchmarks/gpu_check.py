@@ -120,7 +120,7 @@ def _speed(device: torch.device, is_quick: bool) -> tuple[str, bool]:
                 _median(case, "eager"),
                 _median(case, "compile"),
                 *(f"{ratios[peer]:.2f}" if peer in ratios else "" for peer in ("eager", "compile")),
-                f"{ours['gemm_fraction']:.0%}" if ours["gemm_fraction"] else "",
+                f"{ours['bound_fraction']:.0%}" if ours["bound_fraction"] else "",
             )
         )
     head = ("case", "error", "ours, ms", "by matrix products", "eager", "compile", "ours/eager")

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
 from problem import Problem, Runner
-from registry import LossBlock
+from registry import LossBlock, Mode
 from runtimes import onnxruntime, openvino
 from torch import Tensor, nn
 from torch_networks import torch_equivalent
@@ -42,22 +42,35 @@ def ours(problem: Problem) -> Runner:
         block.set_compute_dtype(problem.dtype)
     if mode == "train":
         return _our_training(problem, block)
-    if mode == "backward":
-        grad_output = problem.grad_of(block(problem.input))
-
-        def prepare() -> None:
-            block.zero_grad()
-            block(problem.input)
-
-        def backward() -> None:
-            latest["grad_input"] = block.backward(grad_output)
-
-        return Runner(backward, lambda: latest | _gradients(block.parameters()), prepare)
 
     def forward() -> None:
         latest["output"] = block(problem.input)
 
-    return Runner(forward, lambda: latest)
+    if mode in ("infer", "forward"):
+        return Runner(forward, lambda: latest)
+    forward()
+    grad_output = problem.grad_of(latest["output"])
+
+    def prepare() -> None:
+        block.zero_grad()
+        forward()
+
+    def backward() -> None:
+        latest["grad_input"] = block.backward(grad_output)
+
+    return _both(mode, Runner(backward, lambda: latest | _gradients(block.parameters()), prepare))
+
+
+def _both(mode: Mode, backward: Runner) -> Runner:
+    """Return a backward, which a forward prepares; in mode forward+backward both as one call."""
+    if mode == "backward":
+        return backward
+
+    def run() -> None:
+        backward.prepare()
+        backward.run()
+
+    return Runner(run, backward.results)
 
 
 def _our_training(problem: Problem, network: Block) -> Runner:
@@ -84,8 +97,6 @@ def compiled(problem: Problem) -> Runner:
 
     Inference is compiled with frozen weights (prepacked, constants folded), inductor's best.
     """
-    # torch falls back to eager silently after a few versions of one module.
-    torch._dynamo.reset()
     freezing: dict[str, str | int | bool | Callable[..., object]] = {"freezing": True}
     options = freezing if problem.case.mode == "infer" else {}
     return _torch(
@@ -144,9 +155,14 @@ def _torch(problem: Problem, compile: Callable[[nn.Module], Call]) -> Runner:
 
     def results() -> dict[str, Tensor]:
         assert leaf.grad is not None
-        return {"grad_input": leaf.grad} | _gradients(parameters)
+        return {"output": latest["output"].detach(), "grad_input": leaf.grad} | _gradients(
+            parameters
+        )
 
-    return Runner(lambda: torch.autograd.backward(latest["output"], grad_output), results, prepare)
+    def backward() -> None:
+        torch.autograd.backward(latest["output"], grad_output)
+
+    return _both(mode, Runner(backward, results, prepare))
 
 
 def _torch_step(problem: Problem) -> Runner:

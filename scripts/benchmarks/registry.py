@@ -6,7 +6,11 @@ A case is a subject (a layer, a network or an optimiser) in one mode, shape and 
 - `backward`: its backward; the forward before it is not timed;
 - `step`: an optimiser's step of the unet's parameters;
 - `train`: a network's forward, MSE loss, backward and step of SGD with momentum;
-- `infer`: forward in inference mode, at 1 megapixel.
+- `infer`: forward in inference mode, at 1 megapixel;
+- `forward+backward`: of "blocks", three convolutions with ReLU, as a library user has them.
+
+On a processor we compute in float32 alone; peers that may compute in bfloat16 have names like
+"eager-bf16".
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,15 +30,20 @@ from denoise_batch.kernels import (
     PixelShuffle,
     PixelUnshuffle,
     ReLU,
+    Sequential,
     Sigmoid,
 )
+from denoise_batch.kernels.block import InputGrad
 from denoise_batch.models import Network
 
-Mode = Literal["forward", "backward", "step", "train", "infer"]
+Mode = Literal["forward", "backward", "forward+backward", "step", "train", "infer"]
 Norm = Literal["max", "euclidean"]
 Shape = tuple[int, ...]
-MODES: tuple[Mode, ...] = ("train", "infer", "forward", "backward", "step")
-PROVIDERS = ("ours", "eager", "compile", "onnxruntime", "openvino")
+MODES: tuple[Mode, ...] = ("train", "infer", "forward+backward", "forward", "backward", "step")
+REFERENCE = "eager"
+TORCH = ("ours", "eager", "compile")
+TORCH_BF16 = ("eager-bf16", "compile-bf16")
+PROVIDERS = (*TORCH, "onnxruntime", "openvino", *TORCH_BF16, "openvino-bf16")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Largest allowed difference from torch eager in the same dtype, ‖actual − expected‖/‖expected‖: by
@@ -49,14 +58,25 @@ TOLERANCES = {
     "bfloat16": {"block": 2e-2, "infer": 5e-2, "train": 1e-1},
 }
 
-# Largest wanted ratio of our median time to the peer's; "fastest" is the fastest peer.
-TARGETS: Mapping[tuple[Mode, str], Mapping[str, float]] = {
-    ("train", "tconv"): {"eager": 0.7},
-    ("train", "unet"): {"eager": 1.0},
-    ("infer", "tconv"): {"eager": 0.5, "fastest": 1.0},
-    ("infer", "unet"): {"eager": 0.8, "fastest": 1.0},
+# Largest wanted ratio of our median time to the peer's, by device; "fastest" is the fastest peer
+# that computes in the case's precision.
+TARGETS: Mapping[str, Mapping[tuple[Mode, str], Mapping[str, float]]] = {
+    "cpu": {
+        ("train", "tconv"): {"eager": 0.7},
+        ("train", "unet"): {"eager": 0.45, "eager-bf16": 0.85},
+        ("infer", "tconv"): {"fastest": 0.7},
+        ("infer", "unet"): {"fastest": 0.42, "openvino-bf16": 0.85},
+        ("infer", "blocks"): {"eager": 0.5},
+        ("forward+backward", "blocks"): {"eager": 0.6},
+    },
+    "cuda": {
+        ("train", "tconv"): {"eager": 0.7},
+        ("train", "unet"): {"eager": 1.0},
+        ("infer", "tconv"): {"eager": 0.5, "fastest": 1.0},
+        ("infer", "unet"): {"eager": 0.8, "fastest": 1.0},
+    },
 }
-MEMORY_TARGET = 1.0  # the same for peak memory in a training step, ours/eager
+MEMORY_TARGET = 1.0  # the same for peak memory, ours/eager
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,7 @@ class Case:
     subject: str
     shape: Shape
     dtype: str
-    providers: tuple[str, ...] = field(default=PROVIDERS, compare=False)
+    providers: tuple[str, ...] = field(default=TORCH, compare=False)
 
     @property
     def name(self) -> str:
@@ -98,9 +118,23 @@ class Case:
         return "euclidean" if self.mode == "train" else "max"
 
     @property
-    def targets(self) -> Mapping[str, float]:
-        """Largest wanted ratio ours/peer, by peer; empty for most cases."""
-        return TARGETS.get((self.mode, self.subject), {})
+    def parts(self) -> tuple["Case", ...]:
+        """The cases that a call runs one after the other: itself, but for "blocks"."""
+        if self.subject != "blocks":
+            return (self,)
+        n, c, height, width = self.shape
+        return tuple(
+            replace(self, subject=f"block-{c << i}", shape=(n, c << i, height >> i, width >> i))
+            for i in range(3)
+        )
+
+    def targets(self, device: str) -> Mapping[str, float]:
+        """Return the largest wanted ratios ours/peer, by peer; none for most cases."""
+        return TARGETS[device].get((self.mode, self.subject), {})
+
+    def computed_by(self, provider: str) -> "Case":
+        """Return the case in the precision in which a provider computes it."""
+        return replace(self, dtype="bfloat16") if provider.endswith("-bf16") else self
 
     def block(self) -> Block:
         """Create the subject, with the same parameters every time."""
@@ -126,13 +160,36 @@ class LossBlock(Block):
         return self.loss.backward()
 
 
-def _network(architecture: str) -> Callable[[torch.Generator], Block]:
+class ToldNetwork(Block):
+    """A network that is told a level of noise, as in training, and does not estimate it."""
+
+    LEVEL = 0.1
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        network.estimator = None
+
+    def named_children(self) -> Iterator[tuple[str, Block]]:
+        """Yield the network."""
+        yield "network", self.network
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, 3, H, W); the same shape."""
+        return self.network.forward(input, input.new_full(input.shape[:1], self.LEVEL))
+
+    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
+        """Add to the layers' `.grad` and return the gradient of the input."""
+        return self.network.backward(grad_output, needs_input_grad)
+
+
+def _network(architecture: str) -> Callable[[torch.Generator], Network]:
     """Create a network whose weights are as large as trained ones.
 
     The unet's initial weights predict almost no noise, so a wrong layer would hardly show.
     """
 
-    def build(generator: torch.Generator) -> Block:
+    def build(generator: torch.Generator) -> Network:
         network = Network(architecture, mean=0.45, std=0.25, generator=generator)
         for name, value in network.named_parameters():
             if name.endswith("weight"):
@@ -143,8 +200,20 @@ def _network(architecture: str) -> Callable[[torch.Generator], Block]:
     return build
 
 
-NETWORKS = {name: _network(name) for name in ("tconv", "unet")}
-SUBJECTS: dict[str, Callable[[torch.Generator], Block]] = NETWORKS | {
+def _block(channels: int) -> Callable[[torch.Generator], Block]:
+    return lambda g: Sequential(Conv2d(channels, channels, 3, padding=1, generator=g), ReLU())
+
+
+NETWORKS: Mapping[str, Callable[[torch.Generator], Block]] = {
+    "tconv": _network("tconv"),
+    "unet": _network("unet"),
+    "unet-level": lambda g: ToldNetwork(_network("unet-level")(g)),
+}
+SUBJECTS: Mapping[str, Callable[[torch.Generator], Block]] = {
+    **NETWORKS,
+    "block-32": _block(32),  # the parts of "blocks"
+    "block-64": _block(64),
+    "block-128": _block(128),
     "conv3x3-32": lambda g: Conv2d(32, 32, 3, padding=1, generator=g),
     "conv3x3-64": lambda g: Conv2d(64, 64, 3, padding=1, generator=g),
     "conv3x3-128": lambda g: Conv2d(128, 128, 3, padding=1, generator=g),
@@ -191,14 +260,19 @@ OPTIMIZERS = ("SGD", "AdamW")
 TRAINING_SHAPES: Sequence[Shape] = ((16, 3, 96, 96), (64, 3, 32, 32))
 INFERENCE_SHAPE: Shape = (1, 3, 1024, 1024)
 # torch.compile of a single layer calls the same kernel as eager; the runtimes only infer.
-TRAINING_PROVIDERS = ("ours", "eager", "compile")
-BLOCK_PROVIDERS = ("ours", "eager")
-BLOCK_INFERENCE_PROVIDERS = ("ours", "eager", "onnxruntime", "openvino")
+LAYER_PROVIDERS = ("ours", "eager")
+LAYER_INFERENCE_PROVIDERS = (*LAYER_PROVIDERS, "onnxruntime", "openvino")
 
 
-def cases() -> list[Case]:
-    """Return every case, networks first."""
-    return [*_network_cases(), *_block_cases(), *_optimizer_cases()]
+def cases(device: str) -> list[Case]:
+    """Return every case that a "cpu" or "cuda" computes, networks first."""
+    found = [*_network_cases(), *_blocks_cases(), *_layer_cases(), *_optimizer_cases()]
+    if device == "cuda":
+        return [
+            replace(case, providers=tuple(name for name in case.providers if name in TORCH))
+            for case in found
+        ]
+    return [case for case in found if case.dtype == "float32"]
 
 
 def select(found: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
@@ -221,32 +295,38 @@ def _network_cases() -> Iterator[Case]:
     for subject in NETWORKS:
         for shape in TRAINING_SHAPES:
             for dtype in DTYPES:
-                yield Case("train", subject, shape, dtype, TRAINING_PROVIDERS)
+                yield Case("train", subject, shape, dtype, (*TORCH, *TORCH_BF16))
     for subject in NETWORKS:
         for dtype in DTYPES:
-            yield Case("infer", subject, INFERENCE_SHAPE, dtype)
+            yield Case("infer", subject, INFERENCE_SHAPE, dtype, PROVIDERS)
 
 
-def _block_cases() -> Iterator[Case]:
+def _blocks_cases() -> Iterator[Case]:
+    for dtype in DTYPES:
+        yield Case("infer", "blocks", (1, 32, 512, 512), dtype)
+        yield Case("forward+backward", "blocks", (16, 32, 48, 48), dtype)
+
+
+def _layer_cases() -> Iterator[Case]:
     modes: Sequence[Mode] = ("forward", "backward")
     for subject, (training_shape, inference_shape) in SHAPES.items():
         for dtype in DTYPES:
             if subject == "MSELoss" and dtype != "float32":
                 continue  # the loss is always float32
             for mode in modes:
-                yield Case(mode, subject, training_shape, dtype, BLOCK_PROVIDERS)
+                yield Case(mode, subject, training_shape, dtype, LAYER_PROVIDERS)
             if inference_shape:
-                yield Case("infer", subject, inference_shape, dtype, BLOCK_INFERENCE_PROVIDERS)
+                yield Case("infer", subject, inference_shape, dtype, LAYER_INFERENCE_PROVIDERS)
 
 
 def _optimizer_cases() -> Iterator[Case]:
     count = sum(parameter.numel() for parameter in Network("unet").parameters())
     for subject in OPTIMIZERS:
-        yield Case("step", subject, (count,), "float32", BLOCK_PROVIDERS)
+        yield Case("step", subject, (count,), "float32", LAYER_PROVIDERS)
 
 
 def _quick(case: Case) -> Case:
-    providers = tuple(name for name in case.providers if name != "compile")
+    providers = tuple(name for name in case.providers if not name.startswith("compile"))
     if case.mode == "step":
         return replace(case, providers=providers)
     n, c, height, width = case.shape

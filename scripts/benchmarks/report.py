@@ -1,22 +1,25 @@
 """The tables that a run prints and the JSON that it writes.
 
-The JSON document, version 1:
+The JSON document, version 2:
 
-- `version`: 1. Fields may be added within a version, never renamed.
+- `version`: 2. Fields may be added within a version, never renamed.
 - `date` (ISO 8601, UTC), `commit` (short hash, with "+" if files had changed, or "unknown"),
   `device`, `cpu`, `cores`, `threads`, `rounds`, `quick`, `versions` (python, torch, triton and the
   installed peers).
-- `gemm`: dtype → "MxKxN" → GFLOP/s of torch.mm, measured in the same run.
+- `peaks`, measured before the cases: `fma` (instruction set → GFLOP/s of float32 multiply-adds in
+  registers) and `bandwidth` (GB/s) of a processor, {} and null without a compiler; `gemm` (dtype →
+  "MxKxN" → GFLOP/s of torch.mm) of a GPU.
 - `cases`: a list of
-  - `name`, `mode`, `subject`, `shape`, `dtype`, `tolerance`, `norm` (max or euclidean), `gflop`
-    (of one call; null if none), `targets` (peer → largest allowed ratio), `red` (whether a result
-    was wrong),
-  - `ratios`: peer → our median / its median; "fastest" for the fastest peer,
+  - `name`, `mode`, `subject`, `shape`, `dtype`, `tolerance`, `norm` (max or euclidean), `gflop` (of
+    a call as defined; null if none), `winograd_gflop` (what F(4×4, 3×3) leaves of it), `bound_ms`
+    (on a processor `winograd_gflop` at the peak of `fma`, on a GPU `gflop` at that of `gemm`; or
+    null), `targets` (peer → largest wanted ratio), `red` (whether a result was wrong),
+  - `ratios`: peer → our median / its median; "fastest" for the fastest peer in `dtype`,
   - `memory_ratio`: our peak memory / torch eager's, or null,
   - `providers`: name → `status` (ok, wrong, failed, unavailable, ungated), `reason`, `error`
     (relative difference from torch eager's results in that norm), `median_ms`, `p20_ms`, `p80_ms`,
-    `samples`, `gflops`, `gemm_fraction` (of the fastest product in `gemm`), `peak_mb` (MiB); null
-    where there is none.
+    `samples`, `gflops` (`gflop` over the median), `bound_fraction` (`bound_ms` over the median; not
+    of those that compute in another dtype), `peak_mb` (MiB); null where there is none.
 """
 
 import importlib.metadata
@@ -26,24 +29,27 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from bounds import Peaks
 from measure import Entry, Outcome
 from registry import MEMORY_TARGET, MODES
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-VERSION = 1
+VERSION = 2
+NONE = "–"
 TITLES = {
     "train": "Training step of a network: forward, loss, backward, SGD with momentum",
     "infer": "Inference",
-    "forward": "Forward of a block in training",
-    "backward": "Backward of a block",
+    "forward+backward": "Forward and backward of three blocks",
+    "forward": "Forward of a layer in training",
+    "backward": "Backward of a layer",
     "step": "Step of an optimiser (the unet's parameters)",
 }
 
@@ -56,11 +62,7 @@ class Run:
     threads: int
     rounds: int
     is_quick: bool
-    gemm: Mapping[str, Mapping[str, float]]
-
-    def peak(self, dtype: str) -> float:
-        """Return the fastest matrix product in that dtype, GFLOP/s."""
-        return max(self.gemm[dtype].values())
+    peaks: Peaks
 
 
 def document(run: Run, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def document(run: Run, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "rounds": run.rounds,
         "quick": run.is_quick,
         "versions": versions(),
-        "gemm": {dtype: dict(rates) for dtype, rates in run.gemm.items()},
+        "peaks": asdict(run.peaks),
         "cases": [_case_document(run, outcome) for outcome in outcomes],
     }
 
@@ -85,27 +87,36 @@ def print_report(console: Console, document: Mapping[str, Any]) -> None:
     """Print the machine, then one table per mode."""
     found = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     console.print(f"{document['device']}, {document['threads']} threads, {found}")
-    for dtype, rates in document["gemm"].items():
-        shown = ", ".join(f"{shape} {rate:.0f}" for shape, rate in rates.items())
-        console.print(f"GEMM {dtype}, GFLOP/s: {shown}")
+    peaks = document["peaks"]
+    for what, rates in [
+        ("multiply-adds, float32", peaks["fma"]),
+        *((f"torch.mm, {dtype}", rates) for dtype, rates in peaks["gemm"].items()),
+    ]:
+        shown = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+        console.print(f"Peak GFLOP/s of {what}: {shown or NONE}")
+    console.print(f"Memory, GB/s: {NONE if peaks['bandwidth'] is None else peaks['bandwidth']}")
     for mode in MODES:
         cases = [case for case in document["cases"] if case["mode"] == mode]
         if cases:
             console.print(_table(TITLES[mode], cases))
     console.print(
         "ours/peer below 1: ours is faster. Green meets the target (without one, 1), red misses "
-        "it. GEMM: share of the fastest matrix product in that dtype."
+        "it. of bound: what the arithmetic takes at the peak, on a processor after Winograd's "
+        "F(4×4, 3×3), over the median."
     )
 
 
 def _table(title: str, cases: Sequence[Mapping[str, Any]]) -> Table:
-    headings = ("ms", "p20–p80", "ours/peer", "GFLOP/s", "GEMM", "peak MiB")
+    headings = ("ms", "p20–p80", "ours/peer", "GFLOP/s", "of bound", "peak MiB")
     table = Table("case", "provider", title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading, justify="right", overflow="fold")
     for case in cases:
         table.add_section()
         name = f"{case['subject']} {'×'.join(map(str, case['shape']))} {case['dtype']}"
+        if case["gflop"]:
+            bound = f"{case['bound_ms']:.3g} ms" if case["bound_ms"] else NONE
+            name += f"\n[dim]bound {bound}[/]"
         for provider, entry in case["providers"].items():
             if entry["median_ms"] is None:
                 provider += f" [dim]{entry['status']}: {escape(entry['reason'] or '')}[/]"
@@ -120,7 +131,7 @@ def _table(title: str, cases: Sequence[Mapping[str, Any]]) -> Table:
                     f"{entry['p20_ms']:.3g}–{entry['p80_ms']:.3g}",
                     _coloured(ratio, target) if ratio else "",
                     f"{entry['gflops']:.0f}" if entry["gflops"] else "",
-                    f"{entry['gemm_fraction']:.0%}" if entry["gemm_fraction"] else "",
+                    f"{entry['bound_fraction']:.0%}" if entry["bound_fraction"] else "",
                     memory or "",
                 ]
             table.add_row(name, provider, *cells)
@@ -137,14 +148,9 @@ def _coloured(ratio: float, target: float | None) -> str:
     return f"[{colour}]{ratio:.2f}[/]{goal}"
 
 
-def _gflops(outcome: Outcome, entry: Entry) -> float | None:
-    if not outcome.flops or entry.timing is None:
-        return None
-    return outcome.flops / entry.timing.median / 1e9
-
-
 def _case_document(run: Run, outcome: Outcome) -> dict[str, Any]:
-    case = outcome.case
+    case, flops = outcome.case, outcome.flops
+    bound_s = run.peaks.bound_s(case.dtype, flops)
     return {
         "name": case.name,
         "mode": case.mode,
@@ -153,19 +159,24 @@ def _case_document(run: Run, outcome: Outcome) -> dict[str, Any]:
         "dtype": case.dtype,
         "tolerance": case.tolerance,
         "norm": case.norm,
-        "gflop": outcome.flops / 1e9 if outcome.flops else None,
-        "targets": dict(case.targets),
+        "gflop": flops.direct / 1e9 if flops.direct else None,
+        "winograd_gflop": flops.winograd / 1e9 if flops.direct else None,
+        "bound_ms": bound_s and bound_s * 1e3,
+        "targets": dict(case.targets(run.device.type)),
         "red": outcome.is_red,
         "ratios": outcome.ratios,
         "memory_ratio": outcome.memory_ratio,
-        "providers": {n: _entry_document(run, outcome, e) for n, e in outcome.entries.items()},
+        "providers": {
+            name: _entry_document(
+                entry, flops.direct, bound_s if case.computed_by(name) == case else None
+            )
+            for name, entry in outcome.entries.items()
+        },
     }
 
 
-def _entry_document(run: Run, outcome: Outcome, entry: Entry) -> dict[str, Any]:
-    timing = entry.timing
-    gflops = _gflops(outcome, entry)
-    error = entry.error
+def _entry_document(entry: Entry, flops: int, bound_s: float | None) -> dict[str, Any]:
+    timing, error = entry.timing, entry.error
     return {
         "status": entry.status,
         "reason": entry.reason or None,
@@ -174,8 +185,8 @@ def _entry_document(run: Run, outcome: Outcome, entry: Entry) -> dict[str, Any]:
         "p20_ms": timing.p20 * 1e3 if timing else None,
         "p80_ms": timing.p80 * 1e3 if timing else None,
         "samples": timing.samples if timing else None,
-        "gflops": gflops,
-        "gemm_fraction": gflops / run.peak(outcome.case.dtype) if gflops else None,
+        "gflops": flops / timing.median / 1e9 if timing and flops else None,
+        "bound_fraction": bound_s / timing.median if timing and bound_s else None,
         "peak_mb": entry.peak_bytes / 2**20 if entry.peak_bytes else None,
     }
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
+from registry import ToldNetwork
 from torch import Tensor, nn
 
 from denoise_batch import kernels
@@ -60,6 +61,9 @@ def torch_equivalent(block: kernels.Block, dtype: torch.dtype = torch.float32) -
         case Network() if block.estimator is not None:
             parts = (torch_equivalent(part, dtype) for part in (block.restorer, block.estimator))
             return Told(block.padded_size, *parts)
+        case ToldNetwork():
+            restorer = torch_equivalent(block.network.restorer, dtype)
+            return Told(block.network.padded_size, restorer, None)
         case Network():
             return Float32Output(torch_equivalent(block.restorer, dtype))
     raise TypeError(f"{type(block).__name__} has no torch equivalent: add one to {__file__}")
@@ -207,10 +211,10 @@ class ConfidentMean(nn.Module):
 
 
 class Told(nn.Module):
-    """Estimate the noise level, then restore."""
+    """Estimate the noise level, or without an estimator know it, then restore."""
 
     def __init__(
-        self, padded_size: Callable[[int], int], restorer: nn.Module, estimator: nn.Module
+        self, padded_size: Callable[[int], int], restorer: nn.Module, estimator: nn.Module | None
     ) -> None:
         super().__init__()
         self.padded_size = padded_size
@@ -221,7 +225,9 @@ class Told(nn.Module):
         """(N, 3, H, W), larger than its padding; the same shape."""
         height, width = int(input.shape[2]), int(input.shape[3])
         frame = (0, self.padded_size(width) - width, 0, self.padded_size(height) - height)
-        level = self.estimator(F.pad(input, frame, mode="reflect")).float().square()
+        level = torch.full((1, 1, 1, 1), 255 * ToldNetwork.LEVEL, device=input.device)
+        if self.estimator is not None:
+            level = self.estimator(F.pad(input, frame, mode="reflect")).float().square()
         for module in self.restorer.modules():
             if isinstance(module, LevelModule):
                 module.level = level.clamp_max(255 * LARGEST_LEVEL)
