@@ -118,8 +118,8 @@ def measure(
         timings = alternate(right, rounds=rounds)
         for name in right:
             entries[name] = replace(entries[name], timing=timings.get(name))
-            if failure := workers[name].failure:
-                entries[name] = Entry(failure.status, failure.reason)
+            if ended := workers[name].failure:
+                entries[name] = Entry(ended.status, ended.reason)
     return Outcome(case, flops, {name: entries[name] for name in names})
 
 

@@ -225,7 +225,7 @@ class Told(nn.Module):
         """(N, 3, H, W), larger than its padding; the same shape."""
         height, width = int(input.shape[2]), int(input.shape[3])
         frame = (0, self.padded_size(width) - width, 0, self.padded_size(height) - height)
-        level = torch.full((1, 1, 1, 1), 255 * ToldNetwork.LEVEL, device=input.device)
+        level = torch.full((len(input), 1, 1, 1), 255 * ToldNetwork.LEVEL, device=input.device)
         if self.estimator is not None:
             level = self.estimator(F.pad(input, frame, mode="reflect")).float().square()
         for module in self.restorer.modules():

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -25,9 +24,10 @@ from providers import PREPARE
 from registry import REFERENCE, Case
 from safetensors.torch import save_file
 from timing import turn
+from torch import Tensor
 
 WARM_UP = 3
-END_S = 5.0
+END_S = 5.0  # a dying process has closed its pipe, but may still be writing its core
 # Whose memory is told: a compiler needs some itself, and runtimes allocate before they run.
 MEMORY_PROVIDERS = ("ours", REFERENCE, f"{REFERENCE}-bf16")
 
@@ -60,7 +60,7 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A provider's process. Leaving the context ends it, at once if an exception leaves.
+    """A provider's process. Leaving the context ends it.
 
     Args:
         results: the file to which it writes its results, in safetensors.
@@ -115,14 +115,10 @@ class Worker:
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None
-    ) -> None:
-        self._pipe.close()
-        if kind is None:
-            self._process.join(END_S)
+    def __exit__(self, *exception: object) -> None:
         self._process.kill()
         self._process.join()
+        self._pipe.close()
 
 
 def serve(
@@ -188,10 +184,15 @@ def _prepare(case: Case, provider: str, device: torch.device) -> Runner:
     runners = [PREPARE[name](pose(part, device)) for part in case.parts]
     if len(runners) == 1:
         return runners[0]
-    return Runner(
-        lambda: [runner.run() for runner in runners],
-        lambda: {f"{i} {k}": v for i, r in enumerate(runners) for k, v in r.results().items()},
-    )
+
+    def run() -> None:
+        for runner in runners:
+            runner.run()
+
+    def results() -> dict[str, Tensor]:
+        return {f"{i} {k}": v for i, r in enumerate(runners) for k, v in r.results().items()}
+
+    return Runner(run, results)
 
 
 def _warm_up(runner: Runner, device: torch.device) -> int | None:
