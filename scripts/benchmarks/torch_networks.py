@@ -4,8 +4,6 @@ A torch equivalent is what a good torch programmer would write: ReLU in place be
 fusing other element-wise operations is left to whoever compiles it.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
 from registry import ToldNetwork
@@ -60,10 +58,9 @@ def torch_equivalent(block: kernels.Block, dtype: torch.dtype = torch.float32) -
             return nn.Sequential(*parts)
         case Network() if block.estimator is not None:
             parts = (torch_equivalent(part, dtype) for part in (block.restorer, block.estimator))
-            return Told(block.padded_size, *parts)
+            return Told(*parts)
         case ToldNetwork():
-            restorer = torch_equivalent(block.network.restorer, dtype)
-            return Told(block.network.padded_size, restorer, None)
+            return Told(torch_equivalent(block.network.restorer, dtype), None)
         case Network():
             return Float32Output(torch_equivalent(block.restorer, dtype))
     raise TypeError(f"{type(block).__name__} has no torch equivalent: add one to {__file__}")
@@ -152,14 +149,19 @@ class ReflectPadded(nn.Module):
         self.padded_size = block.padded_size
         self.body = body
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W), larger than its padding; the same size."""
+    def pad(self, input: Tensor) -> Tensor:
+        """Pad (N, C, H, W), larger than its padding."""
         height, width, m = int(input.shape[2]), int(input.shape[3]), self.margin
         bottom = self.padded_size(height) - height - m
         right = self.padded_size(width) - width - m
         if m or bottom or right:
             input = F.pad(input, (m, right, m, bottom), mode="reflect")
-        output: Tensor = self.body(input)
+        return input
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W), larger than its padding; the same size."""
+        height, width, m = int(input.shape[2]), int(input.shape[3]), self.margin
+        output: Tensor = self.body(self.pad(input))
         return output[:, :, m : m + height, m : m + width]
 
 
@@ -213,21 +215,17 @@ class ConfidentMean(nn.Module):
 class Told(nn.Module):
     """Estimate the noise level, or without an estimator know it, then restore."""
 
-    def __init__(
-        self, padded_size: Callable[[int], int], restorer: nn.Module, estimator: nn.Module | None
-    ) -> None:
+    def __init__(self, restorer: nn.Module, estimator: nn.Module | None) -> None:
         super().__init__()
-        self.padded_size = padded_size
         self.restorer = restorer
         self.estimator = estimator
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, 3, H, W), larger than its padding; the same shape."""
-        height, width = int(input.shape[2]), int(input.shape[3])
-        frame = (0, self.padded_size(width) - width, 0, self.padded_size(height) - height)
         level = torch.full((len(input), 1, 1, 1), 255 * ToldNetwork.LEVEL, device=input.device)
         if self.estimator is not None:
-            level = self.estimator(F.pad(input, frame, mode="reflect")).float().square()
+            (padded,) = (m for m in self.restorer.modules() if isinstance(m, ReflectPadded))
+            level = self.estimator(padded.pad(input)).float().square()
         for module in self.restorer.modules():
             if isinstance(module, LevelModule):
                 module.level = level.clamp_max(255 * LARGEST_LEVEL)

@@ -178,10 +178,10 @@ def _start(case: Case, provider: str, device: torch.device, results: Path) -> tu
 def _prepare(case: Case, provider: str, device: torch.device) -> Runner:
     name, _, precision = provider.partition("-")
     if precision == "bf16":
-        if not any(torch.cpu.get_capabilities().get(f"{unit}_bf16") for unit in ("avx512", "amx")):
+        units = torch.cpu.get_capabilities().items()  # such as avx512_bf16
+        if not any(has for unit, has in units if unit.endswith("bf16")):
             raise UnavailableError("this processor has no bfloat16")
-        case = replace(case, dtype="bfloat16")
-    runners = [PREPARE[name](pose(part, device)) for part in case.parts]
+    runners = [PREPARE[name](pose(part, device)) for part in case.computed_by(provider).parts]
     if len(runners) == 1:
         return runners[0]
 
