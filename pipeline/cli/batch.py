@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .command import PlainCommand, Version, exit_codes, new_app, run_app
+from .command import PlainCommand, Version, exit_codes, new_app, require_output, run_app
 
 app = new_app()
 
@@ -326,6 +326,7 @@ def denoise(
                     plan = session.plan(jobs)
                     if stop.signal is None:
                         shown.show_plan(plan)
+                        require_output()
                         return
                     raise typer.Exit(128 + stop.signal)
                 summary = session.run(jobs, shown, stop)

@@ -1,6 +1,5 @@
 """Shared by all commands: -h, --version, errors as one line on stderr, exit codes."""
 
-import io
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from ..progress import Interrupted
+from .streams import lost_output, standard_streams
 
 
 class PlainCommand(TyperCommand):
@@ -59,9 +59,6 @@ def exit_codes() -> Iterator[None]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torch warns on import if numpy is missing, which this tool does not need.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name need not be valid text, nor fit the terminal's encoding.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -80,8 +77,15 @@ def exit_codes() -> Iterator[None]:
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     """Run a Typer app on the arguments (the process's own by default); return the exit code."""
-    try:
-        app(args=arguments)
-    except SystemExit as ending:
-        return ending.code if isinstance(ending.code, int) else 0
+    with standard_streams():
+        try:
+            app(args=arguments)
+        except SystemExit as ending:
+            return ending.code if isinstance(ending.code, int) else 0
     return 0
+
+
+def require_output() -> None:
+    """End with 1 if standard output, which is all that the command makes, could not be written."""
+    if lost_output():
+        raise typer.Exit(1)

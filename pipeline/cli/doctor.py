@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .command import PlainCommand, Version, exit_codes, new_app, run_app
+from .command import PlainCommand, Version, exit_codes, new_app, require_output, run_app
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,6 +81,7 @@ def doctor(
             console.print(used, highlight=False, markup=False, soft_wrap=True)
             verdict = "[green]healthy[/]" if healthy else "[red]not healthy[/]: see above"
             console.print(verdict, highlight=False)
+        require_output()
         raise typer.Exit(0 if healthy else UNHEALTHY)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import PlainCommand, Version, exit_codes, new_app, run_app
+from .command import PlainCommand, Version, exit_codes, new_app, require_output, run_app
 
 if TYPE_CHECKING:
     from ..evaluate import EvalOptions, Score
@@ -144,12 +144,11 @@ def evaluate(
         )
         if suite:
             _run_suite(options, pairs or [], floors, as_json)
-            return
-        scores = run(options)
-        if as_json:
-            typer.echo(_to_json(scores))
+        elif as_json:
+            typer.echo(_to_json(run(options)))
         else:
-            _print_table(scores)
+            _print_table(run(options))
+        require_output()
 
 
 def _run_suite(
