@@ -337,7 +337,9 @@ def denoise(
 
 
 def _try_again(error: Exception) -> None:
-    print(f"error: {error}; trying again", file=sys.stderr, flush=True)
+    from ..text import printable
+
+    print(f"error: {printable(str(error))}; trying again", file=sys.stderr, flush=True)
 
 
 def _range(text: str) -> tuple[float, float]:

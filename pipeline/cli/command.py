@@ -13,11 +13,26 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from ..progress import Interrupted
+from ..text import printable
 from .streams import lost_output, standard_streams
 
 
 class PlainCommand(TyperCommand):
-    """A command whose help shows no type for flags."""
+    """A command whose help shows no type for flags, and whose errors are one line each."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **more: Any) -> Any:
+        """Parse the arguments; what is wrong with them may quote one, such as a file's name."""
+        given = list(args)
+        try:
+            return super().make_context(info_name, args, *rest, **more)
+        except Exception as error:
+            if isinstance(message := getattr(error, "message", None), str):
+                error.message = printable(message)  # type: ignore[attr-defined]  # click's
+                self.on_usage_error(given, error)
+            raise
+
+    def on_usage_error(self, args: list[str], error: Exception) -> None:
+        """Called with the arguments and what is wrong with them, before it is printed."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """All parameters, flags with an empty metavar."""
@@ -71,7 +86,7 @@ def exit_codes() -> Iterator[None]:
 
         if not isinstance(error, DenoiseBatchError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
 
 

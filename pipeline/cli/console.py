@@ -34,6 +34,7 @@ from ..quality import Quality
 from ..reports import write_report
 from ..reports.report import make_report, result_to_json
 from ..streaming.result import Plan, Result, Summary, Totals, add_up, is_scored, ranked
+from ..text import printable, valid
 
 MOST_ROWS = 40
 WORST_AND_BEST = 10  # rows of each, for a longer run
@@ -79,7 +80,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     _print_notes(summary, totals, console)
     for result in summary.results:
         if result.status == "failed":
-            line = f"[red]failed[/red] {escape(result.reason)}"
+            line = f"[red]failed[/red] {escape(printable(result.reason))}"
             console.print(line, highlight=False, soft_wrap=True)
     for line in (
         passed_over_line(summary.passed_over),
@@ -87,7 +88,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         totals_line(summary),
     ):
         if line:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            _print_line(console, line)
 
 
 def totals_line(summary: Summary) -> str:
@@ -129,21 +130,20 @@ def _stage_line(summary: Summary) -> str:
 
 
 def _print_notes(summary: Summary, totals: Totals, console: Console) -> None:
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     notes = [note for result in summary.results for note in result.notes]
     for note in notes[:MOST_NOTES]:
-        say(f"note: {note}")
+        _print_line(console, f"note: {note}")
     if len(notes) > MOST_NOTES:
-        say(f"{len(notes) - MOST_NOTES} more notes not shown")
+        _print_line(console, f"{len(notes) - MOST_NOTES} more notes not shown")
     qualities = [result.quality for result in summary.results if result.quality]
     # "too little noise (σ̂ 2.0)" and "too little noise (σ̂ 3.0)" are one reason.
     reasons = Counter(quality.reason.partition(" (")[0] for quality in qualities if quality.reason)
     for reason, count in reasons.most_common():
-        say(f"no PSNR for {count} image{'s' if count > 1 else ''}: {reason}")
+        images = "image" if count == 1 else "images"
+        _print_line(console, f"no PSNR for {count} {images}: {reason}")
     if totals.basis == "estimate":
-        say("est.: estimated without a reference (SURE), assuming white Gaussian noise")
+        line = "est.: estimated without a reference (SURE), assuming white Gaussian noise"
+        _print_line(console, line)
 
 
 def _table(results: Sequence[Result], totals: Totals, width: int) -> Table | None:
@@ -161,7 +161,7 @@ def _table(results: Sequence[Result], totals: Totals, width: int) -> Table | Non
         if heading:
             table.add_row(f"[dim italic]{heading}[/]")
         for result in group:
-            name = escape(shortened(result.job.name, room))
+            name = escape(shortened(printable(result.job.name), room))
             table.add_row(name, *(column.cell(result) for column in columns))
         table.add_section()
     count = totals.scored or totals.done
@@ -332,7 +332,11 @@ class Bars(Display):
     def on_step(self, name: str, done: int, total: int) -> None:
         """Show the tiles of a large image."""
         self.bars.update(
-            self._tiles, description=name, completed=done, total=total, visible=done < total
+            self._tiles,
+            description=printable(name),
+            completed=done,
+            total=total,
+            visible=done < total,
         )
 
     def show_plan(self, plan: Plan) -> None:
@@ -383,7 +387,7 @@ class Lines(Display):
         print_summary(summary, Console())
 
     def _print(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
 
 
 class Quiet(Display):
@@ -395,7 +399,7 @@ class Quiet(Display):
     def on_result(self, result: Result) -> None:
         """Print a failure."""
         if result.status == "failed":
-            print(f"failed {result.reason}", file=self.stream, flush=True)
+            print(f"failed {printable(result.reason)}", file=self.stream, flush=True)
 
     def show_plan(self, plan: Plan) -> None:
         """Print nothing."""
@@ -478,7 +482,7 @@ class JsonLines(Display):
         )
 
     def _write(self, event: dict[str, Any]) -> None:
-        print(json.dumps(event), file=self.stream, flush=True)
+        print(json.dumps(valid(event)), file=self.stream, flush=True)
 
 
 def write_reports(options: DenoiseOptions, summary: Summary, *, quiet: bool) -> None:
@@ -538,4 +542,4 @@ def _counts(plan: Plan) -> dict[str, int]:
 
 
 def _print_line(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..text import printable, valid
 from .command import PlainCommand, Version, exit_codes, new_app, require_output, run_app
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def doctor(
                 "checks": [asdict(check) for check in checks],
                 "kernels": [asdict(kernel) for kernel in tested],
             }
-            typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+            typer.echo(json.dumps(valid(document), indent=1, ensure_ascii=False))
         else:
             if tested:
                 console.print(_kernels_table(tested))
@@ -102,7 +103,7 @@ def _checks_table(checks: Sequence["Check"]) -> "Table":
                 table.add_section()
             topic = check.topic
             table.add_row("", f"[bold]{topic}[/]", "")
-        table.add_row(_SIGNS[check.state], escape(check.name), escape(check.detail))
+        table.add_row(_SIGNS[check.state], escape(check.name), escape(printable(check.detail)))
     return table
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..text import printable, valid
 from .command import PlainCommand, Version, exit_codes, new_app, require_output, run_app
 
 if TYPE_CHECKING:
@@ -167,13 +168,13 @@ def _run_suite(
             {"row": row, "field": field, "floor": floor} for (row, field), floor in missed.items()
         ]
         result = {"rows": [asdict(score) for score in scores], "missed": lines}
-        typer.echo(json.dumps(result, indent=2, allow_nan=False))
+        typer.echo(json.dumps(valid(result), indent=2, allow_nan=False))
     else:
         _print_suite(scores)
     for (row, field), floor in missed.items():
         found = [getattr(score, field) for score in scores if score.row == row]
         value = f"{found[0]:.2f}" if found else "not scored"
-        typer.echo(f"{row}: {field} is {value}, the floor is {floor:g}", err=True)
+        typer.echo(f"{printable(row)}: {field} is {value}, the floor is {floor:g}", err=True)
     if missed:
         raise typer.Exit(1)
 
@@ -192,7 +193,7 @@ def _print_suite(scores: Sequence["RowScore"]) -> None:
     for score in scores:
         level = "–" if score.level is None else f"{score.level:.1f}"
         table.add_row(
-            escape(score.row),
+            escape(printable(score.row)),
             str(score.images),
             f"{score.psnr_in:.2f}",
             f"[bold]{score.psnr_out:.2f}[/bold]",
@@ -228,7 +229,7 @@ def _to_json(scores: Sequence["Score"]) -> str:
         "images": [_with_nulls(row) for row in rows],
         "means": [_with_nulls(asdict(mean)) for mean in means(scores)],
     }
-    return json.dumps(result, indent=2, allow_nan=False)
+    return json.dumps(valid(result), indent=2, allow_nan=False)
 
 
 def _with_nulls(row: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +255,7 @@ def _print_table(scores: Sequence["Score"]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for score in scores:
         table.add_row(
-            escape(score.name),
+            escape(printable(score.name)),
             score.noise,
             f"{psnr_of_mse(score.mse_in):.2f}",
             f"{psnr_of_mse(score.mse_out):.2f}",

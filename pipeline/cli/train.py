@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..progress import Interrupted, Progress, Stop, stopping
+from ..text import printable
 from .command import PlainCommand, Version, exit_codes, new_app, run_app
 
 if TYPE_CHECKING:
@@ -320,7 +321,8 @@ def train(
         typer.echo(
             f"best: epoch {best.number}, {outcome.noisy_psnr:.2f} → {best.validation_psnr:.2f} dB "
             f"over all validation tiles ({outcome.noisy_psnr_mean:.2f} → "
-            f"{best.validation_psnr_mean:.2f} dB averaged per tile): {outcome.weights}"
+            f"{best.validation_psnr_mean:.2f} dB averaged per tile): "
+            + printable(str(outcome.weights))
         )
 
 

@@ -35,7 +35,6 @@ def write_report(
 
         text = render_html(report, on_picture)
     try:
-        # POSIX allows file names that are not Unicode; their bytes are written escaped.
-        atomic_write(path, text.encode("utf-8", "backslashreplace"))
+        atomic_write(path, text.encode())
     except OSError as error:
         raise OptionError(f"--report {path}: cannot be written: {error.strerror}") from error

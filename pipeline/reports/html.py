@@ -22,6 +22,7 @@ from ..files.scan import real_path
 from ..quality import Quality
 from ..streaming.references import find_reference
 from ..streaming.result import Result, is_scored, ranked
+from ..text import printable
 from .pictures import VIEW_PX, Thumbnails, View, load, thumbnails, view
 from .report import Report
 
@@ -124,6 +125,7 @@ def render_html(
     environment = Environment(
         loader=loader,
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

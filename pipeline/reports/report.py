@@ -25,8 +25,11 @@ from ..models import SHIPPED, load_tensors, shipped_manifest
 from ..options import DenoiseOptions
 from ..quality import Quality
 from ..streaming.result import Result, Summary, Totals, add_up
+from ..text import valid
 
 SCHEMA = 1
+# What a spreadsheet takes for the start of a formula (OWASP, "CSV injection").
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,14 @@ def render_json(report: Report) -> str:
         "passed_over": count_suffixes(summary.passed_over),
         "images": [result_to_json(result) for result in summary.results],
     }
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(valid(document), indent=1, ensure_ascii=False) + "\n"
 
 
 def render_csv(report: Report) -> str:
     """Return the CSV form: `result_to_json` in rows, stages as `seconds_decode` …, `kernels`.
 
-    The rows of files that were passed over have a name and the status "passed over".
+    The rows of files that were passed over have a name and the status "passed over". A text that
+    a spreadsheet would compute has an apostrophe before it.
     """
     rows = []
     for result in report.results:
@@ -134,7 +138,9 @@ def render_csv(report: Report) -> str:
     if rows:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\r\n")  # RFC 4180
         writer.writeheader()
-        writer.writerows(rows + passed_over)
+        writer.writerows(
+            {key: _cell(value) for key, value in row.items()} for row in rows + passed_over
+        )
     return file.getvalue()
 
 
@@ -177,6 +183,12 @@ def result_to_json(result: Result) -> dict[str, Any]:
         "retried_in_fp32": result.is_retried,
         "notes": list(result.notes),
     }
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        value = f"'{value}"
+    return valid(value)
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -1,5 +1,6 @@
 """Logs: what happens where they cannot be written, and what of a file's name gets into them."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -146,3 +147,122 @@ def test_a_result_that_cannot_be_written_is_a_failure(
             codes[name] = run()
             monkeypatch.undo()
     assert codes == {"plan": 1, "doctor": 1, "scores": 1}
+
+
+# Each would do something to a terminal, to a mail or to a log of lines.
+EVIL = {
+    "\x1b[2Jescape": "\\x1b[2Jescape",
+    "\x9b31mcontrol": "\\x9b31mcontrol",
+    "carriage\rreturn": "carriage\\rreturn",
+    "new\nfailed line": "new\\nfailed line",
+    "\u202ereversed": "\\u202ereversed",
+    "isolated\u2066": "isolated\\u2066",
+    "next\x85line": "next\\x85line",
+    "line\u2028separator": "line\\u2028separator",
+    "bell\x07": "bell\\x07",
+    "byte\udcff": "byte\\xff",
+    "tag\U000e0041": "tag\\U000e0041",
+    "\x9d0;title\x9c": "\\x9d0;title\\x9c",
+}
+LOOKS = {"می\u200cخواهم", "naïve ☕", "图像", "👩\u200d👧"}
+
+
+def is_hidden(char: str) -> bool:
+    from unicodedata import category
+
+    return char not in "\n\u200c\u200d" and category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    """A picture and a damaged file of each name."""
+    root = tmp_path / "imgs"
+    root.mkdir()
+    for name in (*EVIL, *LOOKS):
+        picture(24, 20, 0).save(root / f"{name}.png")
+        (root / f"{name}-bad.png").write_bytes(b"")
+    return root
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--dry-run",), ("--quiet",), ("--strength", "0"), ("--suffix", "\x1b[0m")]
+)
+def test_names_are_shown_and_command_nothing(
+    options: tuple[str, ...], evil: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(command(evil, weights, *options))
+    captured = capsys.readouterr()
+    text = captured.out + captured.err
+    assert not [char for char in text if is_hidden(char)]
+    for name in (*EVIL.values(), *LOOKS):
+        assert name in text
+    assert not [line for line in text.splitlines() if line.startswith("failed line")]
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "a\nerror: b", "\u202ex", "\udcfe"])
+def test_errors_too(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [
+        ["batch", str(tmp_path / name)],
+        ["batch", str(tmp_path), "-w", str(tmp_path / f"{name}.safetensors")],
+        ["batch", f"--{name}"],
+        ["evaluate", str(tmp_path / f"{name}.safetensors"), str(tmp_path)],
+        ["evaluate", "tconv", str(tmp_path / name)],
+        ["train", str(tmp_path / name), "-o", str(tmp_path / "run")],
+    ]
+    from denoise_batch.cli import batch, train
+
+    mains = {"batch": batch.main, "evaluate": evaluate.main, "train": train.main}
+    for tool, *arguments in commands:
+        assert mains[tool](arguments) != 0
+        captured = capsys.readouterr()
+        text = captured.out + captured.err
+        assert text
+        assert not [char for char in text if is_hidden(char)], (tool, arguments, text)
+        assert not [line for line in text.splitlines() if line.startswith("error: b")]
+
+
+def test_json_lines_are_unicode_whatever_the_names_are(
+    evil: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evil.parent / "report.json"
+    for options in (("--dry-run",), ("--report", str(report))):
+        main(command(evil, weights, "--log", "json", *options))
+        lines = capsys.readouterr().out.encode().decode("utf-8").split("\n")
+        events = [json.loads(line) for line in lines if line]
+        said = {event["name"]: event for event in events if "name" in event}
+        for event in events:
+            json.dumps(event, ensure_ascii=False).encode("utf-8")
+        assert "byte\\xff.png" in said
+        assert "\x1b[2Jescape.png" in said  # JSON has an escape of its own for it
+        assert len(said) == 2 * len(EVIL) + 2 * len(LOOKS)
+    document = json.loads(report.read_bytes().decode("utf-8"))
+    json.dumps(document, ensure_ascii=False).encode("utf-8")
+    assert {image["name"] for image in document["images"]} == set(said)
+
+
+def test_csv_computes_nothing_and_html_shows_names(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, clean = tmp_path / "imgs", tmp_path / "clean"
+    root.mkdir()
+    clean.mkdir()
+    formulas = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "＝1", "\n=1"]
+    for name in [*formulas, "plain", "a=b"]:
+        picture(24, 20, 0).save(root / f"{name}.png")
+        picture(24, 20, 0).point(lambda v: max(v - 3, 0)).save(clean / f"{name}.png")
+        (root / f"{name}-bad.png").write_bytes(b"")
+        (root / f"{name}.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    page, table = tmp_path / "r.html", tmp_path / "r.csv"
+    reports = ["--report", str(page), "--report", str(table)]
+    main(command(root, weights, *reports, "--reference", str(clean)))
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 9
+    by_name = {row["name"]: row for row in rows}
+    for row in rows:
+        for key in ("name", "source", "output", "reason", "notes"):
+            assert not row[key].startswith(tuple("=+-@\t\r\n＝＋－＠")), row
+    assert {f"'{name}.png" for name in formulas} <= set(by_name)
+    assert {"plain.png", "a=b.png"} <= set(by_name)
+    assert [row for row in rows if row["gain"] and float(row["gain"]) < 0]  # a number stays one
+    assert not [c for c in page.read_text(encoding="utf-8").replace("\t", " ") if is_hidden(c)]
