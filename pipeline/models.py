@@ -476,12 +476,21 @@ def load_weights(path: Path) -> Weights:
         if header["format"] != FORMAT:
             raise WeightsError(f"format {header['format']!r}, this version reads {FORMAT}")
         spec, training = header["network"], header["training"]
+        if not isinstance(training, dict):
+            raise WeightsError(f"training is a {type(training).__name__}, not an object")
         mean, std = _one_or_three(spec["mean"]), _one_or_three(spec["std"])
         network = Network(spec["architecture"], mean, std)
         if not any(name.startswith("estimator.") for name in tensors):
             network.estimator = None
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, OverflowError, DenoiseBatchError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        DenoiseBatchError,
+    ) as error:
         raise WeightsError(f"{path}: its tensors or header do not fit: {error}") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Weights(network.eval(), training, digest)
@@ -540,10 +549,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         header = json.loads(metadata[KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: its tensors or header do not fit: {error}") from error
     if not isinstance(header, dict):
-        raise WeightsError(f"{path}: its tensors or header do not fit: {header!r:.50}")
+        kind = type(header).__name__
+        raise WeightsError(f"{path}: its tensors or header do not fit: a {kind}, not an object")
     return tensors, header
 
 

@@ -160,7 +160,7 @@ def read_floors(path: Path) -> dict[str, dict[str, float]]:
         known = {"psnr_out", "lowest", "worst_gain", "largest", "bias"}
         unknown = {field for row in floors.values() for field in row} - known
         numbers = [float(number) for row in floors.values() for number in row.values()]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise OptionError(f"--floors {path}: not a file of floors ({error})") from error
     if unknown or not all(map(math.isfinite, numbers)):
         raise OptionError(f"--floors {path}: use finite {', '.join(sorted(known))}")

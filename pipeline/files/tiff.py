@@ -351,7 +351,7 @@ def _stack(directory: _Directory, file: BinaryIO) -> tuple[int, int, str | None,
         match = re.search(r"^images=(\d+)", text, re.MULTILINE)
         planes, source = int(match[1]) if match else 1, "ImageJ"
     elif text.startswith('{"shape"'):
-        with suppress(ValueError, TypeError, KeyError):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
             said = json.loads(text)
             planes = math.prod(said["shape"]) // max(1, width * height * samples)
             source = "tifffile"

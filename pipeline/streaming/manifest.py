@@ -10,13 +10,14 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from filelock import FileLock, Timeout
 
@@ -90,6 +91,9 @@ class Manifest:
     Args:
         root: the output folder.
         part: whose lines this run adds: "" or a shard's name. The lines of all parts are read.
+
+    Raises:
+        OptionError: something else is in the place of a part.
     """
 
     def __init__(self, root: Path, part: str = "") -> None:
@@ -99,6 +103,7 @@ class Manifest:
         self._lock = Lock()
         self._synced = time.monotonic()
         lines = 0
+        _refuse_others(root)
         for path in sorted((root / FOLDER).glob("manifest*.jsonl")):
             for entry in _read(path):
                 lines += 1
@@ -162,7 +167,7 @@ class Manifest:
         with self._lock:
             self._entries.setdefault(entry.output, []).append(entry)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file:
+            with _open_regular(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, "ab+") as file:
                 if _ends_torn(file):
                     line = "\n" + line
                 file.write(line.encode())
@@ -192,27 +197,81 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no file.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with _open_regular(path, os.O_RDONLY, "rb", is_link_followed=True) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 
 
 def _read(path: Path) -> Iterator[Entry]:
-    """Yield the complete lines of a manifest; a killed run may leave a torn one."""
+    """Yield the valid lines of a manifest; a killed run may leave a torn one, others anything."""
     try:
-        data = path.read_bytes()
+        with _open_regular(path, os.O_RDONLY, "rb") as file:
+            data = file.read()
     except OSError:
         return
-    for line in data.splitlines():
-        with suppress(ValueError, TypeError, KeyError):
+    for line in data.split(b"\n"):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
             fields = json.loads(line)
             fields["output_stamp"] = FileStat(**fields["output_stamp"])
             fields["source_stamp"] = FileStat(**fields["source_stamp"])
-            yield Entry(**fields)
+            entry = Entry(**fields)
+            if _is_valid(entry):
+                yield entry
+
+
+def _is_valid(entry: Entry) -> bool:
+    """Whether all fields have their types, and the output is below the folder.
+
+    Raises:
+        ValueError: a name that no file can have.
+    """
+    for stamp in (entry.output_stamp, entry.source_stamp):
+        if not all(type(number) is int for number in vars(stamp).values()):
+            return False
+    texts = [value for value in vars(entry).values() if not isinstance(value, FileStat)]
+    if not all(isinstance(text, str) for text in texts):
+        return False
+    os.fsencode(entry.output + entry.source)
+    is_below = entry.output[:1] not in ("", "/") and not {".", ".."} & {*entry.output.split("/")}
+    return is_below and "\0" not in entry.output + entry.source
+
+
+def _open_regular(path: Path, flags: int, mode: str, *, is_link_followed: bool = False) -> BinaryIO:
+    """Open a regular file, without waiting for a pipe's other end.
+
+    Raises:
+        OSError: it cannot be opened, is something else, or a link that is not followed.
+    """
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if not is_link_followed:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return cast(BinaryIO, os.fdopen(descriptor, mode))
+
+
+def _refuse_others(root: Path) -> None:
+    """Refuse links, pipes and the like in the place of an output folder's state.
+
+    Raises:
+        OptionError: there is one.
+    """
+    folder = root / FOLDER
+    for path in (folder, *folder.glob("manifest*.jsonl"), *folder.glob("lock*")):
+        with suppress(OSError):
+            mode = path.lstat().st_mode
+            if not (stat.S_ISDIR(mode) if path == folder else stat.S_ISREG(mode)):
+                wanted = "folder" if path == folder else "file"
+                raise OptionError(
+                    f"{path}: is not a {wanted} of its own, but a link, pipe or the like; remove "
+                    "it, or choose another output"
+                )
 
 
 def _ends_torn(file: BinaryIO) -> bool:
@@ -238,6 +297,7 @@ def locked(root: Path, part: str = "") -> Iterator[None]:
     Raises:
         OptionError: another run holds it, or it cannot be written.
     """
+    _refuse_others(root)
     folder = root / FOLDER
     whole, own = folder / "lock", folder / f"lock{part}"
     try:

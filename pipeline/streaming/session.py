@@ -11,7 +11,7 @@ from pathlib import Path
 from denoise_batch.kernels import OptionError
 
 from ..files.atomic import temporary_lead
-from ..files.scan import Job, scan
+from ..files.scan import Job, real_path, scan
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from .manifest import Entry, FileStat, Manifest, Storage, locked, sha256_of
@@ -263,14 +263,25 @@ def split(
         overwrite: skip nothing.
     """
     jobs = list(jobs)
+    todo, done = [], []
+
+    @cache
+    def leads_out(folder: Path, root: Path) -> bool:
+        return not real_path(folder).is_relative_to(real_path(root))
+
+    for job in [job for job in jobs if leads_out(job.output.parent, job.root)]:
+        reason = f"{job.output.parent}: leads out of {job.root} by a link; remove it, or give "
+        done.append(Result(job, "failed", f"{job.output}: {reason}another --output"))
+    if done:
+        out = {result.job for result in done}
+        jobs = [job for job in jobs if job not in out]
     if overwrite:
-        return jobs, []
+        return jobs, done
 
     @cache  # slow for many images, and seldom needed
     def paths() -> Set[str]:
         return {job.canonical_path for job in scanned}
 
-    todo, done = [], []
     for job in jobs:
         entry = manifests[job.root].made_of(job.output)
         if reason := _reason_to_skip(job, entry, run):

@@ -157,7 +157,7 @@ class RunFolder:
             found = json.loads(self.config.read_text())
         except OSError as error:
             raise OptionError(f"--output {self.path}: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise OptionError(f"{self.config}: damaged ({error}); use another folder") from error
         if not options.resume:
             raise OptionError(
