@@ -4,7 +4,9 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +32,23 @@ EXAMPLES = """[bold]Examples[/]
 """
 
 
-@app.command(cls=PlainCommand, epilog=EXAMPLES)
+class BatchCommand(PlainCommand):
+    """A command whose usage errors are JSON lines too, if the log is."""
+
+    def on_usage_error(self, args: list[str], error: Any) -> None:
+        """Write what ends the run before it began."""
+        logs = [
+            word.partition("=")[2] or after
+            for word, after in pairwise([*args, ""])
+            if word == "--log" or word.startswith("--log=")
+        ]
+        if logs[-1:] == ["json"]:
+            from .console import JsonLines
+
+            JsonLines(sys.stdout).show_error(error.format_message(), error.exit_code)
+
+
+@app.command(cls=BatchCommand, epilog=EXAMPLES)
 def denoise(
     inputs: Annotated[
         list[str],
@@ -253,7 +271,7 @@ def denoise(
     Exit codes: 0 done, 1 some files failed, 2 usage, 3 no images found, 4 device, 5 weights,
     6 every file failed, 130 Ctrl-C, 143 SIGTERM (files in flight are finished).
     """
-    with exit_codes():
+    with exit_codes(quiet=quiet), ExitStack() as stack:
         from denoise_batch.kernels import OptionError
 
         from ..options import DenoiseOptions
@@ -262,10 +280,12 @@ def denoise(
         from ..streaming.watch import watch as watch_folders
         from .console import display, write_reports
 
-        if batch_size != "auto" and not batch_size.isdecimal():
-            raise OptionError(f"--batch-size {batch_size!r}: auto or a whole number")
+        stop = Stop()
         if log not in ("auto", "plain", "json"):
             raise OptionError(f"--log {log!r}: choose auto, plain, json")
+        shown = stack.enter_context(display(log, quiet=quiet))  # before what may be wrong
+        if batch_size != "auto" and not batch_size.isdecimal():
+            raise OptionError(f"--batch-size {batch_size!r}: auto or a whole number")
         for name, path in (("--output", output), ("--reference", reference)):
             if path == "":  # which `Path` takes for the current folder
                 raise OptionError(f"{name} is empty; name a folder, or leave it out")
@@ -281,10 +301,8 @@ def denoise(
                 f"--report {pages[0]}: shows pictures, which object storage does not keep on this "
                 "machine; use .json or .csv"
             )
-        stop = Stop()
         with (
             stopping(stop),
-            display(log, quiet=quiet) as shown,
             open_storage(inputs, output) as (local_inputs, local_output, storage),
         ):
             options = DenoiseOptions(
@@ -317,9 +335,13 @@ def denoise(
             # The report names URLs, not their local mirror. Before the run, because it checks.
             named: Any = {"inputs": tuple(inputs), "output": output}
             asked = replace(options, **named)
+
+            def try_again(error: OptionError) -> None:
+                shown.warn(f"{error}; trying again")
+
             with Session(options, storage) as session:
                 if watch is not None:
-                    watch_folders(session, watch, shown, stop, shown.show_summary, _try_again)
+                    watch_folders(session, watch, shown, stop, shown.show_summary, try_again)
                     raise typer.Exit(128 + (stop.signal or 0))
                 jobs = session.jobs()
                 if dry_run:
@@ -330,16 +352,14 @@ def denoise(
                         return
                     raise typer.Exit(128 + stop.signal)
                 summary = session.run(jobs, shown, stop)
+        is_end_last = log == "json"  # and has the exit code, which a report may change
+        if not is_end_last:
             shown.show_summary(summary)
         if report:
             write_reports(asked, summary, quiet=quiet or log == "json")
+        if is_end_last:
+            shown.show_summary(summary)
         raise typer.Exit(summary.exit_code)
-
-
-def _try_again(error: Exception) -> None:
-    from ..text import printable
-
-    print(f"error: {printable(str(error))}; trying again", file=sys.stderr, flush=True)
 
 
 def _range(text: str) -> tuple[float, float]:

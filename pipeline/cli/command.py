@@ -67,8 +67,12 @@ Version = Annotated[
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn our errors and signals into a line and an exit code; wraps a command's work."""
+def exit_codes(*, quiet: bool = False) -> Iterator[None]:
+    """Turn our errors and signals into a line and an exit code; wraps a command's work.
+
+    Args:
+        quiet: say nothing if there is nothing to do.
+    """
     # OpenMP's threads would spin for milliseconds after each torch operation, on the cores that the
     # native kernels, decoders and encoders need. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -78,16 +82,21 @@ def exit_codes() -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
-        raise typer.Exit(128 + number) from None
+        raise typer.Exit(128 + signal_of(interrupt)) from None
     except Exception as error:
         # Imported here: the errors' package imports torch, which --help does not wait for.
-        from denoise_batch.kernels.errors import DenoiseBatchError
+        from denoise_batch.kernels.errors import DenoiseBatchError, NoImagesError
 
         if not isinstance(error, DenoiseBatchError):
             raise
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        if not (quiet and isinstance(error, NoImagesError)):
+            print(f"error: {printable(str(error))}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
+
+
+def signal_of(interrupt: KeyboardInterrupt) -> int:
+    """The signal that ended a run."""
+    return interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None) -> int:

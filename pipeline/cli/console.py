@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
+import typer
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
@@ -27,6 +29,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from denoise_batch.kernels import DenoiseBatchError, NoImagesError
+
 from ..files.kinds import count_suffixes, passed_over_line
 from ..options import DenoiseOptions
 from ..progress import Progress
@@ -35,6 +39,8 @@ from ..reports import write_report
 from ..reports.report import make_report, result_to_json
 from ..streaming.result import Plan, Result, Summary, Totals, add_up, is_scored, ranked
 from ..text import printable, valid
+from .command import signal_of
+from .streams import LogStream
 
 MOST_ROWS = 40
 WORST_AND_BEST = 10  # rows of each, for a longer run
@@ -273,6 +279,10 @@ class Display(Progress[Plan, Result]):
     def show_summary(self, summary: Summary) -> None:
         """Show what a run came to."""
 
+    def warn(self, reason: str) -> None:
+        """Tell of something that does not end the run."""
+        print(f"error: {printable(reason)}", file=sys.stderr, flush=True)
+
 
 @contextmanager
 def display(log: str, *, quiet: bool) -> Iterator[Display]:
@@ -296,7 +306,26 @@ def display(log: str, *, quiet: bool) -> Iterator[Display]:
 @contextmanager
 def _display(log: str, *, quiet: bool) -> Iterator[Display]:
     if log == "json":
-        yield JsonLines(sys.stdout, quiet)
+        lines = JsonLines(sys.stdout, quiet)
+        if isinstance(sys.stderr, LogStream):
+            sys.stderr.tell = lines.warn
+        try:
+            yield lines
+        except KeyboardInterrupt as interrupt:
+            number = signal_of(interrupt)
+            lines.show_error("interrupted", 128 + number, number)
+            raise
+        except NoImagesError as error:
+            if not quiet:
+                lines.show_error(str(error), error.exit_code)
+            raise
+        except DenoiseBatchError as error:
+            lines.show_error(str(error), error.exit_code)
+            raise
+        except Exception as error:
+            if not isinstance(error, typer.Exit):  # a bug, whose traceback follows
+                lines.show_error(f"{type(error).__name__}: {error}", 1)
+            raise
     elif quiet:
         yield Quiet(sys.stderr)
     elif log == "plain" or not Console(stderr=True).is_terminal:
@@ -413,15 +442,19 @@ class Quiet(Display):
 class JsonLines(Display):
     """One JSON object per line: `start`, `image` for each image, `end`; `plan` of a dry run.
 
+    `error` is what ends a run early, before or after its first image, and `warning` what does not.
     `passed_over`, of `start` and `end`, counts image files that are not read, by their suffix.
+    Each line has its `time`, UTC in ISO 8601.
     """
 
-    def __init__(self, stream: TextIO, quiet: bool) -> None:
+    def __init__(self, stream: TextIO, quiet: bool = False) -> None:
         self.stream = stream
         self.quiet = quiet
+        self._count = {"done": 0, "failed": 0, "skipped": 0}
 
     def on_start(self, start: Plan) -> None:
         """Write the `start` event."""
+        self._count = dict.fromkeys(self._count, 0)
         if not self.quiet:
             self._write(
                 {
@@ -438,6 +471,7 @@ class JsonLines(Display):
 
     def on_result(self, result: Result) -> None:
         """Write an `image` event; its keys are those of the JSON report."""
+        self._count[result.status] += 1
         if not self.quiet or result.status == "failed":
             self._write({"event": "image", **result_to_json(result)})
 
@@ -481,7 +515,20 @@ class JsonLines(Display):
             }
         )
 
+    def warn(self, reason: str) -> None:
+        """Write a `warning` event too."""
+        super().warn(reason)
+        self._write({"event": "warning", "reason": reason})
+
+    def show_error(self, reason: str, exit_code: int, signal: int | None = None) -> None:
+        """Write an `error` event, unless it is a signal, and the `end` event."""
+        if signal is None:
+            self._write({"event": "error", "reason": reason, "exit_code": exit_code})
+        self._write({"event": "end", **self._count, "signal": signal, "exit_code": exit_code})
+
     def _write(self, event: dict[str, Any]) -> None:
+        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        event = {"event": event.pop("event"), "time": time, **event}
         print(json.dumps(valid(event)), file=self.stream, flush=True)
 
 

@@ -2,11 +2,15 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 from pictures import picture
 
 from denoise_batch.cli import doctor, evaluate
@@ -266,3 +270,123 @@ def test_csv_computes_nothing_and_html_shows_names(
     assert {"plain.png", "a=b.png"} <= set(by_name)
     assert [row for row in rows if row["gain"] and float(row["gain"]) < 0]  # a number stays one
     assert not [c for c in page.read_text(encoding="utf-8").replace("\t", " ") if is_hidden(c)]
+
+
+def lines_of(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> tuple[int, list[dict[str, object]], str]:
+    """Exit code, the JSON lines of standard output, and standard error."""
+    capsys.readouterr()
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+def spoilt(kind: str, folder: Path, weights: Path) -> tuple[list[str], int, str]:
+    """Arguments of a run that ends before its first image, its exit code, a part of the reason."""
+    empty = folder.parent / "empty"
+    empty.mkdir()
+    (folder.parent / "w.safetensors").write_bytes(b"no weights")
+    device = "cuda:99" if torch.cuda.is_available() else "cuda"
+    given = ["-w", str(weights), "-d", "cpu", "--log", "json"]
+    return {
+        "missing": ([str(folder / "x"), *given], 2, "no such file"),
+        "empty": ([str(empty), *given], 3, "no images found"),
+        "device": ([str(folder), *given, "-d", device], 4, "cuda"),
+        "weights": ([str(folder), *given, "-w", f"{folder}/../w.safetensors"], 5, "safetensors"),
+        "no-weights": ([str(folder), *given, "-w", "w.safetensors"], 5, "no such weights"),
+        "shard": ([str(folder), *given, "--shard", "3/2"], 2, "shard"),
+        "batch-size": ([str(folder), *given, "--batch-size", "x"], 2, "batch-size"),
+        "reference": ([str(folder), *given, "--reference", ""], 2, "reference is empty"),
+        "report": ([str(folder), *given, "--report", "x.txt"], 2, "x.txt"),
+        "store": ([str(folder), *given, "-o", "nonsense://x"], 2, "nonsense"),
+        "unknown-option": ([str(folder), *given, "--wat"], 2, "--wat"),
+        "no-input": (given, 2, "INPUT"),
+        "no-number": ([str(folder), "--log=json", "--limit", "many"], 2, "--limit"),
+    }[kind]  # fmt: skip
+
+
+KINDS = [
+    "missing", "empty", "device", "weights", "no-weights", "shard", "batch-size", "reference",
+    "report", "store", "unknown-option", "no-input", "no-number",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_before_the_run_are_json_too(
+    kind: str, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, expected, reason = spoilt(kind, folder, weights)
+    code, events, err = lines_of(capsys, arguments)
+    assert code == expected
+    error, end = events
+    assert (error["event"], error["exit_code"]) == ("error", expected)
+    assert reason in str(error["reason"])
+    assert (end["event"], end["exit_code"]) == ("end", expected)
+    assert (end["done"], end["failed"], end["skipped"]) == (0, 0, 0)
+    assert "Traceback" not in err
+
+
+def test_an_error_after_images_counts_them(
+    folder: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from denoise_batch.kernels import DeviceError
+    from denoise_batch.streaming.stream import LocalEngine
+
+    whole = LocalEngine.run
+
+    def run(*arguments: object) -> Iterator[object]:
+        results = whole(*arguments)  # type: ignore[arg-type]  # passed on
+        yield next(results)
+        results.close()
+        raise DeviceError("the device fell over")
+
+    monkeypatch.setattr(LocalEngine, "run", run)
+    code, events, _ = lines_of(capsys, command(folder, weights, "--log", "json"))
+    assert code == 4
+    assert [event["event"] for event in events] == ["start", "image", "error", "end"]
+    assert events[-1]["done"] == 1
+    assert events[-1]["exit_code"] == 4
+
+
+def test_a_report_that_cannot_be_written_ends_the_log_too(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.parent / "r.json").mkdir()
+    arguments = command(folder, weights, "--log", "json", "--report", f"{folder.parent}/r.json")
+    code, events, _ = lines_of(capsys, arguments)
+    assert events[-1]["event"] == "end"
+    assert events[-1]["exit_code"] == code
+    assert [event["event"] for event in events].count("end") == 1
+    if code:
+        assert [event["event"] for event in events].count("error") == 1
+
+
+def test_every_json_line_has_its_time(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = datetime.now(UTC)
+    events = []
+    for more in (["--dry-run"], [], ["--shard", "9/2"]):
+        events += lines_of(capsys, command(folder, weights, "--log", "json", *more))[1]
+    times = [str(event["time"]) for event in events]
+    assert {event["event"] for event in events} == {"plan", "start", "image", "end", "error"}
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time) for time in times)
+    assert times == sorted(times)
+    assert abs((datetime.fromisoformat(times[0]) - before).total_seconds()) < 60
+
+
+@pytest.mark.parametrize("log", [(), ("--log", "json"), ("--log", "plain")])
+def test_an_empty_folder_is_silent_where_quiet(
+    log: tuple[str, ...], tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(command(tmp_path / "empty", weights, "--quiet", *log)) == 3
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+    assert main(command(tmp_path / "missing", weights, "--quiet", *log)) == 2
+    captured = capsys.readouterr()
+    assert "missing" in captured.out + captured.err

@@ -273,7 +273,7 @@ def test_json_lines_and_the_report_give_an_image_the_same_form(
     report = folder.parent / "report.json"
     assert run(folder, "--log", "json", "--report", report, weights=weights) == 1
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    images = {e.pop("name"): e for e in events if e.pop("event") == "image"}
+    images = {e.pop("name"): e for e in events if e.pop("event") == "image" and e.pop("time")}
     reported = {image.pop("name"): image for image in json.loads(report.read_text())["images"]}
     assert images == reported
 

@@ -109,6 +109,7 @@ def test_log_json_and_a_report_say_the_same_of_an_image(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     logged = {line.pop("name"): line for line in lines if line["event"] == "image"}
     assert len(logged) == 3
+    assert all(line.pop("time") for line in logged.values())
     for image in images(report):
         assert {"event": "image", **image} == {"name": image["name"], **logged[str(image["name"])]}
 
