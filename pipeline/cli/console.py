@@ -328,7 +328,7 @@ def _display(log: str, *, quiet: bool) -> Iterator[Display]:
             raise
     elif quiet:
         yield Quiet(sys.stderr)
-    elif log == "plain" or not Console(stderr=True).is_terminal:
+    elif log == "plain" or not Console(stderr=True, emoji=False).is_terminal:
         yield Lines(sys.stderr)
     else:
         columns = (
@@ -337,7 +337,9 @@ def _display(log: str, *, quiet: bool) -> Iterator[Display]:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
+        with RichProgress(
+            *columns, console=Console(stderr=True, emoji=False), transient=True
+        ) as bars:
             yield Bars(bars)
 
 
@@ -371,12 +373,12 @@ class Bars(Display):
     def show_plan(self, plan: Plan) -> None:
         """Print a line for each image."""
         self.bars.stop()
-        _print_plan(plan, Console())
+        _print_plan(plan, Console(emoji=False))
 
     def show_summary(self, summary: Summary) -> None:
         """Print the table."""
         self.bars.stop()
-        print_summary(summary, Console())
+        print_summary(summary, Console(emoji=False))
 
 
 class Lines(Display):
@@ -409,11 +411,11 @@ class Lines(Display):
 
     def show_plan(self, plan: Plan) -> None:
         """Print a line for each image."""
-        _print_plan(plan, Console())
+        _print_plan(plan, Console(emoji=False))
 
     def show_summary(self, summary: Summary) -> None:
         """Print the table."""
-        print_summary(summary, Console())
+        print_summary(summary, Console(emoji=False))
 
     def _print(self, text: str) -> None:
         print(printable(text), file=self.stream, flush=True)
@@ -538,7 +540,7 @@ def write_reports(options: DenoiseOptions, summary: Summary, *, quiet: bool) -> 
     Raises:
         OptionError: one could not be written; the errors of all but the last are printed before.
     """
-    report, console = make_report(options, summary), Console(stderr=True)
+    report, console = make_report(options, summary), Console(stderr=True, emoji=False)
     columns = (TextColumn("report"), BarColumn(), MofNCompleteColumn())
     is_shown = console.is_terminal and not quiet
     failures: list[Exception] = []

@@ -59,7 +59,7 @@ def doctor(
         from ..doctor import computing, examine, is_healthy, kernel_checks
 
         where = resolve_device(device)
-        console = Console()
+        console = Console(emoji=False)
         checks = list(examine(where))
         if not as_json:
             console.print(_checks_table(checks))

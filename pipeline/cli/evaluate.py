@@ -203,7 +203,7 @@ def _print_suite(scores: Sequence["RowScore"]) -> None:
             *([level] if has_level else []),
             f"{score.seconds:.1f}",
         )
-    console = Console()
+    console = Console(emoji=False)
     console.width = max(console.width, 100)
     console.print(table)
 
@@ -278,7 +278,7 @@ def _print_table(scores: Sequence["Score"]) -> None:
             f"{mean.set_psnr_in:.2f}",
             f"{mean.set_psnr_out:.2f}",
         )
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -448,7 +448,7 @@ def _progress_bar(batch_size: int) -> Iterator[TrainingBar]:
     from rich import progress as rich_progress
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     columns = (
         rich_progress.TextColumn("steps"),
         rich_progress.BarColumn(),

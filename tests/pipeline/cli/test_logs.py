@@ -168,7 +168,7 @@ EVIL = {
     "tag\U000e0041": "tag\\U000e0041",
     "\x9d0;title\x9c": "\\x9d0;title\\x9c",
 }
-LOOKS = {"می\u200cخواهم", "naïve ☕", "图像", "👩\u200d👧"}
+LOOKS = {":smile: [red]", "می\u200cخواهم", "naïve ☕", "图像", "👩\u200d👧"}
 
 
 def is_hidden(char: str) -> bool:
