@@ -1,7 +1,7 @@
 """The training loop: our layers, loss and optimiser, and the history of a run.
 
 `denoise-train` draws and augments at every step. Here tiles come in chunks of many steps, because
-at batch size 4 everything done per step counts (ADR 18).
+at batch size 4 everything done per step counts (ADR 19).
 """
 
 import math
