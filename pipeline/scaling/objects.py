@@ -77,18 +77,19 @@ class ObjectStore:
     def listing(self, key: str) -> list[Object]:
         """List the object of this name, or those below it, sorted.
 
-        Names that no folder can hold (with empty parts, "." or "..") are left out.
-
         Raises:
-            OptionError: the store does not answer, or refuses.
+            OptionError: the bucket does not exist, or the store does not answer, or refuses.
         """
         try:
             self._files.invalidate_cache()
             found: Mapping[str, Mapping[str, Any]] = self._retry(
                 lambda: self._files.find(key, detail=True)
             )
-        except FileNotFoundError:
-            return []
+        except FileNotFoundError as error:
+            if self.protocol not in _ATOMIC:
+                return []
+            bucket = self.url(key.split("/")[0])  # only its lack is an error there
+            raise OptionError(f"{bucket}: no such bucket; check the name, or make it") from error
         except Exception as error:
             raise OptionError(f"{self.url(key)}: cannot be listed: {_reason(error)}") from error
         return sorted(_objects(found), key=lambda object: object.key)
@@ -190,11 +191,10 @@ class ObjectStore:
 
 def _objects(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Object]:
     for name, info in found.items():
-        key = name.strip("/")
+        key = name.removeprefix("/")
         if info.get("type") == "directory" or name.endswith("/") or "\0" in key:
             continue
-        if all(part not in ("", ".", "..") for part in key.split("/")):
-            yield Object(key, int(info.get("size") or 0), _modified_ns(info))
+        yield Object(key, int(info.get("size") or 0), _modified_ns(info))
 
 
 def _modified_ns(info: Mapping[str, Any]) -> int:

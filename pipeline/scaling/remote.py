@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
 
-from ..files.atomic import atomic_write
-from ..files.scan import Job, split_pattern
+from ..files.atomic import atomic_write, make_folder
+from ..files.scan import Job, is_image, split_pattern
 from ..options import DenoiseOptions
 from ..streaming.manifest import FOLDER, Entry, FileStat, Manifest, Storage, sha256_of
 from ..streaming.result import Result
@@ -102,7 +103,7 @@ class RemoteManifest(Manifest):
         key, digest = self._key(output), sha256_of(written)
         entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)
         path = self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         path.write_text(json.dumps(asdict(entry)) + "\n")
         try:
             self._mirror.upload(path)
@@ -144,18 +145,32 @@ class RemoteStorage(Storage):
     def __init__(self, mirror: LocalMirror) -> None:
         self.mirror = mirror
 
-    def refresh(self, options: DenoiseOptions) -> None:
-        """List inputs and output again.
+    def refresh(self, options: DenoiseOptions) -> list[Job]:
+        """List inputs and output again; return a failed job for each image that has no path.
 
         Raises:
-            OptionError: a store cannot be listed.
+            OptionError: a bucket does not exist, or a store cannot be listed.
         """
+        faulty = []
         if options.output is not None and self.mirror.holds(options.output):
             self.mirror.refresh(options.output)
-        for path, _ in map(split_pattern, map(Path, options.inputs)):
-            # A store has no empty folders: a prefix that does not exist (yet) holds no images.
-            if self.mirror.holds(path) and not self.mirror.refresh(path):
-                path.mkdir(parents=True, exist_ok=True)
+        for path, pattern in map(split_pattern, map(Path, options.inputs)):
+            if not self.mirror.holds(path):
+                continue
+            objects, faults = self.mirror.refresh(path)
+            if not objects:
+                # A store has no empty folders: a prefix that does not exist (yet) holds no images.
+                make_folder(path)
+            protocol, *prefix = path.relative_to(self.mirror.root).parts
+            for key, fault in faults.items():
+                name = key.removeprefix("/".join(prefix)).removeprefix("/") or prefix[-1]
+                if _is_wanted(name, pattern, recursive=options.recursive):
+                    root = options.output or path
+                    below = name.lstrip("/")
+                    place = MirroredJob(path / below, root / below, name, root, fault)
+                    urls = (f"{protocol}://{key}", self.mirror.url(place.output))
+                    faulty.append(replace(place, source_url=urls[0], output_url=urls[1]))
+        return faulty
 
     def named(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs with their URLs."""
@@ -165,6 +180,7 @@ class RemoteStorage(Storage):
                 job.output,
                 job.name,
                 job.root,
+                job.fault,
                 self.mirror.url(job.source),
                 self.mirror.url(job.output),
             )
@@ -208,6 +224,17 @@ class RemoteStorage(Storage):
             if isinstance(manifest, RemoteManifest):
                 with suppress(DenoiseBatchError):  # unmerged entries are still valid
                     manifest.collect()
+
+
+def _is_wanted(name: str, pattern: str, *, recursive: bool) -> bool:
+    """Whether an object is one that `scan` would read or tell of, by its name below an input."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    if not parts or not is_image(Path(parts[-1])) or any(part[0] == "." for part in parts):
+        return False
+    if not pattern:
+        return recursive or len(parts) == 1
+    wanted = pattern.split("/")
+    return "**" in wanted or all(map(fnmatchcase, parts, wanted))
 
 
 @contextmanager

@@ -339,8 +339,9 @@ def _lock(path: Path, root: Path, timeout_s: float = 0.0) -> FileLock:
 class Storage:
     """Files that are where their paths say; `scaling.remote` adds object stores."""
 
-    def refresh(self, options: DenoiseOptions) -> None:
-        """Called before inputs and output are scanned."""
+    def refresh(self, options: DenoiseOptions) -> list[Job]:
+        """Called before inputs and output are scanned; return jobs that fail already."""
+        return []
 
     def named(self, jobs: Sequence[Job]) -> list[Job]:
         """Return the jobs under the names that the user knows."""

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from denoise_batch.kernels import OptionError
+from denoise_batch.kernels import NoImagesError, OptionError
 
 from ..files.atomic import temporary_lead
 from ..files.scan import Job, real_path, scan
@@ -74,17 +74,22 @@ class Session:
             NoImagesError: the inputs hold no image.
         """
         options = self.options
-        self.storage.refresh(options)
+        faulty = self.storage.refresh(options)
         passed_over: list[str] = []
-        jobs = scan(
-            options.inputs,
-            options.output,
-            recursive=options.recursive,
-            naming=options.naming,
-            on_passed_over=passed_over.append,
-        )
+        jobs: list[Job] = []
+        try:
+            jobs = scan(
+                options.inputs,
+                options.output,
+                recursive=options.recursive,
+                naming=options.naming,
+                on_passed_over=passed_over.append,
+            )
+        except NoImagesError:
+            if not faulty:
+                raise
         self._passed_over = tuple(passed_over)
-        self._scanned = self.storage.named(jobs)
+        self._scanned = [*self.storage.named(jobs), *faulty]
         return of_shard(self._scanned, *options.shard)
 
     def plan(self, jobs: Sequence[Job]) -> Plan:
@@ -239,7 +244,7 @@ def of_shard(jobs: Sequence[Job], number: int, shards: int) -> list[Job]:
 
 
 def split(
-    jobs: Iterable[Job],
+    jobs: Sequence[Job],
     scanned: Iterable[Job],
     manifests: Mapping[Path, Manifest],
     run: tuple[str, str],
@@ -255,26 +260,25 @@ def split(
     or was also scanned in this run, in the same folder, and now maps to a different output.
 
     Args:
-        jobs: of the run.
+        jobs: of the run; those with a fault fail.
         scanned: all that the run found, in any shard.
         manifests: of every output folder.
         run: digests of weights and options.
         is_gone: whether a canonical path no longer exists.
         overwrite: skip nothing.
     """
-    jobs = list(jobs)
-    todo, done = [], []
+    done = [Result(job, "failed", job.fault) for job in jobs if job.fault]
+    jobs = [job for job in jobs if not job.fault]
 
     @cache
     def leads_out(folder: Path, root: Path) -> bool:
         return not real_path(folder).is_relative_to(real_path(root))
 
-    for job in [job for job in jobs if leads_out(job.output.parent, job.root)]:
+    out = [job for job in jobs if leads_out(job.output.parent, job.root)]
+    jobs = [job for job in jobs if not leads_out(job.output.parent, job.root)]
+    for job in out:
         reason = f"{job.output.parent}: leads out of {job.root} by a link; remove it, or give "
         done.append(Result(job, "failed", f"{job.output}: {reason}another --output"))
-    if done:
-        out = {result.job for result in done}
-        jobs = [job for job in jobs if job not in out]
     if overwrite:
         return jobs, done
 
@@ -282,6 +286,7 @@ def split(
     def paths() -> Set[str]:
         return {job.canonical_path for job in scanned}
 
+    todo = []
     for job in jobs:
         entry = manifests[job.root].made_of(job.output)
         if reason := _reason_to_skip(job, entry, run):

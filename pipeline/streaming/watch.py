@@ -87,6 +87,9 @@ def _jobs(session: Session) -> Sequence[Job]:
 def _stamps(jobs: Sequence[Job]) -> dict[Path, FileStat]:
     stamps = {}
     for job in jobs:
+        if job.fault:
+            stamps[job.source] = FileStat(0, 0)
+            continue
         try:
             stamps[job.source] = FileStat.of(job.source)
         except OSError:

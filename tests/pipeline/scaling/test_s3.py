@@ -1,5 +1,6 @@
 """A real S3 server on loopback, through s3fs: what the store promises, over HTTP."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,3 +111,125 @@ def test_the_command_denoises_a_bucket_and_goes_on_where_it_failed(
         assert store.read(f"pictures/out/{name}") == (tmp_path / "out" / name).read_bytes()
     hidden = [o.key for o in store.listing("pictures/out") if "/." in o.key]
     assert hidden == ["pictures/out/.denoise-batch/manifest.jsonl"]
+
+
+def statuses(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    return {event["source"]: event["status"] for event in lines if event["event"] == "image"}
+
+
+def put(server: Server, key: str, path: Path) -> None:
+    """Put an object whatever its key is; s3fs changes some."""
+    import boto3
+
+    boto3.client("s3", endpoint_url=server.endpoint).put_object(
+        Bucket="pictures", Key=key, Body=path.read_bytes()
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["s3://gone/imgs", "-o", "s3://pictures/out"],
+        ["s3://gone", "-o", "out"],
+        ["s3://gone/*.png", "-o", "out"],
+        ["s3://gone/imgs", "-o", "out", "--watch", "1"],
+        ["s3://gone/imgs", "-o", "out", "--dry-run"],
+        ["a.png", "-o", "s3://gone/out"],
+        ["a.png", "-o", "s3://gone"],
+    ],
+    ids=" ".join,
+)
+def test_a_missing_bucket_is_told_before_anything_is_computed(
+    store: ObjectStore,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(24, 20, 1).save("a.png")
+    assert main([*arguments, "-w", str(weights), "-d", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert said.err == "error: s3://gone: no such bucket; check the name, or make it\n"
+
+
+def test_an_empty_bucket_holds_no_images(
+    store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["s3://pictures", "-o", str(tmp_path), "-d", "cpu"]) == 3
+    assert main(["s3://pictures/none", "-o", str(tmp_path), "-d", "cpu"]) == 3
+
+
+def test_a_store_that_is_not_there_is_a_line(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert main(["s3://pictures/imgs", "-o", str(tmp_path), "-d", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: s3://pictures/imgs: cannot be listed: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["x//a.png", "/a.png", "x/./a.png", "x/../a.png", "n" * 300 + ".png", "x/" + "ä" * 130 + ".png",
+     "n" * 260 + "/a.png", "ok.png"],
+)  # fmt: skip
+@pytest.mark.parametrize("output", ["out", "s3://pictures/out"])
+def test_a_key_that_is_no_path_fails_alone(
+    store: ObjectStore,
+    server: Server,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    key: str,
+    output: str,
+) -> None:
+    """`ok.png` is a picture and, here, the folder of another."""
+    monkeypatch.chdir(tmp_path)
+    picture(24, 20, 1).save("a.png")
+    for name in (f"imgs/{key}", "imgs/good.png", "imgs/ok.png/b.png", "imgs/data", "imgs/data/c.png",
+                 "imgs//notes.txt"):  # fmt: skip
+        put(server, name, tmp_path / "a.png")
+    command = ["s3://pictures/imgs", "-o", output, "-w", str(weights), "-d", "cpu"]
+    assert main([*command, "--log", "json"]) == 1
+    assert statuses(capsys) == {
+        "s3://pictures/imgs/good.png": "done",
+        "s3://pictures/imgs/ok.png/b.png": "done",
+        "s3://pictures/imgs/data/c.png": "done",
+        f"s3://pictures/imgs/{key}": "failed",
+    }
+    assert main(command) == 1
+    assert f"s3://pictures/imgs/{key}: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["s3://pictures/imgs/*.png"], False), (["s3://pictures/imgs/*/*.png"], True),
+     (["s3://pictures/imgs", "--no-recursive"], False), (["s3://pictures/imgs/**/*.png"], True),
+     (["s3://pictures/imgs/x"], True)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_only_keys_that_were_asked_for_fail(
+    store: ObjectStore,
+    server: Server,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: bool,
+) -> None:
+    picture(24, 20, 1).save(tmp_path / "a.png")
+    for key in ("imgs/good.png", "imgs/x/good.png", "imgs/x//bad.png", "imgs/.x//bad.png"):
+        put(server, key, tmp_path / "a.png")
+    command = [*arguments, "-o", str(tmp_path / "out"), "-w", str(weights), "-d", "cpu"]
+    assert main([*command, "--log", "json"]) == int(told)
+    failed = {name for name, status in statuses(capsys).items() if status == "failed"}
+    assert failed == ({"s3://pictures/imgs/x//bad.png"} if told else set())

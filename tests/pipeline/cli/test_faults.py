@@ -1,0 +1,135 @@
+"""One bad item fails alone, with its name; a faulty output ends the run, or is waited for."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from denials import deny
+from pictures import picture
+
+from denoise_batch.cli.batch import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """imgs/0.png … imgs/3.png."""
+    root = tmp_path / "imgs"
+    root.mkdir()
+    for index in range(4):
+        picture(24, 20, index).save(root / f"{index}.png")
+    return root
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], weights: Path, *arguments: object
+) -> tuple[int, dict[str, str], dict[str, str]]:
+    """Exit code; names of images → status; names → reason."""
+    capsys.readouterr()
+    code = main([*map(str, arguments), "-w", str(weights), "-d", "cpu", "--log", "json"])
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    images = [event for event in events if event["event"] == "image"]
+    return (
+        code,
+        {event["name"]: event["status"] for event in images},
+        {event["name"]: event["reason"] for event in images if event.get("reason")},
+    )
+
+
+DONE = dict.fromkeys(["0.png", "1.png", "2.png", "3.png"], "done")
+
+
+@pytest.mark.parametrize("name", ["lost+found", "deep/er/locked", "zz"])
+def test_a_folder_that_cannot_be_listed_fails_alone(
+    folder: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    (folder / name).mkdir(parents=True)
+    picture(9, 9, 7).save(folder / name / "unseen.png")
+    deny(monkeypatch, "scandir", PermissionError, lambda path: path.endswith(name))
+    code, statuses, reasons = run(capsys, weights, folder)
+    assert (code, statuses) == (1, {**DONE, name: "failed"})
+    assert str(folder / name) in reasons[name]
+    assert "cannot be listed: Permission denied" in reasons[name]
+
+
+def test_folders_that_cannot_be_listed_are_told_by_a_dry_run_and_once_by_a_watch(
+    folder: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (folder / "locked").mkdir()
+    deny(monkeypatch, "scandir", PermissionError, lambda path: path.endswith("locked"))
+    assert main([str(folder), "-w", str(weights), "-d", "cpu", "--dry-run"]) == 0
+    assert f"{folder}/locked: cannot be listed" in capsys.readouterr().out
+
+
+def test_a_folder_of_nothing_but_a_locked_one_fails(
+    tmp_path: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "imgs" / "lost+found").mkdir(parents=True)
+    deny(monkeypatch, "scandir", PermissionError, lambda path: path.endswith("lost+found"))
+    code, statuses, _ = run(capsys, weights, tmp_path / "imgs")
+    assert (code, statuses) == (6, {"lost+found": "failed"})
+
+
+def test_images_in_a_folder_that_cannot_be_entered_fail_alone(
+    folder: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (folder / "listed").mkdir()
+    for name in ("a.png", "a-denoised.png"):
+        picture(9, 9, 7).save(folder / "listed" / name)
+    deny(monkeypatch, "stat", PermissionError, lambda path: "imgs/listed/" in path)
+    code, statuses, reasons = run(capsys, weights, folder)
+    assert code == 1
+    assert statuses["listed/a.png"] == "failed"
+    assert "Permission denied" in reasons["listed/a.png"]
+    assert DONE.items() <= statuses.items()
+
+
+@pytest.mark.parametrize("depth", [1200, 1900])
+def test_a_picture_below_very_many_folders_is_done(
+    folder: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], depth: int
+) -> None:
+    """Made and looked at step by step: the tests' own calls have limits too."""
+    name = "d/" * depth + "deep.png"
+    place = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=place)
+        place, above = os.open("d", os.O_RDONLY, dir_fd=place), place
+        os.close(above)
+    with os.fdopen(os.open("deep.png", os.O_WRONLY | os.O_CREAT, dir_fd=place), "wb") as file:
+        file.write((folder / "0.png").read_bytes())
+    os.close(place)
+    out = tmp_path / "o"
+    code, statuses, _ = run(capsys, weights, folder, "-o", out)
+    assert (code, statuses) == (0, {**DONE, name: "done"})
+    assert (out / name).is_file()
+    assert set(run(capsys, weights, folder, "-o", out)[1].values()) == {"skipped"}
+
+
+def test_a_folder_whose_path_is_too_long_fails_alone(
+    folder: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = os.open(folder, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir("d" * 200, dir_fd=place)
+        place, above = os.open("d" * 200, os.O_RDONLY, dir_fd=place), place
+        os.close(above)
+    os.close(place)
+    code, statuses, reasons = run(capsys, weights, folder, "-o", tmp_path / "out")
+    assert code == 1
+    assert DONE.items() <= statuses.items()
+    ((name, reason),) = reasons.items()
+    assert statuses[name] == "failed"
+    assert "File name too long" in reason
