@@ -506,7 +506,7 @@ def as_image_error(path: Path, action: str) -> Iterator[None]:
     except ShapeError:
         raise
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error.__cause__
+        raise type(error)(f"{path}: {error}") from error.__cause__
     except Exception as error:
         raise ImageError(f"{path}: {_reason(error, action)}") from error
 

@@ -251,7 +251,7 @@ def _of_pattern(
         relative = match.relative_to(base)
         if _is_skipped(match, relative, inside, naming, marks):
             continue
-        if os.path.isdir(match):  # False where it cannot be told
+        if _is(match.is_dir):
             root = output or _beside(match)
             top = base if output else match
             found += _in_folder(match, top, root, inside, recursive, naming)
@@ -309,7 +309,7 @@ def _walk(
         relative = here.relative_to(folder)
         try:
             with os.scandir(here) as entries:
-                listed = [(entry.name, _is_folder(entry)) for entry in entries]
+                listed = [(entry.name, _is(entry.is_dir)) for entry in entries]
         except OSError as error:
             if here == folder:
                 raise OptionError(
@@ -325,15 +325,16 @@ def _walk(
             if is_folder:
                 is_skipped = _is_skipped(path, relative / name, inside, naming)
                 # Linked folders are not entered.
-                if recursive and not is_skipped and not os.path.islink(path):
+                if recursive and not is_skipped and not _is(path.is_symlink):
                     open_folders.append(path)
             elif is_image(path) and not _is_skipped(path, Path(name), None, naming):
                 yield path
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
+def _is(ask: Callable[[], bool]) -> bool:
+    """What `Path.is_dir` and the like answer; False where it cannot be told."""
     try:
-        return entry.is_dir()
+        return ask()
     except OSError:
         return False
 
@@ -362,9 +363,9 @@ def _is_skipped(
         return True
     if inside is not None and real_path(path).is_relative_to(inside):
         return True
-    if os.path.isdir(path):
+    if _is(path.is_dir):
         original = path.name.removesuffix(OUTPUT_MARK)
-        return original not in ("", ".", path.name) and os.path.isdir(path.with_name(original))
+        return original not in ("", ".", path.name) and _is(path.with_name(original).is_dir)
     suffixes = [
         suffix
         for suffix in READABLE_SUFFIXES
@@ -376,7 +377,7 @@ def _is_skipped(
         if path.stem.endswith(mark) and path.stem != mark
     ]
     return any(
-        os.path.isfile(path.with_name(original + suffix))  # False where it cannot be told
+        _is(path.with_name(original + suffix).is_file)
         for original in originals
         for suffix in ["", *suffixes]
     )
@@ -449,7 +450,7 @@ def _refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> Non
         OptionError: there is one.
     """
     read = set(canonical_paths(sources).values())
-    read |= {os.path.normcase(real_path(path)) for path in sources if os.path.islink(path)}
+    read |= {os.path.normcase(real_path(path)) for path in sources if _is(path.is_symlink)}
     for path, canonical in canonical_paths(outputs).items():
         if canonical in read:
             raise OptionError(f"{path}: the output would overwrite the input; name another folder")

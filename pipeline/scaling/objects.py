@@ -5,6 +5,7 @@ credentials and endpoints come from their own files and variables (`AWS_PROFILE`
 `AWS_ENDPOINT_URL`, `FSSPEC_S3_…`), never from our options.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -16,12 +17,14 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from denoise_batch.kernels.errors import ImageError, OptionError
+from denoise_batch.kernels.errors import ImageError, OptionError, StorageError
 
 # An upload here is atomic; elsewhere a file is uploaded under a temporary name and renamed.
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"}
 _TRIES = 4
 _PAUSE_S = 0.5  # before the second try; doubled before each further try
+# The object or its name is to blame, not the store.
+_OF_THE_OBJECT = {errno.ENAMETOOLONG, errno.EINVAL, errno.EMSGSIZE, errno.EISDIR, errno.ENOTDIR}
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)  # retrying would not help
 
 Value = TypeVar("Value")
@@ -108,31 +111,37 @@ class ObjectStore:
         """Download an object to a file, with its time.
 
         Raises:
-            ImageError: it does not exist, changed meanwhile, or the store keeps failing.
+            ImageError: it does not exist, is not to be read, or changed meanwhile.
+            StorageError: the store keeps failing.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             before = self._info(key)
             self._retry(lambda: self._files.get_file(key, str(path)))
             if path.stat().st_size != before.size:
-                raise OSError(f"{path.stat().st_size} of {before.size} bytes came")
+                came = f"{path.stat().st_size} of {before.size} bytes came"
+                raise OSError(errno.EMSGSIZE, came)
             os.utime(path, ns=(before.modified_ns, before.modified_ns))
         except Exception as error:
             with suppress(OSError):
                 path.unlink()
-            raise ImageError(f"{self.url(key)}: cannot be read: {_reason(error)}") from error
+            is_of_object = isinstance(error, _FINAL) or _is_of_object(error)
+            kind = ImageError if is_of_object else StorageError
+            raise kind(f"{self.url(key)}: cannot be read: {_reason(error)}") from error
         return before
 
     def upload(self, path: Path, key: str) -> None:
         """Upload a file as the object of this name, whole or not at all.
 
         Raises:
-            ImageError: the store keeps failing; the object at `key` is unchanged.
+            ImageError: no object can have this name.
+            StorageError: the store keeps failing; the object at `key` is unchanged.
         """
         try:
             self._retry(lambda: self._put(path, key))
         except Exception as error:
-            raise ImageError(f"{self.url(key)}: cannot be written: {_reason(error)}") from error
+            kind = ImageError if _is_of_object(error) else StorageError
+            raise kind(f"{self.url(key)}: cannot be written: {_reason(error)}") from error
 
     def read(self, key: str) -> bytes | None:
         """Return the object's bytes; None if it does not exist.
@@ -209,6 +218,10 @@ def _modified_ns(info: Mapping[str, Any]) -> int:
         if isinstance(value, (int, float)):
             return int(value) * 1_000_000_000
     return 0
+
+
+def _is_of_object(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in _OF_THE_OBJECT
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
+from denoise_batch.kernels.errors import DenoiseBatchError, ImageError, OptionError
 
 from ..files.atomic import atomic_write, make_folder
 from ..files.scan import Job, is_image, split_pattern
@@ -126,6 +126,7 @@ class RemoteManifest(Manifest):
                 lines.append(json.dumps(asdict(replace(entry, output_stamp=FileStat.of(output)))))
         whole = self.root / FOLDER / "manifest.jsonl"
         parts = [path for path in whole.parent.glob("manifest*.jsonl") if path != whole]
+        make_folder(whole.parent)
         atomic_write(whole, "".join(f"{line}\n" for line in lines).encode())
         self._mirror.upload(whole)
         for path in parts:
@@ -151,7 +152,7 @@ class RemoteStorage(Storage):
         Raises:
             OptionError: a bucket does not exist, or a store cannot be listed.
         """
-        faulty = []
+        faulty: list[Job] = []
         if options.output is not None and self.mirror.holds(options.output):
             self.mirror.refresh(options.output)
         for path, pattern in map(split_pattern, map(Path, options.inputs)):
@@ -171,6 +172,23 @@ class RemoteStorage(Storage):
                     urls = (f"{protocol}://{key}", self.mirror.url(place.output))
                     faulty.append(replace(place, source_url=urls[0], output_url=urls[1]))
         return faulty
+
+    def check(self, root: Path) -> None:
+        """Write a small object into an output prefix, and delete it.
+
+        Raises:
+            OptionError: the store refuses, or keeps failing.
+        """
+        if not self.mirror.holds(root):
+            return
+        path = root / FOLDER / "probe"
+        make_folder(path.parent)
+        path.touch()
+        try:
+            self.mirror.upload(path)
+        except ImageError as error:
+            raise OptionError(f"{error}; check the output and your rights to it") from error
+        self.mirror.delete(path)
 
     def named(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs with their URLs."""
@@ -222,7 +240,7 @@ class RemoteStorage(Storage):
         """Merge the entries, if the store lets us."""
         for manifest in manifests:
             if isinstance(manifest, RemoteManifest):
-                with suppress(DenoiseBatchError):  # unmerged entries are still valid
+                with suppress(DenoiseBatchError, OSError):  # unmerged entries are still valid
                     manifest.collect()
 
 

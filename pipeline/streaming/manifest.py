@@ -343,6 +343,13 @@ class Storage:
         """Called before inputs and output are scanned; return jobs that fail already."""
         return []
 
+    def check(self, root: Path) -> None:
+        """Called before anything is computed; of folders, the lock has shown what this would.
+
+        Raises:
+            OptionError: nothing can be written below `root`.
+        """
+
     def named(self, jobs: Sequence[Job]) -> list[Job]:
         """Return the jobs under the names that the user knows."""
         return list(jobs)

@@ -18,6 +18,7 @@ from .manifest import Entry, FileStat, Manifest, Storage, locked, sha256_of
 from .result import Plan, Result, Summary
 from .stream import Engine, LocalEngine
 
+MOST_FAULTS = 10  # of the output or a store, in a row
 UNCHANGED = "done before"
 FOREIGN = "exists"
 
@@ -109,12 +110,13 @@ class Session:
             DeviceError: the device failed.
         """
         progress = progress or Progress()
-        stop = Stop() if stop is None else stop  # a Stop that is not set is false
+        ending = _Ending(Stop() if stop is None else stop)  # a Stop that is not set is false
         started = time.perf_counter()
         results: dict[Job, Result] = {}
 
         def record(result: Result) -> None:
             results[result.job] = result
+            ending.count(result)
             progress.on_result(result)
 
         with ExitStack() as locks:
@@ -128,12 +130,17 @@ class Session:
             progress.on_start(plan)
             for result in plan.skipped:
                 record(result)
+            if plan.jobs:
+                for root in manifests:
+                    self.storage.check(root)
             todo, rest = plan.jobs, plan.rest
-            while todo and not stop:
+            while todo and not ending:
                 remove_stale_temp_files(todo)
-                with closing(self.engine.run(todo, manifests, progress, stop)) as finished:
+                with closing(self.engine.run(todo, manifests, progress, ending)) as finished:
                     for result in finished:
                         record(self.storage.finish(result))
+                        if ending.gave_up:
+                            break  # the files in flight would fail too, each after many tries
                 # Others replace those that failed, which would block a limit for ever.
                 failed = sum(results[job].status == "failed" for job in todo if job in results)
                 todo, rest = rest[:failed], rest[failed:]
@@ -144,10 +151,11 @@ class Session:
             time.perf_counter() - started,
             self.engine.device,
             str(self.engine.weights_file),
-            stop.signal,
+            ending.signal,
             len(jobs) - len(results),
             self.engine.kernels,
             self._passed_over,
+            ending.gave_up,
         )
 
     def _manifests(self, jobs: Sequence[Job]) -> dict[Path, Manifest]:
@@ -174,6 +182,41 @@ class Session:
             self.engine.kernels,
             self._passed_over,
         )
+
+
+class _Ending(Stop):
+    """Whether a run shall end early: its caller says so, or its output or store keeps failing.
+
+    Args:
+        stop: the caller's.
+
+    Attributes:
+        gave_up: why the run ends by itself; "" if it does not.
+    """
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._faults = 0  # since the last image that was done
+        self.gave_up = ""
+
+    def count(self, result: Result) -> None:
+        """Take notice of a result; unreadable inputs neither count nor interrupt the count."""
+        if result.status == "done":
+            self._faults = 0
+        self._faults += result.is_storage_fault
+        if self._faults >= MOST_FAULTS and not self.gave_up:
+            self.gave_up = (
+                f"the output or a store failed {self._faults} times in a row, last: "
+                f"{result.reason}; finished files are kept: run again when it works"
+            )
+
+    @property
+    def signal(self) -> int | None:  # type: ignore[override]
+        """The signal that the caller's has had."""
+        return self._stop.signal
+
+    def __bool__(self) -> bool:
+        return bool(self._stop) or bool(self.gave_up)
 
 
 def choose_engine(options: DenoiseOptions, storage: Storage, part: str) -> Engine:

@@ -1,6 +1,8 @@
 """The steps of one file before and after the network: decode it, write it."""
 
+import errno
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import ImageError
-from denoise_batch.kernels.errors import first_line
+from denoise_batch.kernels.errors import StorageError, first_line
 
 from ..files.images import read_pages, write_pages
 from ..files.pixels import DecodedImage
@@ -23,6 +25,12 @@ from .references import find_reference, psnr_in_and_out
 from .result import Result
 
 LEAST_CHANGE_255 = 0.25  # a smaller one rounds to nothing in most pixels of 8 bits
+# What fails for every output, and may pass; other errors are the file's own. Not all systems have
+# all of them.
+_STORAGE_FAULTS = {getattr(errno, name, None) for name in (
+    "ENOSPC", "EDQUOT", "EROFS", "EIO", "ENXIO", "ENODEV", "ESTALE", "EREMOTEIO", "ETIMEDOUT",
+    "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENOTCONN", "ECONNRESET",
+)}  # fmt: skip
 _STRIP_ROWS = 256  # a whole page in float32 is large
 
 
@@ -99,9 +107,17 @@ class FileInFlight:
         reason = first_line(error)
         self.notes.append(f"{self.job.name}: its noise could not be estimated: {reason}")
 
-    def failed(self, reason: str) -> Result:
+    def failed(self, reason: str, *, is_storage_fault: bool = False) -> Result:
         """The result of a file that cannot be finished."""
-        return Result(self.job, "failed", reason, self.size, len(self.images), seconds=self.seconds)
+        return Result(
+            self.job,
+            "failed",
+            reason,
+            self.size,
+            len(self.images),
+            seconds=self.seconds,
+            is_storage_fault=is_storage_fault,
+        )
 
 
 def decode_file(
@@ -193,7 +209,7 @@ class Writer:
             started = time.perf_counter()
             self.upload(job.output)
         except ImageError as error:
-            return file.failed(str(error))
+            return file.failed(str(error), is_storage_fault=_is_storage_fault(error, file))
         file.seconds["encode"] += time.perf_counter() - started
         started = time.perf_counter() - compared
         quality = self._measure(file, samples, probes, psnr)
@@ -244,6 +260,19 @@ class Writer:
         except Exception as error:
             file.note_no_estimate(error)
             return None if psnr is None else Quality(None, None, *psnr, "reference")
+
+
+def _is_storage_fault(error: ImageError, file: FileInFlight) -> bool:
+    """Whether an output could not be written because of where it goes, not because of itself."""
+    cause = error.__cause__
+    if isinstance(error, StorageError) or not isinstance(cause, OSError):
+        return isinstance(error, StorageError)
+    if cause.errno is not None:
+        return cause.errno in _STORAGE_FAULTS
+    try:  # Encoders in C do not say why; the unfinished file has left its space meanwhile.
+        return shutil.disk_usage(file.job.output.parent).free < file.held
+    except OSError:
+        return True
 
 
 def _level_notes(file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:

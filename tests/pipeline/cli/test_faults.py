@@ -1,7 +1,9 @@
 """One bad item fails alone, with its name; a faulty output ends the run, or is waited for."""
 
+import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,77 @@ def test_a_folder_whose_path_is_too_long_fails_alone(
     ((name, reason),) = reasons.items()
     assert statuses[name] == "failed"
     assert "File name too long" in reason
+
+
+def fill(monkeypatch: pytest.MonkeyPatch, number: int, is_full: Callable[[int], bool]) -> None:
+    """Let the flush of every output fail with this errno while `is_full(calls so far)`."""
+    original, calls = os.fsync, [0]
+
+    def fsync(descriptor: int) -> None:
+        calls[0] += 1
+        if is_full(calls[0]):
+            raise OSError(number, os.strerror(number))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """imgs/00.png … imgs/39.png."""
+    root = tmp_path / "imgs"
+    root.mkdir()
+    for index in range(40):
+        picture(24, 20, index).save(root / f"{index:02}.png")
+    return root
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EROFS", "EDQUOT", "EIO", "ESTALE"])
+def test_a_run_gives_up_after_ten_faults_of_the_output_in_a_row(
+    many: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    number = getattr(errno, name)
+    with monkeypatch.context() as full:
+        fill(full, number, lambda calls: calls > 3)
+        code = main([str(many), "-w", str(weights), "-d", "cpu", "-b", "1", "--log", "json"])
+    said = capsys.readouterr()
+    events = [json.loads(line) for line in said.out.splitlines()]
+    assert code == events[-1]["exit_code"] == 7
+    assert events[-1]["done"] == 3
+    assert events[-1]["failed"] in range(10, 15)  # what is done may be told late
+    assert events[-1]["left"] == 37 - events[-1]["failed"]
+    assert said.err.startswith("error: the output or a store failed ")
+    assert os.strerror(number) in said.err
+    assert run(capsys, weights, many)[0] == 0
+    assert len(list(many.with_name("imgs-denoised").glob("*.png"))) == 40
+
+
+def test_faults_that_are_not_in_a_row_do_not_end_a_run(
+    many: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill(monkeypatch, errno.ENOSPC, lambda calls: calls % 2 == 1)
+    code, statuses, _ = run(capsys, weights, many, "-b", "1")
+    assert code == 1
+    assert len(statuses) == 40
+
+
+@pytest.mark.parametrize("broken", ["unreadable", "output too long"])
+def test_faults_of_the_images_themselves_never_end_a_run(
+    many: Path, weights: Path, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    for index in range(30):
+        if broken == "unreadable":
+            (many / f"bad{index}.png").write_bytes(b"no picture")
+        else:
+            picture(9, 9, 1).save(many / f"bad{index}{'x' * 240}.png")
+    code, statuses, _ = run(capsys, weights, many, "--suffix", "_denoised")
+    assert code == 1
+    assert len(statuses) == 70
+    assert sum(status == "failed" for status in statuses.values()) == 30

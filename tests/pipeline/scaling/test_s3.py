@@ -195,9 +195,8 @@ def test_a_key_that_is_no_path_fails_alone(
     """`ok.png` is a picture and, here, the folder of another."""
     monkeypatch.chdir(tmp_path)
     picture(24, 20, 1).save("a.png")
-    for name in (f"imgs/{key}", "imgs/good.png", "imgs/ok.png/b.png", "imgs/data", "imgs/data/c.png",
-                 "imgs//notes.txt"):  # fmt: skip
-        put(server, name, tmp_path / "a.png")
+    for name in (key, "good.png", "ok.png/b.png", "data", "data/c.png", "/notes.txt"):
+        put(server, f"imgs/{name}", tmp_path / "a.png")
     command = ["s3://pictures/imgs", "-o", output, "-w", str(weights), "-d", "cpu"]
     assert main([*command, "--log", "json"]) == 1
     assert statuses(capsys) == {
@@ -233,3 +232,50 @@ def test_only_keys_that_were_asked_for_fail(
     assert main([*command, "--log", "json"]) == int(told)
     failed = {name for name, status in statuses(capsys).items() if status == "failed"}
     assert failed == ({"s3://pictures/imgs/x//bad.png"} if told else set())
+
+
+class Refusing(dict[tuple[str, str], int]):
+    """Failures of every request of a kind."""
+
+    def __init__(self, method: str, part: str) -> None:
+        self.method, self.part = method, part
+
+    def get(self, request: tuple[str, str], default: int = 0) -> int:  # type: ignore[override]
+        method, key = request
+        return int(method == self.method and self.part in key)
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "code"),
+    [("PUT", "out/", 2), ("PUT", "out/p", 7), ("PUT", "/manifest-", 7), ("GET", "imgs/p", 7)],
+    ids=["no output", "outputs", "entries", "inputs"],
+)
+def test_a_store_that_keeps_failing_ends_the_run(
+    store: ObjectStore,
+    server: Server,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    part: str,
+    code: int,
+) -> None:
+    for index in range(40):
+        picture(24, 20, index).save(tmp_path / "a.png")
+        put(server, f"imgs/p{index:02}.png", tmp_path / "a.png")
+    command = ["s3://pictures/imgs", "-o", "s3://pictures/out", "-w", str(weights), "-d", "cpu"]
+    server.failures = Refusing(method, part)
+    assert main([*command, "-b", "1", "--log", "json"]) == code
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    computed = [line for line in lines if line["event"] == "image"]
+    assert len(computed) == (10 if code == 7 else 0)
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert "told to fail" in said.err
+    server.failures = {}
+    server.seen.clear()
+    assert main(command) == 0
+    assert [o.key for o in store.listing("pictures/out") if "/." in o.key] == [
+        "pictures/out/.denoise-batch/manifest.jsonl"
+    ]
