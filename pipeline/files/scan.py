@@ -8,10 +8,11 @@ Rules:
       pattern's fixed part, and single files go in by name. If the output has an image suffix, is
       not a folder, and there is one single file, that file is written to exactly this path.
     * The suffix is kept; formats that cannot be written become `.png`.
-    * Sources that would share an output are told apart. First, those whose suffix changes keep the
-      old one too (`a.gif` → `a.gif.png` beside `a.png`). Then those of different inputs go into a
-      folder named after their input (`out/monday/a.png`, `out/tuesday/a.png`). Then they are
-      numbered.
+    * Sources that would share an output are told apart, on every system also those whose outputs
+      would meet where case and Unicode's normal forms do not count (macOS, exFAT, SMB). First,
+      those whose suffix changes keep the old one too (`a.gif` → `a.gif.png` beside `a.png`). Then
+      those of different inputs go into a folder named after their input (`out/monday/a.png`,
+      `out/tuesday/a.png`). Then they are numbered.
     * Of image files that are not read (`kinds.py`), folders and globs tell the names.
     * A folder below an input that cannot be listed is a job that fails.
     * Folders and globs skip hidden files and folders, the output folder, and what an earlier run
@@ -24,6 +25,7 @@ Rules:
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
@@ -120,6 +122,11 @@ class Candidate:
     input_name: str
     is_passed_over: bool = False
     fault: str = ""
+
+    @property
+    def input(self) -> Path:
+        """The folder that `name` is relative to."""
+        return self.source.parents[self.name.count("/")]
 
 
 def scan(
@@ -225,7 +232,7 @@ def _candidates(
 def _of_folder(
     folder: Path, output: Path | None, recursive: bool, naming: OutputNaming
 ) -> list[Candidate]:
-    if output is not None and real_path(output) == real_path(folder):
+    if output is not None and _is_same_folder(output, folder):
         raise OptionError(f"--output {output}: would overwrite the input; name another folder")
     inside = _strictly_inside(output, folder)
     return _in_folder(folder, folder, output or _beside(folder), inside, recursive, naming)
@@ -383,6 +390,11 @@ def _is_skipped(
     )
 
 
+def _is_same_folder(one: Path, other: Path) -> bool:
+    """Whether two paths name one folder, also if case does not count there."""
+    return real_path(one) == real_path(other) or _is(lambda: one.samefile(other))
+
+
 def _strictly_inside(output: Path | None, folder: Path) -> Path | None:
     """The output, resolved, if it is a folder inside a folder that is read."""
     if output is None or real_path(folder) not in real_path(output).parents:
@@ -420,27 +432,46 @@ def _distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
 
     outputs = [item.root / item.relative for item in found]
     for rename in (with_old_suffix, under_input):
-        canonical = canonical_paths(outputs)
-        wanted = Counter(canonical[path] for path in outputs)
+        meeting = _meeting_names(outputs)
+        wanted = Counter(meeting[path] for path in outputs)
         if len(wanted) == len(outputs):
             return outputs
+        inputs: dict[str, set[Path]] = {}
+        for item, path in zip(found, outputs, strict=True):
+            inputs.setdefault(meeting[path], set()).add(item.input)
         outputs = [
-            item.root / rename(item) if wanted[canonical[path]] > 1 else path
+            item.root / rename(item)
+            if wanted[meeting[path]] > 1
+            and (rename is with_old_suffix or len(inputs[meeting[path]]) > 1)
+            else path
             for item, path in zip(found, outputs, strict=True)
         ]
-    canonical = canonical_paths(outputs)
-    others = set(canonical.values())
+    meeting = _meeting_names(outputs)
+    others = set(meeting.values())
     taken: set[str] = set()
     distinct = []
     for path in outputs:
-        candidate, key, number = path, canonical[path], 1
+        candidate, key, number = path, meeting[path], 1
         while key in taken or (number > 1 and key in others):
             number += 1
             candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-            key = canonical_path(candidate)
+            key = _folded(canonical_path(candidate))
         taken.add(key)
         distinct.append(candidate)
     return distinct
+
+
+def _meeting_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Each path, spelled so that those compare equal that are one file on some systems."""
+    return {path: _folded(canonical) for path, canonical in canonical_paths(paths).items()}
+
+
+def _folded(path: str) -> str:
+    """Caseless matching as Unicode defines it (D145)."""
+    if path.isascii():
+        return path.lower()
+    decomposed = unicodedata.normalize("NFD", path).casefold()
+    return unicodedata.normalize("NFC", decomposed)
 
 
 def _refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -354,3 +355,44 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "3 to denoise, 1 to skip" in capsys.readouterr().out
     output = folder.with_name("imgs-denoised")
     assert all(path.stat().st_mtime_ns < before for path in output.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("A.png", "a.png"),
+        ("Foto/b.png", "foto/b.png"),
+        ("\u00e9.png", "e\u0301.png"),
+        ("STRASSE.png", "stra\u00dfe.png"),
+        ("\u00c4.png", "a\u0308.png"),
+        ("x.PNG", "x.png"),
+        ("A.png", "a.gif"),
+        ("a.png", "A.png", "a-2.png"),
+        ("\u0130.png", "i\u0307.png"),
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("more", [(), ("--shard",)], ids=["", "shards"])
+def test_outputs_whose_names_would_meet_on_another_system_are_told_apart(
+    tmp_path: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    names: tuple[str, ...],
+    more: tuple[str, ...],
+) -> None:
+    folder, out = tmp_path / "imgs", tmp_path / "out"
+    for index, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(24, 20, index).save(folder / name)
+    made = []
+    for shard in ("1/2", "2/2") if more else ("",):
+        options = ["-o", str(out), *more, *([shard] if shard else [])]
+        made += run(capsys, folder, weights, *options).get("done", [])
+        assert "done" not in run(capsys, folder, weights, *options)
+    assert sorted(made) == sorted(names)
+    found = [path.relative_to(out).as_posix() for path in out.rglob("*.png") if path.is_file()]
+    found += [path.relative_to(out).as_posix() for path in out.rglob("*.PNG")]
+    folded = {unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+              for name in found}  # fmt: skip
+    assert len(folded) == len(names)
+    assert not (out / "imgs").exists()
