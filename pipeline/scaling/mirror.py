@@ -17,9 +17,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
-from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
+from denoise_batch.kernels.errors import (
+    DenoiseBatchError,
+    ImageError,
+    OptionError,
+    StorageError,
+)
 
 from ..files.atomic import make_folder, remove_tree
+from ..streaming.manifest import sha256_of
 from .objects import Object, ObjectStore, is_url
 
 LOCAL = "file://"  # the rest is a path
@@ -115,6 +121,33 @@ class LocalMirror:
         if self.holds(path):
             store, key = self._place(path)
             store.upload(path, key)
+
+    def info(self, path: Path) -> Object:
+        """Ask for the size and time of a path's object.
+
+        Raises:
+            StorageError: it does not exist, or the store fails.
+        """
+        store, key = self._place(path)
+        return store.info(key)
+
+    def sha256(self, path: Path) -> str | None:
+        """Digest of a path's object, which is read for it; None if it does not exist.
+
+        Raises:
+            OptionError: the store fails.
+        """
+        store, key = self._place(path)
+        copy = self.root / f"copy-{secrets.token_hex(8)}"
+        try:
+            store.fetch(key, copy)
+            return sha256_of(copy)
+        except StorageError as error:
+            raise OptionError(str(error)) from error
+        except ImageError:
+            return None
+        finally:
+            copy.unlink(missing_ok=True)
 
     def delete(self, path: Path) -> None:
         """Delete a path's object, if the store lets us."""

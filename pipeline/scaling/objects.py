@@ -107,6 +107,17 @@ class ObjectStore:
             return False
         return False
 
+    def info(self, key: str) -> Object:
+        """Ask for an object's size and time.
+
+        Raises:
+            StorageError: it does not exist, or the store keeps failing.
+        """
+        try:
+            return self._info(key)
+        except Exception as error:
+            raise StorageError(f"{self.url(key)}: cannot be read: {_reason(error)}") from error
+
     def fetch(self, key: str, path: Path) -> Object:
         """Download an object to a file, with its time.
 

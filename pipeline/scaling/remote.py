@@ -1,8 +1,9 @@
 """Runs whose inputs or outputs are URLs: files pass through a local mirror.
 
 The manifest of an output prefix is kept in it, in `.denoise-batch/`. Each output's entry is an
-object of its own, uploaded before the output, so a run may be killed at any point; a run that ends
-merges them into one. Object stores have no locks: nothing keeps two runs apart.
+object of its own: uploaded before the output, so that a run may be killed at any point, and again
+with the time that the store gave the output. A run that ends merges them into one. Object stores
+have no locks: nothing keeps two runs apart.
 """
 
 import json
@@ -53,8 +54,8 @@ class MirroredJob(Job):
 class RemoteManifest(Manifest):
     """The entries of an output prefix.
 
-    An entry's time is 0 until the run ends and the store has been asked for it; such an entry
-    matches any object of its size.
+    An entry's time is 0 until the store has been asked for it. Whether such an entry is that of an
+    object, and which of several of one size and second, is told by the object's bytes.
 
     Args:
         root: the folder of the mirror that stands for the prefix.
@@ -64,6 +65,7 @@ class RemoteManifest(Manifest):
 
     def __init__(self, root: Path, mirror: LocalMirror, *, is_read: bool = True) -> None:
         self._mirror = mirror
+        self._unconfirmed: dict[Path, tuple[Entry, Path]] = {}
         if is_read:
             mirror.refresh(root / FOLDER)
             with ThreadPoolExecutor(_CONNECTIONS) as threads:
@@ -71,14 +73,25 @@ class RemoteManifest(Manifest):
         super().__init__(root)
 
     def made_of(self, output: Path) -> Entry | None:
-        """Return the entry of the object at `output`, by size and time."""
+        """Return the entry of the object at `output`, by size and time, else by its bytes.
+
+        Raises:
+            OptionError: the object has to be read, and the store fails.
+        """
         try:
             stamp = FileStat.of(output)
         except OSError:
             return None
-        fitting = (stamp, FileStat(stamp.size, 0))
-        entries = reversed(self._entries.get(self._key(output), []))
-        return next((entry for entry in entries if entry.output_stamp in fitting), None)
+        unconfirmed = FileStat(stamp.size, 0)
+        entries = self._entries.get(self._key(output), [])
+        fitting = [entry for entry in entries if entry.output_stamp in (stamp, unconfirmed)]
+        exact = [entry for entry in fitting if entry.output_stamp == stamp != unconfirmed]
+        if exact and len({entry.output_sha256 for entry in fitting}) == 1:
+            return exact[-1]
+        if not fitting:
+            return None
+        digest = self._mirror.sha256(output)
+        return next((e for e in reversed(fitting) if e.output_sha256 == digest), None)
 
     def is_unchanged(self, output: Path, entry: Entry) -> bool:
         """True: the store gives every object its own time."""
@@ -103,6 +116,21 @@ class RemoteManifest(Manifest):
         key, digest = self._key(output), sha256_of(written)
         entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)
         path = self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl"
+        self._upload(entry, path)
+        self._unconfirmed[output] = (entry, path)
+
+    def confirm(self, output: Path) -> None:
+        """Give the entry of an object that was uploaded just now its time, if the store lets us."""
+        entry, path = self._unconfirmed.pop(output, (None, None))
+        if entry is None or path is None:
+            return
+        with suppress(DenoiseBatchError, OSError):  # by its bytes it is still found
+            object = self._mirror.info(output)
+            if object.size == entry.output_stamp.size:
+                stamp = FileStat(object.size, object.modified_ns)
+                self._upload(replace(entry, output_stamp=stamp), path)
+
+    def _upload(self, entry: Entry, path: Path) -> None:
         make_folder(path.parent)
         path.write_text(json.dumps(asdict(entry)) + "\n")
         try:
@@ -145,6 +173,7 @@ class RemoteStorage(Storage):
 
     def __init__(self, mirror: LocalMirror) -> None:
         self.mirror = mirror
+        self._manifests: dict[Path, RemoteManifest] = {}
 
     def refresh(self, options: DenoiseOptions) -> list[Job]:
         """List inputs and output again; return a failed job for each image that has no path.
@@ -207,14 +236,16 @@ class RemoteStorage(Storage):
 
     def manifest(self, root: Path, part: str) -> Manifest:
         """The manifest of an output folder or prefix."""
-        return (
-            RemoteManifest(root, self.mirror) if self.mirror.holds(root) else Manifest(root, part)
-        )
+        if self.mirror.holds(root):
+            self._manifests[root] = RemoteManifest(root, self.mirror)
+            return self._manifests[root]
+        return Manifest(root, part)
 
     def worker_manifest(self, root: Path, part: str) -> Manifest:
         """A manifest that is only written."""
         if self.mirror.holds(root):
-            return RemoteManifest(root, self.mirror, is_read=False)
+            self._manifests[root] = RemoteManifest(root, self.mirror, is_read=False)
+            return self._manifests[root]
         return Manifest(root, part)
 
     def is_gone(self, place: str) -> bool:
@@ -226,8 +257,10 @@ class RemoteStorage(Storage):
         self.mirror.fetch(path)
 
     def upload(self, path: Path) -> None:
-        """Upload an output."""
+        """Upload an output, and confirm its entry."""
         self.mirror.upload(path)
+        for manifest in self._manifests.values():
+            manifest.confirm(path)
 
     def finish(self, result: Result) -> Result:
         """Release the job's disk space, and put URLs into its messages."""

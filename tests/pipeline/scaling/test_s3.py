@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from pictures import picture
 
 from denoise_batch.cli.batch import main
 from denoise_batch.kernels import ImageError
+from denoise_batch.models import Network, save_weights
 from denoise_batch.scaling import objects
 from denoise_batch.scaling.objects import ObjectStore
+from denoise_batch.scaling.remote import RemoteManifest, RemoteStorage
 
 for needed in ("moto", "flask", "s3fs"):
     pytest.importorskip(needed)
@@ -279,3 +282,91 @@ def test_a_store_that_keeps_failing_ends_the_run(
     assert [o.key for o in store.listing("pictures/out") if "/." in o.key] == [
         "pictures/out/.denoise-batch/manifest.jsonl"
     ]
+
+
+def networks(tmp_path: Path) -> tuple[Path, Path]:
+    """Two weights files whose outputs differ."""
+    files = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    for seed, file in enumerate(files):
+        save_weights(file, Network("tconv", generator=torch.Generator().manual_seed(seed)), {})
+    return files
+
+
+@pytest.mark.parametrize("way", ["shards", "killed", "refused", "ended"])
+def test_an_entry_stands_only_for_the_object_that_it_was_written_with(
+    store: ObjectStore,
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    """Weights A, B, then A: files without compression all have one size."""
+    imgs, expected = tmp_path / "imgs", tmp_path / "expected"
+    imgs.mkdir()
+    for index in range(6):
+        name = f"{index}{('.bmp', '.ppm', '.bmp')[index % 3]}"
+        picture(24, 20, index).save(imgs / name)
+    a, b = networks(tmp_path)
+    main([str(imgs), "-o", str(expected), "-w", str(a), "-d", "cpu"])
+    command = [str(imgs), "-o", "s3://pictures/out", "-d", "cpu", "-w"]
+    shards = [["--shard", "1/2"], ["--shard", "2/2"]] if way == "shards" else [[]]
+    for weights in (a, b):
+        with monkeypatch.context() as context:
+            if way == "killed":  # nothing is confirmed, nothing is merged
+                context.setattr(RemoteManifest, "confirm", lambda *arguments: None)
+                context.setattr(RemoteStorage, "end", lambda *arguments: None)
+            if way == "refused" and weights == b:
+                server.failures["PUT", "pictures/out/0.bmp"] = 1000
+            for shard in shards:
+                assert main([*command, str(weights), *shard]) == int(
+                    way == "refused" and weights == b
+                )
+    server.failures.clear()
+    if way == "refused":
+        assert main([*command, str(b)]) == 0
+    for shard in [*shards, []]:
+        assert main([*command, str(a), *shard]) == 0
+    for path in expected.glob("[0-9].*"):
+        assert store.read(f"pictures/out/{path.name}") == path.read_bytes()
+    capsys.readouterr()
+    assert main([*command, str(a), "--log", "json"]) == 0
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {line["status"] for line in lines if line["event"] == "image"} == {"skipped"}
+
+
+def test_what_shards_have_done_is_not_read_again(
+    store: ObjectStore,
+    server: Server,
+    tmp_path: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for index in range(4):
+        picture(24, 20, index).save(tmp_path / f"{index}.png")
+    command = [f"{tmp_path}/*.png", "-o", "s3://pictures/out", "-w", str(weights), "-d", "cpu"]
+    assert main([*command, "--shard", "1/1"]) == 0
+    for shard in ("1/2", "2/2"):
+        assert main([*command, "--overwrite", "--shard", shard]) == 0
+    server.seen.clear()
+    assert main(command) == 0
+    assert not [key for method, key in server.seen if method == "GET" and key.endswith(".png")]
+
+
+def test_an_object_of_somebody_else_with_the_size_of_a_killed_run_s_is_kept(
+    store: ObjectStore,
+    server: Server,
+    tmp_path: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picture(24, 20, 1).save(tmp_path / "a.bmp")
+    picture(24, 20, 2).save(tmp_path / "other.bmp")
+    command = [f"{tmp_path}/a.bmp", "-o", "s3://pictures/out", "-w", str(weights), "-d", "cpu"]
+    with monkeypatch.context() as context:
+        context.setattr(RemoteManifest, "confirm", lambda *arguments: None)
+        context.setattr(RemoteStorage, "end", lambda *arguments: None)
+        assert main(command) == 0
+    put(server, "out/a.bmp", tmp_path / "other.bmp")
+    assert main([*command, "--strength", "0.5"]) == 0
+    assert store.read("pictures/out/a.bmp") == (tmp_path / "other.bmp").read_bytes()
