@@ -116,7 +116,7 @@ class RemoteManifest(Manifest):
         key, digest = self._key(output), sha256_of(written)
         entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)
         path = self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl"
-        self._upload(entry, path)
+        self._upload([entry], path)
         self._unconfirmed[output] = (entry, path)
 
     def confirm(self, output: Path) -> None:
@@ -128,11 +128,16 @@ class RemoteManifest(Manifest):
             object = self._mirror.info(output)
             if object.size == entry.output_stamp.size:
                 stamp = FileStat(object.size, object.modified_ns)
-                self._upload(replace(entry, output_stamp=stamp), path)
+                self._upload([replace(entry, output_stamp=stamp)], path)
 
-    def _upload(self, entry: Entry, path: Path) -> None:
+    def restamp(self, entries: Sequence[Entry]) -> None:
+        """Upload entries whose sources have another stat and were found to be the same."""
+        with suppress(DenoiseBatchError, OSError):
+            self._upload(entries, self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl")
+
+    def _upload(self, entries: Sequence[Entry], path: Path) -> None:
         make_folder(path.parent)
-        path.write_text(json.dumps(asdict(entry)) + "\n")
+        path.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
         try:
             self._mirror.upload(path)
         finally:

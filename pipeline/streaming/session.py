@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -126,7 +127,11 @@ class Session:
             if not self._part:
                 for manifest in manifests.values():
                     manifest.compact()
-            plan = self._plan(jobs, manifests)
+            same: dict[Job, Entry] = {}
+            plan = self._plan(jobs, manifests, same.__setitem__)
+            for root, manifest in manifests.items():
+                if entries := [entry for job, entry in same.items() if job.root == root]:
+                    manifest.restamp(entries)
             progress.on_start(plan)
             for result in plan.skipped:
                 record(result)
@@ -162,7 +167,12 @@ class Session:
         roots = {job.root for job in jobs}
         return {root: self.storage.manifest(root, self._part) for root in roots}
 
-    def _plan(self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest]) -> Plan:
+    def _plan(
+        self,
+        jobs: Sequence[Job],
+        manifests: Mapping[Path, Manifest],
+        on_same: Callable[[Job, Entry], None] = lambda job, entry: None,
+    ) -> Plan:
         todo, skipped = split(
             jobs,
             self._scanned,
@@ -170,6 +180,7 @@ class Session:
             self.engine.digests,
             self.storage.is_gone,
             overwrite=self.options.overwrite,
+            on_same=on_same,
         )
         limit = self.options.limit
         return Plan(
@@ -294,6 +305,7 @@ def split(
     is_gone: Callable[[str], bool],
     *,
     overwrite: bool,
+    on_same: Callable[[Job, Entry], None] = lambda job, entry: None,
 ) -> tuple[list[Job], list[Result]]:
     """Return the jobs to do, and the results of those not to do.
 
@@ -309,6 +321,8 @@ def split(
         run: digests of weights and options.
         is_gone: whether a canonical path no longer exists.
         overwrite: skip nothing.
+        on_same: called with the new entry of each source that has another stat than the old one
+            says, and the same bytes.
     """
     done = [Result(job, "failed", job.fault) for job in jobs if job.fault]
     jobs = [job for job in jobs if not job.fault]
@@ -332,7 +346,7 @@ def split(
     todo = []
     for job in jobs:
         entry = manifests[job.root].made_of(job.output)
-        if reason := _reason_to_skip(job, entry, run):
+        if reason := _reason_to_skip(job, entry, run, on_same):
             done.append(Result(job, "skipped", reason))
         elif entry and _is_of_another(entry, job, paths) and not is_gone(entry.source):
             taken = f"{job.output}: is the output of {entry.source}"
@@ -365,7 +379,9 @@ def _is_of_another(entry: Entry, job: Job, paths: Callable[[], Set[str]]) -> boo
     return not (is_beside and entry.source in paths())
 
 
-def _reason_to_skip(job: Job, entry: Entry | None, run: tuple[str, str]) -> str:
+def _reason_to_skip(
+    job: Job, entry: Entry | None, run: tuple[str, str], on_same: Callable[[Job, Entry], None]
+) -> str:
     if entry is None:
         try:
             return FOREIGN if job.output.exists() or job.output.is_symlink() else ""
@@ -374,11 +390,13 @@ def _reason_to_skip(job: Job, entry: Entry | None, run: tuple[str, str]) -> str:
     if (entry.weights, entry.options) != run:
         return ""
     try:
-        stamp = FileStat.of(job.source)
-        is_same_file = entry.source in ("", job.canonical_path)
-        is_same = (is_same_file and stamp == entry.source_stamp) or (
-            stamp.size == entry.source_stamp.size and sha256_of(job.source) == entry.source_sha256
-        )
+        stamp = FileStat.of_source(job)
+        if entry.source in ("", job.canonical_path) and stamp == entry.source_stamp:
+            return UNCHANGED
+        if stamp.size != entry.source_stamp.size or sha256_of(job.source) != entry.source_sha256:
+            return ""
     except OSError:
         return ""  # reading will say what is wrong
-    return UNCHANGED if is_same else ""
+    if entry.source == job.canonical_path:
+        on_same(job, replace(entry, source_stamp=stamp))
+    return UNCHANGED

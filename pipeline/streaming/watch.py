@@ -91,7 +91,7 @@ def _stamps(jobs: Sequence[Job]) -> dict[Path, FileStat]:
             stamps[job.source] = FileStat(0, 0)
             continue
         try:
-            stamps[job.source] = FileStat.of(job.source)
+            stamps[job.source] = FileStat.of_source(job)
         except OSError:
             continue  # gone again, or unreadable; the next poll tells
     return stamps
