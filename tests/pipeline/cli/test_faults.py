@@ -3,6 +3,10 @@
 import errno
 import json
 import os
+import signal
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +62,7 @@ def test_a_folder_that_cannot_be_listed_fails_alone(
     assert "cannot be listed: Permission denied" in reasons[name]
 
 
-def test_folders_that_cannot_be_listed_are_told_by_a_dry_run_and_once_by_a_watch(
+def test_folders_that_cannot_be_listed_are_told_by_a_dry_run(
     folder: Path,
     weights: Path,
     capsys: pytest.CaptureFixture[str],
@@ -209,3 +213,74 @@ def test_faults_of_the_images_themselves_never_end_a_run(
     assert code == 1
     assert len(statuses) == 70
     assert sum(status == "failed" for status in statuses.values()) == 30
+
+
+def watched(
+    capsys: pytest.CaptureFixture[str], weights: Path, folder: Path, is_over: Callable[[], bool]
+) -> tuple[list[dict[str, str]], str]:
+    """Events of images, and stderr, of a watch that SIGTERM ends."""
+
+    def end() -> None:
+        deadline = time.monotonic() + 60
+        while not is_over() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.5)  # what else it would do
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    options = ["-w", str(weights), "-d", "cpu", "-b", "1", "--log", "json", "--watch", "0.1"]
+    code = main([str(folder), *options])
+    thread.join()
+    said = capsys.readouterr()
+    assert code == 143
+    events = [json.loads(line) for line in said.out.splitlines()]
+    return [event for event in events if event["event"] == "image"], said.err
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EROFS", "EDQUOT", "EIO"])
+def test_a_watch_tries_again_what_failed_with_the_output(
+    folder: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """Unreadable images are told once."""
+    (folder / "bad.png").write_bytes(b"no picture")
+    fill(monkeypatch, getattr(errno, name), lambda calls: calls <= 6)
+    out = folder.with_name("imgs-denoised")
+    events, _ = watched(capsys, weights, folder, lambda: len(list(out.glob("?.png"))) == 4)
+    told = Counter((event["name"], event["status"]) for event in events)
+    assert told["bad.png", "failed"] == 1
+    for image in DONE:
+        assert told[image, "done"] == 1
+    assert sum(told.values()) == 4 + 6 + 1
+
+
+def test_a_watch_that_gives_up_a_round_goes_on(
+    many: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill(monkeypatch, errno.ENOSPC, lambda calls: calls <= 25)
+    out = many.with_name("imgs-denoised")
+    events, error = watched(capsys, weights, many, lambda: len(list(out.glob("*.png"))) == 40)
+    assert "the output or a store failed 10 times in a row" in error
+    assert {event["name"] for event in events if event["status"] == "done"} == {
+        f"{index:02}.png" for index in range(40)
+    }
+
+
+def test_a_watch_tells_of_a_locked_folder_once(
+    folder: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (folder / "lost+found").mkdir()
+    deny(monkeypatch, "scandir", PermissionError, lambda path: path.endswith("lost+found"))
+    out = folder.with_name("imgs-denoised")
+    events, _ = watched(capsys, weights, folder, lambda: len(list(out.glob("?.png"))) == 4)
+    assert Counter(event["name"] for event in events) == Counter([*DONE, "lost+found"])
