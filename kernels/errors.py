@@ -6,13 +6,14 @@
     ├── DeviceError               4  the device is missing or out of memory
     ├── WeightsError              5  a weights file is missing, damaged, or for another network
     ├── ImageError                1  one image cannot be read or written; the others go on
+    │   └── StorageError          7  the output or a store failed, not the image
     ├── TrainingError             1  a training run cannot go on (diverged, no usable tiles)
     ├── ShapeError               70  shapes that do not fit (ValueError, RuntimeError)
     └── StateError               70  blocks called in the wrong order (RuntimeError)
 
 The number is the exit code of a command that the error ends. A message says what is wrong, why,
 and how to mend it. Other exit codes: 0 done, 1 some files failed,
-6 every file failed, 130 Ctrl-C, 143 SIGTERM.
+6 every file failed, 7 the output or a store failed ten times in a row, 130 Ctrl-C, 143 SIGTERM.
 
 UnavailableError, NotCoveredError and UncheckableError never leave kernels/.
 """
@@ -54,6 +55,12 @@ class ImageError(DenoiseBatchError):
     """One image cannot be read, denoised or written; recorded, never fatal for a folder."""
 
     exit_code = 1
+
+
+class StorageError(ImageError):
+    """The output or an object store failed: of one image recorded, ten times in a row fatal."""
+
+    exit_code = 7
 
 
 class TrainingError(DenoiseBatchError):

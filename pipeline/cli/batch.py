@@ -269,10 +269,11 @@ def denoise(
     again processes only new, changed or unfinished images.
 
     Exit codes: 0 done, 1 some files failed, 2 usage, 3 no images found, 4 device, 5 weights,
-    6 every file failed, 130 Ctrl-C, 143 SIGTERM (files in flight are finished).
+    6 every file failed, 7 the output or a store failed ten times in a row, 130 Ctrl-C, 143 SIGTERM
+    (files in flight are finished).
     """
     with exit_codes(quiet=quiet), ExitStack() as stack:
-        from denoise_batch.kernels import OptionError
+        from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
 
         from ..options import DenoiseOptions
         from ..progress import Stop, stopping
@@ -336,7 +337,7 @@ def denoise(
             named: Any = {"inputs": tuple(inputs), "output": output}
             asked = replace(options, **named)
 
-            def try_again(error: OptionError) -> None:
+            def try_again(error: DenoiseBatchError) -> None:
                 shown.warn(f"{error}; trying again")
 
             with Session(options, storage) as session:
@@ -357,6 +358,8 @@ def denoise(
             shown.show_summary(summary)
         if report:
             write_reports(asked, summary, quiet=quiet or log == "json")
+        if summary.gave_up and stop.signal is None:
+            shown.warn(summary.gave_up)
         if is_end_last:
             shown.show_summary(summary)
         raise typer.Exit(summary.exit_code)

@@ -87,3 +87,40 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` to `path`, completely or not at all."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; unlike `Path.mkdir`, at any depth.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        if path == path.parent:
+            break
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a file, or a folder with all that it holds, if there is one; at any depth.
+
+    Raises:
+        OSError: something cannot be deleted.
+    """
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    folders = [path]
+    for folder in folders:  # grows meanwhile
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                else:
+                    Path(entry.path).unlink()
+    for folder in reversed(folders):
+        folder.rmdir()

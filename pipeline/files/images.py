@@ -23,7 +23,7 @@ from torch import Tensor
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
 from . import pnm, sixteen_bit, tiff
-from .atomic import Attributes, atomic_file
+from .atomic import Attributes, atomic_file, make_folder
 from .complaints import collected_complaints
 from .kinds import HEAD_BYTES, refusal, refuse_other_kinds, unknown_kind
 from .metadata import (
@@ -364,7 +364,7 @@ def write_pages(
                     f"{format_name} holds at most {most_px} pixels a side, not {max(page.size)}; "
                     "write a .png or .tif file"
                 )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         modes = [
             target_mode(page.storage.mode, format_name, _MODES_OF[format_name]) for page in pages
         ]
@@ -506,7 +506,7 @@ def as_image_error(path: Path, action: str) -> Iterator[None]:
     except ShapeError:
         raise
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error.__cause__
+        raise type(error)(f"{path}: {error}") from error.__cause__
     except Exception as error:
         raise ImageError(f"{path}: {_reason(error, action)}") from error
 

@@ -8,11 +8,13 @@ Rules:
       pattern's fixed part, and single files go in by name. If the output has an image suffix, is
       not a folder, and there is one single file, that file is written to exactly this path.
     * The suffix is kept; formats that cannot be written become `.png`.
-    * Sources that would share an output are told apart. First, those whose suffix changes keep the
-      old one too (`a.gif` → `a.gif.png` beside `a.png`). Then those of different inputs go into a
-      folder named after their input (`out/monday/a.png`, `out/tuesday/a.png`). Then they are
-      numbered.
+    * Sources that would share an output are told apart, on every system also those whose outputs
+      would meet where case and Unicode's normal forms do not count (macOS, exFAT, SMB). First,
+      those whose suffix changes keep the old one too (`a.gif` → `a.gif.png` beside `a.png`). Then
+      those of different inputs go into a folder named after their input (`out/monday/a.png`,
+      `out/tuesday/a.png`). Then they are numbered.
     * Of image files that are not read (`kinds.py`), folders and globs tell the names.
+    * A folder below an input that cannot be listed is a job that fails.
     * Folders and globs skip hidden files and folders, the output folder, and what an earlier run
       wrote (`x-denoised` beside `x`; `x` with the given suffix, if this run's outputs go beside
       their inputs). Linked files are read, linked folders are not entered. An input that is
@@ -23,6 +25,7 @@ Rules:
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
@@ -73,12 +76,14 @@ class Job:
         name: the source relative to its input, with forward slashes; not always unique if there
             are several inputs.
         root: the output folder that contains `output`, at any depth.
+        fault: why it fails before it is begun: its source cannot be listed.
     """
 
     source: Path
     output: Path
     name: str
     root: Path
+    fault: str = ""
 
     @property
     def canonical_path(self) -> str:
@@ -107,6 +112,7 @@ class Candidate:
         name: the source relative to its input, with forward slashes.
         input_name: the name of the input's folder.
         is_passed_over: a folder or pattern holds it, but it is of a kind that is not read.
+        fault: of a folder, why it cannot be listed.
     """
 
     source: Path
@@ -115,6 +121,12 @@ class Candidate:
     name: str
     input_name: str
     is_passed_over: bool = False
+    fault: str = ""
+
+    @property
+    def input(self) -> Path:
+        """The folder that `name` is relative to."""
+        return self.source.parents[self.name.count("/")]
 
 
 def scan(
@@ -139,6 +151,8 @@ def scan(
         NoImagesError: there is nothing to do.
     """
     everything = [item for text in inputs for item in _candidates(text, output, recursive, naming)]
+    faulty = {item.source: item for item in everything if item.fault}
+    everything = [item for item in everything if not item.fault]
     found = [item for item in everything if not item.is_passed_over]
     taken = {real_path(item.source) for item in found}
     passed_over = {real_path(item.source): item for item in everything if item.is_passed_over}
@@ -158,7 +172,7 @@ def scan(
     if output is None:
         own = {canonical[item.root / item.relative] for item in found}
         found = [item for item in found if canonical[item.source] not in own]
-    if not found:
+    if not found and not faulty:
         given = ", ".join(str(text) for text in inputs) or "no input"
         suffixes = " ".join(sorted(READABLE_SUFFIXES))
         more = f"; {passed_over_line(names)}" if names else ""
@@ -167,10 +181,14 @@ def scan(
         )
     outputs = _distinct_outputs(found)
     _refuse_overwriting([item.source for item in found], outputs)
-    return [
+    jobs = [
         Job(item.source, path, item.name, item.root)
         for item, path in zip(found, outputs, strict=True)
     ]
+    for item in faulty.values():
+        root = roots.get(real_path(item.root), item.root)
+        jobs.append(Job(item.source, root / item.relative, item.name, root, item.fault))
+    return jobs
 
 
 def _is_exact(inputs: Sequence[Path | str], output: Path, naming: OutputNaming) -> bool:
@@ -214,7 +232,7 @@ def _candidates(
 def _of_folder(
     folder: Path, output: Path | None, recursive: bool, naming: OutputNaming
 ) -> list[Candidate]:
-    if output is not None and real_path(output) == real_path(folder):
+    if output is not None and _is_same_folder(output, folder):
         raise OptionError(f"--output {output}: would overwrite the input; name another folder")
     inside = _strictly_inside(output, folder)
     return _in_folder(folder, folder, output or _beside(folder), inside, recursive, naming)
@@ -228,6 +246,8 @@ def _of_pattern(
         raise OptionError(f"{text}: no such file or folder; check the path")
     try:
         matches = sorted(base.glob(pattern), key=_natural)
+    except RecursionError as error:
+        raise OptionError(f"{text}: folders too deep for a pattern; name a folder") from error
     except ValueError as error:
         raise OptionError(f"{text}: {error}; correct the pattern") from error
     inside = _strictly_inside(output, base)
@@ -238,11 +258,11 @@ def _of_pattern(
         relative = match.relative_to(base)
         if _is_skipped(match, relative, inside, naming, marks):
             continue
-        if match.is_dir():
+        if _is(match.is_dir):
             root = output or _beside(match)
             top = base if output else match
             found += _in_folder(match, top, root, inside, recursive, naming)
-        elif _is_image(match):
+        elif is_image(match):
             item = _of_file(match, relative, output, naming)
             found.append(replace(item, is_passed_over=not _is_read(match)))
     return found
@@ -269,44 +289,68 @@ def _in_folder(
 ) -> list[Candidate]:
     """The images of a folder, named and mirrored relative to `base`."""
     input_name = base.resolve().name
-    return [
+    faults: dict[Path, str] = {}
+    found = [
         Candidate(path, root, renamed, relative.as_posix(), input_name, not _is_read(path))
-        for path in sorted(_walk(folder, inside, recursive, naming), key=_natural)
+        for path in sorted(_walk(folder, inside, recursive, naming, faults), key=_natural)
         for relative in [path.relative_to(base)]
         for renamed in [relative.with_name(naming.output_name(relative, naming.suffix))]
     ]
+    for path, fault in sorted(faults.items()):
+        relative = path.relative_to(base)
+        found.append(Candidate(path, root, relative, relative.as_posix(), input_name, fault=fault))
+    return found
 
 
 def _walk(
-    folder: Path, inside: Path | None, recursive: bool, naming: OutputNaming
+    folder: Path,
+    inside: Path | None,
+    recursive: bool,
+    naming: OutputNaming,
+    faults: dict[Path, str],
 ) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        if isinstance(error, FileNotFoundError) and error.filename != str(folder):
-            return  # a sub-folder was removed while we looked
-        raise OptionError(
-            f"{error.filename or folder}: cannot be listed: {error.strerror}; "
-            "correct its permissions or leave it out"
-        ) from error
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        here = Path(parent)
+    """The image files of a folder, at any depth; `faults` gets the folders that are not listed."""
+    open_folders = [folder]
+    while open_folders:
+        here = open_folders.pop()
         relative = here.relative_to(folder)
-        folders[:] = [
-            name
-            for name in folders
-            if recursive and not _is_skipped(here / name, relative / name, inside, naming)
-        ]
-        for name in files:
+        try:
+            with os.scandir(here) as entries:
+                listed = [(entry.name, _is(entry.is_dir)) for entry in entries]
+        except OSError as error:
+            if here == folder:
+                raise OptionError(
+                    f"{here}: cannot be listed: {error.strerror}; "
+                    "correct its permissions or leave it out"
+                ) from error
+            if not isinstance(error, FileNotFoundError):  # removed while we looked
+                mend = "correct its permissions, or move it"
+                faults[here] = f"{here}: cannot be listed: {error.strerror}; {mend}"
+            continue
+        for name, is_folder in listed:
             path = here / name
-            if _is_image(path) and not _is_skipped(path, Path(name), None, naming):
+            if is_folder:
+                is_skipped = _is_skipped(path, relative / name, inside, naming)
+                # Linked folders are not entered.
+                if recursive and not is_skipped and not _is(path.is_symlink):
+                    open_folders.append(path)
+            elif is_image(path) and not _is_skipped(path, Path(name), None, naming):
                 yield path
+
+
+def _is(ask: Callable[[], bool]) -> bool:
+    """What `Path.is_dir` and the like answer; False where it cannot be told."""
+    try:
+        return ask()
+    except OSError:
+        return False
 
 
 def _is_read(path: Path) -> bool:
     return path.suffix.lower() in READABLE_SUFFIXES
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether a file is one to read, or one to say of that it is passed over."""
     return _is_read(path) or bool(kind_of_name(path))
 
@@ -326,9 +370,9 @@ def _is_skipped(
         return True
     if inside is not None and real_path(path).is_relative_to(inside):
         return True
-    if path.is_dir():
+    if _is(path.is_dir):
         original = path.name.removesuffix(OUTPUT_MARK)
-        return original not in ("", ".", path.name) and path.with_name(original).is_dir()
+        return original not in ("", ".", path.name) and _is(path.with_name(original).is_dir)
     suffixes = [
         suffix
         for suffix in READABLE_SUFFIXES
@@ -340,10 +384,15 @@ def _is_skipped(
         if path.stem.endswith(mark) and path.stem != mark
     ]
     return any(
-        path.with_name(original + suffix).is_file()
+        _is(path.with_name(original + suffix).is_file)
         for original in originals
         for suffix in ["", *suffixes]
     )
+
+
+def _is_same_folder(one: Path, other: Path) -> bool:
+    """Whether two paths name one folder, also if case does not count there."""
+    return real_path(one) == real_path(other) or _is(lambda: one.samefile(other))
 
 
 def _strictly_inside(output: Path | None, folder: Path) -> Path | None:
@@ -383,27 +432,46 @@ def _distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
 
     outputs = [item.root / item.relative for item in found]
     for rename in (with_old_suffix, under_input):
-        canonical = canonical_paths(outputs)
-        wanted = Counter(canonical[path] for path in outputs)
+        meeting = _meeting_names(outputs)
+        wanted = Counter(meeting[path] for path in outputs)
         if len(wanted) == len(outputs):
             return outputs
+        inputs: dict[str, set[Path]] = {}
+        for item, path in zip(found, outputs, strict=True):
+            inputs.setdefault(meeting[path], set()).add(item.input)
         outputs = [
-            item.root / rename(item) if wanted[canonical[path]] > 1 else path
+            item.root / rename(item)
+            if wanted[meeting[path]] > 1
+            and (rename is with_old_suffix or len(inputs[meeting[path]]) > 1)
+            else path
             for item, path in zip(found, outputs, strict=True)
         ]
-    canonical = canonical_paths(outputs)
-    others = set(canonical.values())
+    meeting = _meeting_names(outputs)
+    others = set(meeting.values())
     taken: set[str] = set()
     distinct = []
     for path in outputs:
-        candidate, key, number = path, canonical[path], 1
+        candidate, key, number = path, meeting[path], 1
         while key in taken or (number > 1 and key in others):
             number += 1
             candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-            key = canonical_path(candidate)
+            key = _folded(canonical_path(candidate))
         taken.add(key)
         distinct.append(candidate)
     return distinct
+
+
+def _meeting_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Each path, spelled so that those compare equal that are one file on some systems."""
+    return {path: _folded(canonical) for path, canonical in canonical_paths(paths).items()}
+
+
+def _folded(path: str) -> str:
+    """Caseless matching as Unicode defines it (D145)."""
+    if path.isascii():
+        return path.lower()
+    decomposed = unicodedata.normalize("NFD", path).casefold()
+    return unicodedata.normalize("NFC", decomposed)
 
 
 def _refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
@@ -413,7 +481,7 @@ def _refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> Non
         OptionError: there is one.
     """
     read = set(canonical_paths(sources).values())
-    read |= {os.path.normcase(real_path(path)) for path in sources if path.is_symlink()}
+    read |= {os.path.normcase(real_path(path)) for path in sources if _is(path.is_symlink)}
     for path, canonical in canonical_paths(outputs).items():
         if canonical in read:
             raise OptionError(f"{path}: the output would overwrite the input; name another folder")

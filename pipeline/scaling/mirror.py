@@ -8,20 +8,28 @@ its file is decoded, an output is uploaded when it is written, and neither is ke
 only what is in flight.
 """
 
+import errno
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
-from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
+from denoise_batch.kernels.errors import (
+    DenoiseBatchError,
+    ImageError,
+    OptionError,
+    StorageError,
+)
 
+from ..files.atomic import make_folder, remove_tree
+from ..streaming.manifest import sha256_of
 from .objects import Object, ObjectStore, is_url
 
 LOCAL = "file://"  # the rest is a path
+_OF_ITS_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOENT, errno.ENOTDIR}
 
 
 class LocalMirror:
@@ -66,21 +74,26 @@ class LocalMirror:
             text = text.replace(f"{self.root}{os.sep}{protocol}{os.sep}", f"{protocol}://")
         return text
 
-    def refresh(self, path: Path) -> list[Object]:
+    def refresh(self, path: Path) -> tuple[list[Object], dict[str, str]]:
         """Update a path, and everything below it, from the store's listing.
 
+        Returns:
+            What is mirrored; and key → reason of the objects whose names no folder can hold.
+
         Raises:
-            OptionError: the store cannot be listed.
+            OptionError: the store cannot be listed, or not mirrored.
         """
         store, key = self._place(path)
         objects = store.listing(key)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove_tree(path)
+        folders = {parent for object in objects for parent in _parents(object.key)}
+        shown, faults = [], {}
         for object in objects:
-            self._show(store, object)
-        return objects
+            if reason := self._show(store, object, is_folder=object.key in folders):
+                faults[object.key] = reason
+            else:
+                shown.append(object)
+        return shown, faults
 
     def is_gone(self, url: str) -> bool:
         """Whether the URL's store reports that the object does not exist."""
@@ -109,6 +122,33 @@ class LocalMirror:
             store, key = self._place(path)
             store.upload(path, key)
 
+    def info(self, path: Path) -> Object:
+        """Ask for the size and time of a path's object.
+
+        Raises:
+            StorageError: it does not exist, or the store fails.
+        """
+        store, key = self._place(path)
+        return store.info(key)
+
+    def sha256(self, path: Path) -> str | None:
+        """Digest of a path's object, which is read for it; None if it does not exist.
+
+        Raises:
+            OptionError: the store fails.
+        """
+        store, key = self._place(path)
+        copy = self.root / f"copy-{secrets.token_hex(8)}"
+        try:
+            store.fetch(key, copy)
+            return sha256_of(copy)
+        except StorageError as error:
+            raise OptionError(str(error)) from error
+        except ImageError:
+            return None
+        finally:
+            copy.unlink(missing_ok=True)
+
     def delete(self, path: Path) -> None:
         """Delete a path's object, if the store lets us."""
         store, key = self._place(path)
@@ -135,16 +175,32 @@ class LocalMirror:
         protocol, *key = path.relative_to(self.root).parts
         return self.store(protocol), "/".join(key)
 
-    def _show(self, store: ObjectStore, object: Object) -> None:
-        path = self.root.joinpath(store.protocol, *object.key.split("/"))
+    def _show(self, store: ObjectStore, object: Object, *, is_folder: bool) -> str:
+        """Mirror an object; or return why no folder can hold it."""
+        url, parts = store.url(object.key), object.key.split("/")
+        if any(part in ("", ".", "..") for part in parts):
+            return f"{url}: its key has an empty part, '.' or '..', which no path has; rename it"
+        if is_folder:
+            return f"{url}: other objects have its name as their folder; rename it"
+        path = self.root.joinpath(store.protocol, *parts)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             path.touch()
             os.truncate(path, object.size)
             os.utime(path, ns=(object.modified_ns, object.modified_ns))
         except OSError as error:
-            reason = f"cannot be mirrored in {self.root}: {error.strerror}"
-            raise OptionError(f"{store.url(object.key)}: {reason}; rename it") from error
+            if error.errno in _OF_ITS_NAME:
+                return f"{url}: no file can have its name ({error.strerror}); rename it"
+            raise OptionError(
+                f"{url}: cannot be mirrored in {self.root}: {error.strerror}; set TMPDIR"
+            ) from error
+        return ""
+
+
+def _parents(key: str) -> Iterator[str]:
+    while "/" in key:
+        key = key.rpartition("/")[0]
+        yield key
 
 
 @contextmanager
@@ -155,7 +211,8 @@ def local_mirror() -> Iterator[LocalMirror]:
     try:
         yield LocalMirror(root)
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(root)
 
 
 def local_path(text: str, mirror: LocalMirror) -> str:

@@ -5,6 +5,7 @@ credentials and endpoints come from their own files and variables (`AWS_PROFILE`
 `AWS_ENDPOINT_URL`, `FSSPEC_S3_…`), never from our options.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -16,12 +17,14 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from denoise_batch.kernels.errors import ImageError, OptionError
+from denoise_batch.kernels.errors import ImageError, OptionError, StorageError
 
 # An upload here is atomic; elsewhere a file is uploaded under a temporary name and renamed.
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"}
 _TRIES = 4
 _PAUSE_S = 0.5  # before the second try; doubled before each further try
+# The object or its name is to blame, not the store.
+_OF_THE_OBJECT = {errno.ENAMETOOLONG, errno.EINVAL, errno.EMSGSIZE, errno.EISDIR, errno.ENOTDIR}
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)  # retrying would not help
 
 Value = TypeVar("Value")
@@ -77,18 +80,19 @@ class ObjectStore:
     def listing(self, key: str) -> list[Object]:
         """List the object of this name, or those below it, sorted.
 
-        Names that no folder can hold (with empty parts, "." or "..") are left out.
-
         Raises:
-            OptionError: the store does not answer, or refuses.
+            OptionError: the bucket does not exist, or the store does not answer, or refuses.
         """
         try:
             self._files.invalidate_cache()
             found: Mapping[str, Mapping[str, Any]] = self._retry(
                 lambda: self._files.find(key, detail=True)
             )
-        except FileNotFoundError:
-            return []
+        except FileNotFoundError as error:
+            if self.protocol not in _ATOMIC:
+                return []
+            bucket = self.url(key.split("/")[0])  # only its lack is an error there
+            raise OptionError(f"{bucket}: no such bucket; check the name, or make it") from error
         except Exception as error:
             raise OptionError(f"{self.url(key)}: cannot be listed: {_reason(error)}") from error
         return sorted(_objects(found), key=lambda object: object.key)
@@ -103,35 +107,52 @@ class ObjectStore:
             return False
         return False
 
+    def info(self, key: str) -> Object:
+        """Ask for an object's size and time.
+
+        Raises:
+            StorageError: it does not exist, or the store keeps failing.
+        """
+        try:
+            return self._info(key)
+        except Exception as error:
+            raise StorageError(f"{self.url(key)}: cannot be read: {_reason(error)}") from error
+
     def fetch(self, key: str, path: Path) -> Object:
         """Download an object to a file, with its time.
 
         Raises:
-            ImageError: it does not exist, changed meanwhile, or the store keeps failing.
+            ImageError: it does not exist, is not to be read, or changed meanwhile.
+            StorageError: the store keeps failing.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             before = self._info(key)
             self._retry(lambda: self._files.get_file(key, str(path)))
             if path.stat().st_size != before.size:
-                raise OSError(f"{path.stat().st_size} of {before.size} bytes came")
+                came = f"{path.stat().st_size} of {before.size} bytes came"
+                raise OSError(errno.EMSGSIZE, came)
             os.utime(path, ns=(before.modified_ns, before.modified_ns))
         except Exception as error:
             with suppress(OSError):
                 path.unlink()
-            raise ImageError(f"{self.url(key)}: cannot be read: {_reason(error)}") from error
+            is_of_object = isinstance(error, _FINAL) or _is_of_object(error)
+            kind = ImageError if is_of_object else StorageError
+            raise kind(f"{self.url(key)}: cannot be read: {_reason(error)}") from error
         return before
 
     def upload(self, path: Path, key: str) -> None:
         """Upload a file as the object of this name, whole or not at all.
 
         Raises:
-            ImageError: the store keeps failing; the object at `key` is unchanged.
+            ImageError: no object can have this name.
+            StorageError: the store keeps failing; the object at `key` is unchanged.
         """
         try:
             self._retry(lambda: self._put(path, key))
         except Exception as error:
-            raise ImageError(f"{self.url(key)}: cannot be written: {_reason(error)}") from error
+            kind = ImageError if _is_of_object(error) else StorageError
+            raise kind(f"{self.url(key)}: cannot be written: {_reason(error)}") from error
 
     def read(self, key: str) -> bytes | None:
         """Return the object's bytes; None if it does not exist.
@@ -190,11 +211,10 @@ class ObjectStore:
 
 def _objects(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Object]:
     for name, info in found.items():
-        key = name.strip("/")
+        key = name.removeprefix("/")
         if info.get("type") == "directory" or name.endswith("/") or "\0" in key:
             continue
-        if all(part not in ("", ".", "..") for part in key.split("/")):
-            yield Object(key, int(info.get("size") or 0), _modified_ns(info))
+        yield Object(key, int(info.get("size") or 0), _modified_ns(info))
 
 
 def _modified_ns(info: Mapping[str, Any]) -> int:
@@ -209,6 +229,10 @@ def _modified_ns(info: Mapping[str, Any]) -> int:
         if isinstance(value, (int, float)):
             return int(value) * 1_000_000_000
     return 0
+
+
+def _is_of_object(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in _OF_THE_OBJECT
 
 
 def _reason(error: Exception) -> str:

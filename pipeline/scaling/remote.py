@@ -1,8 +1,9 @@
 """Runs whose inputs or outputs are URLs: files pass through a local mirror.
 
 The manifest of an output prefix is kept in it, in `.denoise-batch/`. Each output's entry is an
-object of its own, uploaded before the output, so a run may be killed at any point; a run that ends
-merges them into one. Object stores have no locks: nothing keeps two runs apart.
+object of its own: uploaded before the output, so that a run may be killed at any point, and again
+with the time that the store gave the output. A run that ends merges them into one. Object stores
+have no locks: nothing keeps two runs apart.
 """
 
 import json
@@ -11,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
+from denoise_batch.kernels.errors import DenoiseBatchError, ImageError, OptionError
 
-from ..files.atomic import atomic_write
-from ..files.scan import Job, split_pattern
+from ..files.atomic import atomic_write, make_folder
+from ..files.scan import Job, is_image, split_pattern
 from ..options import DenoiseOptions
 from ..streaming.manifest import FOLDER, Entry, FileStat, Manifest, Storage, sha256_of
 from ..streaming.result import Result
@@ -52,8 +54,8 @@ class MirroredJob(Job):
 class RemoteManifest(Manifest):
     """The entries of an output prefix.
 
-    An entry's time is 0 until the run ends and the store has been asked for it; such an entry
-    matches any object of its size.
+    An entry's time is 0 until the store has been asked for it. Whether such an entry is that of an
+    object, and which of several of one size and second, is told by the object's bytes.
 
     Args:
         root: the folder of the mirror that stands for the prefix.
@@ -63,6 +65,7 @@ class RemoteManifest(Manifest):
 
     def __init__(self, root: Path, mirror: LocalMirror, *, is_read: bool = True) -> None:
         self._mirror = mirror
+        self._unconfirmed: dict[Path, tuple[Entry, Path]] = {}
         if is_read:
             mirror.refresh(root / FOLDER)
             with ThreadPoolExecutor(_CONNECTIONS) as threads:
@@ -70,14 +73,25 @@ class RemoteManifest(Manifest):
         super().__init__(root)
 
     def made_of(self, output: Path) -> Entry | None:
-        """Return the entry of the object at `output`, by size and time."""
+        """Return the entry of the object at `output`, by size and time, else by its bytes.
+
+        Raises:
+            OptionError: the object has to be read, and the store fails.
+        """
         try:
             stamp = FileStat.of(output)
         except OSError:
             return None
-        fitting = (stamp, FileStat(stamp.size, 0))
-        entries = reversed(self._entries.get(self._key(output), []))
-        return next((entry for entry in entries if entry.output_stamp in fitting), None)
+        unconfirmed = FileStat(stamp.size, 0)
+        entries = self._entries.get(self._key(output), [])
+        fitting = [entry for entry in entries if entry.output_stamp in (stamp, unconfirmed)]
+        exact = [entry for entry in fitting if entry.output_stamp == stamp != unconfirmed]
+        if exact and len({entry.output_sha256 for entry in fitting}) == 1:
+            return exact[-1]
+        if not fitting:
+            return None
+        digest = self._mirror.sha256(output)
+        return next((e for e in reversed(fitting) if e.output_sha256 == digest), None)
 
     def is_unchanged(self, output: Path, entry: Entry) -> bool:
         """True: the store gives every object its own time."""
@@ -102,8 +116,28 @@ class RemoteManifest(Manifest):
         key, digest = self._key(output), sha256_of(written)
         entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)
         path = self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(entry)) + "\n")
+        self._upload([entry], path)
+        self._unconfirmed[output] = (entry, path)
+
+    def confirm(self, output: Path) -> None:
+        """Give the entry of an object that was uploaded just now its time, if the store lets us."""
+        entry, path = self._unconfirmed.pop(output, (None, None))
+        if entry is None or path is None:
+            return
+        with suppress(DenoiseBatchError, OSError):  # by its bytes it is still found
+            object = self._mirror.info(output)
+            if object.size == entry.output_stamp.size:
+                stamp = FileStat(object.size, object.modified_ns)
+                self._upload([replace(entry, output_stamp=stamp)], path)
+
+    def restamp(self, entries: Sequence[Entry]) -> None:
+        """Upload entries whose sources have another stat and were found to be the same."""
+        with suppress(DenoiseBatchError, OSError):
+            self._upload(entries, self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl")
+
+    def _upload(self, entries: Sequence[Entry], path: Path) -> None:
+        make_folder(path.parent)
+        path.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
         try:
             self._mirror.upload(path)
         finally:
@@ -125,6 +159,7 @@ class RemoteManifest(Manifest):
                 lines.append(json.dumps(asdict(replace(entry, output_stamp=FileStat.of(output)))))
         whole = self.root / FOLDER / "manifest.jsonl"
         parts = [path for path in whole.parent.glob("manifest*.jsonl") if path != whole]
+        make_folder(whole.parent)
         atomic_write(whole, "".join(f"{line}\n" for line in lines).encode())
         self._mirror.upload(whole)
         for path in parts:
@@ -143,19 +178,51 @@ class RemoteStorage(Storage):
 
     def __init__(self, mirror: LocalMirror) -> None:
         self.mirror = mirror
+        self._manifests: dict[Path, RemoteManifest] = {}
 
-    def refresh(self, options: DenoiseOptions) -> None:
-        """List inputs and output again.
+    def refresh(self, options: DenoiseOptions) -> list[Job]:
+        """List inputs and output again; return a failed job for each image that has no path.
 
         Raises:
-            OptionError: a store cannot be listed.
+            OptionError: a bucket does not exist, or a store cannot be listed.
         """
+        faulty: list[Job] = []
         if options.output is not None and self.mirror.holds(options.output):
             self.mirror.refresh(options.output)
-        for path, _ in map(split_pattern, map(Path, options.inputs)):
-            # A store has no empty folders: a prefix that does not exist (yet) holds no images.
-            if self.mirror.holds(path) and not self.mirror.refresh(path):
-                path.mkdir(parents=True, exist_ok=True)
+        for path, pattern in map(split_pattern, map(Path, options.inputs)):
+            if not self.mirror.holds(path):
+                continue
+            objects, faults = self.mirror.refresh(path)
+            if not objects:
+                # A store has no empty folders: a prefix that does not exist (yet) holds no images.
+                make_folder(path)
+            protocol, *prefix = path.relative_to(self.mirror.root).parts
+            for key, fault in faults.items():
+                name = key.removeprefix("/".join(prefix)).removeprefix("/") or prefix[-1]
+                if _is_wanted(name, pattern, recursive=options.recursive):
+                    root = options.output or path
+                    below = name.lstrip("/")
+                    place = MirroredJob(path / below, root / below, name, root, fault)
+                    urls = (f"{protocol}://{key}", self.mirror.url(place.output))
+                    faulty.append(replace(place, source_url=urls[0], output_url=urls[1]))
+        return faulty
+
+    def check(self, root: Path) -> None:
+        """Write a small object into an output prefix, and delete it.
+
+        Raises:
+            OptionError: the store refuses, or keeps failing.
+        """
+        if not self.mirror.holds(root):
+            return
+        path = root / FOLDER / "probe"
+        make_folder(path.parent)
+        path.touch()
+        try:
+            self.mirror.upload(path)
+        except ImageError as error:
+            raise OptionError(f"{error}; check the output and your rights to it") from error
+        self.mirror.delete(path)
 
     def named(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs with their URLs."""
@@ -165,6 +232,7 @@ class RemoteStorage(Storage):
                 job.output,
                 job.name,
                 job.root,
+                job.fault,
                 self.mirror.url(job.source),
                 self.mirror.url(job.output),
             )
@@ -173,14 +241,16 @@ class RemoteStorage(Storage):
 
     def manifest(self, root: Path, part: str) -> Manifest:
         """The manifest of an output folder or prefix."""
-        return (
-            RemoteManifest(root, self.mirror) if self.mirror.holds(root) else Manifest(root, part)
-        )
+        if self.mirror.holds(root):
+            self._manifests[root] = RemoteManifest(root, self.mirror)
+            return self._manifests[root]
+        return Manifest(root, part)
 
     def worker_manifest(self, root: Path, part: str) -> Manifest:
         """A manifest that is only written."""
         if self.mirror.holds(root):
-            return RemoteManifest(root, self.mirror, is_read=False)
+            self._manifests[root] = RemoteManifest(root, self.mirror, is_read=False)
+            return self._manifests[root]
         return Manifest(root, part)
 
     def is_gone(self, place: str) -> bool:
@@ -192,8 +262,10 @@ class RemoteStorage(Storage):
         self.mirror.fetch(path)
 
     def upload(self, path: Path) -> None:
-        """Upload an output."""
+        """Upload an output, and confirm its entry."""
         self.mirror.upload(path)
+        for manifest in self._manifests.values():
+            manifest.confirm(path)
 
     def finish(self, result: Result) -> Result:
         """Release the job's disk space, and put URLs into its messages."""
@@ -206,8 +278,19 @@ class RemoteStorage(Storage):
         """Merge the entries, if the store lets us."""
         for manifest in manifests:
             if isinstance(manifest, RemoteManifest):
-                with suppress(DenoiseBatchError):  # unmerged entries are still valid
+                with suppress(DenoiseBatchError, OSError):  # unmerged entries are still valid
                     manifest.collect()
+
+
+def _is_wanted(name: str, pattern: str, *, recursive: bool) -> bool:
+    """Whether an object is one that `scan` would read or tell of, by its name below an input."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    if not parts or not is_image(Path(parts[-1])) or any(part[0] == "." for part in parts):
+        return False
+    if not pattern:
+        return recursive or len(parts) == 1
+    wanted = pattern.split("/")
+    return "**" in wanted or all(map(fnmatchcase, parts, wanted))
 
 
 @contextmanager

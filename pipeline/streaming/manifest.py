@@ -39,25 +39,42 @@ _SYNC_S = 5.0
 
 @dataclass(frozen=True)
 class FileStat:
-    """Size and time of a file: whether it changed, without reading it.
+    """Size and times of a file: whether it may have changed, without reading it.
 
     Attributes:
         size: in bytes.
         mtime_ns: time of the last modification.
+        ctime_ns: time of the last change of the file or its inode; 0 for outputs (renaming and
+            copying change it), objects, and in the lines of older releases.
+        inode: number of the file; 0 where `ctime_ns` is.
     """
 
     size: int
     mtime_ns: int
+    ctime_ns: int = 0
+    inode: int = 0
 
     @classmethod
     def of(cls, path: Path) -> "FileStat":
-        """Stat a file.
+        """Stat an output.
 
         Raises:
             OSError: it does not exist.
         """
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns)
+
+    @classmethod
+    def of_source(cls, job: Job) -> "FileStat":
+        """Stat a job's source; two files of one size and time that swap names differ too.
+
+        Raises:
+            OSError: it does not exist.
+        """
+        if "://" in job.source_name:  # its placeholder is new in each run
+            return cls.of(job.source)
+        status = job.source.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ class Manifest:
         self._synced = time.monotonic()
         lines = 0
         _refuse_others(root)
-        for path in sorted((root / FOLDER).glob("manifest*.jsonl")):
+        for path in sorted((root / FOLDER).glob("manifest*.jsonl"), key=_age):
             for entry in _read(path):
                 lines += 1
                 self._entries.setdefault(entry.output, []).append(entry)
@@ -162,10 +179,21 @@ class Manifest:
         """
         stamp, digest = FileStat.of(written), sha256_of(written)
         key = self._key(output)
-        entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)
-        line = json.dumps(asdict(entry), ensure_ascii=True) + "\n"
+        self._append([Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)])
+
+    def restamp(self, entries: Sequence[Entry]) -> None:
+        """Add entries whose sources have another stat and were found to be the same, if possible.
+
+        Without, they are read again by every run.
+        """
+        with suppress(OSError):
+            self._append(entries)
+
+    def _append(self, entries: Sequence[Entry]) -> None:
+        line = "".join(json.dumps(asdict(entry), ensure_ascii=True) + "\n" for entry in entries)
         with self._lock:
-            self._entries.setdefault(entry.output, []).append(entry)
+            for entry in entries:
+                self._entries.setdefault(entry.output, []).append(entry)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _open_regular(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, "ab+") as file:
                 if _ends_torn(file):
@@ -204,6 +232,13 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _age(path: Path) -> tuple[int, str]:
+    """A key that sorts the oldest manifest first: of two entries that fit, the later one counts."""
+    with suppress(OSError):
+        return path.stat().st_mtime_ns, path.name
+    return 0, path.name
 
 
 def _read(path: Path) -> Iterator[Entry]:
@@ -339,8 +374,16 @@ def _lock(path: Path, root: Path, timeout_s: float = 0.0) -> FileLock:
 class Storage:
     """Files that are where their paths say; `scaling.remote` adds object stores."""
 
-    def refresh(self, options: DenoiseOptions) -> None:
-        """Called before inputs and output are scanned."""
+    def refresh(self, options: DenoiseOptions) -> list[Job]:
+        """Called before inputs and output are scanned; return jobs that fail already."""
+        return []
+
+    def check(self, root: Path) -> None:
+        """Called before anything is computed; of folders, the lock has shown what this would.
+
+        Raises:
+            OptionError: nothing can be written below `root`.
+        """
 
     def named(self, jobs: Sequence[Job]) -> list[Job]:
         """Return the jobs under the names that the user knows."""

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from denoise_batch.kernels.errors import StorageError
+
 from ..files.scan import Job
 from ..quality import Basis, Quality
 
@@ -30,6 +32,7 @@ class Result:
         pixels_of_pages: sum over all pages, where they differ in size.
         level_255: noise level that the network was told, mean over the pages, in units of 1/255;
             None if it takes none.
+        is_storage_fault: it failed because the output or a store did, not the image.
     """
 
     job: Job
@@ -43,6 +46,7 @@ class Result:
     is_retried: bool = False
     pixels_of_pages: int | None = None
     level_255: float | None = None
+    is_storage_fault: bool = False
 
     @property
     def pixels(self) -> int:
@@ -90,6 +94,7 @@ class Summary:
         left: number of images that a signal or the limit left over.
         kernels: which ones computed, in words, and why no faster ones did.
         passed_over: names of image files of kinds that are not read.
+        gave_up: why the run ended early by itself: the output or a store kept failing.
     """
 
     results: tuple[Result, ...]
@@ -100,6 +105,7 @@ class Summary:
     left: int = 0
     kernels: str = ""
     passed_over: tuple[str, ...] = ()
+    gave_up: str = ""
 
     @property
     def is_interrupted(self) -> bool:
@@ -108,9 +114,11 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 1 some failed, 6 every file failed, 130 or 143 for SIGINT or SIGTERM."""
+        """0 all done, 1 some failed, 6 all failed, 7 gave up, 130 or 143 for SIGINT or SIGTERM."""
         if self.signal is not None:
             return 128 + self.signal
+        if self.gave_up:
+            return StorageError.exit_code
         failed = sum(result.status == "failed" for result in self.results)
         if failed == 0:
             return 0

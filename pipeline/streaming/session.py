@@ -5,10 +5,11 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from denoise_batch.kernels import OptionError
+from denoise_batch.kernels import NoImagesError, OptionError
 
 from ..files.atomic import temporary_lead
 from ..files.scan import Job, real_path, scan
@@ -18,6 +19,7 @@ from .manifest import Entry, FileStat, Manifest, Storage, locked, sha256_of
 from .result import Plan, Result, Summary
 from .stream import Engine, LocalEngine
 
+MOST_FAULTS = 10  # of the output or a store, in a row
 UNCHANGED = "done before"
 FOREIGN = "exists"
 
@@ -74,17 +76,22 @@ class Session:
             NoImagesError: the inputs hold no image.
         """
         options = self.options
-        self.storage.refresh(options)
+        faulty = self.storage.refresh(options)
         passed_over: list[str] = []
-        jobs = scan(
-            options.inputs,
-            options.output,
-            recursive=options.recursive,
-            naming=options.naming,
-            on_passed_over=passed_over.append,
-        )
+        jobs: list[Job] = []
+        try:
+            jobs = scan(
+                options.inputs,
+                options.output,
+                recursive=options.recursive,
+                naming=options.naming,
+                on_passed_over=passed_over.append,
+            )
+        except NoImagesError:
+            if not faulty:
+                raise
         self._passed_over = tuple(passed_over)
-        self._scanned = self.storage.named(jobs)
+        self._scanned = [*self.storage.named(jobs), *faulty]
         return of_shard(self._scanned, *options.shard)
 
     def plan(self, jobs: Sequence[Job]) -> Plan:
@@ -104,12 +111,13 @@ class Session:
             DeviceError: the device failed.
         """
         progress = progress or Progress()
-        stop = Stop() if stop is None else stop  # a Stop that is not set is false
+        ending = _Ending(Stop() if stop is None else stop)  # a Stop that is not set is false
         started = time.perf_counter()
         results: dict[Job, Result] = {}
 
         def record(result: Result) -> None:
             results[result.job] = result
+            ending.count(result)
             progress.on_result(result)
 
         with ExitStack() as locks:
@@ -119,16 +127,25 @@ class Session:
             if not self._part:
                 for manifest in manifests.values():
                     manifest.compact()
-            plan = self._plan(jobs, manifests)
+            same: dict[Job, Entry] = {}
+            plan = self._plan(jobs, manifests, same.__setitem__)
+            for root, manifest in manifests.items():
+                if entries := [entry for job, entry in same.items() if job.root == root]:
+                    manifest.restamp(entries)
             progress.on_start(plan)
             for result in plan.skipped:
                 record(result)
+            if plan.jobs:
+                for root in manifests:
+                    self.storage.check(root)
             todo, rest = plan.jobs, plan.rest
-            while todo and not stop:
+            while todo and not ending:
                 remove_stale_temp_files(todo)
-                with closing(self.engine.run(todo, manifests, progress, stop)) as finished:
+                with closing(self.engine.run(todo, manifests, progress, ending)) as finished:
                     for result in finished:
                         record(self.storage.finish(result))
+                        if ending.gave_up:
+                            break  # the files in flight would fail too, each after many tries
                 # Others replace those that failed, which would block a limit for ever.
                 failed = sum(results[job].status == "failed" for job in todo if job in results)
                 todo, rest = rest[:failed], rest[failed:]
@@ -139,17 +156,23 @@ class Session:
             time.perf_counter() - started,
             self.engine.device,
             str(self.engine.weights_file),
-            stop.signal,
+            ending.signal,
             len(jobs) - len(results),
             self.engine.kernels,
             self._passed_over,
+            ending.gave_up,
         )
 
     def _manifests(self, jobs: Sequence[Job]) -> dict[Path, Manifest]:
         roots = {job.root for job in jobs}
         return {root: self.storage.manifest(root, self._part) for root in roots}
 
-    def _plan(self, jobs: Sequence[Job], manifests: Mapping[Path, Manifest]) -> Plan:
+    def _plan(
+        self,
+        jobs: Sequence[Job],
+        manifests: Mapping[Path, Manifest],
+        on_same: Callable[[Job, Entry], None] = lambda job, entry: None,
+    ) -> Plan:
         todo, skipped = split(
             jobs,
             self._scanned,
@@ -157,6 +180,7 @@ class Session:
             self.engine.digests,
             self.storage.is_gone,
             overwrite=self.options.overwrite,
+            on_same=on_same,
         )
         limit = self.options.limit
         return Plan(
@@ -169,6 +193,41 @@ class Session:
             self.engine.kernels,
             self._passed_over,
         )
+
+
+class _Ending(Stop):
+    """Whether a run shall end early: its caller says so, or its output or store keeps failing.
+
+    Args:
+        stop: the caller's.
+
+    Attributes:
+        gave_up: why the run ends by itself; "" if it does not.
+    """
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._faults = 0  # since the last image that was done
+        self.gave_up = ""
+
+    def count(self, result: Result) -> None:
+        """Take notice of a result; unreadable inputs neither count nor interrupt the count."""
+        if result.status == "done":
+            self._faults = 0
+        self._faults += result.is_storage_fault
+        if self._faults >= MOST_FAULTS and not self.gave_up:
+            self.gave_up = (
+                f"the output or a store failed {self._faults} times in a row, last: "
+                f"{result.reason}; finished files are kept: run again when it works"
+            )
+
+    @property
+    def signal(self) -> int | None:  # type: ignore[override]
+        """The signal that the caller's has had."""
+        return self._stop.signal
+
+    def __bool__(self) -> bool:
+        return bool(self._stop) or bool(self.gave_up)
 
 
 def choose_engine(options: DenoiseOptions, storage: Storage, part: str) -> Engine:
@@ -239,13 +298,14 @@ def of_shard(jobs: Sequence[Job], number: int, shards: int) -> list[Job]:
 
 
 def split(
-    jobs: Iterable[Job],
+    jobs: Sequence[Job],
     scanned: Iterable[Job],
     manifests: Mapping[Path, Manifest],
     run: tuple[str, str],
     is_gone: Callable[[str], bool],
     *,
     overwrite: bool,
+    on_same: Callable[[Job, Entry], None] = lambda job, entry: None,
 ) -> tuple[list[Job], list[Result]]:
     """Return the jobs to do, and the results of those not to do.
 
@@ -255,26 +315,27 @@ def split(
     or was also scanned in this run, in the same folder, and now maps to a different output.
 
     Args:
-        jobs: of the run.
+        jobs: of the run; those with a fault fail.
         scanned: all that the run found, in any shard.
         manifests: of every output folder.
         run: digests of weights and options.
         is_gone: whether a canonical path no longer exists.
         overwrite: skip nothing.
+        on_same: called with the new entry of each source that has another stat than the old one
+            says, and the same bytes.
     """
-    jobs = list(jobs)
-    todo, done = [], []
+    done = [Result(job, "failed", job.fault) for job in jobs if job.fault]
+    jobs = [job for job in jobs if not job.fault]
 
     @cache
     def leads_out(folder: Path, root: Path) -> bool:
         return not real_path(folder).is_relative_to(real_path(root))
 
-    for job in [job for job in jobs if leads_out(job.output.parent, job.root)]:
+    out = [job for job in jobs if leads_out(job.output.parent, job.root)]
+    jobs = [job for job in jobs if not leads_out(job.output.parent, job.root)]
+    for job in out:
         reason = f"{job.output.parent}: leads out of {job.root} by a link; remove it, or give "
         done.append(Result(job, "failed", f"{job.output}: {reason}another --output"))
-    if done:
-        out = {result.job for result in done}
-        jobs = [job for job in jobs if job not in out]
     if overwrite:
         return jobs, done
 
@@ -282,9 +343,10 @@ def split(
     def paths() -> Set[str]:
         return {job.canonical_path for job in scanned}
 
+    todo = []
     for job in jobs:
         entry = manifests[job.root].made_of(job.output)
-        if reason := _reason_to_skip(job, entry, run):
+        if reason := _reason_to_skip(job, entry, run, on_same):
             done.append(Result(job, "skipped", reason))
         elif entry and _is_of_another(entry, job, paths) and not is_gone(entry.source):
             taken = f"{job.output}: is the output of {entry.source}"
@@ -317,7 +379,9 @@ def _is_of_another(entry: Entry, job: Job, paths: Callable[[], Set[str]]) -> boo
     return not (is_beside and entry.source in paths())
 
 
-def _reason_to_skip(job: Job, entry: Entry | None, run: tuple[str, str]) -> str:
+def _reason_to_skip(
+    job: Job, entry: Entry | None, run: tuple[str, str], on_same: Callable[[Job, Entry], None]
+) -> str:
     if entry is None:
         try:
             return FOREIGN if job.output.exists() or job.output.is_symlink() else ""
@@ -326,11 +390,13 @@ def _reason_to_skip(job: Job, entry: Entry | None, run: tuple[str, str]) -> str:
     if (entry.weights, entry.options) != run:
         return ""
     try:
-        stamp = FileStat.of(job.source)
-        is_same_file = entry.source in ("", job.canonical_path)
-        is_same = (is_same_file and stamp == entry.source_stamp) or (
-            stamp.size == entry.source_stamp.size and sha256_of(job.source) == entry.source_sha256
-        )
+        stamp = FileStat.of_source(job)
+        if entry.source in ("", job.canonical_path) and stamp == entry.source_stamp:
+            return UNCHANGED
+        if stamp.size != entry.source_stamp.size or sha256_of(job.source) != entry.source_sha256:
+            return ""
     except OSError:
         return ""  # reading will say what is wrong
-    return UNCHANGED if is_same else ""
+    if entry.source == job.canonical_path:
+        on_same(job, replace(entry, source_stamp=stamp))
+    return UNCHANGED

@@ -1,16 +1,18 @@
 """The steps of one file before and after the network: decode it, write it."""
 
+import errno
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from denoise_batch.kernels import ImageError
-from denoise_batch.kernels.errors import first_line
+from denoise_batch.kernels.errors import StorageError, first_line
 
 from ..files.images import read_pages, write_pages
 from ..files.pixels import DecodedImage
@@ -23,6 +25,12 @@ from .references import find_reference, psnr_in_and_out
 from .result import Result
 
 LEAST_CHANGE_255 = 0.25  # a smaller one rounds to nothing in most pixels of 8 bits
+# What fails for every output, and may pass; other errors are the file's own. Not all systems have
+# all of them.
+_STORAGE_FAULTS = {getattr(errno, name, None) for name in (
+    "ENOSPC", "EDQUOT", "EROFS", "EIO", "ENXIO", "ENODEV", "ESTALE", "EREMOTEIO", "ETIMEDOUT",
+    "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENOTCONN", "ECONNRESET",
+)}  # fmt: skip
 _STRIP_ROWS = 256  # a whole page in float32 is large
 
 
@@ -99,9 +107,17 @@ class FileInFlight:
         reason = first_line(error)
         self.notes.append(f"{self.job.name}: its noise could not be estimated: {reason}")
 
-    def failed(self, reason: str) -> Result:
+    def failed(self, reason: str, *, is_storage_fault: bool = False) -> Result:
         """The result of a file that cannot be finished."""
-        return Result(self.job, "failed", reason, self.size, len(self.images), seconds=self.seconds)
+        return Result(
+            self.job,
+            "failed",
+            reason,
+            self.size,
+            len(self.images),
+            seconds=self.seconds,
+            is_storage_fault=is_storage_fault,
+        )
 
 
 def decode_file(
@@ -121,13 +137,15 @@ def decode_file(
     """
     source = job.source
     try:
-        stat = FileStat.of(source)
+        stat = FileStat.of_source(job)
     except OSError as error:
         raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
     try:
         images = read_pages(source, reserve, value_range)
         digest = sha256_of(source)
-        is_same = FileStat.of(source) == stat
+        now = FileStat.of_source(job)
+        # A new ctime alone may be a backup that links the file.
+        is_same = replace(now, ctime_ns=stat.ctime_ns) == stat
     except OSError as error:
         raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
     if not is_same:
@@ -193,7 +211,7 @@ class Writer:
             started = time.perf_counter()
             self.upload(job.output)
         except ImageError as error:
-            return file.failed(str(error))
+            return file.failed(str(error), is_storage_fault=_is_storage_fault(error, file))
         file.seconds["encode"] += time.perf_counter() - started
         started = time.perf_counter() - compared
         quality = self._measure(file, samples, probes, psnr)
@@ -244,6 +262,19 @@ class Writer:
         except Exception as error:
             file.note_no_estimate(error)
             return None if psnr is None else Quality(None, None, *psnr, "reference")
+
+
+def _is_storage_fault(error: ImageError, file: FileInFlight) -> bool:
+    """Whether an output could not be written because of where it goes, not because of itself."""
+    cause = error.__cause__
+    if isinstance(error, StorageError) or not isinstance(cause, OSError):
+        return isinstance(error, StorageError)
+    if cause.errno is not None:
+        return cause.errno in _STORAGE_FAULTS
+    try:  # Encoders in C do not say why; the unfinished file has left its space meanwhile.
+        return shutil.disk_usage(file.job.output.parent).free < file.held
+    except OSError:
+        return True
 
 
 def _level_notes(file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:

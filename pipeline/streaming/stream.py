@@ -25,7 +25,7 @@ import torch
 
 from denoise_batch.kernels import DeviceError, ImageError, OptionError
 from denoise_batch.kernels.dispatch import ops_for
-from denoise_batch.kernels.errors import first_line
+from denoise_batch.kernels.errors import StorageError, first_line
 
 from ..device import (
     Download,
@@ -279,6 +279,7 @@ class _Unreadable:
     reason: str
     held: int
     seconds: float
+    is_storage_fault: bool
 
 
 @dataclass(frozen=True)
@@ -383,9 +384,12 @@ class _Stream:
                 else:
                     for number in range(len(file.images)):
                         self._add(_Page(file, number))
-            case _Unreadable(job, reason, held, seconds):
+            case _Unreadable(job, reason, held, seconds, is_storage_fault):
                 self.budget.release(held)
-                self._results.append(Result(job, "failed", reason, seconds={"decode": seconds}))
+                spent = {"decode": seconds}
+                self._results.append(
+                    Result(job, "failed", reason, seconds=spent, is_storage_fault=is_storage_fault)
+                )
             case _ReaderEnded():
                 self._readers -= 1
             case _Written(file, result):
@@ -502,7 +506,8 @@ class _Stream:
             return False
         except ImageError as error:
             seconds = time.perf_counter() - started - waited
-            self._inbox.put(_Unreadable(job, str(error), held, seconds))
+            is_storage_fault = isinstance(error, StorageError)
+            self._inbox.put(_Unreadable(job, str(error), held, seconds, is_storage_fault))
             return True
         file.held = held
         file.seconds["decode"] = time.perf_counter() - started - waited

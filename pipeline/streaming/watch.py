@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from denoise_batch.kernels import NoImagesError, OptionError
+from denoise_batch.kernels.errors import DenoiseBatchError, StorageError
 
 from ..files.scan import Job
 from ..progress import Progress, Stop
@@ -13,6 +13,7 @@ from .result import Plan, Result, Summary
 from .session import Session
 
 _NAP_S = 0.1  # between two looks at `stop`
+_LONGEST_PAUSE_S = 300.0  # after faults of the output or a store
 
 
 def watch(
@@ -21,14 +22,16 @@ def watch(
     progress: Progress[Plan, Result],
     stop: Stop,
     on_round: Callable[[Summary], None] = lambda summary: None,
-    on_error: Callable[[OptionError], None] = lambda error: None,
+    on_error: Callable[[DenoiseBatchError], None] = lambda error: None,
 ) -> None:
     """Poll every `interval_s` seconds, until `stop`.
 
     A file is taken once it has not changed between two polls, so that none is read while it is
     still being copied; and again when it changes, also if it failed, or when its output gets
     another name because a later file needs that one. What fails after the first poll may pass, such
-    as another run that holds the output: it is reported, and tried again next time.
+    as another run that holds the output: it is reported, and tried again next time. Images that
+    failed because the output or a store did (a full disk) come again, after pauses that double from
+    the interval to five minutes.
 
     Args:
         session: the loaded network.
@@ -36,15 +39,17 @@ def watch(
         progress: receives what each round reports.
         stop: ends the watch, after the files in flight.
         on_round: called with what a round came to, if it had something to do.
-        on_error: called with the reason why a round after the first failed; once per reason.
+        on_error: called with the reason why a round after the first failed, once per reason; and
+            with that of a round that gave up.
 
     Raises:
         OptionError: the first poll failed.
         DeviceError: the device failed.
     """
     told = ""
-    seen: dict[Path, FileStat] = {}
-    handled: dict[tuple[Path, Path], FileStat] = {}
+    seen: dict[str, FileStat] = {}  # by the source's name
+    handled: dict[tuple[str, str], FileStat] = {}  # by the names of source and output
+    pause_s, pause_ends = interval_s, 0.0
     is_first = True
     while not stop:
         try:
@@ -53,17 +58,26 @@ def watch(
             ready = [
                 job
                 for job in jobs
-                if (stamp := stamps.get(job.source)) is not None
-                and stamp == seen.get(job.source)
-                and stamp != handled.get((job.source, job.output))
+                if (stamp := stamps.get(job.source_name)) is not None
+                and stamp == seen.get(job.source_name)
+                and stamp != handled.get((job.source_name, job.output_name))
             ]
             seen = stamps
-            if ready:
+            if ready and time.monotonic() >= pause_ends:
                 summary = session.run(ready, progress, stop)
                 # Images that the limit or a signal left over come again.
-                done = {(r.job.source, r.job.output): stamps[r.job.source] for r in summary.results}
-                handled |= done
+                final = [result.job for result in summary.results if not result.is_storage_fault]
+                handled |= {
+                    (job.source_name, job.output_name): stamps[job.source_name] for job in final
+                }
+                if len(final) == len(summary.results):
+                    pause_s = interval_s
+                else:
+                    pause_ends = time.monotonic() + pause_s
+                    pause_s = max(interval_s, min(2 * pause_s, _LONGEST_PAUSE_S))
                 on_round(summary)
+                if summary.gave_up:
+                    on_error(StorageError(summary.gave_up))
             told = ""
         except OptionError as error:
             if is_first:
@@ -84,11 +98,14 @@ def _jobs(session: Session) -> Sequence[Job]:
         return ()
 
 
-def _stamps(jobs: Sequence[Job]) -> dict[Path, FileStat]:
+def _stamps(jobs: Sequence[Job]) -> dict[str, FileStat]:
     stamps = {}
     for job in jobs:
+        if job.fault:
+            stamps[job.source_name] = FileStat(0, 0)
+            continue
         try:
-            stamps[job.source] = FileStat.of(job.source)
+            stamps[job.source_name] = FileStat.of_source(job)
         except OSError:
             continue  # gone again, or unreadable; the next poll tells
     return stamps

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from denoise_batch.cli.batch import main
 from denoise_batch.files.atomic import atomic_file, temporary_name
 from denoise_batch.kernels import OptionError
 from denoise_batch.models import Network, save_weights
-from denoise_batch.streaming.manifest import locked
+from denoise_batch.streaming.manifest import locked, sha256_of
 
 
 @pytest.fixture
@@ -354,3 +355,122 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "3 to denoise, 1 to skip" in capsys.readouterr().out
     output = folder.with_name("imgs-denoised")
     assert all(path.stat().st_mtime_ns < before for path in output.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("A.png", "a.png"),
+        ("Foto/b.png", "foto/b.png"),
+        ("\u00e9.png", "e\u0301.png"),
+        ("STRASSE.png", "stra\u00dfe.png"),
+        ("\u00c4.png", "a\u0308.png"),
+        ("x.PNG", "x.png"),
+        ("A.png", "a.gif"),
+        ("a.png", "A.png", "a-2.png"),
+        ("\u0130.png", "i\u0307.png"),
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("more", [(), ("--shard",)], ids=["", "shards"])
+def test_outputs_whose_names_would_meet_on_another_system_are_told_apart(
+    tmp_path: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    names: tuple[str, ...],
+    more: tuple[str, ...],
+) -> None:
+    folder, out = tmp_path / "imgs", tmp_path / "out"
+    for index, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(24, 20, index).save(folder / name)
+    made = []
+    for shard in ("1/2", "2/2") if more else ("",):
+        options = ["-o", str(out), *more, *([shard] if shard else [])]
+        made += run(capsys, folder, weights, *options).get("done", [])
+        assert "done" not in run(capsys, folder, weights, *options)
+    assert sorted(made) == sorted(names)
+    found = [path.relative_to(out).as_posix() for path in out.rglob("*.png") if path.is_file()]
+    found += [path.relative_to(out).as_posix() for path in out.rglob("*.PNG")]
+    folded = {unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+              for name in found}  # fmt: skip
+    assert len(folded) == len(names)
+    assert not (out / "imgs").exists()
+
+
+@pytest.fixture
+def alike(tmp_path: Path) -> Path:
+    """Four pictures of one size and one time."""
+    folder = tmp_path / "imgs"
+    folder.mkdir()
+    for index in range(4):
+        picture(24, 20, index).save(folder / f"{index}.bmp")
+        os.utime(folder / f"{index}.bmp", (1_000_000_000, 1_000_000_000))
+    return folder
+
+
+def test_files_of_one_size_and_time_that_swap_names_are_done_again(
+    alike: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, alike, weights)
+    (alike / "0.bmp").rename(alike / "x")
+    (alike / "1.bmp").rename(alike / "0.bmp")
+    (alike / "x").rename(alike / "1.bmp")
+    assert run(capsys, alike, weights)["done"] == ["0.bmp", "1.bmp"]
+
+
+@pytest.mark.parametrize("way", ["in place", "replaced", "linked"])
+def test_other_bytes_under_the_old_size_and_time_are_done_again(
+    alike: Path, weights: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    run(capsys, alike, weights)
+    target = alike / "2.bmp"
+    if way == "in place":
+        with target.open("r+b") as file:
+            file.write((alike / "3.bmp").read_bytes())
+        os.utime(target, (1_000_000_000, 1_000_000_000))
+    elif way == "replaced":
+        shutil.copy2(alike / "3.bmp", alike / "x")
+        (alike / "x").replace(target)
+    else:
+        target.unlink()
+        target.hardlink_to(alike / "3.bmp")
+    assert run(capsys, alike, weights)["done"] == ["2.bmp"]
+
+
+@pytest.mark.parametrize("way", ["mode", "copied", "link", "older release"])
+def test_a_new_stat_of_the_same_bytes_is_read_once_and_not_done_again(
+    alike: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    run(capsys, alike, weights)
+    target = alike / "2.bmp"
+    if way == "mode":
+        target.chmod(0o600)
+    elif way == "copied":
+        shutil.copy2(target, alike / "x")
+        (alike / "x").replace(target)
+    elif way == "link":
+        (alike / "y").hardlink_to(target)
+    else:
+        manifest = alike.with_name("imgs-denoised") / ".denoise-batch" / "manifest.jsonl"
+        lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+        for line in lines:
+            for stamp in ("output_stamp", "source_stamp"):
+                del line[stamp]["ctime_ns"], line[stamp]["inode"]
+        manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("denoise_batch.streaming.session.sha256_of", counted)
+    assert "done" not in run(capsys, alike, weights, "--dry-run")
+    for _ in range(3):
+        read.clear()
+        assert set(run(capsys, alike, weights)) == {"skipped"}
+    assert read == []

@@ -51,10 +51,12 @@ def test_an_object_goes_and_comes_back(store: ObjectStore, tmp_path: Path) -> No
     assert store.read("bucket/none") is None
 
 
-def test_names_that_no_folder_can_hold_are_passed_over(memory: Any, store: ObjectStore) -> None:
+def test_names_that_no_folder_can_hold_are_told(memory: Any, tmp_path: Path) -> None:
     for name in ("/b/ok.png", "/b//double.png", "/b/../up.png", "/b/./here.png"):
         memory.store[name] = fsspec.implementations.memory.MemoryFile(memory, name, b"x")
-    assert [o.key for o in store.listing("b")] == ["b/ok.png"]
+    shown, faults = LocalMirror(tmp_path).refresh(tmp_path / "memory" / "b")
+    assert [o.key for o in shown] == ["b/ok.png"]
+    assert set(faults) == {"b//double.png", "b/../up.png", "b/./here.png"}
 
 
 def test_a_failing_upload_is_tried_again(

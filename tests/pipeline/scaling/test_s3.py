@@ -1,15 +1,19 @@
 """A real S3 server on loopback, through s3fs: what the store promises, over HTTP."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from pictures import picture
 
 from denoise_batch.cli.batch import main
 from denoise_batch.kernels import ImageError
+from denoise_batch.models import Network, save_weights
 from denoise_batch.scaling import objects
 from denoise_batch.scaling.objects import ObjectStore
+from denoise_batch.scaling.remote import RemoteManifest, RemoteStorage
 
 for needed in ("moto", "flask", "s3fs"):
     pytest.importorskip(needed)
@@ -110,3 +114,259 @@ def test_the_command_denoises_a_bucket_and_goes_on_where_it_failed(
         assert store.read(f"pictures/out/{name}") == (tmp_path / "out" / name).read_bytes()
     hidden = [o.key for o in store.listing("pictures/out") if "/." in o.key]
     assert hidden == ["pictures/out/.denoise-batch/manifest.jsonl"]
+
+
+def statuses(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    return {event["source"]: event["status"] for event in lines if event["event"] == "image"}
+
+
+def put(server: Server, key: str, path: Path) -> None:
+    """Put an object whatever its key is; s3fs changes some."""
+    import boto3
+
+    boto3.client("s3", endpoint_url=server.endpoint).put_object(
+        Bucket="pictures", Key=key, Body=path.read_bytes()
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["s3://gone/imgs", "-o", "s3://pictures/out"],
+        ["s3://gone", "-o", "out"],
+        ["s3://gone/*.png", "-o", "out"],
+        ["s3://gone/imgs", "-o", "out", "--watch", "1"],
+        ["s3://gone/imgs", "-o", "out", "--dry-run"],
+        ["a.png", "-o", "s3://gone/out"],
+        ["a.png", "-o", "s3://gone"],
+    ],
+    ids=" ".join,
+)
+def test_a_missing_bucket_is_told_before_anything_is_computed(
+    store: ObjectStore,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(24, 20, 1).save("a.png")
+    assert main([*arguments, "-w", str(weights), "-d", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert said.err == "error: s3://gone: no such bucket; check the name, or make it\n"
+
+
+def test_an_empty_bucket_holds_no_images(
+    store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["s3://pictures", "-o", str(tmp_path), "-d", "cpu"]) == 3
+    assert main(["s3://pictures/none", "-o", str(tmp_path), "-d", "cpu"]) == 3
+
+
+def test_a_store_that_is_not_there_is_a_line(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert main(["s3://pictures/imgs", "-o", str(tmp_path), "-d", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: s3://pictures/imgs: cannot be listed: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["x//a.png", "/a.png", "x/./a.png", "x/../a.png", "n" * 300 + ".png", "x/" + "ä" * 130 + ".png",
+     "n" * 260 + "/a.png", "ok.png"],
+)  # fmt: skip
+@pytest.mark.parametrize("output", ["out", "s3://pictures/out"])
+def test_a_key_that_is_no_path_fails_alone(
+    store: ObjectStore,
+    server: Server,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    key: str,
+    output: str,
+) -> None:
+    """`ok.png` is a picture and, here, the folder of another."""
+    monkeypatch.chdir(tmp_path)
+    picture(24, 20, 1).save("a.png")
+    for name in (key, "good.png", "ok.png/b.png", "data", "data/c.png", "/notes.txt"):
+        put(server, f"imgs/{name}", tmp_path / "a.png")
+    command = ["s3://pictures/imgs", "-o", output, "-w", str(weights), "-d", "cpu"]
+    assert main([*command, "--log", "json"]) == 1
+    assert statuses(capsys) == {
+        "s3://pictures/imgs/good.png": "done",
+        "s3://pictures/imgs/ok.png/b.png": "done",
+        "s3://pictures/imgs/data/c.png": "done",
+        f"s3://pictures/imgs/{key}": "failed",
+    }
+    assert main(command) == 1
+    assert f"s3://pictures/imgs/{key}: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["s3://pictures/imgs/*.png"], False), (["s3://pictures/imgs/*/*.png"], True),
+     (["s3://pictures/imgs", "--no-recursive"], False), (["s3://pictures/imgs/**/*.png"], True),
+     (["s3://pictures/imgs/x"], True)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_only_keys_that_were_asked_for_fail(
+    store: ObjectStore,
+    server: Server,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: bool,
+) -> None:
+    picture(24, 20, 1).save(tmp_path / "a.png")
+    for key in ("imgs/good.png", "imgs/x/good.png", "imgs/x//bad.png", "imgs/.x//bad.png"):
+        put(server, key, tmp_path / "a.png")
+    command = [*arguments, "-o", str(tmp_path / "out"), "-w", str(weights), "-d", "cpu"]
+    assert main([*command, "--log", "json"]) == int(told)
+    failed = {name for name, status in statuses(capsys).items() if status == "failed"}
+    assert failed == ({"s3://pictures/imgs/x//bad.png"} if told else set())
+
+
+class Refusing(dict[tuple[str, str], int]):
+    """Failures of every request of a kind."""
+
+    def __init__(self, method: str, part: str) -> None:
+        self.method, self.part = method, part
+
+    def get(self, request: tuple[str, str], default: int = 0) -> int:  # type: ignore[override]
+        method, key = request
+        return int(method == self.method and self.part in key)
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "code"),
+    [("PUT", "out/", 2), ("PUT", "out/p", 7), ("PUT", "/manifest-", 7), ("GET", "imgs/p", 7)],
+    ids=["no output", "outputs", "entries", "inputs"],
+)
+def test_a_store_that_keeps_failing_ends_the_run(
+    store: ObjectStore,
+    server: Server,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    part: str,
+    code: int,
+) -> None:
+    for index in range(40):
+        picture(24, 20, index).save(tmp_path / "a.png")
+        put(server, f"imgs/p{index:02}.png", tmp_path / "a.png")
+    command = ["s3://pictures/imgs", "-o", "s3://pictures/out", "-w", str(weights), "-d", "cpu"]
+    server.failures = Refusing(method, part)
+    assert main([*command, "-b", "1", "--log", "json"]) == code
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    computed = [line for line in lines if line["event"] == "image"]
+    assert len(computed) == (10 if code == 7 else 0)
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert "told to fail" in said.err
+    server.failures = {}
+    server.seen.clear()
+    assert main(command) == 0
+    assert [o.key for o in store.listing("pictures/out") if "/." in o.key] == [
+        "pictures/out/.denoise-batch/manifest.jsonl"
+    ]
+
+
+def networks(tmp_path: Path) -> tuple[Path, Path]:
+    """Two weights files whose outputs differ."""
+    files = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    for seed, file in enumerate(files):
+        save_weights(file, Network("tconv", generator=torch.Generator().manual_seed(seed)), {})
+    return files
+
+
+@pytest.mark.parametrize("way", ["shards", "killed", "refused", "ended"])
+def test_an_entry_stands_only_for_the_object_that_it_was_written_with(
+    store: ObjectStore,
+    server: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    """Weights A, B, then A: files without compression all have one size."""
+    imgs, expected = tmp_path / "imgs", tmp_path / "expected"
+    imgs.mkdir()
+    for index in range(6):
+        name = f"{index}{('.bmp', '.ppm', '.bmp')[index % 3]}"
+        picture(24, 20, index).save(imgs / name)
+    a, b = networks(tmp_path)
+    main([str(imgs), "-o", str(expected), "-w", str(a), "-d", "cpu"])
+    command = [str(imgs), "-o", "s3://pictures/out", "-d", "cpu", "-w"]
+    shards = [["--shard", "1/2"], ["--shard", "2/2"]] if way == "shards" else [[]]
+    for weights in (a, b):
+        with monkeypatch.context() as context:
+            if way == "killed":  # nothing is confirmed, nothing is merged
+                context.setattr(RemoteManifest, "confirm", lambda *arguments: None)
+                context.setattr(RemoteStorage, "end", lambda *arguments: None)
+            if way == "refused" and weights == b:
+                server.failures["PUT", "pictures/out/0.bmp"] = 1000
+            for shard in shards:
+                assert main([*command, str(weights), *shard]) == int(
+                    way == "refused" and weights == b
+                )
+    server.failures.clear()
+    if way == "refused":
+        assert main([*command, str(b)]) == 0
+    for shard in [*shards, []]:
+        assert main([*command, str(a), *shard]) == 0
+    for path in expected.glob("[0-9].*"):
+        assert store.read(f"pictures/out/{path.name}") == path.read_bytes()
+    capsys.readouterr()
+    assert main([*command, str(a), "--log", "json"]) == 0
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {line["status"] for line in lines if line["event"] == "image"} == {"skipped"}
+
+
+def test_what_shards_have_done_is_not_read_again(
+    store: ObjectStore,
+    server: Server,
+    tmp_path: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for index in range(4):
+        picture(24, 20, index).save(tmp_path / f"{index}.png")
+    command = [f"{tmp_path}/*.png", "-o", "s3://pictures/out", "-w", str(weights), "-d", "cpu"]
+    assert main([*command, "--shard", "1/1"]) == 0
+    for shard in ("1/2", "2/2"):
+        assert main([*command, "--overwrite", "--shard", shard]) == 0
+    server.seen.clear()
+    assert main(command) == 0
+    assert not [key for method, key in server.seen if method == "GET" and key.endswith(".png")]
+
+
+def test_an_object_of_somebody_else_with_the_size_of_a_killed_run_s_is_kept(
+    store: ObjectStore,
+    server: Server,
+    tmp_path: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picture(24, 20, 1).save(tmp_path / "a.bmp")
+    picture(24, 20, 2).save(tmp_path / "other.bmp")
+    command = [f"{tmp_path}/a.bmp", "-o", "s3://pictures/out", "-w", str(weights), "-d", "cpu"]
+    with monkeypatch.context() as context:
+        context.setattr(RemoteManifest, "confirm", lambda *arguments: None)
+        context.setattr(RemoteStorage, "end", lambda *arguments: None)
+        assert main(command) == 0
+    put(server, "out/a.bmp", tmp_path / "other.bmp")
+    assert main([*command, "--strength", "0.5"]) == 0
+    assert store.read("pictures/out/a.bmp") == (tmp_path / "other.bmp").read_bytes()
