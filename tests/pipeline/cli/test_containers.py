@@ -207,7 +207,7 @@ def test_a_folder_says_what_it_passed_over(
     assert events[0]["passed_over"] == events[-1]["passed_over"] == counts
     run(folder, "--log", "json", "--dry-run")
     events = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
-    assert {"event": "passed_over", "passed_over": counts} in events
+    assert [e["passed_over"] for e in events if e["event"] == "passed_over"] == [counts]
     assert main([str(folder / "*.*"), *OPTIONS, "-o", str(folder.parent / "out")]) == 0
     assert "passed over: 2 .heic, 2 .nef" in capsys.readouterr().out
     assert main([str(folder), *OPTIONS, "--no-recursive"]) == 0

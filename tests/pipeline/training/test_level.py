@@ -226,6 +226,7 @@ def torchrun(arguments: list[str]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(options: TrainOptions, tmp_path: Path) -> None:
     flags = [
         str(options.data), "--network", "unet-level", "--noise", "gaussian:0-55", "--targets",
