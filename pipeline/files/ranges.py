@@ -143,7 +143,11 @@ def clamped(levels: Tensor, dtype: torch.dtype, ceiling: int | None = None) -> T
 
 
 def is_no_data(samples: Tensor, values: Sequence[float]) -> Tensor:
-    """Return (H, W): pixels of (H, W, C) that are not finite, or one of the values throughout."""
+    """Return (H, W): pixels of (H, W, C) that are not finite, or one of the values.
+
+    One float band suffices, since the others may be shifted; an integer must be so in all of them,
+    since 0 occurs in colours.
+    """
     found = torch.zeros(samples.shape[:2], dtype=torch.bool)
     if not values and not samples.is_floating_point():
         return found
@@ -155,7 +159,9 @@ def is_no_data(samples: Tensor, values: Sequence[float]) -> Tensor:
             continue
         if samples.is_floating_point():  # a file of float32 may declare −3.4028234663852886e+38
             value = torch.tensor(value, dtype=torch.float64).to(samples.dtype).item()
-        found |= (comparable == value).all(2)
+            found |= (comparable == value).any(2)
+        else:
+            found |= (comparable == value).all(2)
     return found
 
 
@@ -209,31 +215,47 @@ def _between(low: float, high: float) -> ValueRange:
 
 
 def _histogram(pages: Sequence[Tensor], hidden: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Return the values of at most `_MOST_SAMPLES` samples, ascending, and how often each occurs.
+    """Return the values of the samples, ascending, and how often each occurs.
 
-    The file's own smallest and largest values are among them.
+    Of large files the values come from about `_MOST_SAMPLES` samples, but all are counted that lie
+    beyond these by more than their range: a few of them may stand for no data.
     """
     total = sum(page.numel() for page in pages)
-    parts, ends = [], []
+    step = -(-total // _MOST_SAMPLES)
+    parts = []
     for number, page in enumerate(pages):
         height, width, channels = page.shape
-        step = -(-total // _MOST_SAMPLES)
-        while math.gcd(step, width) > 1 and step < height * width:
-            step += 1  # not down a few columns
+        stride = step
+        while math.gcd(stride, width) > 1 and stride < height * width:
+            stride += 1  # not down a few columns
         pixels, mask = page.reshape(-1, channels), None if hidden is None else hidden[number]
-        seen = _comparable(pixels[::step])
-        parts.append(seen if mask is None else seen[~mask.flatten()[::step]])
-        if step > 1:
-            for strip in _strips(pixels, None if mask is None else mask.flatten()):
-                ends += [end.double() for end in torch.aminmax(strip)]
-    pool = torch.cat([part.flatten() for part in parts]).double()
+        seen = _comparable(pixels[::stride])
+        parts.append(seen if mask is None else seen[~mask.flatten()[::stride]])
+    values, counts = _counted(parts)
+    if step == 1 or len(values) == 0:
+        return values, counts
+    low, high = _ends(values, counts.cumsum(0), 0, len(values) - 1)
+    span = max(high - low, 0.0)
+    least, most = low - span, high + span
+    beyond = [torch.zeros(0)]
+    for number, page in enumerate(pages):
+        mask = None if hidden is None else hidden[number].flatten()
+        for strip in _strips(page.reshape(-1, page.shape[2]), mask):
+            beyond.append(strip[(strip < least) | (strip > most)])
+    far, far_counts = _counted(beyond)
+    is_near = (values >= least) & (values <= most)
+    values, counts = (
+        torch.cat([values[is_near], far]),
+        torch.cat([counts[is_near] * step, far_counts]),
+    )
+    order = values.argsort()
+    return values[order], counts[order]
+
+
+def _counted(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The values of all parts, ascending, and how often each occurs."""
+    pool = torch.cat([part.flatten().double() for part in parts])
     values, counts = torch.unique(pool, return_counts=True)
-    for end in (min(ends), max(ends)) if ends else ():
-        if len(values) and not values[0] <= end <= values[-1]:
-            count = sum(int((_comparable(page) == end).sum()) for page in pages)
-            place = 0 if end < values[0] else len(values)
-            values = torch.cat([values[:place], end[None], values[place:]])
-            counts = torch.cat([counts[:place], torch.tensor([count]), counts[place:]])
     return values, counts
 
 

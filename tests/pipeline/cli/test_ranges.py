@@ -46,6 +46,39 @@ def psnr(output: "np.ndarray[Any, Any]", low: float, high: float, seed: int = 0)
     return float(-10 * math.log10((error**2).mean()))
 
 
+@pytest.mark.parametrize("kind", ["float", "two", "uint16"])
+def test_a_few_samples_without_meaning_in_a_large_image_are_kept(kind: str, imgs: Path) -> None:
+    chance = np.random.default_rng(3)
+    large = np.tile(noisy(), (6, 8))[:900, :1100]
+    places = chance.choice(large.size, 10, replace=False)
+    if kind == "uint16":
+        picture = (30_000 + 600 * large.clip(0, 1)).astype(np.uint16)
+        picture.flat[places] = 0
+    else:
+        picture = (300 + 244 * large).astype(np.float32)
+        picture.flat[places[:5]] = -9999
+        picture.flat[places[5:]] = 9.969e36 if kind == "two" else -9999
+    tifffile.imwrite(imgs / "a.tif", picture)
+    output = tifffile.imread(run(imgs) / "a.tif")
+    assert np.array_equal(output.flat[places], picture.flat[places])
+    others = np.delete(output.flatten(), places).astype(float)
+    changed = others - np.delete(picture.flatten(), places)
+    assert 0.02 < changed.std() / (600 if kind == "uint16" else 244) < 0.2
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_no_data_in_one_band_is_kept(declared: bool, imgs: Path) -> None:
+    picture = np.stack([300 + 244 * noisy(seed) for seed in range(3)], 2).astype(np.float32)
+    for band, rows in enumerate((12, 14, 16)):
+        picture[:rows, :, band] = -9999
+    tags = [(42113, 2, 0, "-9999", True)] if declared else []
+    tifffile.imwrite(imgs / "a.tif", picture, photometric="rgb", extratags=tags)
+    output = tifffile.imread(run(imgs) / "a.tif")
+    gaps = picture == -9999
+    assert np.array_equal(output[gaps], picture[gaps])
+    assert np.abs(output[~gaps] - picture[~gaps]).max() < 244
+
+
 def test_the_same_noise_is_removed_at_every_full_scale(imgs: Path) -> None:
     integers, floats = (200, 600, 4095, 20_000, 33_000, 65_000), (0.001, 0.005, 1.0, 300.0)
     picture = 0.25 + 0.5 * noisy()  # not clipped at 65 535
