@@ -142,6 +142,22 @@ def test_help_does_not_wait_for_torch() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_commands_tell_openmp_to_sleep_before_torch_is_imported(own: str | None) -> None:
+    code = """
+import os, sys
+from denoise_batch.cli.command import exit_codes
+with exit_codes():
+    assert "torch" not in sys.modules
+    print(os.environ["OMP_WAIT_POLICY"])
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {} if own is None else {"OMP_WAIT_POLICY": own}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [own or "PASSIVE"]
+
+
 def test_one_machine_pays_nothing_for_many(tmp_path: Path) -> None:
     """Neither --help nor a run on paths imports Ray, fsspec, or what speaks to them."""
     (tmp_path / "imgs").mkdir()

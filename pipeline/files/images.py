@@ -94,7 +94,6 @@ _READABLE_FORMATS = (*(_FORMATS.keys() - {"PAM"}), "GIF", "QOI", "PCX", "SGI", "
 # What Pillow raises for a file, or a kind of TIFF, that it does not know.
 _UNKNOWN = (UnidentifiedImageError, SyntaxError, KeyError, TypeError, ValueError, AssertionError)
 _LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "PPM", "PAM", "TGA", "GIF", "QOI", "PCX", "SGI", "SUN"}
-_LOSSY_FORMATS = {"JPEG", "WEBP", "AVIF"}
 _MOST_PX = {"JPEG": 65_500, "WEBP": 16_383, "TGA": 65_535, "AVIF": 65_536}  # a side
 _JPEG_2000_CODESTREAMS = {".j2k", ".j2c", ".jpc"}
 _SAMPLES_PER_PIXEL, _PHOTOMETRIC = 277, 262  # TIFF tags
@@ -308,7 +307,6 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
     )
     if maximum and samples.dtype == torch.uint16 and not tags:
         samples = rescaled(samples, 65535, maximum)  # Pillow has scaled them up
-        mode = "I;12" if maximum == 4095 else mode
     note = "; ".join(notes)
     return DecodedImage(samples, alpha, BITS_8, storage, metadata, note, declared=declared)
 
@@ -435,7 +433,7 @@ def _lost_with_format(page: DecodedImage, format_name: str, source: Path | None)
     is_lossless = page.storage.is_lossless or page.storage.format in _LOSSLESS_FORMATS
     is_named_so = source is not None and _FORMAT_OF.get(source.suffix.lower()) == format_name
     is_changed = page.storage.format != format_name
-    if is_lossless and is_named_so and is_changed and format_name in _LOSSY_FORMATS:
+    if is_lossless and is_named_so and is_changed and format_name in LOSSY_FORMATS:
         notes.append(
             f"its name says {format_name}, it holds {page.storage.format}, which is lossless; the "
             f"output is lossy {format_name}"
