@@ -4,10 +4,11 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,9 +104,16 @@ def test_images_in_a_folder_that_cannot_be_entered_fail_alone(
     assert DONE.items() <= statuses.items()
 
 
+@pytest.fixture
+def bottomless(tmp_path: Path) -> Iterator[Path]:
+    """A folder that may nest deeper than pytest's own clean-up, which recurses, can follow."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
+
+
 @pytest.mark.parametrize("depth", [1200, 1900])
 def test_a_picture_below_very_many_folders_is_done(
-    folder: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], depth: int
+    folder: Path, bottomless: Path, weights: Path, capsys: pytest.CaptureFixture[str], depth: int
 ) -> None:
     """Made and looked at step by step: the tests' own calls have limits too."""
     name = "d/" * depth + "deep.png"
@@ -117,7 +125,7 @@ def test_a_picture_below_very_many_folders_is_done(
     with os.fdopen(os.open("deep.png", os.O_WRONLY | os.O_CREAT, dir_fd=place), "wb") as file:
         file.write((folder / "0.png").read_bytes())
     os.close(place)
-    out = tmp_path / "o"
+    out = bottomless / "o"
     code, statuses, _ = run(capsys, weights, folder, "-o", out)
     assert (code, statuses) == (0, {**DONE, name: "done"})
     assert (out / name).is_file()
