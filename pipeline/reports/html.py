@@ -3,17 +3,19 @@
 `assets/report.html` is its Jinja2 template, with `report.css` and `report.js`; this module prepares
 the values that the template shows. Images are read again from the input and output files when the
 report is written: all of them in full for a short run, the worst and the best of a long one, and
-thumbnails of the rest while the file stays below `MOST_BYTES`.
+thumbnails of the rest while the file stays below `MOST_BYTES`. So are those that an earlier run
+denoised (`finished.py`).
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from denoise_batch.kernels import ImageError
 
@@ -21,18 +23,21 @@ from ..files.kinds import passed_over_line
 from ..files.scan import real_path
 from ..quality import Quality
 from ..streaming.references import find_reference
-from ..streaming.result import Result, is_scored, ranked
+from ..streaming.result import Result, is_scored, rank
 from ..text import printable
+from .finished import is_finished, with_finished
 from .pictures import VIEW_PX, Thumbnails, View, load, thumbnails, view
 from .report import Report
 
 MOST_BYTES = 23_000_000
 MOST_IN_FULL = 24
+IN_FULL_PIXELS = 24_000_000  # of all images in full together, if they have more than `VIEW_PX`
 MOST_NOTES = 200
 MOST_STEMS = 260  # as many as a chart of this width can tell apart
 TALLEST_VIEW_PX = 640
 _THUMBNAIL_PX = ((100, 320), (500, 200), (math.inf, 112))  # (images up to, long side)
-_ROW_BYTES = 400  # a row of the table without its thumbnails
+_PAGE_BYTES = 50_000  # style, script and the like
+_ROW_BYTES = 1200  # a row of the table without its thumbnails
 _THREADS = 4
 _CHART_WIDTH, _CHART_HEIGHT = 520, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 10, 12, 24  # margins of a chart
@@ -113,14 +118,45 @@ def render_html(
         most_in_full: show the worst half and the best half of so many images in full.
         most_bytes: include thumbnails of the other images while the page stays below this size.
     """
+    report = with_finished(report, on_picture)
     images = [Image(number, result) for number, result in enumerate(report.results)]
-    by_result = {id(image.result): image for image in images}
-    order = [by_result[id(result)] for result in ranked(report.results)]
+    order = sorted(
+        (image for image in images if image.result.status == "done" or is_finished(image.result)),
+        key=lambda image: rank(image.result),
+    )
     in_full = order
     if len(order) > most_in_full:
         in_full = order[: most_in_full // 2] + order[-(most_in_full // 2) :]
     _read_pictures(report, images, in_full, most_bytes, on_picture)
 
+    return (
+        page_environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            no_quality=Quality(None, None),
+            has_sigma=report.totals.sigma_in_255 is not None,
+            has_level=report.totals.level_255 is not None,
+            has_psnr=report.totals.scored > 0,
+            has_time=report.totals.done > 0,
+            finished=sum(map(is_finished, report.results)),
+            title=_title(report),
+            subtitle=_subtitle(report),
+            counts=_counts(report),
+            stage_shares=_stage_shares(report),
+            charts=charts(report.results),
+            groups=_groups(in_full, len(order)),
+            images=images,
+            hidden=sum(image.is_hidden for image in images),
+            notes=[note for result in report.results for note in result.notes],
+            most_notes=MOST_NOTES,
+            passed_over=passed_over_line(report.summary.passed_over),
+        )
+    )
+
+
+def page_environment() -> Environment:
+    """Return the templates of `assets`, with their filters, style and script."""
     loader = PackageLoader(__package__, "assets")
     environment = Environment(
         loader=loader,
@@ -131,29 +167,19 @@ def render_html(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["breakable"] = breakable
     environment.filters["number"] = _number
     environment.filters["duration"] = _duration
+    environment.tests["finished"] = is_finished
     environment.tests["finite"] = lambda value: value is not None and math.isfinite(value)
-    return environment.get_template("report.html").render(
-        report=report,
-        no_quality=Quality(None, None),
-        has_sigma=report.totals.sigma_in_255 is not None,
-        has_level=report.totals.level_255 is not None,
-        has_psnr=report.totals.scored > 0,
-        title=_title(report),
-        subtitle=_subtitle(report),
-        counts=_counts(report),
-        stage_shares=_stage_shares(report),
-        charts=charts(report.results),
-        groups=_groups(in_full, report.totals.done),
-        images=images,
-        hidden=sum(image.is_hidden for image in images),
-        notes=[note for result in report.results for note in result.notes],
-        most_notes=MOST_NOTES,
-        passed_over=passed_over_line(report.summary.passed_over),
-        style=Markup(loader.get_source(environment, "report.css")[0]),
-        script=Markup(loader.get_source(environment, "report.js")[0]),
-    )
+    environment.globals["style"] = Markup(loader.get_source(environment, "report.css")[0])
+    environment.globals["script"] = Markup(loader.get_source(environment, "report.js")[0])
+    return environment
+
+
+def breakable(name: str) -> Markup:
+    """Return a name as HTML that may break after the marks inside it."""
+    return Markup(re.sub(r"([/\\_.\-]+)(?=.)", r"\1<wbr>", str(escape(printable(name)))))
 
 
 def charts(results: Sequence[Result]) -> list[Chart]:
@@ -242,15 +268,17 @@ def _read_pictures(
     shown = [image for image in images if image.result.status != "failed"]
     side_px = next(side for most, side in _THUMBNAIL_PX if len(shown) <= most)
     full = {image.number for image in in_full}
+    most_pixels = IN_FULL_PIXELS // max(1, len(in_full))
     order = [*in_full, *(image for image in shown if image.number not in full)]
-    room = most_bytes - _ROW_BYTES * len(images)
+    room = most_bytes - _PAGE_BYTES - _ROW_BYTES * len(images)
     done = 0
     with ThreadPoolExecutor(_THREADS) as threads:
         # A few ahead, not all: an image of 100 megapixels is 300 MB.
         for start in range(0, len(order), 2 * _THREADS):
             group = order[start : start + 2 * _THREADS]
             sizes = threads.map(
-                lambda image: _read(report, image, side_px, image.number in full), group
+                lambda image: _read(report, image, side_px, image.number in full, most_pixels),
+                group,
             )
             for size in sizes:
                 room -= size
@@ -260,7 +288,7 @@ def _read_pictures(
                 break
 
 
-def _read(report: Report, image: Image, side_px: int, is_full: bool) -> int:
+def _read(report: Report, image: Image, side_px: int, is_full: bool, most_pixels: int) -> int:
     """Fill in an image's thumbnails and, if it is shown in full, its view; return their bytes."""
     job = image.result.job
     try:
@@ -272,7 +300,7 @@ def _read(report: Report, image: Image, side_px: int, is_full: bool) -> int:
             if report.options.reference is not None:
                 path = find_reference(report.options.reference, job.name)
                 clean = None if path is None else load(path, scale)[0]
-            image.view = view(noisy, denoised, clean)
+            image.view = view(noisy, denoised, clean, most_pixels)
         image.thumbnails = small
     except ImageError as error:
         image.problem = str(error)
@@ -300,14 +328,20 @@ def _groups(in_full: Sequence[Image], done: int) -> list[tuple[str, str, Sequenc
 
 
 def _stage_shares(report: Report) -> dict[str, float]:
-    seconds = report.summary.stage_seconds
+    seconds = report.summary.stage_seconds if report.totals.done else {}
     total = sum(seconds.values())
     return {stage: value / total for stage, value in seconds.items()} if total else {}
 
 
 def _counts(report: Report) -> str:
     totals = report.totals
-    counts = {"failed": totals.failed, "skipped": totals.skipped, "left": report.summary.left}
+    finished = sum(map(is_finished, report.results))
+    counts = {
+        "by earlier runs": finished,
+        "failed": totals.failed,
+        "skipped": totals.skipped - finished,
+        "left": report.summary.left,
+    }
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageChops, ImageFilter, ImageStat
+from torch import Tensor
 
 from denoise_batch.kernels import ImageError
 
@@ -15,7 +16,9 @@ from ..files.metadata import upright
 from ..files.pixels import DecodedImage, to_pil
 from ..files.ranges import ValueRange
 
-VIEW_PX = 1280  # long side of an image in full
+VIEW_PX = 1280  # long side of an image in full, which more may have if there is room
+_MOST_WEBP_PX = 16_383  # a side
+_FAST_PIXELS = 2_000_000  # larger ones are compressed with less effort
 RESIDUAL_PX = 600
 CROP_PX = 96
 AMPLIFICATION = 4  # factor of the residual
@@ -28,13 +31,15 @@ class View:
 
     Attributes:
         size: width and height of `noisy` and `denoised`.
-        noisy: the input, at most `VIEW_PX` on the long side.
-        denoised: the output, at most `VIEW_PX` on the long side.
+        scale: of these to the file's.
+        noisy: the input.
+        denoised: the output.
         crops: (caption, data URI) of the region that changed most, at full resolution.
         residual: input − output, amplified around gray.
     """
 
     size: tuple[int, int]
+    scale: float
     noisy: str
     denoised: str
     crops: tuple[tuple[str, str], ...]
@@ -76,8 +81,16 @@ def thumbnails(noisy: Image.Image, denoised: Image.Image, side_px: int) -> Thumb
     )
 
 
-def view(noisy: Image.Image, denoised: Image.Image, clean: Image.Image | None) -> View:
+def view(
+    noisy: Image.Image, denoised: Image.Image, clean: Image.Image | None, most_pixels: int = 0
+) -> View:
     """Return an image in full, with a crop of `clean` if it has the same size.
+
+    Args:
+        noisy: the input.
+        denoised: the output.
+        clean: the reference, if there is one.
+        most_pixels: a larger image is shrunk to so many, but no further than to `VIEW_PX`.
 
     Raises:
         ImageError: input and output differ in size.
@@ -93,18 +106,25 @@ def view(noisy: Image.Image, denoised: Image.Image, clean: Image.Image | None) -
     if clean is not None and clean.size == noisy.size:
         crops.append(("Reference", clean.convert(noisy.mode)))
     crops.append((f"Removed, ×{AMPLIFICATION}", residual))
-    small = _shrunk(noisy, VIEW_PX)
+    scale = min(1.0, (most_pixels / (noisy.width * noisy.height)) ** 0.5)
+    side_px = min(_MOST_WEBP_PX, max(VIEW_PX, int(scale * max(noisy.size))))
+    small = _shrunk(noisy, side_px)
     return View(
         small.size,
+        small.width / noisy.width,
         _data_uri(small, 82),
-        _data_uri(_shrunk(denoised, VIEW_PX), 88),
+        _data_uri(_shrunk(denoised, side_px), 88),
         tuple((caption, _data_uri(image.crop(box), 90)) for caption, image in crops),
         _data_uri(_shrunk(residual, RESIDUAL_PX), 60),
     )
 
 
 def _shown(page: DecodedImage, scale: ValueRange) -> Image.Image:
-    samples = page.samples
+    return upright(to_pil(in_8_bit(page.samples, scale)), page.metadata)
+
+
+def in_8_bit(samples: Tensor, scale: ValueRange) -> Tensor:
+    """Return samples (H, W, C) of this range as a viewer would show them, in uint8."""
     if samples.dtype != torch.uint8:
         strips = (
             scale.to_unit(samples[top : top + _STRIP_ROWS])
@@ -115,7 +135,7 @@ def _shown(page: DecodedImage, scale: ValueRange) -> Image.Image:
             for top in range(0, len(samples), _STRIP_ROWS)  # a whole page in float32 is large
         )
         samples = torch.cat([strip.to(torch.uint8) for strip in strips])
-    return upright(to_pil(samples), page.metadata)
+    return samples
 
 
 def _shrunk(image: Image.Image, side_px: int) -> Image.Image:
@@ -157,7 +177,15 @@ def _starts(extent: int, side: int) -> list[int]:
     return [*range(0, extent - side, step), extent - side]
 
 
+def png_uri(image: Image.Image) -> str:
+    """Return an image without any loss."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
 def _data_uri(image: Image.Image, quality: int) -> str:
     file = io.BytesIO()
-    image.save(file, "WEBP", quality=quality, method=4)
+    effort = 4 if image.width * image.height <= _FAST_PIXELS else 1
+    image.save(file, "WEBP", quality=quality, method=effort)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

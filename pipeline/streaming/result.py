@@ -208,21 +208,22 @@ def is_scored(quality: Quality | None) -> bool:
 
 
 def ranked(results: Sequence[Result]) -> list[Result]:
-    """Return the denoised images, worst first.
+    """Return the denoised images, worst first."""
+    return sorted((result for result in results if result.status == "done"), key=rank)
+
+
+def rank(result: Result) -> tuple[int, float]:
+    """A key that sorts the worst image first.
 
     Images with a PSNR come first, by the output's; then those with only a σ, by the input's; then
     the others, in their order.
     """
-
-    def key(result: Result) -> tuple[int, float]:
-        quality = result.quality
-        if quality is None:
-            return 2, 0.0
-        if is_scored(quality) and quality.psnr_out is not None:
-            return 0, quality.psnr_out
-        return 1, -(quality.sigma_in_255 or 0.0)
-
-    return sorted((result for result in results if result.status == "done"), key=key)
+    quality = result.quality
+    if quality is None:
+        return 2, 0.0
+    if is_scored(quality) and quality.psnr_out is not None:
+        return 0, quality.psnr_out
+    return 1, -(quality.sigma_in_255 or 0.0)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,31 @@ def test_small_images_get_no_estimate_and_a_reason(tmp_path: Path, weights: Path
     assert main([str(tmp_path / "noisy"), "-w", str(weights), "--report", str(report)]) == 0
     (image,) = images(report)
     assert (image["psnr_basis"], image["psnr_reason"]) == (None, "too small to estimate")
+
+
+def test_a_page_of_a_finished_folder_shows_what_earlier_runs_made(
+    folders: Path, weights: Path
+) -> None:
+    noisy, page = folders / "noisy", folders / "run.html"
+    Image.new("L", (40, 30), 7).save(noisy / "b.png")
+    (folders / "noisy-denoised").mkdir()
+    Image.new("L", (40, 30), 9).save(folders / "noisy-denoised" / "b.png")  # not of this tool
+    arguments = [str(noisy), "-d", "cpu", "-w", str(weights)]
+    assert main(arguments) == 0
+    assert main([*arguments, "--report", str(page), "--report", str(folders / "r.json")]) == 0
+    text = page.read_text()
+    assert text.count("<article") == 1
+    assert "1 by earlier runs, 1 skipped" in text
+    assert f'data-label="Size" data-v="{SIDE * SIDE}">{SIDE}×{SIDE}' in text
+    assert "no PSNR: it is estimated only while an image is denoised" in text
+    assert '<span class="chip skipped">done before</span>' in text
+    assert ">Time<" not in text  # nobody measured it
+    sigma = re.search(r'data-label="σ̂ in" data-v="([\d.]+)"', text)
+    assert sigma is not None
+    assert float(sigma[1]) == pytest.approx(SIGMA, rel=0.05)
+    assert [image["width"] for image in images(folders / "r.json")] == [None, None]
+    reference = [*arguments, "--reference", str(folders / "clean"), "--report", str(page)]
+    assert main(reference) == 0
+    assert "measured against references" in page.read_text()
+    assert main([*reference, "--no-measure"]) == 0
+    assert ">σ̂ in<" not in page.read_text()

@@ -1,5 +1,6 @@
 """The HTML report, as a file and in a browser."""
 
+import json
 import math
 import re
 import struct
@@ -18,10 +19,10 @@ from report_runs import AWKWARD
 from denoise_batch.files.ranges import ValueRange
 from denoise_batch.quality import Quality
 from denoise_batch.reports import html, pictures
-from denoise_batch.reports.html import MOST_STEMS, nice_ticks, render_html
+from denoise_batch.reports.html import MOST_STEMS, breakable, nice_ticks, render_html
 from denoise_batch.reports.report import Report
 
-VOID = {"meta", "link", "img", "input", "br", "line", "circle"}
+VOID = {"meta", "link", "img", "input", "br", "wbr", "line", "circle"}
 
 
 class _Balance(HTMLParser):
@@ -95,7 +96,7 @@ def test_a_long_run_shows_its_worst_and_best_in_full_and_thumbnails_of_the_rest(
 def test_the_file_size_is_limited(run_of: Callable[..., Report]) -> None:
     text = render_html(run_of(60), most_in_full=2, most_bytes=150_000)
     assert len(text) < 250_000
-    assert text.count("<tr data-name") == 62
+    assert text.count('<tr role="row" data-name') == 62
     assert "without a thumbnail" in text
 
 
@@ -299,11 +300,6 @@ def test_sliders_tables_and_themes_work_in_a_browser(
     assert page.run(first) == "img3.png"
     assert page.run("count.textContent") == "1 of 10"
 
-    # A thumbnail of an image that is not shown in full opens a dialog
-    page.run("document.querySelector('tbody tr:not([hidden]) .thumb').click()")
-    assert page.run("document.querySelector('dialog').open")
-    assert page.run("document.querySelector('dialog img.noisy').src").startswith("data:image/webp")
-
     # The system and the button switch between light and dark
     colour = "getComputedStyle(document.body).backgroundColor"
     light = page.run(colour)
@@ -318,3 +314,146 @@ def test_sliders_tables_and_themes_work_in_a_browser(
         assert shot.size == (1280, 900)
         assert len(shot.convert("RGB").getcolors(1 << 24) or ()) > 100
     assert page.errors == []
+
+
+def test_the_header_of_the_table_sticks_and_pictures_follow_it(
+    page: Page, run_of: Callable[..., Report], tmp_path: Path
+) -> None:
+    text = render_html(run_of(30), most_in_full=4)
+    assert text.index('id="summary"') < text.index('id="table"') < text.index("<article")
+    contents = text[text.index("<nav") : text.index("</nav>")]
+    for target in re.findall(r'href="#([\w-]+)"', contents):
+        assert f'id="{target}"' in text
+    assert contents.count('href="#image-') == 4
+    (tmp_path / "report.html").write_text(text, encoding="utf-8")
+    top = "document.querySelector('thead').getBoundingClientRect().top"
+    for width in (1400, 390):
+        page.resize(width, 800)
+        page.open(tmp_path / "report.html")
+        page.run("document.querySelectorAll('tbody tr')[20].scrollIntoView({behavior: 'instant'})")
+        header = "document.querySelector('th').getBoundingClientRect().top"
+        assert page.run(f"Math.abs({header}) < 2 && {top} < 2"), width
+    assert page.errors == []
+
+
+def test_the_dialog_zooms_pans_and_goes_on_with_both_sides_alike(
+    page: Page, run_of: Callable[..., Report], tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text(render_html(run_of(8), most_in_full=4), encoding="utf-8")
+    page.resize(400, 500)
+    page.open(tmp_path / "report.html")
+    page.run("document.querySelector('.enlarge').click()")
+    page.until("document.querySelector('dialog .noisy').naturalWidth > 0")
+    name = "document.getElementById('dialog-name').textContent"
+    zoom = "document.getElementById('zoom').textContent"
+    places = (
+        "JSON.stringify([...document.querySelectorAll('.pane img')].map((image) => {"
+        " const pane = image.parentElement.getBoundingClientRect();"
+        " const box = image.getBoundingClientRect();"
+        " return [box.left - pane.left, box.top - pane.top, box.width].map(Math.round); }))"
+    )
+
+    def alike() -> list[int]:
+        before, after = json.loads(page.run(places))
+        assert before == after
+        found: list[int] = before
+        return found
+
+    assert page.run(name) == "img7.png"
+    assert alike()[2] == 400  # as large as fits
+    page.key("1", 49)
+    assert page.run(zoom) == "100 %"
+    assert alike()[2] == 96
+    for _ in range(12):
+        page.key("+", 187)
+    left, top, width = alike()
+    assert width > 96 * 12
+    page.key("ArrowRight", 39)
+    assert alike()[0] == left - 60
+    page.mouse("mousePressed", 60, 300)
+    page.mouse("mouseMoved", 90, 290)
+    page.mouse("mouseReleased", 90, 290, is_down=False)
+    assert alike()[:2] == [left - 30, top - 10]
+    page.run("document.getElementById('pair').click()")
+    alike()
+    assert page.run("document.getElementById('divider').checkVisibility()") is False
+    page.key("0", 48)
+    assert alike()[2] == 199  # half of the window
+
+    # Also the images of which there are only thumbnails, in the table's order
+    seen = [page.run(name)]
+    page.run("document.getElementById('previous').click()")
+    while page.run("!document.getElementById('previous').disabled"):
+        page.run("document.getElementById('previous').click()")
+    seen = [page.run(name)]
+    while page.run("!document.getElementById('next').disabled"):
+        page.key("PageDown", 34)
+        seen.append(page.run(name))
+    assert seen == [AWKWARD, *(f"img{index}.png" for index in range(1, 8)), "old.png"]
+    assert page.run("document.getElementById('place').textContent") == "9 of 9"
+    page.key("Escape", 27)
+    page.until("!document.querySelector('dialog').open")
+    assert page.errors == []
+
+
+def test_paper_phones_and_browsers_without_scripts_show_everything(
+    page: Page, run_of: Callable[..., Report], tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text(render_html(run_of(3)), encoding="utf-8")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    beside = (
+        "(() => { const [a, b] = [...document.querySelectorAll('.compare img')].map("
+        "(image) => image.getBoundingClientRect()); return b.right <= a.left && b.width > 99; })()"
+    )
+    page.resize(1000, 800, is_dark=True)
+    page.open(tmp_path / "report.html")
+    assert page.run(beside) is False
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    page.send("Emulation.setEmulatedMedia", media="print", features=dark)
+    assert page.run(colour) == "rgb(255, 255, 255)"
+    assert page.run("getComputedStyle(document.querySelector('h2')).color") == "rgb(22, 32, 44)"
+    assert page.run(beside) is True
+    page.send("Emulation.setEmulatedMedia", media="")
+
+    # On a phone each row is a card with its labels, and no name is cut.
+    page.resize(390, 844, touch=True)
+    page.open(tmp_path / "report.html")
+    assert page.run("document.documentElement.scrollWidth") == 390
+    label = "getComputedStyle(document.querySelectorAll('tbody td')[1], '::before').content"
+    assert page.run(label) == '"Size"'
+    assert page.run(
+        "[...document.querySelectorAll('td')].every(c => c.scrollWidth <= c.clientWidth)"
+    )
+
+    page.send("Emulation.setScriptExecutionDisabled", value=True)
+    page.send("Page.navigate", url=(tmp_path / "report.html").as_uri())
+    page.until("document.readyState === 'complete' && !document.documentElement.className")
+    assert page.run(beside) is True
+    assert page.run("document.getElementById('search').checkVisibility()") is False
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_stands_out_from_its_background(theme: str) -> None:
+    """By WCAG 2.1, contrast (minimum)."""
+    style = (Path(html.__file__).parent / "assets" / "report.css").read_text(encoding="utf-8")
+    block = style[style.index("[data-theme" if theme == "dark" else ":root {") :].partition("}")[0]
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+
+    def luminance(name: str) -> float:
+        parts = [int(colours[name][at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    texts = ("ink", "soft", "before", "after", "bad", "good")
+    pairs = [(text, ground) for text in texts for ground in ("paper", "card")]
+    pairs += [("after", "after-soft"), ("bad", "bad-soft"), ("soft", "line")]
+    for text, ground in pairs:
+        low, high = sorted((luminance(text), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+
+
+def test_names_may_break_after_their_marks_only() -> None:
+    assert breakable("a/b_c-d.png") == "a/<wbr>b_<wbr>c-<wbr>d.<wbr>png"
+    assert breakable("<i>.png") == "&lt;i&gt;.<wbr>png"
+    assert breakable("\x1b[1m") == "\\<wbr>x1b[1m"
