@@ -24,6 +24,7 @@ from .layers import (
     ReLU,
     Sigmoid,
 )
+from .work import WORK
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,15 @@ def launch_pair(pair: tuple[Convolution, Convolution], input: Tensor) -> Tensor:
         ShapeError: what the blocks raise for this input.
     """
     first, second = pair
-    second.output_shape(first.output_shape(input.shape))
+    shape = second.output_shape(first.output_shape(input.shape))
     if input.ndim == 3:
         return launch_pair(pair, input[None])[0]
     dtype = first.compute_dtype or first.weight.dtype
     parameters = first.weight, first.bias, second.weight, second.bias
-    return ops_for(input.device).residual_pair(input.to(dtype), *parameters)
+    output: Tensor = ops_for(input.device).residual_pair(input.to(dtype), *parameters)
+    for conv in pair:
+        WORK.add(conv.weight, shape)
+    return output
 
 
 def launch(step: Launch, input: Tensor, residual: Tensor | None) -> tuple[Tensor, bool]:
@@ -124,7 +128,8 @@ def launch(step: Launch, input: Tensor, residual: Tensor | None) -> tuple[Tensor
         ShapeError: what the blocks raise for this input.
     """
     conv, before = step.conv, step.before
-    shape = conv.output_shape(input.shape if before is None else before.output_shape(input.shape))
+    seen = input.shape if before is None else before.output_shape(input.shape)
+    shape = conv.output_shape(seen)
     if step.shuffle > 1:
         check_nchw(shape, None, "PixelShuffle input")
     if input.ndim == 3:
@@ -140,8 +145,11 @@ def launch(step: Launch, input: Tensor, residual: Tensor | None) -> tuple[Tensor
         output = conv.forward(input, "relu" if step.activation == "relu" else None)
         return ops.sigmoid_forward_(output) if step.activation == "sigmoid" else output, False
     if isinstance(conv, ConvTranspose2d):
-        return ops.conv_transpose2d_fused(*arguments, fused), fused is not None
+        output = ops.conv_transpose2d_fused(*arguments, fused)
+        WORK.add(conv.weight, seen, shape)
+        return output, fused is not None
     upsample = before.scale_factor if isinstance(before, NearestUpsample2d) else (1, 1)
     unshuffle = before.downscale_factor if isinstance(before, PixelUnshuffle) else 1
     output = ops.conv2d_fused(*arguments, upsample, unshuffle, step.shuffle, fused)
+    WORK.add(conv.weight, seen, shape)
     return output, fused is not None

@@ -29,6 +29,7 @@ from .geometry import (
 )
 from .padding import PADDING_MODES, Padding, PaddingMode, copied_positions, same_padding
 from .reference import relu_backward, relu_forward
+from .work import WORK
 
 
 class Convolution(Block):
@@ -155,6 +156,7 @@ class Convolution(Block):
         padded = image if self.input_padding is None else self.input_padding.pad(image)
         output = self._convolve(padded, weight, bias, activation, residual)
         result = output if is_batch else output[0]
+        WORK.add(weight, input.shape, result.shape)
         self._save((padded, output if activation else None, weight), result)
         if not self.training and not shares_memory(padded, image):
             POOL.free(padded)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.geometry import check_nchw
 from denoise_batch.kernels.layers import kaiming_normal_
 from denoise_batch.kernels.level import LevelBlock
+from denoise_batch.kernels.work import WORK
 
 from . import weights
 from .files.atomic import atomic_write
@@ -230,6 +231,16 @@ class Network(Block):
     def margin(self) -> int:
         """Where an image begins in what `pad` returns, in pixels."""
         return self.spec.margin + self.spec.context
+
+    @cached_property
+    def multiply_adds(self) -> float:
+        """Multiply-adds of the layers' convolutions for each padded pixel, far from the edges."""
+        side = 8 * max(self.spec.multiple, self.spec.minimum)
+        weight = self.layers.parameters()[0]
+        counted: list[int] = []
+        with WORK.told(counted.append):
+            self.forward_padded(weight.new_zeros(1, 3, side, side), weight.new_zeros(1))
+        return sum(counted) / side**2
 
     def padded_size(self, size: int) -> int:
         """Padded extent for an image of extent `size`."""

@@ -23,12 +23,12 @@ class Progress(Generic[StartT_contra, ResultT_contra]):
         """Called once, when it is known what the run is going to do."""
 
     def on_step(self, name: str, done: int, total: int) -> None:
-        """Called after each tile of a large image, or each training step.
+        """Called as the network goes through an image, or after each training step.
 
         Args:
             name: of the image; "" for training steps.
-            done: steps so far.
-            total: steps in all, as far as is known.
+            done: pixels of all pages, or steps, so far.
+            total: pixels, or steps, in all, as far as is known.
         """
 
     def on_result(self, result: ResultT_contra) -> None:

@@ -360,6 +360,7 @@ def denoise(
             write_reports(asked, summary, quiet=quiet or log == "json")
         if summary.gave_up and stop.signal is None:
             shown.warn(summary.gave_up)
+                shown.show_engine(session.engine)
         if is_end_last:
             shown.show_summary(summary)
         raise typer.Exit(summary.exit_code)

@@ -4,30 +4,27 @@ import json
 import logging
 import math
 import sys
+import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape, render
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as RichProgress,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from denoise_batch.kernels import DenoiseBatchError, NoImagesError
 
@@ -38,6 +35,7 @@ from ..quality import Quality
 from ..reports import write_report
 from ..reports.report import make_report, result_to_json
 from ..streaming.result import Plan, Result, Summary, Totals, add_up, is_scored, ranked
+from ..streaming.stream import Engine
 from ..text import printable, valid
 from .command import signal_of
 from .streams import LogStream
@@ -271,6 +269,9 @@ def _status(result: Result) -> str:
 class Display(Progress[Plan, Result]):
     """Shows a run as it goes, and what it came to."""
 
+    def show_engine(self, engine: Engine) -> None:
+        """Show what is going to compute, before the images are looked for."""
+
     @abstractmethod
     def show_plan(self, plan: Plan) -> None:
         """Show what a run would do (`--dry-run`)."""
@@ -310,6 +311,7 @@ def _display(log: str, *, quiet: bool) -> Iterator[Display]:
         if isinstance(sys.stderr, LogStream):
             sys.stderr.tell = lines.warn
         try:
+    console = Console(stderr=True, emoji=False, highlight=False)
             yield lines
         except KeyboardInterrupt as interrupt:
             number = signal_of(interrupt)
@@ -328,37 +330,74 @@ def _display(log: str, *, quiet: bool) -> Iterator[Display]:
             raise
     elif quiet:
         yield Quiet(sys.stderr)
-    elif log == "plain" or not Console(stderr=True, emoji=False).is_terminal:
+    elif log == "plain" or not console.is_terminal or console.is_dumb_terminal:
         yield Lines(sys.stderr)
     else:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with RichProgress(
-            *columns, console=Console(stderr=True, emoji=False), transient=True
-        ) as bars:
-            yield Bars(bars)
+        with Bars(console) as bars:
+            yield bars
+
+
+# Shares of the time of a large image: read before the network, and gone through it.
+_READ, _COMPUTED = 0.1, 0.9
+_BAR_CELLS = 40
 
 
 class Bars(Display):
-    """A bar for the images, and one for the tiles of a large image."""
+    """What computes, the image at hand, and a bar for all of them; gone at the end.
 
-    def __init__(self, bars: RichProgress) -> None:
-        self.bars = bars
-        self._images = bars.add_task("images", total=None)
-        self._tiles = bars.add_task("tiles", total=None, visible=False)
+    Args:
+        console: a terminal.
+        clock: seconds that only increase.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._head = "starting"
+        self._reset(0)
+        self.live = Live(
+            console=console,
+            get_renderable=self._rendered,
+            transient=True,
+            refresh_per_second=8,
+        )
+
+    def __enter__(self) -> "Bars":
+        self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.stop()
+
+    def show_engine(self, engine: Engine) -> None:
+        """Show weights, precision, device and kernels."""
+        self._head = (
+            f"{engine.weights_file.stem}, {engine.precision} on {engine.device}: {engine.kernels}"
+        )
 
     def on_start(self, start: Plan) -> None:
-        """Show the bars, also after the summary of an earlier round of `--watch`."""
-        self.bars.start()
-        self.bars.reset(self._images, total=len(start.jobs) + len(start.skipped))
+        """Begin, also after the summary of an earlier round of `--watch`."""
+        self._head = (
+            f"{Path(start.weights).stem}, {start.precision} on {start.device}: {start.kernels}"
+        )
+        self._reset(len(start.jobs))
+        self.live.start()
+
+    def on_step(self, name: str, done: int, total: int) -> None:
+        """Show how far the network is with an image."""
+        self._inside.pop(name, None)
+        self._inside[name] = done, total  # the last one is the one at hand
 
     def on_result(self, result: Result) -> None:
-        """Advance the bar of the images."""
-        self.bars.advance(self._images)
+        """Count an image."""
+        self._inside.pop(result.job.name, None)
+        self._last = result.job.name, result.status
+        if result.status == "skipped":
+            return
+        self._over += 1
+        self._total = max(self._total, self._over)  # more than planned, after failures
+        if result.status == "done":
+            self._pixels += result.pixels
 
     def on_step(self, name: str, done: int, total: int) -> None:
         """Show the tiles of a large image."""
@@ -372,13 +411,56 @@ class Bars(Display):
 
     def show_plan(self, plan: Plan) -> None:
         """Print a line for each image."""
-        self.bars.stop()
+        self.live.stop()
         _print_plan(plan, Console(emoji=False))
 
     def show_summary(self, summary: Summary) -> None:
         """Print the table."""
-        self.bars.stop()
+        self.live.stop()
         print_summary(summary, Console(emoji=False))
+
+    def _reset(self, total: int) -> None:
+        self._total, self._over, self._pixels = total, 0, 0
+        self._inside: dict[str, tuple[int, int]] = {}  # pixels done and in all, by the image's name
+        self._last = "", "reading"
+        self._started = self._clock()
+
+    def _rendered(self) -> Group:
+        """The lines; called from the thread that refreshes them."""
+        width = self._console.width
+        head = Text(printable(self._head), "dim", no_wrap=True, overflow="ellipsis")
+        if not self._total:
+            return Group(head)
+        inside = dict(self._inside)
+        shares = (_READ + (_COMPUTED - _READ) * done / total for done, total in inside.values())
+        share = min(1.0, (self._over + sum(shares)) / self._total)
+        elapsed = max(1e-6, self._clock() - self._started)
+        left = _clock_time(elapsed * (1 - share) / share) if share and elapsed >= 1 else "-:--:--"
+        megapixels = (self._pixels + sum(done for done, _ in inside.values())) / 1e6
+        facts = (
+            f"{self._over}/{self._total}  {share:4.0%}  {megapixels / elapsed:.1f} MP/s  ETA {left}"
+        )
+        line = Table.grid(padding=(0, 2, 0, 0))
+        cells = max(4, min(_BAR_CELLS, width - cell_len(facts) - 2))
+        bar = ProgressBar(total=1.0, completed=share, width=cells)
+        line.add_row(bar, Text(facts, no_wrap=True, overflow="ellipsis"))
+        return Group(head, self._at_hand(inside, width), line)
+
+    def _at_hand(self, inside: dict[str, tuple[int, int]], width: int) -> Text:
+        """The image that the network is at, or was at last."""
+        name, what = self._last
+        if inside:
+            name, (done, total) = list(inside.items())[-1]
+            what = "writing"
+            if done < total:
+                what = f"denoising, {done / 1e6:.1f} of {total / 1e6:.1f} MP"
+        name = shortened(printable(name), max(1, width - len(what) - 2))
+        return Text(f"{name}  {what}".lstrip(), no_wrap=True, overflow="ellipsis")
+
+
+def _clock_time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class Lines(Display):

@@ -5,9 +5,11 @@ happens on the device. When memory runs out, the batch is halved, then the page 
 then into smaller ones, and only then does that page fail.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError
 from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.capture import Captured
+from denoise_batch.kernels.work import WORK
 
 from ..device import Download, Mark, Transfer
 from ..files.pixels import DecodedImage
@@ -184,15 +187,13 @@ class Tiled:
         self.transfer = transfer
         self.levels = levels
 
-    def denoise(
-        self, image: DecodedImage, grid: Grid, on_tile: Callable[[int, int], None]
-    ) -> Output:
+    def denoise(self, image: DecodedImage, grid: Grid, on_pixels: Callable[[int], None]) -> Output:
         """Denoise a page; its output is on the host.
 
         Args:
             image: the page.
             grid: of the padded page.
-            on_tile: called with (tiles done, tiles in all) after each tile.
+            on_pixels: called with the number of pixels that are done, after each tile.
         """
         result = torch.empty_like(image.samples)
         is_finite = True
@@ -209,15 +210,14 @@ class Tiled:
                 tile, row, column = waiting.popleft()
                 stored, is_tile_finite, tile_seconds = tile.wait()
                 self._inside(result, row, column).copy_(stored)
+                done += stored.shape[0] * stored.shape[1]
                 is_finite &= is_tile_finite
                 for stage, value in tile_seconds.items():
                     seconds[stage] = seconds.get(stage, 0.0) + value
-                done += 1
-                on_tile(done, len(grid))
+                on_pixels(done)
 
         for row, column in grid:
             if self._inside(result, row, column).numel() == 0:
-                done += 1
                 continue
             waiting.append((self._tile(image, row, column, level), row, column))
             # A copy to the host is behind the tiles that are queued after it.
@@ -372,7 +372,7 @@ class BatchDenoiser:
         *,
         is_float32: bool = False,
         probe: bool = True,
-        on_tile: Callable[[int, int], None] = lambda done, tiles: None,
+        on_pixels: Callable[[int], None] = lambda done: None,
     ) -> Iterator[Output | ImageError]:
         """Yield each page's output, in order, or the reason why there is none.
 
@@ -380,7 +380,7 @@ class BatchDenoiser:
             images: pages of one padded shape, number of channels and type; a tiled one alone.
             is_float32: compute in float32, whatever the precision.
             probe: probe these pages, if the run probes.
-            on_tile: called with (tiles done, tiles in all) after each tile.
+            on_pixels: called as the pages progress, with the number of their pixels that are done.
         """
         if self.strength == 0:
             for image in images:
@@ -391,7 +391,7 @@ class BatchDenoiser:
         if len(images) == 1 and self.is_tiled(images[0]):
             yield self._in_tiles(images[0], probe, on_tile)
             return
-        outputs = self._or_none(lambda: self._whole(images, probe))
+        outputs = self._or_none(lambda: self._whole(images, probe, on_pixels))
         if outputs is not None:
             yield from outputs
             return
@@ -401,11 +401,12 @@ class BatchDenoiser:
         if len(images) > 1:
             middle = len(images) // 2
             for half in (images[:middle], images[middle:]):
-                yield from self.denoise(half, is_float32=is_float32, probe=probe, on_tile=on_tile)
+                yield from self.denoise(half, is_float32=is_float32, probe=probe)
         elif self.tile_px == 0:
+        on_pixels = _rising(on_pixels)
             yield ImageError(f"too large for the memory of {self.device}; allow tiles")
         else:
-            yield self._in_tiles(images[0], probe, on_tile)
+            yield self._in_tiles(images[0], probe, on_pixels)
 
     def _or_none(self, run: Callable[[], T]) -> T | None:
         """Return `run()`, or None if memory ran out."""
@@ -422,7 +423,9 @@ class BatchDenoiser:
     def _learn(self, too_many_pixels: int) -> None:
         self.most_pixels = max(1, min(self.most_pixels, too_many_pixels // 2))
 
-    def _whole(self, images: Sequence[DecodedImage], probe: bool) -> list[Output]:
+    def _whole(
+        self, images: Sequence[DecodedImage], probe: bool, on_pixels: Callable[[int], None]
+    ) -> list[Output]:
         """Denoise all pages in one pass."""
         transfer, margin = self._transfer, self.network.margin
         start = transfer.mark()
@@ -431,7 +434,10 @@ class BatchDenoiser:
         ready = transfer.mark()
         with POOL.enabled():  # one for both: leaving it drops the buffers that were not used
             level = self._levels.of_images(padded)
-            values = self._forward(padded, level)
+            pixels = sum(math.prod(image.size) for image in images)
+            with self._counted(len(padded) * math.prod(padded.shape[2:]), pixels, on_pixels):
+                values = self._forward(padded, level)
+            on_pixels(pixels)
         made = transfer.mark()
         is_finite = are_finite(values)
         stored = []
@@ -501,6 +507,28 @@ class BatchDenoiser:
 
         def denoise(images: Tensor) -> Tensor:
             told = None if level is None else level.expand(len(images))
+    @contextmanager
+    def _counted(
+        self, padded: int, pixels: int, on_pixels: Callable[[int], None]
+    ) -> Iterator[None]:
+        """Inside, tell how many of so many pixels the network has done, by its multiply-adds.
+
+        Args:
+            padded: number of pixels that it sees.
+            pixels: number of pixels of the images.
+            on_pixels: called with the number of these that are done.
+        """
+        total = (8 if self._forward.tta else 1) * padded * self.network.multiply_adds
+        done = 0
+
+        def tell(multiply_adds: int) -> None:
+            nonlocal done
+            done += multiply_adds
+            on_pixels(min(pixels, round(pixels * done / total)))
+
+        with WORK.told(tell):
+            yield
+
             values = self._forward(self.network.pad(images), told)
             return values[:, :, margin : margin + height, margin : margin + width]
 
@@ -534,7 +562,7 @@ class BatchDenoiser:
         return torch.cat(pages)
 
     def _in_tiles(
-        self, image: DecodedImage, probe: bool, on_tile: Callable[[int, int], None]
+        self, image: DecodedImage, probe: bool, on_pixels: Callable[[int], None]
     ) -> Output | ImageError:
         """Denoise one page tile by tile, with smaller tiles whenever memory runs out."""
         height, width = self.padded_shape(image)
@@ -546,7 +574,8 @@ class BatchDenoiser:
             grid = grid or fixed_grid(height, width, spec.halo, spec)
         while grid is not None:
             tiles = grid
-            output = self._or_none(lambda: self._tiled.denoise(image, tiles, on_tile))  # noqa: B023
+            with self._counted(grid.pixels, math.prod(image.size), on_pixels):
+                output = self._or_none(lambda: self._tiled.denoise(image, tiles, on_pixels))  # noqa: B023
             if output is not None:
                 return self._probed(image, output) if probe else output
             self._learn(grid.most_pixels)
@@ -559,3 +588,16 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         "can't allocate memory" in str(error) or "not enough memory" in str(error)
     )
+def _rising(on_pixels: Callable[[int], None]) -> Callable[[int], None]:
+    """Return a function that passes on the numbers that are larger than all before."""
+    most = 0
+
+    def tell(pixels: int) -> None:
+        nonlocal most
+        if pixels > most:
+            most = pixels
+            on_pixels(pixels)
+
+    return tell
+
+

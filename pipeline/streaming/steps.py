@@ -77,6 +77,12 @@ class FileInFlight:
         return sum(height * width for height, width in sizes)
 
     @property
+    def pixels_done(self) -> int:
+        """Those that the network has done."""
+        sizes = [self.images[number].size for number in self.outputs]
+        return sum(height * width for height, width in sizes)
+
+    @property
     def level_255(self) -> float | None:
         """Mean noise level that the network was told; None if it takes none."""
         told = [255 * min(level, LARGEST_LEVEL) for level in self.levels]

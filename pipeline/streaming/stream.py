@@ -83,7 +83,7 @@ class Engine(ABC):
     ) -> Generator[Result, None, None]:
         """Denoise the jobs' files, record and yield each; one bad file never stops the rest.
 
-        `progress` receives tiles only: the caller reports the results.
+        `progress` receives steps only: the caller reports the results.
 
         Raises:
             DeviceError: the device failed.
@@ -239,7 +239,7 @@ def stream(
         budget: bytes that files in flight may take.
         batch_size: maximum pages per batch; None chooses by size and memory.
         batch_pixels: maximum pixels of an automatic batch.
-        progress: receives the tiles of large pages.
+        progress: receives how far each image is.
         stop: once set, what is in flight is finished and no other file is begun.
         threads: number of reader threads, and of writer threads; None chooses by the cores.
         fetch: called with each source before it is read.
@@ -420,12 +420,19 @@ class _Stream:
         self._batches.add(kind, page, size)
 
     def _compute(self, batch: list[_Page]) -> None:
-        name = batch[0].file.job.name
+        first = batch[0].file
+        is_of_one = all(page.file is first for page in batch)
+        done = first.pixels_done
+
+        def tell(pixels: int) -> None:
+            if is_of_one:  # the others' images are small
+                self._tell(first, done + pixels)
+
         outputs = self.denoiser.denoise(
             [page.image for page in batch],
             is_float32=batch[0].is_float32,
             probe=batch[0].file.wants_probe,
-            on_tile=lambda done, tiles: self.progress.on_step(name, done, tiles),
+            on_pixels=tell,
         )
         last: Download | None = None
         for page, output in zip(batch, outputs, strict=True):
@@ -436,6 +443,8 @@ class _Stream:
                 self._finish(file, file.failed(f"{file.job.source}: {output}"))
                 continue
             file.outputs[page.number] = output
+            if not is_of_one:
+                self._tell(file, file.pixels_done)
             if len(file.outputs) == len(file.images):
                 self._finished.append(file)
             last = output.download
@@ -444,6 +453,9 @@ class _Stream:
             self._on_device.append(last)
             if len(self._on_device) > _BATCHES_IN_FLIGHT:
                 self._on_device.popleft().wait()
+
+    def _tell(self, file: FileInFlight, pixels: int) -> None:
+        self.progress.on_step(file.job.name, pixels, file.pixels)
 
     def _backlog_is_full(self, threads: int) -> bool:
         """Whether there is enough to write to keep all writers busy: many files, or large ones."""

@@ -1,6 +1,5 @@
 """What the options of `denoise-batch` do, as seen in files, lines and exit codes."""
 
-import io
 import json
 import os
 import shutil
@@ -16,20 +15,16 @@ import pytest
 import torch
 from pictures import picture
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress as RichProgress
 
 from denoise_batch.cli.batch import main
-from denoise_batch.cli.console import Bars
 from denoise_batch.files.images import read_image
 from denoise_batch.files.scan import Job
 from denoise_batch.kernels import OptionError
 from denoise_batch.models import Network, load_weights
-from denoise_batch.progress import Progress
 from denoise_batch.streaming import session as denoise_module
 from denoise_batch.streaming import stream
 from denoise_batch.streaming.denoiser import Output
-from denoise_batch.streaming.result import Plan, Result, Summary
+from denoise_batch.streaming.result import Summary
 
 
 @pytest.fixture
@@ -158,17 +153,6 @@ def test_seconds_of_a_page_that_needs_no_second_pass_count_once(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     (image,) = (event for event in events if event["event"] == "image")
     assert image["seconds"]["compute"] == 3  # two pages, and one of them again
-
-
-def test_bars_come_back_for_what_a_watch_finds_later() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True)
-    with RichProgress(console=console, transient=True) as progress:
-        bars = Bars(progress)
-        for _ in range(2):
-            bars.on_start(Plan((), (), (), "cpu", "fp32", "weights"))
-            assert progress.live.is_started
-            bars.show_summary(Summary((), 0.1, "cpu", "weights", None, 0))
-            assert not progress.live.is_started
 
 
 def test_format_and_suffix_name_the_outputs(folder: Path, weights: Path, tmp_path: Path) -> None:
@@ -427,24 +411,6 @@ def test_a_signal_ends_a_dry_run_without_a_plan(
     monkeypatch.setattr(denoise_module.Session, "jobs", interrupted)
     assert run(folder, "--dry-run", weights=weights) == 128 + number
     assert capsys.readouterr().out == ""
-
-
-def test_an_image_shows_progress_inside(
-    folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from denoise_batch.options import DenoiseOptions
-
-    seen: list[tuple[str, int, int]] = []
-    options = DenoiseOptions(
-        (str(folder / "a.png"),), weights=str(weights), device="cpu", tile="16"
-    )
-
-    class Tiles(Progress[Plan, Result]):
-        def on_step(self, name: str, done: int, total: int) -> None:
-            seen.append((name, done, total))
-
-    assert denoise_module.denoise(options, Tiles()).exit_code == 0
-    assert seen == [("a.png", done, 6) for done in range(1, 7)]
 
 
 def test_sigterm_finishes_files_in_flight(weights: Path, tmp_path: Path) -> None:
