@@ -162,11 +162,21 @@ def _check_report(path: Path) -> None:
         raise OptionError(f"--report {path}: is a folder; name a file in it")
     if not path.parent.is_dir():
         raise OptionError(f"--report {path}: there is no folder {path.parent}; make it first")
+    check_writable(f"--report {path}", path)
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Check that a file can be made, without making it.
+
+    Raises:
+        OptionError: its folder cannot be written to; the message begins with the option.
+    """
+    folder = path.parent
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()  # nobody sees it: it has no name
+        tempfile.TemporaryFile(dir=folder).close()  # nobody sees it: it has no name
     except OSError as error:
         raise OptionError(
-            f"--report {path}: {path.parent} cannot be written to: {error.strerror}; take another"
+            f"{option}: {folder} cannot be written to: {error.strerror}; take another"
         ) from error
 
 

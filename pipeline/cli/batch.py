@@ -227,6 +227,15 @@ def denoise(
             "--dry-run", help="Print what would be done and exit.", rich_help_panel=SCHEDULING
         ),
     ] = False,
+    preview: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Only write denoise-preview.html and .png here: crops of N images at three noise "
+            "levels or strengths, to choose by eye.",
+            rich_help_panel=SCHEDULING,
+        ),
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -276,6 +285,7 @@ def denoise(
         from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
 
         from ..options import DenoiseOptions
+        from ..preview import write_preview
         from ..progress import Stop, stopping
         from ..streaming.session import Session, has_urls, open_storage
         from ..streaming.watch import watch as watch_folders
@@ -296,6 +306,10 @@ def denoise(
             raise OptionError("--report: a watch never ends; use the lines of --log json")
         if dry_run and report:
             raise OptionError("--report: a dry run has nothing to report; leave one of them out")
+        if preview is not None and (dry_run or watch is not None or report):
+            raise OptionError(
+                "--preview: writes nothing but its sheet; leave out --dry-run, --watch and --report"
+            )
         pages = [file for file in report or () if file.suffix.lower() == ".html"]
         if pages and has_urls(inputs, output):
             raise OptionError(
@@ -333,6 +347,11 @@ def denoise(
                 engine=engine,
                 ray_address=ray_address,
             )
+            if preview is not None:
+                files, code = write_preview(options, preview, storage, shown.warn, stop)
+                if stop.signal is None:
+                    shown.show_preview(files)
+                raise typer.Exit(code if stop.signal is None else 128 + stop.signal)
             # The report names URLs, not their local mirror. Before the run, because it checks.
             named: Any = {"inputs": tuple(inputs), "output": output}
             asked = replace(options, **named)
@@ -341,6 +360,7 @@ def denoise(
                 shown.warn(f"{error}; trying again")
 
             with Session(options, storage) as session:
+                shown.show_engine(session.engine)
                 if watch is not None:
                     watch_folders(session, watch, shown, stop, shown.show_summary, try_again)
                     raise typer.Exit(128 + (stop.signal or 0))
@@ -360,7 +380,6 @@ def denoise(
             write_reports(asked, summary, quiet=quiet or log == "json")
         if summary.gave_up and stop.signal is None:
             shown.warn(summary.gave_up)
-                shown.show_engine(session.engine)
         if is_end_last:
             shown.show_summary(summary)
         raise typer.Exit(summary.exit_code)

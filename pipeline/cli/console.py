@@ -280,6 +280,11 @@ class Display(Progress[Plan, Result]):
     def show_summary(self, summary: Summary) -> None:
         """Show what a run came to."""
 
+    def show_preview(self, files: Sequence[Path]) -> None:
+        """Say where the sheet of `--preview` is."""
+        for file in files:
+            _print_line(Console(emoji=False), f"preview: {file}")
+
     def warn(self, reason: str) -> None:
         """Tell of something that does not end the run."""
         print(f"error: {printable(reason)}", file=sys.stderr, flush=True)
@@ -306,12 +311,12 @@ def display(log: str, *, quiet: bool) -> Iterator[Display]:
 
 @contextmanager
 def _display(log: str, *, quiet: bool) -> Iterator[Display]:
+    console = Console(stderr=True, emoji=False, highlight=False)
     if log == "json":
         lines = JsonLines(sys.stdout, quiet)
         if isinstance(sys.stderr, LogStream):
             sys.stderr.tell = lines.warn
         try:
-    console = Console(stderr=True, emoji=False, highlight=False)
             yield lines
         except KeyboardInterrupt as interrupt:
             number = signal_of(interrupt)
@@ -399,15 +404,10 @@ class Bars(Display):
         if result.status == "done":
             self._pixels += result.pixels
 
-    def on_step(self, name: str, done: int, total: int) -> None:
-        """Show the tiles of a large image."""
-        self.bars.update(
-            self._tiles,
-            description=printable(name),
-            completed=done,
-            total=total,
-            visible=done < total,
-        )
+    def show_preview(self, files: Sequence[Path]) -> None:
+        """Print a line for each file."""
+        self.live.stop()
+        super().show_preview(files)
 
     def show_plan(self, plan: Plan) -> None:
         """Print a line for each image."""
@@ -514,6 +514,9 @@ class Quiet(Display):
         if result.status == "failed":
             print(f"failed {printable(result.reason)}", file=self.stream, flush=True)
 
+    def show_preview(self, files: Sequence[Path]) -> None:
+        """Print nothing."""
+
     def show_plan(self, plan: Plan) -> None:
         """Print nothing."""
 
@@ -558,6 +561,10 @@ class JsonLines(Display):
         self._count[result.status] += 1
         if not self.quiet or result.status == "failed":
             self._write({"event": "image", **result_to_json(result)})
+
+    def show_preview(self, files: Sequence[Path]) -> None:
+        """Write a `preview` event."""
+        self._write({"event": "preview", "files": [str(file) for file in files]})
 
     def show_plan(self, plan: Plan) -> None:
         """Write a `plan` event for each image, and one `passed_over` event if there is cause."""

@@ -15,10 +15,10 @@ Rules:
       `out/tuesday/a.png`). Then they are numbered.
     * Of image files that are not read (`kinds.py`), folders and globs tell the names.
     * A folder below an input that cannot be listed is a job that fails.
-    * Folders and globs skip hidden files and folders, the output folder, and what an earlier run
-      wrote (`x-denoised` beside `x`; `x` with the given suffix, if this run's outputs go beside
-      their inputs). Linked files are read, linked folders are not entered. An input that is
-      another input's default output is skipped too.
+    * Folders and globs skip hidden files and folders, `denoise-preview.png`, the output folder, and
+      what an earlier run wrote (`x-denoised` beside `x`; `x` with the given suffix, if this run's
+      outputs go beside their inputs). Linked files are read, linked folders are not entered. An
+      input that is another input's default output is skipped too.
     * Each file is processed once, for the first input that holds it; within an input, in natural
       order (`a2` before `a10`).
 """
@@ -37,6 +37,7 @@ from .images import READABLE_SUFFIXES, WRITABLE_SUFFIXES, output_format, output_
 from .kinds import kind_of_name, passed_over_line
 
 OUTPUT_MARK = "-denoised"
+PREVIEW = "denoise-preview"  # the stem of what `--preview` writes
 _MARKS = frozenset({OUTPUT_MARK})
 
 
@@ -366,7 +367,7 @@ def _is_skipped(
 
     The names of earlier outputs end with one of `marks`.
     """
-    if any(part.startswith(".") for part in relative.parts):
+    if any(part.startswith(".") for part in relative.parts) or path.name == f"{PREVIEW}.png":
         return True
     if inside is not None and real_path(path).is_relative_to(inside):
         return True

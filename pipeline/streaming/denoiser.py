@@ -26,7 +26,7 @@ from ..files.pixels import DecodedImage
 from ..models import LevelEstimator, Network
 from ..quality import MIN_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_slices
 from .guard import limit_residual
-from .tiling import Grid, Span, automatic_grid, fixed_grid
+from .tiling import Grid, Span, automatic_grid, fixed_grid, span_around
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Tiled:
         result = torch.empty_like(image.samples)
         is_finite = True
         started = time.perf_counter()
-        level = self._level(image, grid)
+        level = self.level(image, grid)
         seconds = {"transfer": 0.0, "compute": time.perf_counter() - started}
         waiting: deque[tuple[Output, Span, Span]] = deque()
         done = 0
@@ -226,7 +226,24 @@ class Tiled:
         whole = Download((result, torch.tensor(is_finite)))
         return Output(whole, seconds=seconds, level=None if level is None else level[0].cpu())
 
-    def _level(self, image: DecodedImage, grid: Grid) -> Tensor | None:
+    def part(
+        self, image: DecodedImage, rows: slice, columns: slice, level: Tensor | None
+    ) -> Tensor:
+        """Return what denoising the page makes of these rows and columns, (H, W, C) on the host."""
+        network, margin = self.network, self.network.margin
+        row, column = (
+            span_around(
+                margin + part.start, margin + part.stop, network.padded_size(extent), network.spec
+            )
+            for part, extent in zip((rows, columns), image.size, strict=True)
+        )
+        stored, _ = self._tile(image, row, column, level).download.wait()
+        top = rows.start - max(0, row.start - margin)
+        left = columns.start - max(0, column.start - margin)
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        return stored[top : top + height, left : left + width]
+
+    def level(self, image: DecodedImage, grid: Grid) -> Tensor | None:
         """The page's noise level, (1,), on the device; estimated tile by tile."""
         device = self.transfer.device
         if not self.levels.is_estimated:
@@ -386,10 +403,11 @@ class BatchDenoiser:
             for image in images:
                 yield Output(Download((image.samples, torch.tensor(True))))
             return
+        on_pixels = _rising(on_pixels)
         probe = probe and self.probe
         self.network.set_compute_dtype(None if is_float32 else self.precision)
         if len(images) == 1 and self.is_tiled(images[0]):
-            yield self._in_tiles(images[0], probe, on_tile)
+            yield self._in_tiles(images[0], probe, on_pixels)
             return
         outputs = self._or_none(lambda: self._whole(images, probe, on_pixels))
         if outputs is not None:
@@ -403,10 +421,23 @@ class BatchDenoiser:
             for half in (images[:middle], images[middle:]):
                 yield from self.denoise(half, is_float32=is_float32, probe=probe)
         elif self.tile_px == 0:
-        on_pixels = _rising(on_pixels)
             yield ImageError(f"too large for the memory of {self.device}; allow tiles")
         else:
             yield self._in_tiles(images[0], probe, on_pixels)
+
+    def level_of(self, image: DecodedImage) -> Tensor | None:
+        """Return the noise level that the network is told for a page, (1,), or None."""
+        height, width = self.padded_shape(image)
+        spec = self.network.spec
+        grid = automatic_grid(height, width, self.most_pixels, spec)
+        return self._tiled.level(image, grid or fixed_grid(height, width, spec.halo, spec))
+
+    def denoise_part(
+        self, image: DecodedImage, rows: slice, columns: slice, level: Tensor | None
+    ) -> Tensor:
+        """Return a part of what `denoise` makes of a page, (H, W, C) as stored, for its level."""
+        self.network.set_compute_dtype(self.precision)
+        return self._tiled.part(image, rows, columns, level)
 
     def _or_none(self, run: Callable[[], T]) -> T | None:
         """Return `run()`, or None if memory ran out."""
@@ -476,6 +507,28 @@ class BatchDenoiser:
             for index, page in enumerate(arrived[: len(stored)])
         ]
 
+    @contextmanager
+    def _counted(
+        self, padded: int, pixels: int, on_pixels: Callable[[int], None]
+    ) -> Iterator[None]:
+        """Inside, tell how many of so many pixels the network has done, by its multiply-adds.
+
+        Args:
+            padded: number of pixels that it sees.
+            pixels: number of pixels of the images.
+            on_pixels: called with the number of these that are done.
+        """
+        total = (8 if self._forward.tta else 1) * padded * self.network.multiply_adds
+        done = 0
+
+        def tell(multiply_adds: int) -> None:
+            nonlocal done
+            done += multiply_adds
+            on_pixels(min(pixels, round(pixels * done / total)))
+
+        with WORK.told(tell):
+            yield
+
     def _probes(
         self, images: Sequence[DecodedImage], padded: Tensor, values: Tensor, level: Tensor | None
     ) -> list[Probe]:
@@ -507,28 +560,6 @@ class BatchDenoiser:
 
         def denoise(images: Tensor) -> Tensor:
             told = None if level is None else level.expand(len(images))
-    @contextmanager
-    def _counted(
-        self, padded: int, pixels: int, on_pixels: Callable[[int], None]
-    ) -> Iterator[None]:
-        """Inside, tell how many of so many pixels the network has done, by its multiply-adds.
-
-        Args:
-            padded: number of pixels that it sees.
-            pixels: number of pixels of the images.
-            on_pixels: called with the number of these that are done.
-        """
-        total = (8 if self._forward.tta else 1) * padded * self.network.multiply_adds
-        done = 0
-
-        def tell(multiply_adds: int) -> None:
-            nonlocal done
-            done += multiply_adds
-            on_pixels(min(pixels, round(pixels * done / total)))
-
-        with WORK.told(tell):
-            yield
-
             values = self._forward(self.network.pad(images), told)
             return values[:, :, margin : margin + height, margin : margin + width]
 
@@ -583,11 +614,6 @@ class BatchDenoiser:
         return ImageError(f"too large for the memory of {self.device}, even in tiles")
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    )
 def _rising(on_pixels: Callable[[int], None]) -> Callable[[int], None]:
     """Return a function that passes on the numbers that are larger than all before."""
     most = 0
@@ -601,3 +627,8 @@ def _rising(on_pixels: Callable[[int], None]) -> Callable[[int], None]:
     return tell
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    )

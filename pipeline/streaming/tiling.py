@@ -92,6 +92,13 @@ def fixed_grid(height: int, width: int, tile_px: int, spec: Architecture) -> Gri
     return Grid(_spans(height, core, spec.halo), _spans(width, core, spec.halo))
 
 
+def span_around(start: int, stop: int, size: int, spec: Architecture) -> Span:
+    """Return the smallest core that holds [start, stop) of a padded extent, with its halo."""
+    start -= start % spec.multiple
+    stop = min(size, -(-stop // spec.multiple) * spec.multiple)
+    return Span(start, stop, max(0, start - spec.halo), min(size, stop + spec.halo))
+
+
 @dataclass(frozen=True)
 class _Cut:
     """One way to cut an extent: number of pieces, and the largest and total extent they read."""
