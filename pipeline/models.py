@@ -238,8 +238,9 @@ class Network(Block):
         side = 8 * max(self.spec.multiple, self.spec.minimum)
         weight = self.layers.parameters()[0]
         counted: list[int] = []
-        with WORK.told(counted.append):
-            self.forward_padded(weight.new_zeros(1, 3, side, side), weight.new_zeros(1))
+        with POOL.enabled(), WORK.told(counted.append):
+            self.set_level(weight.new_zeros(1))
+            self._bare.forward(weight.new_zeros(1, 3, side, side))
         return sum(counted) / side**2
 
     def padded_size(self, size: int) -> int:

@@ -25,6 +25,7 @@ from .progress import Stop
 from .reports.pictures import in_8_bit
 from .streaming.denoiser import BatchDenoiser
 from .streaming.manifest import Storage
+from .streaming.result import Result
 from .streaming.session import Session
 from .streaming.stream import LocalEngine, weights_for
 from .text import printable
@@ -129,7 +130,7 @@ def write_preview(
     if failed == len(previews):
         return (), 6
     names = [way.option for way in ways]
-    title = f"Preview: {', '.join(options.inputs)}"
+    title = f"Preview: {len(previews) - failed} of {len(jobs)} images"
     sheets = _html(title, previews, names, weights), _png(previews, names)
     for path, data in zip(files, sheets, strict=True):
         try:
@@ -191,10 +192,14 @@ def _previews(
                 raise ImageError(job.fault)
             storage.fetch(job.source)
             page = read_pages(job.source, value_range=options.value_range)[0]
-            yield _preview(job.name, page, ways)
+            image = _preview(job.name, page, ways)
             shown += 1
         except ImageError as error:
-            yield Preview(job.name, problem=str(error))
+            failed = storage.finish(Result(job, "failed", str(error)))  # in the user's names
+            image = Preview(job.name, problem=failed.reason)
+        else:
+            storage.finish(Result(job, "done"))
+        yield image
 
 
 def _preview(name: str, page: DecodedImage, ways: Sequence[Variant]) -> Preview:

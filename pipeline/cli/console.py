@@ -367,6 +367,14 @@ class Bars(Display):
             refresh_per_second=8,
         )
 
+    def _reset(self, total: int) -> None:
+        self._total = total
+        self._over = 0  # images that are done or failed
+        self._pixels = 0  # of those that are done
+        self._inside: dict[str, tuple[int, int]] = {}  # pixels done and in all, by the image's name
+        self._last: tuple[str, str] = "", "reading"
+        self._started = self._clock()
+
     def __enter__(self) -> "Bars":
         self.live.start()
         return self
@@ -418,12 +426,6 @@ class Bars(Display):
         """Print the table."""
         self.live.stop()
         print_summary(summary, Console(emoji=False))
-
-    def _reset(self, total: int) -> None:
-        self._total, self._over, self._pixels = total, 0, 0
-        self._inside: dict[str, tuple[int, int]] = {}  # pixels done and in all, by the image's name
-        self._last = "", "reading"
-        self._started = self._clock()
 
     def _rendered(self) -> Group:
         """The lines; called from the thread that refreshes them."""

@@ -66,15 +66,14 @@ def _measured(result: Result, options: DenoiseOptions) -> Result:
     )
     samples = [page.samples for page in read_pages(job.output, value_range=options.value_range)]
     kinds = [(page.samples.shape, page.samples.dtype) for page in pages]
-    if kinds != [
-        (page.shape, page.dtype) for page in samples
-    ]:  # another format, which cannot hold them
-        return known
-    psnr = None
+    if kinds != [(page.shape, page.dtype) for page in samples]:
+        return known  # written in another format, whose values are others
+    psnr: tuple[float, float] | None = None
     if options.reference is not None:
         clean = find_reference(options.reference, job.name)
         try:
-            psnr = clean and psnr_in_and_out(pages, samples, clean, job.output)
+            if clean is not None:
+                psnr = psnr_in_and_out(pages, samples, clean, job.output)
         except ImageError as error:
             known = replace(known, notes=(*known.notes, str(error)))
     if not options.measure and psnr is None:

@@ -222,3 +222,22 @@ def test_an_upright_crop_of_a_turned_photograph(folder: Path, weights: Path) -> 
     picture(300, 200, 4).save(folder / "turned.jpg", exif=exif)
     assert run(folder, "--preview", "1", weights=weights) == 0
     assert _Sheet().pictures["turned.jpg, whole image: Input"].size == (200, 300)
+
+
+def test_urls_are_previewed_and_stay_as_they_are(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = pytest.importorskip("fsspec").filesystem("memory")
+    (folder / "b.png").write_bytes(b"no picture")
+    for path in folder.iterdir():
+        files.pipe_file(f"bucket/imgs/{path.name}", path.read_bytes())
+    try:
+        before = files.find("bucket")
+        urls = "memory://bucket/imgs", "-o", "memory://bucket/out"
+        assert run(*urls, "--preview", "3", weights=weights) == 1
+        assert files.find("bucket") == before
+    finally:
+        files.store.clear()
+        files.pseudo_dirs[:] = [""]
+    assert "memory://bucket/imgs/b.png: " in capsys.readouterr().err
+    assert {alt.partition(",")[0] for alt in _Sheet().pictures} == {"a.png", "c.png"}
