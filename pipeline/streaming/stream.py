@@ -149,6 +149,8 @@ class LocalEngine(Engine):
 
     def megapixels_per_second(self) -> float | None:
         """Denoise noise, twice: the first pass is slower."""
+        if self._options.strength == 0:
+            return None
         shape = _MEASURED_PX, _MEASURED_PX, 3
         generator = torch.Generator().manual_seed(0)
         samples = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -529,10 +531,11 @@ class _Stream:
         def reserve(footprint: Footprint) -> None:
             nonlocal held, waited
             wanted = max(self.budget.limit // _MOST_FILES, footprint.sample_bytes * _COPIES)
-            need, free = self._need(footprint, job), free_host_bytes()
-            is_large = free is not None and need > free // _LARGE
-            before = time.perf_counter()
+            coding, need = self._needs(footprint, job)
+            free = free_host_bytes()
+            is_large = free is not None and (coding > free // _LARGE or need > free)
             wanted = max(wanted, self.budget.limit + 1) if is_large else wanted  # alone
+            before = time.perf_counter()
             if not self.budget.acquire(wanted):
                 raise _BudgetClosed
             held, waited = wanted, time.perf_counter() - before
@@ -556,16 +559,14 @@ class _Stream:
         self._inbox.put(_Decoded(file))
         return True
 
-    def _need(self, footprint: Footprint, job: Job) -> int:
-        """About the most memory that a file takes at once."""
+    def _needs(self, footprint: Footprint, job: Job) -> tuple[int, int]:
+        """About the most memory that a file takes at once: without the network, and with it."""
         samples = footprint.sample_bytes
+        coding = footprint.peak_bytes(output_format(job.output))
+        if self.writer.reference is not None:  # the clean image and the output are read as well
+            coding = max(coding, 5 * samples)
         largest = max((page.pixels for page in footprint.pages), default=0)
-        need = max(
-            footprint.peak_bytes(output_format(job.output)),
-            2 * samples + self.denoiser.host_bytes(largest),
-        )
-        # The clean image and the output are read as well.
-        return need if self.writer.reference is None else max(need, 5 * samples)
+        return coding, max(coding, 2 * samples + self.denoiser.host_bytes(largest))
 
     # In writer threads
 
