@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from torch import Tensor
 from denoise_batch.kernels import DeviceError, OptionError
 
 MIB = 1 << 20
+SYSTEM = Path("/")  # holds proc and sys; another folder in tests
 # Upper bounds where memory abounds: more makes nothing faster.
 _MOST_ON_CPU = 1200 * MIB
 _MOST_IN_FLIGHT_ON_CPU = 1024 * MIB
@@ -31,6 +33,7 @@ _IN_FLIGHT_PER_CORE = 64 * MIB  # more would only be read sooner than it is need
 _MOST_IN_FLIGHT = 4096 * MIB
 _LEAST = 128 * MIB
 _M_MMAP_THRESHOLD = -3  # malloc.h
+_CACHE = ("inactive_file", "active_file")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -169,37 +172,64 @@ def compute_bytes(device: torch.device) -> int:
     return max(_LEAST, min(_MOST_ON_CPU, available_host_bytes() // 4))
 
 
-def available_host_bytes(root: Path = Path("/")) -> int:
-    """Memory that this process may still take: what the machine has free, or its control group.
-
-    The limit of every control group above the process counts, as Docker, Kubernetes, Slurm and
-    systemd set it.
-
-    Args:
-        root: the folder that holds `proc` and `sys`; another one in tests.
-    """
+def available_host_bytes() -> int:
+    """Memory that this process may still take, or half of the machine's if no system tells."""
+    free = free_host_bytes()
+    if free is not None:
+        return free
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if _HAS_SYSCONF else 0
-    available = pages or 4096 * MIB
+    return pages or 4096 * MIB
+
+
+def free_host_bytes() -> int | None:
+    """Memory that this process may still take; None where the system does not tell.
+
+    The least of what the machine has free, of what every control group above the process still
+    allows (Docker, Kubernetes, Slurm, systemd), and of the process's own limits (`ulimit -v`).
+    """
+    found = [*_machine_bytes(), *_cgroup_bytes(), *_process_bytes()]
+    return max(0, min(found)) if found else None
+
+
+def _machine_bytes() -> Iterator[int]:
     with suppress(OSError, ValueError, IndexError, StopIteration):
-        lines = (root / "proc/meminfo").read_text().splitlines()
+        lines = (SYSTEM / "proc/meminfo").read_text().splitlines()
         entry = next(line for line in lines if line.startswith("MemAvailable"))
-        available = int(entry.split()[1]) * 1024
-    return max(0, min([available, *_cgroup_bytes(root)]))
+        yield int(entry.split()[1]) * 1024
 
 
-def _cgroup_bytes(root: Path) -> Iterator[int]:
+def _process_bytes() -> Iterator[int]:
+    """Bytes that the limits of address space and data leave."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    with suppress(OSError, ValueError, IndexError):
+        pages = [int(word) for word in (SYSTEM / "proc/self/statm").read_text().split()]
+        for kind, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+            limit = resource.getrlimit(kind)[0]
+            if limit != resource.RLIM_INFINITY:
+                yield limit - used * resource.getpagesize()
+
+
+def _cgroup_bytes() -> Iterator[int]:
     """Bytes that each control group with a memory limit (version 2, then 1) still allows."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (SYSTEM / "proc/self/cgroup").read_text().splitlines()
     except (OSError, ValueError):  # a group's name need not be text
         lines = []
     groups = [line.split(":", 2)[1:] for line in lines if line.count(":") >= 2]
-    cgroups = root / "sys/fs/cgroup"
-    for top, limit, used, names in (
-        (cgroups, "memory.max", "memory.current", [n for kind, n in groups if not kind]),
+    cgroups = SYSTEM / "sys/fs/cgroup"
+    for top, limits, used, names in (
+        (
+            cgroups,
+            ("memory.max", "memory.high"),
+            "memory.current",
+            [name for kind, name in groups if not kind],
+        ),
         (
             cgroups / "memory",
-            "memory.limit_in_bytes",
+            ("memory.limit_in_bytes",),
             "memory.usage_in_bytes",
             [name for kind, name in groups if "memory" in kind.split(",")],
         ),
@@ -207,18 +237,29 @@ def _cgroup_bytes(root: Path) -> Iterator[int]:
         # Inside a container the group's own name may not exist: its root is mounted here.
         own = top.joinpath(*Path(names[0] if names else "").parts[1:])
         for folder in (own, *own.parents)[: len(own.parts) - len(top.parts) + 1]:
-            with suppress(OSError, ValueError):  # no group, or no limit ("max")
-                allowed = int((folder / limit).read_text()) - int((folder / used).read_text())
-                yield allowed + _reclaimable(folder)
+            allowed = [*map(_number, (folder / limit for limit in limits))]
+            said = _statistics(folder)
+            # Of version 1: the least limit above, which may be out of a container's sight.
+            allowed.append(said.get("hierarchical_memory_limit"))
+            current = _number(folder / used)
+            if current is not None:
+                # The page cache counts as used, and is given up when asked.
+                cache = sum(said.get("total_" + kind, said.get(kind, 0)) for kind in _CACHE)
+                yield from (most - current + cache for most in allowed if most is not None)
 
 
-def _reclaimable(folder: Path) -> int:
-    """Bytes of page cache that a control group counts as used, yet gives up when asked."""
-    with suppress(OSError, ValueError, IndexError, StopIteration):
-        lines = (folder / "memory.stat").read_text().splitlines()
-        kinds = ("inactive_file ", "total_inactive_file ")
-        return int(next(line for line in lines if line.startswith(kinds)).split()[1])
-    return 0
+def _number(file: Path) -> int | None:
+    """What a file of a control group says; None if there is none, or no limit ("max")."""
+    with suppress(OSError, ValueError):
+        return int(file.read_text())
+    return None
+
+
+def _statistics(group: Path) -> dict[str, int]:
+    with suppress(OSError, ValueError):
+        lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return {words[0]: int(words[1]) for words in lines if len(words) == 2}
+    return {}
 
 
 def return_large_blocks() -> None:
@@ -229,6 +270,14 @@ def return_large_blocks() -> None:
     """
     with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MIB)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on a device."""
+    # torch's allocator for processors raises a plain RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    )
 
 
 _HAS_SYSCONF = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names

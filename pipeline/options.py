@@ -59,6 +59,9 @@ class DenoiseOptions:
         reports: report files, with the suffix .json, .csv or .html.
         engine: "local" (this machine) or "ray" (a cluster).
         ray_address: address of the cluster; None: RAY_ADDRESS, or a local cluster.
+        files_from: list of the files to read, below the one input if there is one; "-": standard
+            input.
+        null: the list's names end with NUL, not with lines.
     """
 
     inputs: tuple[str, ...]
@@ -86,10 +89,25 @@ class DenoiseOptions:
     reports: tuple[Path, ...] = ()
     engine: str = "local"
     ray_address: str | None = None
+    files_from: str | None = None
+    null: bool = False
 
     def __post_init__(self) -> None:
         if "" in self.inputs:  # which `Path` takes for the current folder
             raise OptionError("an input is empty; name a folder, a file or a pattern")
+        if self.files_from is None and not self.inputs:
+            raise OptionError(
+                "Missing argument INPUT: folders, files, patterns or URLs, or --files-from a list"
+            )
+        if self.files_from == "":
+            raise OptionError("--files-from is empty; name a list, or - for standard input")
+        if self.files_from is not None and len(self.inputs) > 1:
+            raise OptionError(
+                f"--files-from {self.files_from}: its names are below one folder; give one INPUT "
+                "or none"
+            )
+        if self.null and self.files_from is None:
+            raise OptionError("--null: goes with --files-from")
         if self.batch_size is not None and self.batch_size < 1:
             raise OptionError(f"--batch-size {self.batch_size}: must be at least 1, or auto")
         if not 1 <= self.quality <= 100:

@@ -196,7 +196,7 @@ def test_the_pages_hold_commands() -> None:
     assert all(found.values())
     unfenced = r"^    .*\bdenoise-(batch|train|eval|doctor)\b"
     assert [page for page in PAGES if re.search(unfenced, prose(page), re.MULTILINE)] == []
-    assert [tool for tool, _ in commands(ROOT / "docs" / "scheduling.md")] == ["denoise-batch"] * 5
+    assert [tool for tool, _ in commands(ROOT / "docs" / "scheduling.md")] == ["denoise-batch"] * 3
     assert {tool for tool, _ in commands(ROOT / "docs" / "scaling.md")} == {
         "denoise-batch", "denoise_batch.training",
     }  # fmt: skip

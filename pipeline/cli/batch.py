@@ -16,8 +16,8 @@ from .command import PlainCommand, Version, exit_codes, new_app, require_output,
 
 app = new_app()
 
-OUTPUT, NETWORK, PERFORMANCE, SCHEDULING, REPORTS = (
-    "Output", "Network", "Performance", "Scheduling", "Reports"
+INPUT, OUTPUT, NETWORK, PERFORMANCE, SCHEDULING, REPORTS = (
+    "Input", "Output", "Network", "Performance", "Scheduling", "Reports"
 )  # fmt: skip
 
 EXAMPLES = """[bold]Examples[/]
@@ -51,9 +51,34 @@ class BatchCommand(PlainCommand):
 @app.command(cls=BatchCommand, epilog=EXAMPLES)
 def denoise(
     inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT", help="Folders, files, glob patterns or URLs (s3://…)."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="INPUT",
+            show_default=False,
+            help="Folders, files, glob patterns or URLs (s3://…); with --files-from one folder, or "
+            "none.",
+        ),
+    ] = None,
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Read only the files and folders that FILE names, one a line (-: standard input), "
+            "below INPUT or the current folder. Outputs keep these paths below --output, absolute "
+            "ones without the leading /. Without INPUT and --output each is written beside its "
+            "file.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    null: Annotated[
+        bool,
+        typer.Option(
+            "--null",
+            "-0",
+            help="The names of --files-from end with NUL (find -print0), not with line ends.",
+            rich_help_panel=INPUT,
+        ),
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option(
@@ -224,7 +249,9 @@ def denoise(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Print what would be done and exit.", rich_help_panel=SCHEDULING
+            "--dry-run",
+            help="Print what would be done, how much it is and how long it may take, and exit.",
+            rich_help_panel=SCHEDULING,
         ),
     ] = False,
     preview: Annotated[
@@ -291,7 +318,7 @@ def denoise(
         from ..streaming.watch import watch as watch_folders
         from .console import display, write_reports
 
-        stop = Stop()
+        stop, inputs = Stop(), inputs or []
         if log not in ("auto", "plain", "json"):
             raise OptionError(f"--log {log!r}: choose auto, plain, json")
         shown = stack.enter_context(display(log, quiet=quiet))  # before what may be wrong
@@ -304,6 +331,8 @@ def denoise(
             raise OptionError(f"--watch {watch}: a number of seconds above 0, without --dry-run")
         if watch is not None and report:
             raise OptionError("--report: a watch never ends; use the lines of --log json")
+        if watch is not None and files_from is not None:
+            raise OptionError("--watch: looks at folders; give them as INPUT, without --files-from")
         if dry_run and report:
             raise OptionError("--report: a dry run has nothing to report; leave one of them out")
         if preview is not None and (dry_run or watch is not None or report):
@@ -346,6 +375,8 @@ def denoise(
                 reports=tuple(report or ()),
                 engine=engine,
                 ray_address=ray_address,
+                files_from=files_from,
+                null=null,
             )
             if preview is not None:
                 files, code = write_preview(options, preview, storage, shown.warn, stop)

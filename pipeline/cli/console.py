@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,7 +34,16 @@ from ..progress import Progress
 from ..quality import Quality
 from ..reports import write_report
 from ..reports.report import make_report, result_to_json
-from ..streaming.result import Plan, Result, Summary, Totals, add_up, is_scored, ranked
+from ..streaming.result import (
+    Estimate,
+    Plan,
+    Result,
+    Summary,
+    Totals,
+    add_up,
+    is_scored,
+    ranked,
+)
 from ..streaming.stream import Engine
 from ..text import printable, valid
 from .command import signal_of
@@ -122,6 +131,44 @@ def shortened(name: str, cells: int) -> str:
     while kept and cell_len(kept) > cells - 1:
         kept = kept[1:]
     return "…" + kept
+
+
+def estimate_line(estimate: Estimate) -> str:
+    """Return what a run will take, as far as it can be told, and how that is known."""
+    parts = [f"{estimate.images} image{'' if estimate.images == 1 else 's'}"]
+    if estimate.megapixels is not None:
+        parts.append(f"{estimate.megapixels:.1f} MP")
+    if estimate.input_bytes is not None:
+        parts.append(f"{_bytes(estimate.input_bytes)} to read")
+    if estimate.output_bytes is not None:
+        parts.append(f"about {_bytes(estimate.output_bytes)} to write")
+    if estimate.seconds is not None:
+        how = {"last run": "at the last run's speed", "network": "for the network alone"}
+        parts.append(f"about {_duration(estimate.seconds)} {how[estimate.basis]}")
+    few = estimate.megapixels is not None and estimate.looked_at < estimate.images
+    sample = f" (by {estimate.looked_at} of them)" if few else ""
+    return f"estimate{sample}: {', '.join(parts)}"
+
+
+def _estimate_json(estimate: Estimate) -> dict[str, Any]:
+    return {
+        name: round(value, 3) if isinstance(value, float) else value
+        for name, value in asdict(estimate).items()
+    }
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{seconds < 10 * size:d}f} {unit}"
+    return f"{math.ceil(seconds)} s"
 
 
 def _stage_line(summary: Summary) -> str:
@@ -395,6 +442,8 @@ class Bars(Display):
         )
         self._reset(len(start.jobs))
         self.live.start()
+        if len(start.jobs) > 1:
+            _print_line(self.live.console, estimate_line(start.estimate()))
 
     def on_step(self, name: str, done: int, total: int) -> None:
         """Show how far the network is with an image."""
@@ -478,6 +527,8 @@ class Lines(Display):
         self._done, self._total = 0, len(start.jobs) + count["failed"]
         skipped = f", {count['skipped']} skipped" if count["skipped"] else ""
         self._print(f"{len(start.jobs)} to denoise{skipped}, {start.precision} on {start.device}")
+        if len(start.jobs) > 1:
+            self._print(estimate_line(start.estimate()))
 
     def on_result(self, result: Result) -> None:
         """Print one line, unless the image was skipped."""
@@ -529,7 +580,7 @@ class Quiet(Display):
 
 
 class JsonLines(Display):
-    """One JSON object per line: `start`, `image` for each image, `end`; `plan` of a dry run.
+    """One JSON object per line: `start`, `image`, `end`; of a dry run `plan` and `estimate`.
 
     `error` is what ends a run early, before or after its first image, and `warning` what does not.
     `passed_over`, of `start` and `end`, counts image files that are not read, by their suffix.
@@ -555,6 +606,7 @@ class JsonLines(Display):
                     "kernels": start.kernels,
                     "weights": start.weights,
                     "passed_over": count_suffixes(start.passed_over),
+                    "estimate": _estimate_json(start.estimate()),
                 }
             )
 
@@ -569,7 +621,7 @@ class JsonLines(Display):
         self._write({"event": "preview", "files": [str(file) for file in files]})
 
     def show_plan(self, plan: Plan) -> None:
-        """Write a `plan` event for each image, and one `passed_over` event if there is cause."""
+        """Write a `plan` event for each image, `passed_over` if there is cause, and `estimate`."""
         todo = [Result(job, "done") for job in plan.jobs]
         for result in (*todo, *plan.skipped):
             is_todo = result.status == "done"
@@ -586,6 +638,7 @@ class JsonLines(Display):
         if plan.passed_over:
             counts = count_suffixes(plan.passed_over)
             self._write({"event": "passed_over", "passed_over": counts})
+        self._write({"event": "estimate", **_estimate_json(plan.estimate())})
 
     def show_summary(self, summary: Summary) -> None:
         """Write the `end` event."""
@@ -666,6 +719,8 @@ def _print_plan(plan: Plan, console: Console) -> None:
             _print_line(console, f"would skip {source} ({result.reason}: {output})")
     if line := passed_over_line(plan.passed_over):
         _print_line(console, line)
+    if plan.jobs:
+        _print_line(console, estimate_line(plan.estimate()))
     count = _counts(plan)
     bad = f", {count['failed']} to fail" if count["failed"] else ""
     _print_line(

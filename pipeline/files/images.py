@@ -10,7 +10,7 @@ SGI, Sun raster, and unknown suffixes).
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -22,9 +22,11 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
+from ..device import is_out_of_memory
 from . import pnm, sixteen_bit, tiff
 from .atomic import Attributes, atomic_file, make_folder
 from .complaints import collected_complaints
+from .footprint import Footprint
 from .kinds import HEAD_BYTES, refusal, refuse_other_kinds, unknown_kind
 from .metadata import (
     ORIENTATION,
@@ -119,15 +121,14 @@ def read_image(path: Path) -> DecodedImage:
 
 def read_pages(
     path: Path,
-    on_size: Callable[[int], None] = lambda sample_bytes: None,
+    on_size: Callable[[Footprint], None] = lambda footprint: None,
     value_range: tuple[float, float] | None = None,
 ) -> tuple[DecodedImage, ...]:
     """Read all pages of a file, prepared for a network; pixels are not rotated.
 
     Args:
         path: the file.
-        on_size: called, before anything is decoded, with the bytes that the samples of all pages
-            take.
+        on_size: called, before anything is decoded, with what the file takes.
         value_range: black and white of samples above 8 bits; None: as declared, or estimated.
 
     Raises:
@@ -169,19 +170,33 @@ def read_pages(
         return replace(pages[0], note=notes), *pages[1:]
 
 
+def read_pixels(path: Path) -> int | None:
+    """Pixels of all pages of a file by its head alone, None if that does not say; for estimates."""
+    with suppress(Exception), suppress_warnings(), path.open("rb") as file:
+        start = file.read(HEAD_BYTES)
+        if is_tiff(start):
+            return sniff_tiff(file, tiff.layout(file)).footprint.pixels
+        if pnm.is_read_here(start):
+            return pnm.footprint(file).pixels
+        formats = _formats_for(path, file)
+        file.seek(0)
+        with Image.open(file, formats=formats) as image:
+            return image.width * image.height
+    return None
+
+
 def _complained(complaints: Sequence[str]) -> ImageError:
     more = f" and {len(complaints) - 1} more" if len(complaints) > 1 else ""
     return ImageError(f"is damaged ({complaints[0]}{more}); copy it again from its source")
 
 
 def _read_pages(
-    path: Path, file: BinaryIO, start: bytes, on_size: Callable[[int], None]
+    path: Path, file: BinaryIO, start: bytes, on_size: Callable[[Footprint], None]
 ) -> tuple[DecodedImage, ...]:
     """Read all pages of an open file; `start` are its first bytes."""
     if pnm.is_read_here(start):
-        page = pnm.read(file, start)
-        on_size(page.samples.numel() * page.samples.element_size())
-        return (page,)
+        on_size(pnm.footprint(file))
+        return (pnm.read(file, start),)
     layout = tiff.layout(file) if start[:2] in {b"II", b"MM"} else None
     jpeg, notes = jpeg_structure(file), []
     if jpeg is not None and jpeg.end is None and (whole := complete_jpeg(file, jpeg)) is not None:
@@ -198,7 +213,7 @@ def _read_pages(
     with opened as image:
         layout = layout or tiff.Layout((0,))
         head = sniff_tiff(file, layout) if image is None else sniff(image, file, layout)
-        on_size(head.sample_bytes)
+        on_size(head.footprint)
         notes += left_out(file, "TIFF" if image is None else image.format or "", jpeg)
         if head.is_beyond_pillow and head.planes > 1:
             raise ImageError("is a stack of such samples in one page; save each plane as a page")
@@ -515,7 +530,7 @@ def _reason(error: Exception, action: str) -> str:
         return "is not an image in a format that can be read; check the file or leave it out"
     if isinstance(error, Image.DecompressionBombError):
         return f"has too many pixels ({text}); split it into smaller images"
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return f"cannot be {action}: too little memory; split it into smaller images"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be {action}: {os.strerror(error.errno)}; check the path and its permissions"

@@ -3,6 +3,7 @@
 Netpbm's formats: https://netpbm.sourceforge.net/doc/ (ppm, pam) and Debevec's PFM.
 """
 
+import os
 import re
 import sys
 from typing import BinaryIO
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError
 
+from .footprint import Footprint, PageSize
 from .metadata import Metadata, StorageFormat
 from .pixels import DecodedImage, memory
 from .ranges import BITS_8
@@ -34,6 +36,12 @@ def is_read_here(start: bytes) -> bool:
         header = _HEADER.match(start)
         return header is not None and header[4].isdigit() and 255 < int(header[4]) < 65536
     return re.match(rb"P7\s|PF\s", start) is not None
+
+
+def footprint(file: BinaryIO) -> Footprint:
+    """What a file takes: its samples are not compressed, and may be floats or have alpha."""
+    size = file.seek(0, os.SEEK_END)
+    return Footprint([PageSize(size // 4, 4, 1, has_holes=True)], "PPM")
 
 
 def read(file: BinaryIO, start: bytes) -> DecodedImage:

@@ -13,6 +13,10 @@ Rules:
       those whose suffix changes keep the old one too (`a.gif` → `a.gif.png` beside `a.png`). Then
       those of different inputs go into a folder named after their input (`out/monday/a.png`,
       `out/tuesday/a.png`). Then they are numbered.
+    * A list of files (`listed.py`) is of paths below the one input, a folder, or else below the
+      current one; what it names is mirrored in the output as the folder's tree is, an absolute path
+      without its root. With neither input nor output, each name is an input, but never a pattern.
+      What it names and cannot be found is a job that fails. Outputs of earlier runs are left out.
     * Of image files that are not read (`kinds.py`), folders and globs tell the names.
     * A folder below an input that cannot be listed is a job that fails.
     * Folders and globs skip hidden files and folders, `denoise-preview.png`, the output folder, and
@@ -23,18 +27,24 @@ Rules:
       order (`a2` before `a10`).
 """
 
+import logging
 import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from denoise_batch.kernels.errors import NoImagesError, OptionError
 
+from ..text import printable
 from .images import READABLE_SUFFIXES, WRITABLE_SUFFIXES, output_format, output_suffix
 from .kinds import kind_of_name, passed_over_line
+from .listed import FileList
+
+logger = logging.getLogger("denoise_batch.files")
 
 OUTPUT_MARK = "-denoised"
 PREVIEW = "denoise-preview"  # the stem of what `--preview` writes
@@ -136,6 +146,7 @@ def scan(
     *,
     recursive: bool = True,
     naming: OutputNaming = DEFAULT_NAMING,
+    listed: FileList | None = None,
     on_passed_over: Callable[[str], None] = lambda name: None,
 ) -> list[Job]:
     """List the jobs of a run, in the order of the inputs, by the rules above.
@@ -145,13 +156,20 @@ def scan(
         output: where the outputs go; None puts them beside the input.
         recursive: whether sub-folders are searched.
         naming: how outputs are named.
+        listed: the files to read; None: all that the inputs hold.
         on_passed_over: called with the name of each image file of a kind that is not read.
 
     Raises:
         OptionError: an input is missing or unreadable, or the output would overwrite an input.
         NoImagesError: there is nothing to do.
     """
-    everything = [item for text in inputs for item in _candidates(text, output, recursive, naming)]
+    if listed is None:
+        everything = [
+            item for text in inputs for item in _candidates(text, output, recursive, naming)
+        ]
+    else:
+        everything = _of_list(listed, inputs, output, recursive, naming)
+        inputs = (*inputs, f"--files-from {listed.name}")
     faulty = {item.source: item for item in everything if item.fault}
     everything = [item for item in everything if not item.fault]
     found = [item for item in everything if not item.is_passed_over]
@@ -160,7 +178,7 @@ def scan(
     names = [item.name for path, item in passed_over.items() if path not in taken]
     for name in names:
         on_passed_over(name)
-    if output is not None and _is_exact(inputs, output, naming):
+    if output is not None and _is_exact(inputs if listed is None else (), output, naming):
         found = [replace(found[0], root=output.parent, relative=Path(output.name))]
     # A folder is one root, however it is spelled.
     roots = {real_path(item.root): item.root for item in reversed(found)}
@@ -228,6 +246,72 @@ def _candidates(
     except OSError as error:
         reason = f"{error.strerror}; check the path and its permissions, or leave it out"
         raise OptionError(f"{error.filename or text}: {reason}") from error
+
+
+def _of_list(
+    listed: FileList,
+    inputs: Sequence[Path | str],
+    output: Path | None,
+    recursive: bool,
+    naming: OutputNaming,
+) -> list[Candidate]:
+    """The candidates that a list names; outputs of earlier runs among them are told of."""
+    base = Path(inputs[0]) if inputs else None
+    if base is not None and not base.is_dir():
+        raise OptionError(f"{base}: is no folder, below which {listed.name} could name files")
+    if base is not None and output is not None and _is_same_folder(output, base):
+        raise OptionError(f"--output {output}: would overwrite the input; name another folder")
+    root = output or (base and _beside(base))
+    marks = _MARKS if root else _MARKS | {naming.mark}
+    inside_of, real_folder = cache(lambda top: _strictly_inside(output, top)), cache(real_path)
+    found: list[Candidate] = []
+    left_out: list[str] = []
+    for item in listed.files:
+        path = Path(item.path) if base is None else base / item.path
+        top = base or Path(path.anchor)
+        below = _below(path, top)
+        try:
+            if "://" in item.path:
+                raise OptionError("is a URL; give what it begins with as INPUT, and list the rest")
+            if root and below is None:
+                raise OptionError(f"is not below {top.absolute()}; name files there")
+            path = top / below if root and below else path
+            inside = inside_of(top)
+            is_inside = inside is not None and real_folder(path.parent).is_relative_to(inside)
+            if is_inside or _is_skipped(path, Path("x"), None, naming, marks):
+                left_out.append(f"{item.where}: {item.path}")
+            elif path.is_dir():
+                found += (
+                    _in_folder(path, top, root, inside, recursive, naming)
+                    if root
+                    else _of_folder(path, None, recursive, naming)
+                )
+            elif path.exists() or path.is_symlink():
+                relative = below if root and below else Path(path.name)
+                found.append(_of_file(path, relative, root, naming))
+            else:
+                raise OptionError("no such file or folder; check the path")
+        except (OptionError, OSError) as error:
+            said = f"{error.strerror}; check the path" if isinstance(error, OSError) else error
+            fault = f"{item.where}: {item.path}: {said}"
+            relative = below or Path(path.name)
+            place = root or path.parent
+            found.append(Candidate(path, place, relative, relative.as_posix(), "", fault=fault))
+    if left_out:
+        logger.warning(
+            "%s: %d left out, outputs of an earlier run or in the output folder; first: %s",
+            listed.name, len(left_out), printable(left_out[0]),
+        )  # fmt: skip
+    return found
+
+
+def _below(path: Path, top: Path) -> Path | None:
+    """A path relative to a folder, as spelled or else without links; None if it is not below."""
+    spelled = path.absolute(), top.absolute()
+    for one, folder in (spelled, (real_path(path.parent) / path.name, real_path(top))):
+        if ".." not in one.parts and one.is_relative_to(folder):
+            return one.relative_to(folder)
+    return None
 
 
 def _of_folder(

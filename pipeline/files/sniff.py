@@ -17,6 +17,7 @@ from PIL import Image
 
 from denoise_batch.kernels.errors import ImageError
 
+from .footprint import Footprint, PageSize
 from .tiff import Layout
 from .tiff_tags import Directory, read_block, read_directories, short, write_block
 
@@ -40,7 +41,8 @@ _PNG_BITS = 24  # its offset in the file
 # TIFF tags
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 262, 277
 _EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
-_SIGNED = 2  # a sample format
+_PALETTE, _CMYK = 3, 5  # photometric interpretations
+_SIGNED, _FLOAT = 2, 3  # sample formats
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class FileHead:
     Attributes:
         frames: where each page is, as Pillow counts.
         bits: bits of the widest sample, page by page.
-        sample_bytes: what the decoded samples of all pages take.
+        footprint: what the pages take.
         is_beyond_pillow: PNG or TIFF that Pillow cannot read, or would narrow to 8 bits.
         is_lossless_webp: WebP that codes its pixels losslessly.
         directories: the tags of each page of a TIFF file.
@@ -60,7 +62,7 @@ class FileHead:
 
     frames: tuple[int, ...]
     bits: tuple[int, ...]
-    sample_bytes: int
+    footprint: Footprint
     is_beyond_pillow: bool = False
     is_lossless_webp: bool = False
     directories: tuple[Directory, ...] = ()
@@ -85,7 +87,7 @@ def sniff(image: Image.Image, file: BinaryIO, layout: Layout | None = None) -> F
     return FileHead(
         frames=(0,),
         bits=(bits,),
-        sample_bytes=image.width * image.height * len(image.getbands()) * max(1, bits // 8),
+        footprint=Footprint((_page_size(image, bits),), image.format or ""),
         is_beyond_pillow=image.format == "PNG" and bits == 16 and image.mode in _COLOUR,
         is_lossless_webp=image.format == "WEBP" and _is_lossless_webp(file),
     )
@@ -96,16 +98,12 @@ def sniff_tiff(file: BinaryIO, layout: Layout) -> FileHead:
     found = list(read_directories(file))
     frames = tuple(frame for frame in layout.frames if frame < len(found))
     directories = tuple(found[frame] for frame in frames)
-    sample_bytes = 0
-    for page in directories:
-        samples = page.value(_WIDTH) * page.value(_HEIGHT) * page.value(_SAMPLES, 1)
-        sample_bytes += samples * max(1, page.value(_BITS_PER_SAMPLE, 1) // 8)
     bits = tuple(max(page.values(_BITS_PER_SAMPLE, (1,))) for page in directories)
     planes = layout.planes
     return FileHead(
         frames=frames * planes,
         bits=bits * planes,
-        sample_bytes=sample_bytes * planes,
+        footprint=Footprint([*map(_tiff_page_size, directories)] * planes, "TIFF"),
         is_beyond_pillow=True,
         directories=directories * planes,
         planes=planes,
@@ -128,6 +126,24 @@ def _sniff_tiff(image: Image.Image, file: BinaryIO, layout: Layout) -> FileHead:
     except _UNREADABLE:
         is_beyond_pillow = True
     return replace(head, is_beyond_pillow=is_beyond_pillow)
+
+
+def _page_size(image: Image.Image, bits: int) -> PageSize:
+    """The size of the only page of a file that is not TIFF."""
+    has_alpha = image.has_transparency_data
+    bands = 3 + has_alpha if image.mode == "P" else len(image.getbands())
+    return PageSize(image.width * image.height, bands, -(-bits // 8), has_alpha)
+
+
+def _tiff_page_size(page: Directory) -> PageSize:
+    photometric, bands = page.value(_PHOTOMETRIC), page.value(_SAMPLES, 1)
+    bands = 3 if photometric == _PALETTE else bands
+    is_float = page.value(_SAMPLE_FORMAT) == _FLOAT
+    sample_bytes = -(-page.value(_BITS_PER_SAMPLE, 1) // 8)
+    sample_bytes = max(4, sample_bytes) if is_float else sample_bytes
+    has_alpha = bands in (2, 4) and photometric != _CMYK
+    pixels = page.value(_WIDTH) * page.value(_HEIGHT)
+    return PageSize(pixels, bands, sample_bytes, is_float or has_alpha)
 
 
 def refuse_unsupported(image: Image.Image, bits: int) -> None:

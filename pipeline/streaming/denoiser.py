@@ -21,7 +21,7 @@ from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.capture import Captured
 from denoise_batch.kernels.work import WORK
 
-from ..device import Download, Mark, Transfer
+from ..device import Download, Mark, Transfer, is_out_of_memory
 from ..files.pixels import DecodedImage
 from ..models import LevelEstimator, Network
 from ..quality import MIN_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_slices
@@ -383,6 +383,17 @@ class BatchDenoiser:
             return height * width > self.most_pixels
         return self.tile_px > 0 and max(height, width) > self.tile_px
 
+    def host_bytes(self, pixels: int) -> int:
+        """Memory of the host that a pass over a page of so many pixels takes, about."""
+        if self.device.type != "cpu" or self.strength == 0:
+            return 0
+        spec = self.network.spec
+        if self.tile_px is None:
+            pixels = min(pixels, self.most_pixels)
+        elif self.tile_px > 0:
+            pixels = min(pixels, (self.tile_px + 2 * spec.halo) ** 2)
+        return pixels * spec.bytes_per_pixel
+
     def denoise(
         self,
         images: Sequence[DecodedImage],
@@ -444,7 +455,7 @@ class BatchDenoiser:
         try:
             return run()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         # Out here, where the exception and the tensors in its frames are gone.
         if self.device.type == "cuda":
@@ -625,10 +636,3 @@ def _rising(on_pixels: Callable[[int], None]) -> Callable[[int], None]:
             on_pixels(pixels)
 
     return tell
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    )

@@ -1,7 +1,7 @@
 """A run's plan, the result of each image, and the summary."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -57,6 +57,29 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a run will take, as far as it can be told.
+
+    Attributes:
+        images: to denoise.
+        looked_at: files whose heads were read; the others are taken to be like them.
+        megapixels: of all pages.
+        input_bytes: of the files to read.
+        output_bytes: of the files to write.
+        seconds: from the first read to the last write.
+        basis: where `seconds` comes from: the speed of the last run, or of the network alone.
+    """
+
+    images: int = 0
+    looked_at: int = 0
+    megapixels: float | None = None
+    input_bytes: int | None = None
+    output_bytes: int | None = None
+    seconds: float | None = None
+    basis: Literal["", "last run", "network"] = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The work of a run.
 
@@ -69,6 +92,7 @@ class Plan:
         weights: the weights file.
         kernels: which ones compute, in words, and why no faster ones do.
         passed_over: names of image files of kinds that are not read.
+        estimate: makes an estimate, which reads heads of files.
     """
 
     jobs: tuple[Job, ...]
@@ -79,6 +103,7 @@ class Plan:
     weights: str
     kernels: str = ""
     passed_over: tuple[str, ...] = ()
+    estimate: Callable[[], Estimate] = Estimate
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ from pathlib import Path
 from denoise_batch.kernels import NoImagesError, OptionError
 
 from ..files.atomic import temporary_lead
+from ..files.listed import read_list
 from ..files.scan import Job, real_path, scan
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
+from .estimate import estimate, keep_speed, last_speed
 from .manifest import Entry, FileStat, Manifest, Storage, locked, sha256_of
-from .result import Plan, Result, Summary
+from .result import Estimate, Plan, Result, Summary
 from .stream import Engine, LocalEngine
 
+_WORTH_MEASURING = 100.0  # megapixels; the measurement takes half of one
 MOST_FAULTS = 10  # of the output or a store, in a row
 UNCHANGED = "done before"
 FOREIGN = "exists"
@@ -76,7 +79,13 @@ class Session:
             NoImagesError: the inputs hold no image.
         """
         options = self.options
+        listed = None
+        if options.files_from is not None:
+            listed = read_list(options.files_from, null=options.null)
         faulty = self.storage.refresh(options)
+        if listed is not None:
+            names = {item.path for item in listed.files}
+            faulty = [job for job in faulty if job.name in names]
         passed_over: list[str] = []
         jobs: list[Job] = []
         try:
@@ -85,6 +94,7 @@ class Session:
                 options.output,
                 recursive=options.recursive,
                 naming=options.naming,
+                listed=listed,
                 on_passed_over=passed_over.append,
             )
         except NoImagesError:
@@ -96,7 +106,7 @@ class Session:
 
     def plan(self, jobs: Sequence[Job]) -> Plan:
         """Plan a run without writing anything."""
-        return self._plan(jobs, self._manifests(jobs))
+        return self._plan(jobs, self._manifests(jobs), is_timed=True)
 
     def run(
         self,
@@ -151,9 +161,14 @@ class Session:
                 todo, rest = rest[:failed], rest[failed:]
             if plan.jobs and not self._part:
                 self.storage.end(list(manifests.values()))
+            seconds = time.perf_counter() - started
+            for root in manifests:
+                own = [result for job, result in results.items() if job.root == root]
+                if len(own) == len(results):  # of several outputs no one has its own time
+                    keep_speed(root, self._like, own, seconds)
         return Summary(
             tuple(results[job] for job in jobs if job in results),
-            time.perf_counter() - started,
+            seconds,
             self.engine.device,
             str(self.engine.weights_file),
             ending.signal,
@@ -172,6 +187,8 @@ class Session:
         jobs: Sequence[Job],
         manifests: Mapping[Path, Manifest],
         on_same: Callable[[Job, Entry], None] = lambda job, entry: None,
+        *,
+        is_timed: bool = False,
     ) -> Plan:
         todo, skipped = split(
             jobs,
@@ -183,6 +200,21 @@ class Session:
             on_same=on_same,
         )
         limit = self.options.limit
+
+        def measure(megapixels: float) -> float | None:
+            if is_timed or megapixels >= _WORTH_MEASURING:
+                return self.engine.megapixels_per_second()
+            return None
+
+        def estimated() -> Estimate:
+            speeds = [last_speed(root, self._like) for root in manifests]
+            return estimate(
+                todo[:limit],
+                next(filter(None, speeds), None),
+                measure,
+                keeps_format=self.options.format == "preserve",
+            )
+
         return Plan(
             tuple(todo[:limit]),
             tuple(todo[limit:] if limit else ()),
@@ -192,7 +224,13 @@ class Session:
             str(self.engine.weights_file),
             self.engine.kernels,
             self._passed_over,
+            estimated,
         )
+
+    @property
+    def _like(self) -> str:
+        """What runs of one speed have in common."""
+        return " ".join((self.engine.device, self.engine.precision, *self.engine.digests))
 
 
 class _Ending(Stop):

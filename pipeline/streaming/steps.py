@@ -14,6 +14,7 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError
 from denoise_batch.kernels.errors import StorageError, first_line
 
+from ..files.footprint import Footprint
 from ..files.images import read_pages, write_pages
 from ..files.pixels import DecodedImage
 from ..files.scan import Job
@@ -128,14 +129,14 @@ class FileInFlight:
 
 def decode_file(
     job: Job,
-    reserve: Callable[[int], None],
+    reserve: Callable[[Footprint], None],
     value_range: tuple[float, float] | None = None,
 ) -> FileInFlight:
     """Read a job's source: its stat, digest and pages, all from the same bytes.
 
     Args:
         job: what to read.
-        reserve: called with the bytes that the decoded samples will take; may wait.
+        reserve: called with what the file takes, before it is decoded; may wait, or raise.
         value_range: black and white of samples above 8 bits; None: as the file says or shows.
 
     Raises:

@@ -31,13 +31,18 @@ from ..device import (
     Download,
     compute_bytes,
     cores,
+    free_host_bytes,
     in_flight_bytes,
     precision_on,
     resolve_device,
     return_large_blocks,
     torch_dtype,
 )
+from ..files.footprint import Footprint
+from ..files.images import output_format
+from ..files.metadata import Metadata, StorageFormat
 from ..files.pixels import DecodedImage
+from ..files.ranges import BITS_8
 from ..files.scan import Job
 from ..models import Weights, find_weights, load_weights
 from ..options import DenoiseOptions
@@ -72,6 +77,10 @@ class Engine(ABC):
     def kernels(self) -> str:
         """What computes, in words."""
         return "chosen by each worker"
+
+    def megapixels_per_second(self) -> float | None:
+        """Speed of the network alone, measured for a moment; None where that tells little."""
+        return None
 
     @abstractmethod
     def run(
@@ -138,6 +147,25 @@ class LocalEngine(Engine):
         """What computes on the device, in words."""
         return ops_for(self._device).in_words
 
+    def megapixels_per_second(self) -> float | None:
+        """Denoise noise, twice: the first pass is slower."""
+        if self._options.strength == 0:
+            return None
+        shape = _MEASURED_PX, _MEASURED_PX, 3
+        generator = torch.Generator().manual_seed(0)
+        samples = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        stored = StorageFormat("PNG", "RGB")
+        page = DecodedImage(samples, None, BITS_8, stored, Metadata())
+        seconds = 0.0
+        for _ in range(2):
+            started = time.perf_counter()
+            for output in self.denoiser.denoise([page], probe=False):
+                if isinstance(output, ImageError):
+                    return None
+                output.wait()
+            seconds = time.perf_counter() - started
+        return _MEASURED_PX**2 / 1e6 / seconds
+
     def run(
         self,
         jobs: Sequence[Job],
@@ -202,12 +230,14 @@ def weights_for(options: DenoiseOptions) -> tuple[Path, Weights]:
     return file, weights
 
 
+_MEASURED_PX = 512  # a side
 MOST_IMAGES = 64  # in an automatic batch
 _BATCHES_IN_FLIGHT = 3  # on a device that computes while the host goes on
 _MOST_FILES = 256  # in flight, however small: a run that is told to stop finishes them
 # Per file in flight: its samples, those of the output, and a copy in Pillow during decoding or
 # encoding.
 _COPIES = 3
+_LARGE = 4  # a file that needs more than one such part of the free memory goes alone
 _BACKLOG_FILES, _BACKLOG_PIXELS = 6, 1 << 24  # per writer, or in all: seconds of the network
 
 Item = TypeVar("Item")
@@ -346,14 +376,9 @@ class _Stream:
                 self._receive()
                 if self.stop and not self._is_stopping:
                     self._give_up_waiting()
-                # A full batch, or the oldest pages rather than an idle network.
-                if batch := self._batches.full() or self._batches.oldest():
-                    self._compute(batch)
+                self._compute_batch()
                 if not takes_turns or not len(self._batches) or self._backlog_is_full(threads):
-                    for file in self._finished:
-                        self._writing += 1
-                        writers.submit(self._write, file)
-                    self._finished.clear()
+                    self._submit(writers)
                     yield from self._drain()
                     while takes_turns and self._writing:
                         self._handle(self._inbox.get())
@@ -419,7 +444,19 @@ class _Stream:
         )  # fmt: skip
         self._batches.add(kind, page, size)
 
-    def _compute(self, batch: list[_Page]) -> None:
+    # What these two hold goes when they return: `results` would keep it while it waits.
+
+    def _submit(self, writers: ThreadPoolExecutor) -> None:
+        for file in self._finished:
+            self._writing += 1
+            writers.submit(self._write, file)
+        self._finished.clear()
+
+    def _compute_batch(self) -> None:
+        """Compute a full batch, or the oldest pages rather than leave the network idle."""
+        batch = self._batches.full() or self._batches.oldest()
+        if not batch:
+            return
         first = batch[0].file
         is_of_one = all(page.file is first for page in batch)
         done = first.pixels_done
@@ -503,13 +540,19 @@ class _Stream:
         held, waited = 0, 0.0
         started = time.perf_counter()
 
-        def reserve(sample_bytes: int) -> None:
+        def reserve(footprint: Footprint) -> None:
             nonlocal held, waited
-            wanted = max(self.budget.limit // _MOST_FILES, sample_bytes * _COPIES)
+            wanted = max(self.budget.limit // _MOST_FILES, footprint.sample_bytes * _COPIES)
+            coding, need = self._needs(footprint, job)
+            free = free_host_bytes()
+            is_large = free is not None and (coding > free // _LARGE or need > free)
+            wanted = max(wanted, self.budget.limit + 1) if is_large else wanted  # alone
             before = time.perf_counter()
             if not self.budget.acquire(wanted):
                 raise _BudgetClosed
             held, waited = wanted, time.perf_counter() - before
+            if is_large:
+                _refuse_beyond(free_host_bytes(), need, footprint)
 
         try:
             self.fetch(job.source)
@@ -527,6 +570,15 @@ class _Stream:
             file.assess(probe=self.denoiser.probe)
         self._inbox.put(_Decoded(file))
         return True
+
+    def _needs(self, footprint: Footprint, job: Job) -> tuple[int, int]:
+        """About the most memory that a file takes at once: without the network, and with it."""
+        samples = footprint.sample_bytes
+        coding = footprint.peak_bytes(output_format(job.output))
+        if self.writer.reference is not None:  # the clean image and the output are read as well
+            coding = max(coding, 5 * samples)
+        largest = max((page.pixels for page in footprint.pages), default=0)
+        return coding, max(coding, 2 * samples + self.denoiser.host_bytes(largest))
 
     # In writer threads
 
@@ -551,6 +603,23 @@ class _Stream:
             self._inbox.put(_Written(file, result))
         except BaseException as error:
             self._inbox.put(error)
+
+
+def _refuse_beyond(free: int | None, need: int, footprint: Footprint) -> None:
+    """Refuse a file, before it is decoded, for which the system would end the whole run.
+
+    Raises:
+        ImageError: it needs more memory than is free.
+    """
+    if free is None or need <= free:
+        return
+    pages = f"{len(footprint.pages)} pages, " if len(footprint.pages) > 1 else ""
+    split = "split it into files of fewer pages" if pages else "split it into smaller images"
+    raise ImageError(
+        f"needs about {need / 1e9:.2g} GB of memory ({pages}{footprint.pixels / 1e6:.0f} "
+        f"megapixels), {free / 1e9:.2g} GB are free within this process's limits; {split}, or give "
+        "it more"
+    )
 
 
 class _BudgetClosed(BaseException):

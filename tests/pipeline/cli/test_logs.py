@@ -373,7 +373,9 @@ def test_every_json_line_has_its_time(
     for more in (["--dry-run"], [], ["--shard", "9/2"]):
         events += lines_of(capsys, command(folder, weights, "--log", "json", *more))[1]
     times = [str(event["time"]) for event in events]
-    assert {event["event"] for event in events} == {"plan", "start", "image", "end", "error"}
+    assert {event["event"] for event in events} == {
+        "plan", "estimate", "start", "image", "end", "error"
+    }  # fmt: skip
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time) for time in times)
     assert times == sorted(times)
     assert abs((datetime.fromisoformat(times[0]) - before).total_seconds()) < 60

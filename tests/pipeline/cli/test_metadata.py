@@ -15,6 +15,7 @@ from pictures import DAMAGED_EXIF, GRAY_ICC, ICC, picture
 from PIL import Image, PngImagePlugin
 
 from denoise_batch.cli.batch import main
+from denoise_batch.files.footprint import Footprint
 from denoise_batch.files.images import read_pages
 
 PAGE_NUMBER, DOT_RANGE = 297, 336
@@ -155,9 +156,9 @@ def test_pages_that_differ_in_size_count_each(folder: Path) -> None:
     source = folder / "a.tif"
     pages[0].save(source, save_all=True, append_images=pages[1:])
     pixels = 40 * 30 + 8 * 6 + 20 * 10
-    sizes: list[int] = []
+    sizes: list[Footprint] = []
     read_pages(source, sizes.append)
-    assert sizes == [3 * pixels]
+    assert [size.sample_bytes for size in sizes] == [3 * pixels]
     report = folder.parent / "report.json"
     denoised(folder, "--report", str(report))
     summary = json.loads(report.read_text())

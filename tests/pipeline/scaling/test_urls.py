@@ -297,6 +297,19 @@ def test_a_file_url_is_a_plain_path(folder: Path, weights: Path) -> None:
     assert (folder.with_name("imgs-denoised") / "a.png").exists()
 
 
+def test_a_list_names_objects_below_an_input(
+    memory: Any, folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upload(memory, folder, "bucket/imgs")
+    (tmp_path / "list").write_text("deep/ä c.jpg\ngone.png\n")
+    command = ("memory://bucket/imgs", "-o", "memory://bucket/out", "-w", weights)
+    assert run(*command, "--files-from", tmp_path / "list") == 1
+    assert set(outputs(memory, "bucket/out")) == {"deep/ä c.jpg"}
+    said = capsys.readouterr()
+    assert "line 2: gone.png: no such file" in said.out
+    assert "denoise-batch-" not in said.out + said.err
+
+
 def test_globs_and_dry_runs_name_urls(
     memory: Any, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from denoise_batch import device
 from denoise_batch.device import available_host_bytes
 from denoise_batch.streaming.stream import Budget
 
@@ -74,8 +75,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Path:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The root of a machine with 8 GiB free and no limits; files in it set them."""
+    monkeypatch.setattr(device, "SYSTEM", tmp_path)
     (tmp_path / "proc" / "self").mkdir(parents=True)
     meminfo = f"MemTotal: 1 kB\nMemAvailable: {8 << 20} kB\n"
     (tmp_path / "proc" / "meminfo").write_text(meminfo)
@@ -96,18 +98,18 @@ V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 def test_without_a_limit_the_machine_counts(machine: Path) -> None:
     limit(machine / "sys/fs/cgroup", V2, "max", 100 * MIB)
-    assert available_host_bytes(machine) == 8 << 30
+    assert available_host_bytes() == 8 << 30
 
 
 def test_the_memory_limit_of_a_container_counts(machine: Path) -> None:
     """Inside a container, its own group is mounted at the root."""
     limit(machine / "sys/fs/cgroup", V2, str(512 * MIB), 112 * MIB)
-    assert available_host_bytes(machine) == 400 * MIB
+    assert available_host_bytes() == 400 * MIB
 
 
 def test_page_cache_inside_a_container_is_free(machine: Path) -> None:
     limit(machine / "sys/fs/cgroup", V2, str(512 * MIB), 500 * MIB, cached=300 * MIB)
-    assert available_host_bytes(machine) == 312 * MIB
+    assert available_host_bytes() == 312 * MIB
 
 
 def test_the_tightest_group_above_a_service_counts(machine: Path) -> None:
@@ -116,13 +118,59 @@ def test_the_tightest_group_above_a_service_counts(machine: Path) -> None:
     limit(
         machine / "sys/fs/cgroup" / "system.slice" / "denoise.service", V2, str(900 * MIB), 50 * MIB
     )
-    assert available_host_bytes(machine) == 200 * MIB
+    assert available_host_bytes() == 200 * MIB
 
 
 def test_version_1_of_control_groups_counts(machine: Path) -> None:
     (machine / "proc/self/cgroup").write_text("9:cpu:/\n4:memory:/job/7\n0::/\n")
     limit(machine / "sys/fs/cgroup" / "memory" / "job" / "7", V1, str(600 * MIB), 100 * MIB)
-    assert available_host_bytes(machine) == 500 * MIB
+    assert available_host_bytes() == 500 * MIB
+
+
+def test_an_active_page_cache_is_free_too(machine: Path) -> None:
+    """A file that is read twice (decoded, hashed) is in the active one."""
+    group = machine / "sys/fs/cgroup"
+    limit(group, V2, str(512 * MIB), 500 * MIB, cached=200 * MIB)
+    with (group / "memory.stat").open("a") as file:
+        file.write(f"active_file {100 * MIB}\n")
+    assert available_host_bytes() == 312 * MIB
+
+
+def test_the_limit_above_which_a_group_is_throttled_counts(machine: Path) -> None:
+    """systemd's MemoryHigh."""
+    limit(machine / "sys/fs/cgroup", V2, str(900 * MIB), 100 * MIB)
+    (machine / "sys/fs/cgroup" / "memory.high").write_text(str(300 * MIB))
+    assert available_host_bytes() == 200 * MIB
+
+
+def test_version_1_tells_of_limits_out_of_sight(machine: Path) -> None:
+    (machine / "proc/self/cgroup").write_text("4:memory,cpu:/docker/1\n")
+    group = machine / "sys/fs/cgroup" / "memory"
+    limit(group, V1, str((1 << 63) - 4096), 100 * MIB)
+    (group / "memory.stat").write_text(
+        f"inactive_file 1\nhierarchical_memory_limit {400 * MIB}\ntotal_inactive_file {50 * MIB}\n"
+    )
+    assert available_host_bytes() == 350 * MIB
+
+
+@pytest.mark.parametrize(("kind", "pages"), [("RLIMIT_AS", 100), ("RLIMIT_DATA", 30)])
+def test_the_limits_of_the_process_count(
+    kind: str, pages: int, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    (machine / "proc/self/statm").write_text("100 50 5 1 0 30 0\n")
+    limits = {getattr(resource, kind): (400 * MIB, -1)}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits.get(kind, (-1, -1)))
+    monkeypatch.setattr(resource, "RLIM_INFINITY", -1)
+    assert available_host_bytes() == 400 * MIB - pages * resource.getpagesize()
+
+
+def test_without_any_of_these_half_of_the_machine_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "SYSTEM", tmp_path / "none")
+    assert device.free_host_bytes() is None
+    assert available_host_bytes() > MIB
 
 
 @pytest.mark.parametrize(
@@ -138,12 +186,12 @@ def test_version_1_of_control_groups_counts(machine: Path) -> None:
 def test_odd_contents_are_no_error(machine: Path, path: str, content: bytes) -> None:
     limit(machine / "sys/fs/cgroup", V2, str(512 * MIB), 112 * MIB)
     (machine / path).write_bytes(content)
-    assert available_host_bytes(machine) >= 400 * MIB
+    assert available_host_bytes() >= 400 * MIB
 
 
 def test_a_group_that_is_over_its_limit_leaves_nothing(machine: Path) -> None:
     limit(machine / "sys/fs/cgroup", V2, str(100 * MIB), 200 * MIB)
-    assert available_host_bytes(machine) == 0
+    assert available_host_bytes() == 0
 
 
 def resident_after_frees(setup: str) -> int:

@@ -1,0 +1,75 @@
+"""The memory that a file takes, told from its head before anything is decoded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+# Bytes of each sample that a codec, decoding or encoding, takes beside Pillow's image (12
+# megapixels of RGB, gray and RGBA, with Pillow 12's libraries).
+_CODEC_BYTES = {"JPEG2000": 12, "AVIF": 9, "WEBP": 6}
+_HOLE_BYTES = 24  # of each pixel, while those without meaning are filled from their surroundings
+
+
+@dataclass(frozen=True)
+class PageSize:
+    """One page, as it will be decoded.
+
+    Attributes:
+        pixels: width times height.
+        bands: samples of each pixel, with alpha.
+        sample_bytes: of each sample.
+        has_holes: it may have pixels without meaning: it has alpha, or floats.
+    """
+
+    pixels: int
+    bands: int
+    sample_bytes: int
+    has_holes: bool = False
+
+    @property
+    def total_bytes(self) -> int:
+        """Of its samples."""
+        return self.pixels * self.bands * self.sample_bytes
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a file takes.
+
+    Attributes:
+        pages: those that hold pictures.
+        format: Pillow's name of the file's.
+    """
+
+    pages: Sequence[PageSize]
+    format: str = ""
+
+    @property
+    def pixels(self) -> int:
+        """Of all pages."""
+        return sum(page.pixels for page in self.pages)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of all pages, decoded."""
+        return sum(page.total_bytes for page in self.pages)
+
+    def peak_bytes(self, output_format: str) -> int:
+        """About the most that its reading and writing take at once, without the network.
+
+        All pages live until the last is written, as read, as denoised and as they will be stored;
+        beside them a page at a time is in Pillow, in a codec, or marked pixel by pixel.
+
+        Args:
+            output_format: Pillow's name of the output's.
+        """
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62)
+        pages = [page for page in self.pages if page.pixels <= limit]  # others are refused
+        codec = max(_CODEC_BYTES.get(name, 0) for name in (self.format, output_format))
+        beside = [
+            page.pixels * (2 + max(codec * page.bands, _HOLE_BYTES * page.has_holes))
+            + 2 * page.total_bytes
+            for page in pages
+        ]
+        return sum(3 * page.total_bytes for page in pages) + max(beside, default=0)
