@@ -30,12 +30,15 @@ Rules:
 import logging
 import os
 import re
+import struct
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from denoise_batch.kernels.errors import NoImagesError, OptionError
 
@@ -69,9 +72,10 @@ class OutputNaming:
         """How the stem of an output beside its source ends."""
         return self.suffix or OUTPUT_MARK
 
-    def output_name(self, source: Path, ending: str) -> str:
-        """The name of a source's output, with this ending added to its stem."""
-        return f"{source.stem}{ending}{self.extension or output_suffix(source)}"
+    def output_name(self, name: str, ending: str) -> str:
+        """The name of a source's output, by that of the source, with this ending on its stem."""
+        stem, suffix = _split_suffix(name)
+        return f"{stem}{ending}{self.extension or _output_suffix(suffix)}"
 
 
 DEFAULT_NAMING = OutputNaming()
@@ -110,6 +114,52 @@ class Job:
     def output_name(self) -> str:
         """What to call the output: its path."""
         return str(self.output)
+
+
+class FileStat(NamedTuple):
+    """Size and times of a file: whether it may have changed, without reading it.
+
+    Attributes:
+        size: in bytes.
+        mtime_ns: time of the last modification.
+        ctime_ns: time of the last change of the file or its inode; 0 if unknown, as of objects.
+        inode: number of the file; 0 if unknown.
+    """
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int = 0
+    inode: int = 0
+
+    @classmethod
+    def of(cls, path: Path | str) -> "FileStat":
+        """Stat a file.
+
+        Raises:
+            OSError: it does not exist.
+        """
+        return cls.from_status(os.stat(path))  # noqa: PTH116 (a `Path` costs as much as the call)
+
+    @classmethod
+    def from_status(cls, status: os.stat_result) -> "FileStat":
+        """What `os.stat` said, as far as it shows a change."""
+        inode = status.st_ino & 0xFFFF_FFFF_FFFF_FFFF  # ReFS has longer ones
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, inode)
+
+    @classmethod
+    def of_source(cls, job: Job) -> "FileStat":
+        """Stat a job's source; two files of one size and time that swap names differ too.
+
+        Raises:
+            OSError: it does not exist.
+        """
+        stat = cls.of(job.source)
+        return stat.of_object if "://" in job.source_name else stat
+
+    @property
+    def of_object(self) -> "FileStat":
+        """Without what is new each time that an object is shown as a file."""
+        return self._replace(ctime_ns=0, inode=0)
 
 
 @dataclass(frozen=True)
@@ -171,26 +221,29 @@ def scan(
         everything = _of_list(listed, inputs, output, recursive, naming)
         inputs = (*inputs, f"--files-from {listed.name}")
     faulty = {item.source: item for item in everything if item.fault}
-    everything = [item for item in everything if not item.fault]
-    found = [item for item in everything if not item.is_passed_over]
-    taken = {real_path(item.source) for item in found}
-    passed_over = {real_path(item.source): item for item in everything if item.is_passed_over}
-    names = [item.name for path, item in passed_over.items() if path not in taken]
+    found = [item for item in everything if not item.fault and not item.is_passed_over]
+    names = _names_passed_over(everything, found)
     for name in names:
         on_passed_over(name)
     if output is not None and _is_exact(inputs if listed is None else (), output, naming):
         found = [replace(found[0], root=output.parent, relative=Path(output.name))]
     # A folder is one root, however it is spelled.
-    roots = {real_path(item.root): item.root for item in reversed(found)}
-    found = [replace(item, root=roots[real_path(item.root)]) for item in found]
-    canonical = canonical_paths(
-        path for item in found for path in (item.source, item.root / item.relative)
-    )
-    first = {canonical[item.source]: item for item in reversed(found)}
-    found = [item for item in found if first[canonical[item.source]] is item]
+    first: dict[Path, Path] = {}
+    roots = {
+        root: first.setdefault(real_path(root), root)
+        for root in dict.fromkeys(item.root for item in found)
+    }
+    found = [
+        item if roots[item.root] is item.root else replace(item, root=roots[item.root])
+        for item in found
+    ]
+    sources = canonical_paths(item.source for item in found)
+    by_source = dict(zip(reversed(sources), reversed(found), strict=True))
+    found = [by_source[path] for path in dict.fromkeys(sources)]
     if output is None:
-        own = {canonical[item.root / item.relative] for item in found}
-        found = [item for item in found if canonical[item.source] not in own]
+        own = set(canonical_paths(item.root / item.relative for item in found))
+        pairs = zip(found, dict.fromkeys(sources), strict=True)
+        found = [item for item, path in pairs if path not in own]
     if not found and not faulty:
         given = ", ".join(str(text) for text in inputs) or "no input"
         suffixes = " ".join(sorted(READABLE_SUFFIXES))
@@ -205,9 +258,120 @@ def scan(
         for item, path in zip(found, outputs, strict=True)
     ]
     for item in faulty.values():
-        root = roots.get(real_path(item.root), item.root)
+        root = first.get(real_path(item.root), item.root)
         jobs.append(Job(item.source, root / item.relative, item.name, root, item.fault))
     return jobs
+
+
+def look(
+    inputs: Sequence[Path | str], output: Path | None, *, recursive: bool = True
+) -> dict[str, bytes | None]:
+    """List what the inputs hold, quickly: `scan` finds the same jobs while the names are the same.
+
+    Returns:
+        Path → size, times and inode in bytes, the first half of which also tells of objects; None
+        for what is not read or cannot be looked at. A folder that cannot be listed has none (b"").
+    """
+    found: dict[str, bytes | None] = {}
+    for path in map(Path, inputs):
+        base, pattern = (path, "") if _is(path.exists) else split_pattern(path)
+        inside = _strictly_inside(output, base)
+        with suppress(OSError, ValueError, RecursionError):  # `scan` says what is wrong
+            for match in base.glob(pattern) if pattern else [path]:
+                if match.is_dir():
+                    _look_below(str(match), inside, recursive, found)
+                else:
+                    found[str(match)] = None
+                    found[str(match)] = _packed(match.stat())
+    return found
+
+
+def _look_below(
+    folder: str, inside: Path | None, recursive: bool, found: dict[str, bytes | None]
+) -> None:
+    open_folders = [folder]
+    while open_folders:
+        here = open_folders.pop()
+        if inside is not None and real_path(Path(here)).is_relative_to(inside):
+            continue
+        lead = os.path.join(here, "")  # noqa: PTH118
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name[0] == ".":
+                        continue
+                    stat = None
+                    with suppress(OSError):
+                        if entry.is_dir(follow_symlinks=False):
+                            if recursive:
+                                open_folders.append(lead + name)
+                        elif _is_read(name):
+                            stat = _packed(entry.stat())
+                    found[lead + name] = stat
+            found[lead] = None
+        except OSError:
+            found[here] = b""
+
+
+def output_folders(inputs: Sequence[Path | str], output: Path | None) -> list[Path]:
+    """The output folders of these inputs, each once; the inputs may be empty.
+
+    Raises:
+        OptionError: there is no `output`, and an input does not exist.
+    """
+    folders = [] if inputs or output is None else [output]
+    for path in map(Path, inputs):
+        is_file = _is(path.is_file)
+        if output is not None:
+            is_exact = (
+                is_file and output.suffix.lower() in READABLE_SUFFIXES and not _is(output.is_dir)
+            )
+            folders.append(output.parent if is_exact else output)
+        elif is_file:
+            folders.append(path.parent)
+        elif _is(path.is_dir):
+            folders.append(_beside(path))
+        else:
+            base, pattern = split_pattern(path)
+            if not pattern or not _is(base.is_dir):
+                raise OptionError(f"{path}: no such file or folder; check the path")
+            try:
+                for match in base.glob(pattern):
+                    folders.append(_beside(match) if _is(match.is_dir) else match.parent)
+            except (ValueError, RecursionError) as error:
+                raise OptionError(f"{path}: {error}; correct the pattern") from error
+    return list({real_path(folder): folder for folder in reversed(folders)}.values())[::-1]
+
+
+def images_below(folder: Path) -> list[str]:
+    """The names, below a folder, of its images that are not hidden; other outputs' too."""
+    found: dict[str, bytes | None] = {}
+    _look_below(str(folder), None, True, found)
+    lead = len(os.path.join(folder, ""))  # noqa: PTH118
+    return sorted(Path(path[lead:]).as_posix() for path, stat in found.items() if stat)
+
+
+def _packed(status: os.stat_result) -> bytes:
+    """A `FileStat` that garbage collection need not look at, which takes as long as a look."""
+    return _STAT.pack(*FileStat.from_status(status))
+
+
+_STAT = struct.Struct("<QqqQ")
+
+
+def _names_passed_over(everything: Sequence[Candidate], found: Sequence[Candidate]) -> list[str]:
+    """Names of the files that are passed over, and are not also inputs of their own."""
+    passed_over = [item for item in everything if item.is_passed_over and not item.fault]
+    if not passed_over:
+        return []
+    taken = set(canonical_paths(item.source for item in found))
+    paths = canonical_paths(item.source for item in passed_over)
+    return [
+        item.name
+        for path, item in dict(zip(paths, passed_over, strict=True)).items()
+        if path not in taken
+    ]
 
 
 def _is_exact(inputs: Sequence[Path | str], output: Path, naming: OutputNaming) -> bool:
@@ -278,7 +442,7 @@ def _of_list(
             path = top / below if root and below else path
             inside = inside_of(top)
             is_inside = inside is not None and real_folder(path.parent).is_relative_to(inside)
-            if is_inside or _is_skipped(path, Path("x"), None, naming, marks):
+            if is_inside or _is_skipped(path, _is(path.is_dir), None, naming, marks):
                 left_out.append(f"{item.where}: {item.path}")
             elif path.is_dir():
                 found += (
@@ -330,7 +494,7 @@ def _of_pattern(
     if not pattern or not base.is_dir():
         raise OptionError(f"{text}: no such file or folder; check the path")
     try:
-        matches = sorted(base.glob(pattern), key=_natural)
+        matches = sorted(base.glob(pattern), key=lambda path: _natural(str(path)))
     except RecursionError as error:
         raise OptionError(f"{text}: folders too deep for a pattern; name a folder") from error
     except ValueError as error:
@@ -341,15 +505,16 @@ def _of_pattern(
     found = []
     for match in matches:
         relative = match.relative_to(base)
-        if _is_skipped(match, relative, inside, naming, marks):
+        is_folder = _is(match.is_dir)
+        if _is_skipped(match, is_folder, inside, naming, marks) or _is_hidden(relative):
             continue
-        if _is(match.is_dir):
+        if is_folder:
             root = output or _beside(match)
             top = base if output else match
             found += _in_folder(match, top, root, inside, recursive, naming)
         elif is_image(match):
             item = _of_file(match, relative, output, naming)
-            found.append(replace(item, is_passed_over=not _is_read(match)))
+            found.append(replace(item, is_passed_over=not _is_read(match.name)))
     return found
 
 
@@ -363,9 +528,9 @@ def split_pattern(path: Path) -> tuple[Path, str]:
 def _of_file(path: Path, relative: Path, output: Path | None, naming: OutputNaming) -> Candidate:
     name, input_name = relative.as_posix(), path.parent.resolve().name
     if output is not None:
-        renamed = relative.with_name(naming.output_name(relative, naming.suffix))
+        renamed = relative.with_name(naming.output_name(relative.name, naming.suffix))
         return Candidate(path, output, renamed, name, input_name)
-    marked = Path(naming.output_name(path, naming.mark))
+    marked = Path(naming.output_name(path.name, naming.mark))
     return Candidate(path, path.parent, marked, name, input_name)
 
 
@@ -375,15 +540,17 @@ def _in_folder(
     """The images of a folder, named and mirrored relative to `base`."""
     input_name = base.resolve().name
     faults: dict[Path, str] = {}
-    found = [
-        Candidate(path, root, renamed, relative.as_posix(), input_name, not _is_read(path))
-        for path in sorted(_walk(folder, inside, recursive, naming, faults), key=_natural)
-        for relative in [path.relative_to(base)]
-        for renamed in [relative.with_name(naming.output_name(relative, naming.suffix))]
-    ]
+    below = folder.relative_to(base)
+    found = []
+    for name in sorted(_walk(folder, inside, recursive, naming, faults), key=_natural):
+        above, slash, last = name.rpartition("/")
+        renamed = Path(below, f"{above}{slash}{naming.output_name(last, naming.suffix)}")
+        relative = (below / name).as_posix() if below.parts else name
+        is_passed_over = not _is_read(last)
+        found.append(Candidate(folder / name, root, renamed, relative, input_name, is_passed_over))
     for path, fault in sorted(faults.items()):
-        relative = path.relative_to(base)
-        found.append(Candidate(path, root, relative, relative.as_posix(), input_name, fault=fault))
+        place = path.relative_to(base)
+        found.append(Candidate(path, root, place, place.as_posix(), input_name, fault=fault))
     return found
 
 
@@ -393,17 +560,24 @@ def _walk(
     recursive: bool,
     naming: OutputNaming,
     faults: dict[Path, str],
-) -> Iterator[Path]:
-    """The image files of a folder, at any depth; `faults` gets the folders that are not listed."""
-    open_folders = [folder]
+) -> Iterator[str]:
+    """The image files of a folder, at any depth, by their names below it, with forward slashes.
+
+    `faults` gets the folders that are not listed.
+    """
+    open_folders = [""]
     while open_folders:
-        here = open_folders.pop()
-        relative = here.relative_to(folder)
+        lead = open_folders.pop()
+        here = folder / lead
         try:
             with os.scandir(here) as entries:
-                listed = [(entry.name, _is(entry.is_dir)) for entry in entries]
+                listed = [
+                    (entry.name, _is(entry.is_dir), _is(entry.is_symlink))
+                    for entry in entries
+                    if entry.name[0] != "."
+                ]
         except OSError as error:
-            if here == folder:
+            if not lead:
                 raise OptionError(
                     f"{here}: cannot be listed: {error.strerror}; "
                     "correct its permissions or leave it out"
@@ -412,15 +586,14 @@ def _walk(
                 mend = "correct its permissions, or move it"
                 faults[here] = f"{here}: cannot be listed: {error.strerror}; {mend}"
             continue
-        for name, is_folder in listed:
-            path = here / name
+        for name, is_folder, is_link in listed:
             if is_folder:
-                is_skipped = _is_skipped(path, relative / name, inside, naming)
                 # Linked folders are not entered.
-                if recursive and not is_skipped and not _is(path.is_symlink):
-                    open_folders.append(path)
-            elif is_image(path) and not _is_skipped(path, Path(name), None, naming):
-                yield path
+                is_entered = recursive and not is_link
+                if is_entered and not _is_skipped(here / name, True, inside, naming):
+                    open_folders.append(f"{lead}{name}/")
+            elif _is_named_as_image(name) and not _is_ours(here, name, naming, _MARKS):
+                yield lead + name
 
 
 def _is(ask: Callable[[], bool]) -> bool:
@@ -431,47 +604,68 @@ def _is(ask: Callable[[], bool]) -> bool:
         return False
 
 
-def _is_read(path: Path) -> bool:
-    return path.suffix.lower() in READABLE_SUFFIXES
+def _split_suffix(name: str) -> tuple[str, str]:
+    """A file name's stem and suffix, as `Path` has them."""
+    at = name.rfind(".")
+    return (name[:at], name[at:]) if 0 < at < len(name) - 1 else (name, "")
+
+
+@cache
+def _output_suffix(suffix: str) -> str:
+    return output_suffix(Path("x" + suffix))
+
+
+def _is_read(name: str) -> bool:
+    return _split_suffix(name)[1].lower() in READABLE_SUFFIXES
 
 
 def is_image(path: Path) -> bool:
     """Whether a file is one to read, or one to say of that it is passed over."""
-    return _is_read(path) or bool(kind_of_name(path))
+    return _is_named_as_image(path.name)
+
+
+def _is_named_as_image(name: str) -> bool:
+    return _is_read(name) or bool(kind_of_name(Path(name)))
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
 
 
 def _is_skipped(
     path: Path,
-    relative: Path,
+    is_folder: bool,
     inside: Path | None,
     naming: OutputNaming,
     marks: Set[str] = _MARKS,
 ) -> bool:
-    """Whether a path is hidden below its input, in the output folder, or an earlier run's output.
+    """Whether a path is in the output folder, or an earlier run's output.
 
     The names of earlier outputs end with one of `marks`.
     """
-    if any(part.startswith(".") for part in relative.parts) or path.name == f"{PREVIEW}.png":
-        return True
     if inside is not None and real_path(path).is_relative_to(inside):
         return True
-    if _is(path.is_dir):
+    if is_folder:
         original = path.name.removesuffix(OUTPUT_MARK)
         return original not in ("", ".", path.name) and _is(path.with_name(original).is_dir)
+    return _is_ours(path.parent, path.name, naming, marks)
+
+
+def _is_ours(folder: Path, name: str, naming: OutputNaming, marks: Set[str]) -> bool:
+    """Whether a file is a preview, or the original of one is beside it, by their names."""
+    if name == f"{PREVIEW}.png":
+        return True
+    stem, suffix = _split_suffix(name)
+    originals = [stem.removesuffix(mark) for mark in marks if stem.endswith(mark) and stem != mark]
+    if not originals:
+        return False
     suffixes = [
-        suffix
-        for suffix in READABLE_SUFFIXES
-        if path.suffix in {output_suffix(Path("x" + suffix)), naming.extension}
-    ]
-    originals = [
-        path.stem.removesuffix(mark)
-        for mark in marks
-        if path.stem.endswith(mark) and path.stem != mark
+        read for read in READABLE_SUFFIXES if suffix in {_output_suffix(read), naming.extension}
     ]
     return any(
-        _is(path.with_name(original + suffix).is_file)
+        _is((folder / (original + ending)).is_file)
         for original in originals
-        for suffix in ["", *suffixes]
+        for ending in ["", *suffixes]
     )
 
 
@@ -494,13 +688,17 @@ def _beside(folder: Path) -> Path:
     return named.with_name(named.name + OUTPUT_MARK)
 
 
-def _natural(path: Path) -> tuple[list[list[int | str]], str]:
+def _natural(path: str) -> tuple[list[list[int | str]], str]:
     """A sort key that puts a2 before a10, folder by folder."""
-    parts = [
-        [int(run) if run.isdecimal() else run.casefold() for run in re.split(r"(\d+)", part)]
-        for part in path.parts
-    ]
-    return parts, str(path)
+    return [_natural_part(part) for part in path.split("/")], path
+
+
+@lru_cache(1024)  # for folders
+def _natural_part(part: str) -> list[int | str]:
+    return [int(run) if run.isdecimal() else run.casefold() for run in _DIGITS.split(part)]
+
+
+_DIGITS = re.compile(r"(\d+)")
 
 
 def _distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
@@ -518,25 +716,25 @@ def _distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
     outputs = [item.root / item.relative for item in found]
     for rename in (with_old_suffix, under_input):
         meeting = _meeting_names(outputs)
-        wanted = Counter(meeting[path] for path in outputs)
+        wanted = Counter(meeting)
         if len(wanted) == len(outputs):
             return outputs
         inputs: dict[str, set[Path]] = {}
-        for item, path in zip(found, outputs, strict=True):
-            inputs.setdefault(meeting[path], set()).add(item.input)
+        for item, name in zip(found, meeting, strict=True):
+            if wanted[name] > 1:
+                inputs.setdefault(name, set()).add(item.input)
         outputs = [
             item.root / rename(item)
-            if wanted[meeting[path]] > 1
-            and (rename is with_old_suffix or len(inputs[meeting[path]]) > 1)
+            if wanted[name] > 1 and (rename is with_old_suffix or len(inputs[name]) > 1)
             else path
-            for item, path in zip(found, outputs, strict=True)
+            for item, path, name in zip(found, outputs, meeting, strict=True)
         ]
     meeting = _meeting_names(outputs)
-    others = set(meeting.values())
+    others = set(meeting)
     taken: set[str] = set()
     distinct = []
-    for path in outputs:
-        candidate, key, number = path, meeting[path], 1
+    for path, name in zip(outputs, meeting, strict=True):
+        candidate, key, number = path, name, 1
         while key in taken or (number > 1 and key in others):
             number += 1
             candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
@@ -546,9 +744,9 @@ def _distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
     return distinct
 
 
-def _meeting_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Each path, spelled so that those compare equal that are one file on some systems."""
-    return {path: _folded(canonical) for path, canonical in canonical_paths(paths).items()}
+def _meeting_names(paths: Iterable[Path]) -> list[str]:
+    """Each path, spelled so that those are equal that are one file on some systems."""
+    return [_folded(path) for path in canonical_paths(paths)]
 
 
 def _folded(path: str) -> str:
@@ -565,9 +763,9 @@ def _refuse_overwriting(sources: Sequence[Path], outputs: Sequence[Path]) -> Non
     Raises:
         OptionError: there is one.
     """
-    read = set(canonical_paths(sources).values())
-    read |= {os.path.normcase(real_path(path)) for path in sources if _is(path.is_symlink)}
-    for path, canonical in canonical_paths(outputs).items():
+    read = set(canonical_paths(sources))
+    read |= {os.path.normcase(real_path(path)) for path in sources if os.path.islink(path)}  # noqa: PTH114
+    for path, canonical in zip(outputs, canonical_paths(outputs), strict=True):
         if canonical in read:
             raise OptionError(f"{path}: the output would overwrite the input; name another folder")
 
@@ -577,11 +775,15 @@ def canonical_path(path: Path) -> str:
     return os.path.normcase(real_path(path.parent) / path.name)
 
 
-def canonical_paths(paths: Iterable[Path]) -> dict[Path, str]:
+def canonical_paths(paths: Iterable[Path]) -> list[str]:
     """`canonical_path` of each; every folder is resolved once."""
-    unique = set(paths)
-    parents = {parent: real_path(parent) for parent in {path.parent for path in unique}}
-    return {path: os.path.normcase(parents[path.parent] / path.name) for path in unique}
+
+    @cache
+    def resolved(folder: str) -> str:
+        return os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+
+    parts = (os.path.split(path) for path in paths)
+    return [os.path.normcase(resolved(folder) + name) for folder, name in parts]
 
 
 def real_path(path: Path) -> Path:

@@ -10,6 +10,7 @@ only what is in flight.
 
 import errno
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -24,11 +25,11 @@ from denoise_batch.kernels.errors import (
     StorageError,
 )
 
-from ..files.atomic import make_folder, remove_tree
-from ..streaming.manifest import sha256_of
+from ..files.atomic import lock, make_folder, remove_tree
 from .objects import Object, ObjectStore, is_url
 
 LOCAL = "file://"  # the rest is a path
+_LOCK = "lock"  # held by the process that made the folder
 _OF_ITS_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ENOENT, errno.ENOTDIR}
 
 
@@ -131,21 +132,24 @@ class LocalMirror:
         store, key = self._place(path)
         return store.info(key)
 
-    def sha256(self, path: Path) -> str | None:
-        """Digest of a path's object, which is read for it; None if it does not exist.
+    @contextmanager
+    def copy(self, path: Path) -> Iterator[Path]:
+        """A copy of a path's object, as long as it is needed.
 
         Raises:
+            FileNotFoundError: the object does not exist.
             OptionError: the store fails.
         """
         store, key = self._place(path)
-        copy = self.root / f"copy-{secrets.token_hex(8)}"
+        copy = self.root / f"copy-{secrets.token_hex(8)}{path.suffix}"
         try:
             store.fetch(key, copy)
-            return sha256_of(copy)
         except StorageError as error:
             raise OptionError(str(error)) from error
-        except ImageError:
-            return None
+        except ImageError as error:
+            raise FileNotFoundError(errno.ENOENT, str(error)) from error
+        try:
+            yield copy
         finally:
             copy.unlink(missing_ok=True)
 
@@ -205,14 +209,39 @@ def _parents(key: str) -> Iterator[str]:
 
 @contextmanager
 def local_mirror() -> Iterator[LocalMirror]:
-    """Make a mirror, and remove it at the end."""
-    root = Path(tempfile.gettempdir()).resolve() / f"denoise-batch-{secrets.token_hex(8)}"
-    root.mkdir(mode=0o700)
+    """Make a mirror, and remove it at the end; remove those that killed runs left behind."""
+    temporary = Path(tempfile.gettempdir()).resolve()
+    _remove_abandoned(temporary)
+    root = temporary / f"denoise-batch-{secrets.token_hex(8)}"
+    unnamed = root.with_name(f".{root.name}")  # until it is locked
+    unnamed.mkdir(mode=0o700)
+    descriptor = os.open(unnamed / _LOCK, os.O_RDWR | os.O_CREAT)
     try:
+        lock(descriptor)
+        if os.name == "posix":
+            unnamed.rename(root)
+        else:  # where nothing can be renamed that has an open file
+            root.mkdir(mode=0o700)
         yield LocalMirror(root)
     finally:
+        os.close(descriptor)
+        for path in (root, unnamed):
+            with suppress(OSError):
+                remove_tree(path)
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    for path in temporary.glob("denoise-batch-*"):
         with suppress(OSError):
-            remove_tree(root)
+            if not re.fullmatch(r"denoise-batch-[0-9a-f]{16}", path.name) or path.is_symlink():
+                continue
+            descriptor = os.open(path / _LOCK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                is_abandoned = lock(descriptor) is True
+            finally:
+                os.close(descriptor)
+            if is_abandoned:
+                remove_tree(path)
 
 
 def local_path(text: str, mirror: LocalMirror) -> str:

@@ -6,21 +6,20 @@ with the time that the store gave the output. A run that ends merges them into o
 have no locks: nothing keeps two runs apart.
 """
 
-import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from denoise_batch.kernels.errors import DenoiseBatchError, ImageError, OptionError
 
 from ..files.atomic import atomic_write, make_folder
-from ..files.scan import Job, is_image, split_pattern
+from ..files.scan import FileStat, Job, is_image, split_pattern
 from ..options import DenoiseOptions
-from ..streaming.manifest import FOLDER, Entry, FileStat, Manifest, Storage, sha256_of
+from ..streaming.manifest import FOLDER, Entry, Manifest, Storage, digests_of
 from ..streaming.result import Result
 from .mirror import LOCAL, LocalMirror, local_mirror, local_path
 from .objects import is_url
@@ -72,26 +71,43 @@ class RemoteManifest(Manifest):
                 list(threads.map(mirror.fetch, (root / FOLDER).glob("manifest*.jsonl")))
         super().__init__(root)
 
-    def made_of(self, output: Path) -> Entry | None:
+    def is_current(self) -> bool:
+        """False: only a listing could tell."""
+        return False
+
+    def made_of(self, output: Path, is_stopped: Callable[[], bool] = lambda: False) -> Entry | None:
         """Return the entry of the object at `output`, by size and time, else by its bytes.
 
         Raises:
             OptionError: the object has to be read, and the store fails.
         """
+        entries = self.entries(output)
+        if not entries:
+            return None
         try:
-            stamp = FileStat.of(output)
+            stamp = FileStat.of(output).of_object
         except OSError:
             return None
         unconfirmed = FileStat(stamp.size, 0)
-        entries = self._entries.get(self._key(output), [])
         fitting = [entry for entry in entries if entry.output_stamp in (stamp, unconfirmed)]
         exact = [entry for entry in fitting if entry.output_stamp == stamp != unconfirmed]
         if exact and len({entry.output_sha256 for entry in fitting}) == 1:
             return exact[-1]
-        if not fitting:
+        try:
+            return self._by_bytes(output, stamp, entries, is_stopped)
+        except FileNotFoundError:
             return None
-        digest = self._mirror.sha256(output)
-        return next((e for e in reversed(fitting) if e.output_sha256 == digest), None)
+
+    @contextmanager
+    def content(self, output: Path) -> Iterator[Path]:
+        """A copy of an output's object.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+            OptionError: the store fails.
+        """
+        with self._mirror.copy(output) as path:
+            yield path
 
     def is_unchanged(self, output: Path, entry: Entry) -> bool:
         """True: the store gives every object its own time."""
@@ -113,8 +129,8 @@ class RemoteManifest(Manifest):
             OSError: the disk is full.
         """
         stamp = FileStat(written.stat().st_size, 0)
-        key, digest = self._key(output), sha256_of(written)
-        entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)
+        key, (digest, outline) = self._key(output), digests_of(written)
+        entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source, outline)
         path = self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl"
         self._upload([entry], path)
         self._unconfirmed[output] = (entry, path)
@@ -128,16 +144,18 @@ class RemoteManifest(Manifest):
             object = self._mirror.info(output)
             if object.size == entry.output_stamp.size:
                 stamp = FileStat(object.size, object.modified_ns)
-                self._upload([replace(entry, output_stamp=stamp)], path)
+                self._upload([entry._replace(output_stamp=stamp)], path)
 
     def restamp(self, entries: Sequence[Entry]) -> None:
         """Upload entries whose sources have another stat and were found to be the same."""
+        for entry in entries:
+            self.moved.pop(entry.output, None)
         with suppress(DenoiseBatchError, OSError):
             self._upload(entries, self.root / FOLDER / f"manifest-{secrets.token_hex(8)}.jsonl")
 
     def _upload(self, entries: Sequence[Entry], path: Path) -> None:
         make_folder(path.parent)
-        path.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
+        path.write_text("".join(f"{entry.to_json()}\n" for entry in entries))
         try:
             self._mirror.upload(path)
         finally:
@@ -153,10 +171,11 @@ class RemoteManifest(Manifest):
         self._mirror.refresh(self.root)
         found = RemoteManifest(self.root, self._mirror)
         lines = []
-        for key in found._entries:
+        for key in found.names():
             output = self.root / key
             if (entry := found.made_of(output)) is not None:
-                lines.append(json.dumps(asdict(replace(entry, output_stamp=FileStat.of(output)))))
+                stamp = FileStat.of(output).of_object
+                lines.append(entry._replace(output_stamp=stamp).to_json())
         whole = self.root / FOLDER / "manifest.jsonl"
         parts = [path for path in whole.parent.glob("manifest*.jsonl") if path != whole]
         make_folder(whole.parent)
@@ -178,7 +197,6 @@ class RemoteStorage(Storage):
 
     def __init__(self, mirror: LocalMirror) -> None:
         self.mirror = mirror
-        self._manifests: dict[Path, RemoteManifest] = {}
 
     def refresh(self, options: DenoiseOptions) -> list[Job]:
         """List inputs and output again; return a failed job for each image that has no path.
@@ -239,18 +257,20 @@ class RemoteStorage(Storage):
             for job in jobs
         ]
 
+    def name_of(self, path: Path) -> str:
+        """The URL, or path."""
+        return self.mirror.url(path)
+
     def manifest(self, root: Path, part: str) -> Manifest:
         """The manifest of an output folder or prefix."""
         if self.mirror.holds(root):
-            self._manifests[root] = RemoteManifest(root, self.mirror)
-            return self._manifests[root]
+            return RemoteManifest(root, self.mirror)
         return Manifest(root, part)
 
     def worker_manifest(self, root: Path, part: str) -> Manifest:
         """A manifest that is only written."""
         if self.mirror.holds(root):
-            self._manifests[root] = RemoteManifest(root, self.mirror, is_read=False)
-            return self._manifests[root]
+            return RemoteManifest(root, self.mirror, is_read=False)
         return Manifest(root, part)
 
     def is_gone(self, place: str) -> bool:
@@ -262,10 +282,8 @@ class RemoteStorage(Storage):
         self.mirror.fetch(path)
 
     def upload(self, path: Path) -> None:
-        """Upload an output, and confirm its entry."""
+        """Upload an output."""
         self.mirror.upload(path)
-        for manifest in self._manifests.values():
-            manifest.confirm(path)
 
     def finish(self, result: Result) -> Result:
         """Release the job's disk space, and put URLs into its messages."""

@@ -2,8 +2,8 @@
 
 Every output folder has a hidden folder `.denoise-batch` with one JSON line per output, so that a
 run continues where another ended. A line is written just before its output is renamed into place,
-and identifies the file by size and time: a run may be killed between the two, and a file that
-somebody changed is not mistaken for ours.
+and completed after: a run may be killed between the two, and a file that somebody changed is not
+mistaken for ours. Each shard and worker has a file of its own; none is ever shared between writers.
 """
 
 import errno
@@ -11,20 +11,21 @@ import hashlib
 import json
 import os
 import stat
+import struct
 import time
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from filelock import FileLock, Timeout
 
 from denoise_batch.kernels import OptionError
 
-from ..files.atomic import atomic_write
-from ..files.scan import Job
+from ..files.atomic import atomic_file
+from ..files.scan import FileStat, Job
 from ..options import DenoiseOptions
 from .result import Result
 
@@ -35,61 +36,25 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # of the file system
 # Lines survive the death of the process without a sync. Surviving the death of the machine would
 # take a sync per line, and make every file wait for the disk twice.
 _SYNC_S = 5.0
+_STAMP = struct.Struct("<QqqQ")
+_PACKED = struct.Struct("<QqqQQqqQ32s32sIB")  # two stamps, two digests, the run, a length
+_DIGITS = 20  # of a time that is not known yet when its line is written
 
 
-@dataclass(frozen=True)
-class FileStat:
-    """Size and times of a file: whether it may have changed, without reading it.
-
-    Attributes:
-        size: in bytes.
-        mtime_ns: time of the last modification.
-        ctime_ns: time of the last change of the file or its inode; 0 for outputs (renaming and
-            copying change it), objects, and in the lines of older releases.
-        inode: number of the file; 0 where `ctime_ns` is.
-    """
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int = 0
-    inode: int = 0
-
-    @classmethod
-    def of(cls, path: Path) -> "FileStat":
-        """Stat an output.
-
-        Raises:
-            OSError: it does not exist.
-        """
-        status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns)
-
-    @classmethod
-    def of_source(cls, job: Job) -> "FileStat":
-        """Stat a job's source; two files of one size and time that swap names differ too.
-
-        Raises:
-            OSError: it does not exist.
-        """
-        if "://" in job.source_name:  # its placeholder is new in each run
-            return cls.of(job.source)
-        status = job.source.stat()
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-
-
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One output and what it was made of; the names of the fields are those on the disk.
 
     Attributes:
         output: path below the output folder, with forward slashes.
-        output_stamp: the output's stat.
+        output_stamp: the output's stat. Its ctime is 0 until it has its name, its ctime and inode
+            are in the lines of older releases; an object has neither.
         output_sha256: digest of the output's bytes, for files that were copied since.
         source_stamp: the input's stat.
         source_sha256: digest of the input's bytes.
         weights: sha256 of the weights file.
         options: digest of all options that change pixels.
         source: the input's `Job.canonical_path`; "" if unknown.
+        outline: what `digests_of` says of the output's parts; "" if unknown.
     """
 
     output: str
@@ -100,10 +65,28 @@ class Entry:
     weights: str
     options: str
     source: str = ""
+    outline: str = ""
+
+    def fits(self, output: FileStat) -> bool:
+        """Whether this is the entry of a file with this stat, as far as a stat can tell."""
+        known = self.output_stamp
+        if known.ctime_ns:
+            return known == output
+        return known[:2] == output[:2] and known.inode in (0, output.inode)
+
+    def to_json(self) -> str:
+        """The line of a manifest, without its end."""
+        stamps = {
+            "output_stamp": self.output_stamp._asdict(),
+            "source_stamp": self.source_stamp._asdict(),
+        }
+        return json.dumps(self._asdict() | stamps)
 
 
 class Manifest:
     """The entries of one output folder.
+
+    In memory an entry is one string of bytes: a manifest may have hundreds of thousands.
 
     Args:
         root: the output folder.
@@ -116,40 +99,94 @@ class Manifest:
     def __init__(self, root: Path, part: str = "") -> None:
         self.root = root
         self.path = root / FOLDER / f"manifest{part}.jsonl"
-        self._entries: dict[str, list[Entry]] = {}
+        self.moved: dict[str, Entry] = {}  # found by their bytes under another stat
+        self._last: dict[str, bytes] = {}
+        self._older: dict[str, list[bytes]] = {}  # before the last; most outputs have none
+        self._runs: dict[tuple[str, str], int] = {}  # digests of weights and options
+        self._run_names: Sequence[tuple[str, str]] = ()
+        self._unnamed: dict[str, tuple[Entry, int]] = {}  # and where their lines lack the ctime
         self._lock = Lock()
         self._synced = time.monotonic()
         lines = 0
         _refuse_others(root)
+        self._parts = _parts(root)
         for path in sorted((root / FOLDER).glob("manifest*.jsonl"), key=_age):
             for entry in _read(path):
                 lines += 1
-                self._entries.setdefault(entry.output, []).append(entry)
-        self._is_long = lines > 64 + 2 * len(self._entries)
+                self._keep(entry)
+        self._is_long = lines > 64 + 2 * len(self._last)
 
-    def made_of(self, output: Path) -> Entry | None:
-        """Return the entry of the file at `output`; None if the file is missing or not ours."""
-        entries = self._entries.get(self._key(output), [])
+    def is_current(self) -> bool:
+        """Whether nobody else has added or changed a line since this was read."""
+        return self._parts == _parts(self.root)
+
+    def names(self) -> list[str]:
+        """The outputs that there are entries of."""
+        return list(self._last)
+
+    def entries(self, output: Path) -> list[Entry]:
+        """The entries of an output, whatever is there now; the newest is the last."""
+        key = self._key(output)
+        if key not in self._last:
+            return []
+        return [
+            self._unpack(key, packed) for packed in (*self._older.get(key, ()), self._last[key])
+        ]
+
+    def made_of(self, output: Path, is_stopped: Callable[[], bool] = lambda: False) -> Entry | None:
+        """Return the entry of the file at `output`; None if the file is missing or not ours.
+
+        A file is read only if its stat is not the one that was noted; `moved` has it afterwards.
+        Once `is_stopped`, None says nothing.
+        """
+        entries = self.entries(output)
+        if not entries:
+            return None
         try:
             stamp = FileStat.of(output)
-            same = [entry for entry in entries if entry.output_stamp == stamp]
+            same = [entry for entry in entries if entry.fits(stamp)]
             # Outputs have their inputs' times: two runs may differ in nothing but the bytes.
             if len({entry.output_sha256 for entry in same}) == 1:
                 return same[-1]
-            same_size = [entry for entry in entries if entry.output_stamp.size == stamp.size]
-            if same_size:
-                digest = sha256_of(output)
-                return next((e for e in reversed(same_size) if e.output_sha256 == digest), None)
+            return self._by_bytes(output, stamp, entries, is_stopped)
         except OSError:
             return None
-        return None
+
+    def _by_bytes(
+        self,
+        output: Path,
+        stamp: FileStat,
+        entries: Sequence[Entry],
+        is_stopped: Callable[[], bool],
+    ) -> Entry | None:
+        same_size = [entry for entry in entries if entry.output_stamp.size == stamp.size]
+        if not same_size:
+            return None
+        with self.content(output) as path:
+            digest = sha256_of(path, is_stopped)
+        found = next((e for e in reversed(same_size) if e.output_sha256 == digest), None)
+        if found is not None:
+            found = found._replace(output_stamp=stamp)
+            self.moved[found.output] = found
+            self._keep(found)
+        return found
+
+    @contextmanager
+    def content(self, output: Path) -> Iterator[Path]:
+        """A file on this machine with the bytes of an output.
+
+        Raises:
+            OSError: there are none, or they cannot be had.
+        """
+        yield output
 
     def is_unchanged(self, output: Path, entry: Entry) -> bool:
         """Whether a file that `made_of` found is, byte for byte, what its run wrote.
 
-        A file of another origin may have its size, and its input's time.
+        Without a ctime, a file of another origin may have its size, and its input's time.
         """
-        if entry.output_stamp.mtime_ns != entry.source_stamp.mtime_ns:
+        stamp = entry.output_stamp
+        if stamp.ctime_ns or stamp.mtime_ns != entry.source_stamp.mtime_ns:
             return True
         with suppress(OSError):
             return sha256_of(output) == entry.output_sha256
@@ -177,61 +214,225 @@ class Manifest:
         Raises:
             OSError: the line cannot be written.
         """
-        stamp, digest = FileStat.of(written), sha256_of(written)
+        stamp = FileStat.of(written)._replace(ctime_ns=0)
+        digest, outline = digests_of(written)
         key = self._key(output)
-        self._append([Entry(key, stamp, digest, source_stamp, source_sha256, *run, source)])
+        entry = Entry(key, stamp, digest, source_stamp, source_sha256, *run, source, outline)
+        self._append([entry], is_named=False)
+
+    def confirm(self, output: Path) -> None:
+        """Complete the line of an output that has its name now, if possible.
+
+        The ctime, which renaming changes, shows later changes under the old size and time.
+        """
+        entry, place = self._unnamed.pop(self._key(output), (None, 0))
+        if entry is None:
+            return
+        with suppress(OSError):
+            stamp = FileStat.of(output)
+            if stamp._replace(ctime_ns=0) != entry.output_stamp:
+                return  # somebody was faster
+            with self._lock:
+                with _open_regular(self.path, os.O_RDWR, "rb+") as file:
+                    file.seek(place)
+                    file.write(f"{stamp.ctime_ns:{_DIGITS}}".encode())
+                    self._note_part(file)
+                self._last[entry.output] = self._pack(entry._replace(output_stamp=stamp))
+                self._older.pop(entry.output, None)
 
     def restamp(self, entries: Sequence[Entry]) -> None:
-        """Add entries whose sources have another stat and were found to be the same, if possible.
+        """Add entries of files that have another stat and were found to be the same, if possible.
 
         Without, they are read again by every run.
         """
+        for entry in entries:
+            self.moved.pop(entry.output, None)
         with suppress(OSError):
             self._append(entries)
 
-    def _append(self, entries: Sequence[Entry]) -> None:
-        line = "".join(json.dumps(asdict(entry), ensure_ascii=True) + "\n" for entry in entries)
+    def _append(self, entries: Sequence[Entry], *, is_named: bool = True) -> None:
         with self._lock:
-            for entry in entries:
-                self._entries.setdefault(entry.output, []).append(entry)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _open_regular(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, "ab+") as file:
                 if _ends_torn(file):
-                    line = "\n" + line
-                file.write(line.encode())
+                    file.write(b"\n")
+                for entry in entries:
+                    self._keep(entry)
+                    line = entry.to_json()
+                    if not is_named:
+                        # The name comes before it, but has no quote that is not escaped.
+                        lead, mark, rest = line.partition('"ctime_ns": 0')
+                        place = file.seek(0, os.SEEK_END) + len(lead) + len(mark) - 1
+                        self._unnamed[entry.output] = entry, place
+                        line = f"{lead}{mark[:-1]}{0:{_DIGITS}}{rest}"
+                    file.write(line.encode() + b"\n")
                 file.flush()
                 if time.monotonic() - self._synced > _SYNC_S:
                     os.fsync(file.fileno())
                     self._synced = time.monotonic()
+                self._note_part(file)
 
     def compact(self) -> None:
         """Drop outdated lines if there are many; for unsharded runs only."""
         if not self._is_long:
             return
-        last = [self.made_of(self.root / key) or self._entries[key][-1] for key in self._entries]
-        lines = (json.dumps(asdict(entry)) + "\n" for entry in last)
         with suppress(OSError):  # a longer manifest is still correct
             whole = self.root / FOLDER / "manifest.jsonl"
-            atomic_write(whole, "".join(lines).encode())
+            with atomic_file(whole) as file:
+                for key in self.names():
+                    for entry in self._useful(self.root / key):
+                        file.write(entry.to_json().encode() + b"\n")
             for path in (self.root / FOLDER).glob("manifest*.jsonl"):
                 if path != whole:
                     path.unlink()
+            self._parts, self._is_long = _parts(self.root), False
+
+    def _useful(self, output: Path) -> list[Entry]:
+        """The entry of the file at `output`; all entries, if only its bytes would tell."""
+        entries = self.entries(output)
+        with suppress(OSError):
+            stamp = FileStat.of(output)
+            fitting = [entry for entry in entries if entry.fits(stamp)]
+            if len({entry.output_sha256 for entry in fitting}) == 1:
+                return fitting[-1:]
+            return entries
+        return entries[-1:]
 
     def _key(self, output: Path) -> str:
+        root, path = str(self.root), str(output)
+        if os.sep == "/" and path.startswith(f"{root}/"):  # `relative_to` takes ten times as long
+            return path[len(root) + 1 :]
         return output.relative_to(self.root).as_posix()
 
+    def _note_part(self, file: BinaryIO) -> None:
+        """Tell our own changes from those of others."""
+        file.flush()
+        self._parts[self.path.name] = _version(os.fstat(file.fileno()))
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes.
+    def _keep(self, entry: Entry) -> None:
+        packed = self._pack(entry)
+        if (last := self._last.get(entry.output)) is not None:
+            self._older.setdefault(entry.output, []).append(last)
+        self._last[entry.output] = packed
+
+    def _pack(self, entry: Entry) -> bytes:
+        run = self._runs.setdefault((entry.weights, entry.options), len(self._runs))
+        outline = bytes.fromhex(entry.outline)
+        return (
+            _PACKED.pack(
+                *entry.output_stamp,
+                *entry.source_stamp,
+                bytes.fromhex(entry.output_sha256),
+                bytes.fromhex(entry.source_sha256),
+                run,
+                len(outline),
+            )
+            + outline
+            + os.fsencode(entry.source)
+        )
+
+    def _unpack(self, key: str, packed: bytes) -> Entry:
+        *numbers, output, source, run, length = _PACKED.unpack_from(packed)
+        end = _PACKED.size + length
+        if run >= len(self._run_names):
+            self._run_names = list(self._runs)
+        weights, options = self._run_names[run]
+        return Entry(
+            key,
+            FileStat(*numbers[:4]),
+            output.hex(),
+            FileStat(*numbers[4:]),
+            source.hex(),
+            weights,
+            options,
+            os.fsdecode(packed[end:]),
+            packed[_PACKED.size : end].hex(),
+        )
+
+
+def sha256_of(path: Path, is_stopped: Callable[[], bool] = lambda: False) -> str:
+    """Return the SHA-256 of a file's bytes; of its first ones, if `is_stopped` becomes true.
 
     Raises:
         OSError: it cannot be read, or is no file.
     """
     digest = hashlib.sha256()
     with _open_regular(path, os.O_RDONLY, "rb", is_link_followed=True) as file:
-        while block := file.read(_BLOCK):
+        while (block := file.read(_BLOCK)) and not is_stopped():
             digest.update(block)
     return digest.hexdigest()
+
+
+def digests_of(path: Path) -> tuple[str, str]:
+    """Return the SHA-256 of a file's bytes, and its outline, both in hexadecimal.
+
+    The outline shows what damage left of a file: 16 bits of the CRC-32 of each of its parts, which
+    are its first byte, and then always as much as all before.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+    """
+    digest, outline = hashlib.sha256(), b""
+    with _open_regular(path, os.O_RDONLY, "rb", is_link_followed=True) as file:
+        for _, check, _ in _parts_of(file, digest.update):
+            outline += check
+    return digest.hexdigest(), outline.hex()
+
+
+def is_left_of(path: Path, entry: Entry) -> bool:
+    """Whether a file is what damage left of an output: nothing, zeros, or most of its parts.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+    """
+    outline, ours, last = bytes.fromhex(entry.outline), 0, 0
+    position = 0
+
+    def find_zeros(block: bytes) -> None:
+        nonlocal position, last
+        if kept := len(block.rstrip(b"\0")):
+            last = position + kept
+        position += len(block)
+
+    with _open_regular(path, os.O_RDONLY, "rb", is_link_followed=True) as file:
+        for number, (size, check, start) in enumerate(_parts_of(file, find_zeros)):
+            is_whole = size == max(1, start) or start + size == entry.output_stamp.size
+            if is_whole and check == outline[2 * number : 2 * number + 2]:
+                ours += size
+    return 2 * ours >= last
+
+
+def _parts_of(
+    file: BinaryIO, on_block: Callable[[bytes], None]
+) -> Iterator[tuple[int, bytes, int]]:
+    """Yield size, checksum and start of each part of a file."""
+    start = 0
+    while True:
+        left, check = max(1, start), 0
+        while left and (block := file.read(min(left, _BLOCK))):
+            on_block(block)
+            check = zlib.crc32(block, check)
+            left -= len(block)
+        size = max(1, start) - left
+        if size:
+            yield size, (check & 0xFFFF).to_bytes(2), start
+        if left:
+            return
+        start += size
+
+
+def _parts(root: Path) -> dict[str, tuple[int, ...]]:
+    """The parts of a manifest, by their names, and what shows that one has changed."""
+    found = {}
+    with suppress(OSError):
+        for path in (root / FOLDER).glob("manifest*.jsonl"):
+            with suppress(OSError):
+                found[path.name] = _version(path.stat())
+    return found
+
+
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _age(path: Path) -> tuple[int, str]:
@@ -245,34 +446,33 @@ def _read(path: Path) -> Iterator[Entry]:
     """Yield the valid lines of a manifest; a killed run may leave a torn one, others anything."""
     try:
         with _open_regular(path, os.O_RDONLY, "rb") as file:
-            data = file.read()
+            for line in file:
+                with suppress(ValueError, TypeError, KeyError, RecursionError, struct.error):
+                    yield _parse(json.loads(line))
     except OSError:
         return
-    for line in data.split(b"\n"):
-        with suppress(ValueError, TypeError, KeyError, RecursionError):
-            fields = json.loads(line)
-            fields["output_stamp"] = FileStat(**fields["output_stamp"])
-            fields["source_stamp"] = FileStat(**fields["source_stamp"])
-            entry = Entry(**fields)
-            if _is_valid(entry):
-                yield entry
 
 
-def _is_valid(entry: Entry) -> bool:
-    """Whether all fields have their types, and the output is below the folder.
+def _parse(fields: dict[str, Any]) -> Entry:
+    """Return the entry of a line.
 
     Raises:
-        ValueError: a name that no file can have.
+        ValueError, TypeError, KeyError, struct.error: it is none, or of no file below the folder.
     """
-    for stamp in (entry.output_stamp, entry.source_stamp):
-        if not all(type(number) is int for number in vars(stamp).values()):
-            return False
-    texts = [value for value in vars(entry).values() if not isinstance(value, FileStat)]
-    if not all(isinstance(text, str) for text in texts):
-        return False
-    os.fsencode(entry.output + entry.source)
+    stamps = [FileStat(**fields[name]) for name in ("output_stamp", "source_stamp")]
+    entry = Entry(**fields | {"output_stamp": stamps[0], "source_stamp": stamps[1]})
+    for stamp in stamps:
+        _STAMP.pack(*stamp)
+    digests = [bytes.fromhex(text) for text in (entry.output_sha256, entry.source_sha256)]
+    texts = (entry.output, entry.weights, entry.options, entry.source, entry.outline)
+    if any(len(digest) != 32 for digest in digests) or not all(type(text) is str for text in texts):
+        raise ValueError("a digest or text is none")
+    names = entry.output + entry.source
+    os.fsencode(names)
     is_below = entry.output[:1] not in ("", "/") and not {".", ".."} & {*entry.output.split("/")}
-    return is_below and "\0" not in entry.output + entry.source
+    if "\0" in names or not is_below or len(bytes.fromhex(entry.outline)) > 255:
+        raise ValueError("no file can have this name")
+    return entry
 
 
 def _open_regular(path: Path, flags: int, mode: str, *, is_link_followed: bool = False) -> BinaryIO:
@@ -321,9 +521,9 @@ def _ends_torn(file: BinaryIO) -> bool:
 def locked(root: Path, part: str = "") -> Iterator[None]:
     """Hold the output folder for this run, or for this shard; a killed run holds nothing.
 
-    An unsharded run excludes every other run, a shard excludes itself and unsharded runs. Each
-    takes its own lock first and then looks at the others', so that of two runs that begin together
-    at least one sees the other.
+    An unsharded run excludes every other run; a shard excludes itself, unsharded runs and shards of
+    another split, whose images are partly the same. Each takes its own lock first and then looks
+    at the others', so that of two runs that begin together at least one sees the other.
 
     Args:
         root: the output folder; made if missing.
@@ -345,11 +545,13 @@ def locked(root: Path, part: str = "") -> Iterator[None]:
         ) from error
     with ExitStack() as held:
         held.callback(_lock(own, root).release)
-        if part:  # several shards may look at the same moment
-            _lock(whole, root, timeout_s=_LOOK_S).release()
-        else:
-            for other in folder.glob("lock-*"):
-                _lock(other, root).release()
+        split = part.rpartition("-of-")[2]
+        others = [
+            path for path in folder.glob("lock-*") if path.name.rpartition("-of-")[2] != split
+        ]
+        for other in (whole, *others) if part else others:
+            # Several shards may look at the same moment.
+            _lock(other, root, timeout_s=_LOOK_S if part else 0.0).release()
         yield
 
 
@@ -358,8 +560,11 @@ def _lock(path: Path, root: Path, timeout_s: float = 0.0) -> FileLock:
     try:
         lock.acquire()
     except Timeout as error:
+        _, _, shard = path.name.partition("-")
+        split = f" (--shard {shard.replace('-of-', '/')})" if shard else ""
         raise OptionError(
-            f"{root}: another denoise-batch is writing there; wait for it, or choose another output"
+            f"{root}: another denoise-batch{split} is writing there; wait for it, or choose "
+            "another output"
         ) from error
     except NotImplementedError:
         pass  # a file system without locks: better unguarded than unusable
@@ -388,6 +593,10 @@ class Storage:
     def named(self, jobs: Sequence[Job]) -> list[Job]:
         """Return the jobs under the names that the user knows."""
         return list(jobs)
+
+    def name_of(self, path: Path) -> str:
+        """Return the name of a file or folder that the user knows."""
+        return str(path)
 
     def manifest(self, root: Path, part: str) -> Manifest:
         """Return the manifest of an output folder, to read and to add to."""

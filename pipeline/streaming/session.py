@@ -1,23 +1,23 @@
 """The main job: folders of noisy images in, the same folders denoised out."""
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from denoise_batch.kernels import NoImagesError, OptionError
+from denoise_batch.kernels import ImageError, NoImagesError, OptionError
 
-from ..files.atomic import temporary_lead
+from ..files.atomic import remove_abandoned
+from ..files.images import read_pages
 from ..files.listed import read_list
-from ..files.scan import Job, real_path, scan
+from ..files.scan import FileStat, Job, canonical_paths, look, real_path, scan
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from .estimate import estimate, keep_speed, last_speed
-from .manifest import Entry, FileStat, Manifest, Storage, locked, sha256_of
+from .manifest import FOLDER, Entry, Manifest, Storage, is_left_of, locked, sha256_of
 from .result import Estimate, Plan, Result, Summary
 from .stream import Engine, LocalEngine
 
@@ -25,6 +25,7 @@ _WORTH_MEASURING = 100.0  # megapixels; the measurement takes half of one
 MOST_FAULTS = 10  # of the output or a store, in a row
 UNCHANGED = "done before"
 FOREIGN = "exists"
+CHANGED = "changed since it was written"
 
 
 def denoise(
@@ -64,12 +65,35 @@ class Session:
         self.engine = choose_engine(options, self.storage, self._part)
         self._scanned: Sequence[Job] = ()  # in all shards
         self._passed_over: tuple[str, ...] = ()
+        self._manifests: dict[Path, Manifest] = {}
+        self._tidied: set[Path] = set()  # output folders
+        self._faulty: list[Job] = []
+        self._looked: dict[str, bytes | None] | None = None
+        self._is_listed = False  # since the last look
+        self._jobs: list[Job] | None = None  # of the last look
 
     def __enter__(self) -> "Session":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.engine.close()
+
+    def look(self) -> dict[str, bytes | None]:
+        """List the inputs, so that `jobs` need not if no name came or went since the last look.
+
+        Returns:
+            What `files.scan.look` does, for paths on this machine.
+
+        Raises:
+            OptionError: an input does not exist.
+        """
+        self._faulty = self.storage.refresh(self.options)
+        self._is_listed = True
+        found = look(self.options.inputs, self.options.output, recursive=self.options.recursive)
+        if self._looked is None or found.keys() != self._looked.keys():
+            self._jobs = None
+        self._looked = found
+        return found
 
     def jobs(self) -> list[Job]:
         """Find the images of this run's shard, in the order of the inputs.
@@ -82,10 +106,14 @@ class Session:
         listed = None
         if options.files_from is not None:
             listed = read_list(options.files_from, null=options.null)
-        faulty = self.storage.refresh(options)
+        if not self._is_listed:
+            self._faulty = self.storage.refresh(options)
+        elif self._jobs is not None and not self._faulty:
+            return self._jobs
+        self._is_listed = False
         if listed is not None:
-            names = {item.path for item in listed.files}
-            faulty = [job for job in faulty if job.name in names]
+            named = {item.path for item in listed.files}
+            self._faulty = [job for job in self._faulty if job.name in named]
         passed_over: list[str] = []
         jobs: list[Job] = []
         try:
@@ -98,15 +126,17 @@ class Session:
                 on_passed_over=passed_over.append,
             )
         except NoImagesError:
-            if not faulty:
+            if not self._faulty:
                 raise
         self._passed_over = tuple(passed_over)
-        self._scanned = [*self.storage.named(jobs), *faulty]
-        return of_shard(self._scanned, *options.shard)
+        self._scanned = [*self.storage.named(jobs), *self._faulty]
+        self._jobs = of_shard(self._scanned, *options.shard)
+        return self._jobs
 
-    def plan(self, jobs: Sequence[Job]) -> Plan:
+    def plan(self, jobs: Sequence[Job], stop: Stop | None = None) -> Plan:
         """Plan a run without writing anything."""
-        return self._plan(jobs, self._manifests(jobs), is_timed=True)
+        stop = Stop() if stop is None else stop
+        return self._plan(jobs, self._read_manifests(jobs), stop, is_timed=True)
 
     def run(
         self,
@@ -124,8 +154,13 @@ class Session:
         ending = _Ending(Stop() if stop is None else stop)  # a Stop that is not set is false
         started = time.perf_counter()
         results: dict[Job, Result] = {}
+        damaged: set[Job] = set()
 
         def record(result: Result) -> None:
+            if result.job in damaged:
+                note = f"{result.job.name}: its output was damaged, and was made again"
+                if result.status == "done":
+                    result = replace(result, notes=(note, *result.notes))
             results[result.job] = result
             ending.count(result)
             progress.on_result(result)
@@ -133,15 +168,18 @@ class Session:
         with ExitStack() as locks:
             for root in dict.fromkeys(job.root for job in jobs):
                 locks.enter_context(locked(root, self._part))
-            manifests = self._manifests(jobs)
+            manifests = self._read_manifests(jobs)
             if not self._part:
                 for manifest in manifests.values():
                     manifest.compact()
             same: dict[Job, Entry] = {}
-            plan = self._plan(jobs, manifests, same.__setitem__)
+            plan = self._plan(jobs, manifests, ending, same.__setitem__, damaged.add)
             for root, manifest in manifests.items():
                 if entries := [entry for job, entry in same.items() if job.root == root]:
                     manifest.restamp(entries)
+                if root not in self._tidied:
+                    self._tidied.add(root)
+                    _tidy(root, manifest, self._scanned)
             progress.on_start(plan)
             for result in plan.skipped:
                 record(result)
@@ -150,7 +188,6 @@ class Session:
                     self.storage.check(root)
             todo, rest = plan.jobs, plan.rest
             while todo and not ending:
-                remove_stale_temp_files(todo)
                 with closing(self.engine.run(todo, manifests, progress, ending)) as finished:
                     for result in finished:
                         record(self.storage.finish(result))
@@ -178,15 +215,23 @@ class Session:
             ending.gave_up,
         )
 
-    def _manifests(self, jobs: Sequence[Job]) -> dict[Path, Manifest]:
-        roots = {job.root for job in jobs}
-        return {root: self.storage.manifest(root, self._part) for root in roots}
+    def _read_manifests(self, jobs: Sequence[Job]) -> dict[Path, Manifest]:
+        """The manifests of the jobs' output folders; those of the last run, if still true."""
+        manifests = {}
+        for root in {job.root for job in jobs}:
+            manifest = self._manifests.get(root)
+            if manifest is None or not manifest.is_current():
+                manifest = self.storage.manifest(root, self._part)
+            manifests[root] = self._manifests[root] = manifest
+        return manifests
 
     def _plan(
         self,
         jobs: Sequence[Job],
         manifests: Mapping[Path, Manifest],
+        stop: Stop,
         on_same: Callable[[Job, Entry], None] = lambda job, entry: None,
+        on_damaged: Callable[[Job], None] = lambda job: None,
         *,
         is_timed: bool = False,
     ) -> Plan:
@@ -197,7 +242,9 @@ class Session:
             self.engine.digests,
             self.storage.is_gone,
             overwrite=self.options.overwrite,
+            stop=stop,
             on_same=on_same,
+            on_damaged=on_damaged,
         )
         limit = self.options.limit
 
@@ -327,12 +374,14 @@ def of_shard(jobs: Sequence[Job], number: int, shards: int) -> list[Job]:
     """
     if shards == 1:
         return list(jobs)
+    names = (job.output.relative_to(job.root).as_posix() for job in jobs)
+    return [job for job, name in zip(jobs, names, strict=True) if is_in_shard(name, number, shards)]
 
-    def shard_of(job: Job) -> int:
-        name = job.output.relative_to(job.root).as_posix()
-        return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8])
 
-    return [job for job in jobs if shard_of(job) % shards == number - 1]
+def is_in_shard(output: str, number: int, shards: int) -> bool:
+    """Whether an output, by its name below its folder, belongs to a shard."""
+    digest = hashlib.sha256(output.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8]) % shards == number - 1
 
 
 def split(
@@ -343,14 +392,19 @@ def split(
     is_gone: Callable[[str], bool],
     *,
     overwrite: bool,
+    stop: Stop,
     on_same: Callable[[Job, Entry], None] = lambda job, entry: None,
+    on_damaged: Callable[[Job], None] = lambda job: None,
 ) -> tuple[list[Job], list[Result]]:
-    """Return the jobs to do, and the results of those not to do.
+    """Return the jobs to do, and the results of those not to do; what `stop` cuts off is neither.
 
     An output is skipped if an earlier run made it from the same input with the same weights and
     options, or if no run made it. It is made anew if its input, the weights or an option changed.
-    Another image's output is never overwritten: the job fails, unless that image no longer exists,
-    or was also scanned in this run, in the same folder, and now maps to a different output.
+    One that is not what was written is made anew if that is damage: it cannot be read, and what is
+    there is left of what was written. Otherwise somebody changed it, and it is skipped, as `dpkg`
+    keeps changed configuration files. Another image's output is never overwritten: the job fails,
+    unless that image no longer exists, or was also scanned in this run, in the same folder, and now
+    maps to a different output.
 
     Args:
         jobs: of the run; those with a fault fail.
@@ -359,8 +413,10 @@ def split(
         run: digests of weights and options.
         is_gone: whether a canonical path no longer exists.
         overwrite: skip nothing.
-        on_same: called with the new entry of each source that has another stat than the old one
-            says, and the same bytes.
+        stop: ends the search, also in the midst of a file.
+        on_same: called with the new entry of each source or output that has another stat than the
+            old one says, and the same bytes.
+        on_damaged: called with each job whose output is damaged.
     """
     done = [Result(job, "failed", job.fault) for job in jobs if job.fault]
     jobs = [job for job in jobs if not job.fault]
@@ -370,10 +426,11 @@ def split(
         return not real_path(folder).is_relative_to(real_path(root))
 
     out = [job for job in jobs if leads_out(job.output.parent, job.root)]
-    jobs = [job for job in jobs if not leads_out(job.output.parent, job.root)]
     for job in out:
         reason = f"{job.output.parent}: leads out of {job.root} by a link; remove it, or give "
         done.append(Result(job, "failed", f"{job.output}: {reason}another --output"))
+    if out:
+        jobs = [job for job in jobs if not leads_out(job.output.parent, job.root)]
     if overwrite:
         return jobs, done
 
@@ -381,60 +438,115 @@ def split(
     def paths() -> Set[str]:
         return {job.canonical_path for job in scanned}
 
-    todo = []
-    for job in jobs:
-        entry = manifests[job.root].made_of(job.output)
-        if reason := _reason_to_skip(job, entry, run, on_same):
-            done.append(Result(job, "skipped", reason))
-        elif entry and _is_of_another(entry, job, paths) and not is_gone(entry.source):
+    def result_of(job: Job, path: str) -> Result | None:
+        manifest = manifests[job.root]
+        place = job.source_name if "://" in job.source_name else path
+        entry, is_damaged = manifest.made_of(job.output, stop.__bool__), False
+        if stop:
+            return None
+        if entry is None and (known := manifest.entries(job.output)) and _exists(job.output):
+            is_damaged = _is_damaged(manifest, job.output, known)
+            if not is_damaged:
+                return _changed(job)
+            entry = known[-1]
+        elif reason := _reason_to_skip(job, place, manifest, entry, run, stop, on_same):
+            return Result(job, "skipped", reason)
+        if entry and _is_of_another(entry, place, paths) and not is_gone(entry.source):
             taken = f"{job.output}: is the output of {entry.source}"
-            done.append(Result(job, "failed", f"{taken}; give another --output, or --overwrite"))
-        elif entry and not manifests[job.root].is_unchanged(job.output, entry):
-            done.append(Result(job, "skipped", FOREIGN))
-        else:
+            return Result(job, "failed", f"{taken}; give another --output, or --overwrite")
+        if is_damaged:
+            on_damaged(job)
+        elif entry and not manifest.is_unchanged(job.output, entry):
+            return _changed(job)
+        return None
+
+    todo = []
+    for job, path in zip(jobs, canonical_paths(job.source for job in jobs), strict=True):
+        result = result_of(job, path)
+        if stop:  # the last file may not have been read to its end
+            break
+        if result is None:
             todo.append(job)
+        else:
+            done.append(result)
     return todo, done
 
 
-def remove_stale_temp_files(jobs: Iterable[Job]) -> None:
-    """Delete the temporary files that a killed run left of these outputs."""
-    folders: dict[Path, set[str]] = {}
-    for job in jobs:
-        folders.setdefault(job.output.parent, set()).add(temporary_lead(job.output.name))
-    for folder, leads in folders.items():
-        with suppress(OSError):
-            for path in folder.iterdir():
-                match = re.fullmatch(r"(\..+\.)[0-9a-f]{8}\.tmp", path.name, re.DOTALL)
-                if match and match[1] in leads:
-                    path.unlink()
+def _changed(job: Job) -> Result:
+    note = (
+        f"{job.name}: its output was changed after it was written, and is left as it is; delete it "
+        "or give --overwrite to make it again"
+    )
+    return Result(job, "skipped", CHANGED, notes=(note,))
 
 
-def _is_of_another(entry: Entry, job: Job, paths: Callable[[], Set[str]]) -> bool:
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists() or path.is_symlink()
+    except OSError:
+        return False  # writing will say what is wrong
+
+
+def _is_damaged(manifest: Manifest, output: Path, known: Sequence[Entry]) -> bool:
+    """Whether an output is what a crash left of it; another file there is somebody's work."""
+    try:
+        with manifest.content(output) as path:
+            if not any(is_left_of(path, entry) for entry in known):
+                return False
+            read_pages(path)
+    except ImageError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _tidy(root: Path, manifest: Manifest, jobs: Iterable[Job]) -> None:
+    """Delete the temporary files that killed runs left in an output folder, also of gone inputs."""
+    remove_abandoned(root / FOLDER)
+    sources = {job.source.parent for job in jobs}
+    if any(real_path(folder).is_relative_to(real_path(root)) for folder in sources):
+        # Much else may be there.
+        folders = {job.output.parent for job in jobs if job.root == root}
+        for folder in folders | {(root / name).parent for name in manifest.names()}:
+            remove_abandoned(folder)
+    else:
+        remove_abandoned(root, is_recursive=True)
+
+
+def _is_of_another(entry: Entry, place: str, paths: Callable[[], Set[str]]) -> bool:
     """Whether an output belongs to another image, one without another output in this run."""
-    if entry.source in ("", job.canonical_path):
+    if entry.source in ("", place):
         return False
-    is_beside = Path(entry.source).parent == Path(job.canonical_path).parent
+    is_beside = Path(entry.source).parent == Path(place).parent
     return not (is_beside and entry.source in paths())
 
 
 def _reason_to_skip(
-    job: Job, entry: Entry | None, run: tuple[str, str], on_same: Callable[[Job, Entry], None]
+    job: Job,
+    place: str,
+    manifest: Manifest,
+    entry: Entry | None,
+    run: tuple[str, str],
+    stop: Stop,
+    on_same: Callable[[Job, Entry], None],
 ) -> str:
     if entry is None:
-        try:
-            return FOREIGN if job.output.exists() or job.output.is_symlink() else ""
-        except OSError:
-            return ""  # writing will say what is wrong
+        return FOREIGN if _exists(job.output) else ""
     if (entry.weights, entry.options) != run:
         return ""
     try:
         stamp = FileStat.of_source(job)
-        if entry.source in ("", job.canonical_path) and stamp == entry.source_stamp:
+        is_moved = entry.output in manifest.moved
+        if entry.source in ("", place) and stamp == entry.source_stamp and not is_moved:
             return UNCHANGED
-        if stamp.size != entry.source_stamp.size or sha256_of(job.source) != entry.source_sha256:
+        if stamp != entry.source_stamp and (
+            stamp.size != entry.source_stamp.size
+            or sha256_of(job.source, stop.__bool__) != entry.source_sha256
+        ):
             return ""
     except OSError:
         return ""  # reading will say what is wrong
-    if entry.source == job.canonical_path:
-        on_same(job, replace(entry, source_stamp=stamp))
+    if entry.source == place:
+        on_same(job, entry._replace(source_stamp=stamp))
     return UNCHANGED

@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,11 +17,11 @@ from denoise_batch.kernels.errors import StorageError, first_line
 from ..files.footprint import Footprint
 from ..files.images import read_pages, write_pages
 from ..files.pixels import DecodedImage
-from ..files.scan import Job
+from ..files.scan import FileStat, Job
 from ..models import LARGEST_LEVEL
 from ..quality import Noise, Probe, Quality, assess, measure
 from .denoiser import Output
-from .manifest import FileStat, Manifest, sha256_of
+from .manifest import Manifest, sha256_of
 from .references import find_reference, psnr_in_and_out
 from .result import Result
 
@@ -152,7 +152,7 @@ def decode_file(
         digest = sha256_of(source)
         now = FileStat.of_source(job)
         # A new ctime alone may be a backup that links the file.
-        is_same = replace(now, ctime_ns=stat.ctime_ns) == stat
+        is_same = now._replace(ctime_ns=stat.ctime_ns) == stat
     except OSError as error:
         raise ImageError(f"{source}: cannot be read: {error.strerror}; check the path") from error
     if not is_same:
@@ -217,6 +217,7 @@ class Writer:
             compared = time.perf_counter() - started
             started = time.perf_counter()
             self.upload(job.output)
+            manifest.confirm(job.output)
         except ImageError as error:
             return file.failed(str(error), is_storage_fault=_is_storage_fault(error, file))
         file.seconds["encode"] += time.perf_counter() - started

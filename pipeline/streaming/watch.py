@@ -1,14 +1,13 @@
 """Drop folders: poll for images, and denoise each once it is whole."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from denoise_batch.kernels import NoImagesError, OptionError
 from denoise_batch.kernels.errors import DenoiseBatchError, StorageError
 
 from ..files.scan import Job
 from ..progress import Progress, Stop
-from .manifest import FileStat
 from .result import Plan, Result, Summary
 from .session import Session
 
@@ -47,37 +46,40 @@ def watch(
         DeviceError: the device failed.
     """
     told = ""
-    seen: dict[str, FileStat] = {}  # by the source's name
-    handled: dict[tuple[str, str], FileStat] = {}  # by the names of source and output
+    seen: dict[str, bytes | None] = {}  # by the source's path on this machine
+    handled: dict[str, tuple[str, bytes]] = {}  # by the same: the output's path, and the stat
+    is_waiting = False  # for an image to be done
     pause_s, pause_ends = interval_s, 0.0
     is_first = True
     while not stop:
         try:
+            found = session.look()
             jobs = _jobs(session)
-            stamps = _stamps(jobs)
-            ready = [
-                job
-                for job in jobs
-                if (stamp := stamps.get(job.source_name)) is not None
-                and stamp == seen.get(job.source_name)
-                and stamp != handled.get((job.source_name, job.output_name))
-            ]
-            seen = stamps
-            if ready and time.monotonic() >= pause_ends:
-                summary = session.run(ready, progress, stop)
-                # Images that the limit or a signal left over come again.
-                final = [result.job for result in summary.results if not result.is_storage_fault]
-                handled |= {
-                    (job.source_name, job.output_name): stamps[job.source_name] for job in final
+            if found != seen or is_waiting:
+                waiting = {
+                    job: stamp
+                    for job in jobs
+                    if (stamp := _stamp(job, found)) is not None
+                    and handled.get(str(job.source)) != (str(job.output), stamp)
                 }
-                if len(final) == len(summary.results):
-                    pause_s = interval_s
-                else:
-                    pause_ends = time.monotonic() + pause_s
-                    pause_s = max(interval_s, min(2 * pause_s, _LONGEST_PAUSE_S))
-                on_round(summary)
-                if summary.gave_up:
-                    on_error(StorageError(summary.gave_up))
+                ready = [job for job, stamp in waiting.items() if stamp == _stamp(job, seen)]
+                is_waiting, seen = bool(waiting), found
+                if len(handled) > len(jobs):
+                    names = {str(job.source) for job in jobs}
+                    handled = {name: done for name, done in handled.items() if name in names}
+                if ready and time.monotonic() >= pause_ends:
+                    summary = session.run(ready, progress, stop)
+                    # Images that the limit or a signal left over come again.
+                    final = [r.job for r in summary.results if not r.is_storage_fault]
+                    handled |= {str(job.source): (str(job.output), waiting[job]) for job in final}
+                    if len(final) == len(summary.results):
+                        pause_s = interval_s
+                    else:
+                        pause_ends = time.monotonic() + pause_s
+                        pause_s = max(interval_s, min(2 * pause_s, _LONGEST_PAUSE_S))
+                    on_round(summary)
+                    if summary.gave_up:
+                        on_error(StorageError(summary.gave_up))
             told = ""
         except OptionError as error:
             if is_first:
@@ -98,14 +100,9 @@ def _jobs(session: Session) -> Sequence[Job]:
         return ()
 
 
-def _stamps(jobs: Sequence[Job]) -> dict[str, FileStat]:
-    stamps = {}
-    for job in jobs:
-        if job.fault:
-            stamps[job.source_name] = FileStat(0, 0)
-            continue
-        try:
-            stamps[job.source_name] = FileStat.of_source(job)
-        except OSError:
-            continue  # gone again, or unreadable; the next poll tells
-    return stamps
+def _stamp(job: Job, found: Mapping[str, bytes | None]) -> bytes | None:
+    """What a look has found of a job's source; None if it was not there, or unreadable."""
+    if job.fault:
+        return b"" if found else None
+    stamp = found.get(str(job.source))
+    return stamp[: len(stamp) // 2] if stamp and "://" in job.source_name else stamp

@@ -5,7 +5,9 @@ import os
 import shutil
 import time
 import unicodedata
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -243,6 +245,21 @@ def test_a_second_run_on_one_output_is_refused(
     assert run(capsys, folder, weights) == {"skipped": ALL}
 
 
+def test_shards_of_another_split_are_refused(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their images are partly the same."""
+    output = folder.with_name("imgs-denoised")
+    for index in range(4, 20):
+        picture(24, 20, index).save(folder / f"{index}.png")
+    with locked(output, "-1-of-2"):
+        assert run(capsys, folder, weights, "--shard", "1/3", code=2) == {}
+        assert main([str(folder), "-w", str(weights), "-d", "cpu", "--shard", "2/3"]) == 2
+        assert "another denoise-batch (--shard 1/2) is writing there" in capsys.readouterr().err
+        run(capsys, folder, weights, "--shard", "2/2")
+    run(capsys, folder, weights, "--shard", "1/3")
+
+
 def test_refusing_an_unsharded_run_keeps_no_shard_out(tmp_path: Path) -> None:
     """It looks at the shards' locks without waiting, so its own is held for a moment only."""
     with locked(tmp_path, "-1-of-2"):
@@ -287,15 +304,69 @@ def test_the_limit_leaves_the_rest_for_the_next_run(
     assert run(capsys, folder, weights, "--limit", "3") == {"done": ["3.png"], "skipped": ALL[:3]}
 
 
-def test_half_written_remains_of_a_killed_run_go(
+LONG = "2026-04-12_survey_north-sector_camera-left_1.png"
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first run", "nothing to do"])
+def test_half_written_remains_of_killed_runs_go(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str], is_first: bool
+) -> None:
+    """Those of inputs and folders that are gone, too."""
+    output = folder.with_name("imgs-denoised")
+    (output / "gone" / "er").mkdir(parents=True)
+    if not is_first:
+        run(capsys, folder, weights)
+    for name in ("0.png", "other.png", "gone/er/x.png", LONG, ".denoise-batch/manifest.jsonl"):
+        (output / name).parent.mkdir(exist_ok=True)
+        temporary_name(output / name).write_bytes(b"half")
+    temporary_name(output / "1.png").touch(mode=0o444)
+    run(capsys, folder, weights)
+    assert sorted(p.name for p in output.rglob("*") if p.is_file()) == [
+        *ALL,
+        "lock",
+        "manifest.jsonl",
+    ]
+
+
+def test_remains_beside_inputs_go_where_outputs_are(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "private").mkdir()
+    mine = temporary_name(folder / "private" / "0.png")
+    for left in (mine, temporary_name(folder / "gone-denoised.png")):
+        left.write_bytes(b"half")
+    run(capsys, folder / "0.png", weights)
+    assert sorted(folder.rglob("*.tmp")) == [mine]
+
+
+def test_other_temporary_files_stay(
     folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = folder.with_name("imgs-denoised")
     output.mkdir()
-    temporary_name(output / "0.png").write_bytes(b"half")
-    (other := temporary_name(output / "other.png")).write_bytes(b"of somebody else")
+    others = [".notes.tmp", ".0.png.00000000.00000000.tmp", "a.tmp", ".0.png.part"]
+    for name in others:
+        (output / name).write_bytes(b"mine")
+    linked = temporary_name(output / "2.png")
+    linked.symlink_to(output / "a.tmp")
     run(capsys, folder, weights)
-    assert sorted(p.name for p in output.iterdir() if p.is_file()) == [other.name, *ALL]
+    assert sorted(p.name for p in output.iterdir() if p.is_file()) == sorted(
+        [*others, linked.name, *ALL]
+    )
+
+
+@pytest.mark.parametrize("name", ["0.png", "sub/0.png"])
+def test_what_a_living_process_is_writing_stays(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Also an output of this run, which another root may have in hand."""
+    output = folder.with_name("imgs-denoised")
+    (output / "sub").mkdir(parents=True)
+    with atomic_file(output / name) as file:
+        file.write(b"half")
+        assert run(capsys, folder, weights) == {"done": ALL}
+        assert Path(file.name).exists()
+    assert (output / name).read_bytes() == b"half"
 
 
 def test_what_another_shard_is_writing_stays(
@@ -464,9 +535,9 @@ def test_a_new_stat_of_the_same_bytes_is_read_once_and_not_done_again(
         manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     read: list[str] = []
 
-    def counted(path: Path) -> str:
+    def counted(path: Path, *more: Any) -> str:
         read.append(path.name)
-        return sha256_of(path)
+        return sha256_of(path, *more)
 
     monkeypatch.setattr("denoise_batch.streaming.session.sha256_of", counted)
     assert "done" not in run(capsys, alike, weights, "--dry-run")
@@ -474,3 +545,216 @@ def test_a_new_stat_of_the_same_bytes_is_read_once_and_not_done_again(
         read.clear()
         assert set(run(capsys, alike, weights)) == {"skipped"}
     assert read == []
+
+
+def halved(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+
+
+def with_zeros(data: bytes) -> bytes:
+    return halved(data) + bytes(len(data) - len(data) // 2)
+
+
+DAMAGE = {
+    "half": halved,
+    "some bytes short": lambda data: data[:-30],
+    "a byte short": lambda data: data[:-1],
+    "nothing": lambda data: b"",
+    "few bytes": lambda data: data[:9],
+    "zeros": lambda data: bytes(len(data)),
+    "zeros at the end": with_zeros,
+    "flipped": flipped,
+}
+
+
+# What is still a picture may be somebody's work: it is told, and kept.
+READABLE = {
+    "jpg": ["a byte short", "flipped"],
+    "tif": ["a byte short", "flipped"],
+    "webp": ["flipped", "zeros at the end"],
+    "bmp": ["flipped", "zeros at the end"],
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        (suffix, damage)
+        for suffix in ("png", "jpg", "tif", "webp", "bmp")
+        for damage in DAMAGE
+        if damage not in READABLE.get(suffix, ())
+    ],
+)
+@pytest.mark.parametrize("is_kept", [True, False], ids=["old time", "new time"])
+def test_a_damaged_output_is_made_again(
+    tmp_path: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    suffix: str,
+    damage: str,
+    is_kept: bool,
+) -> None:
+    folder, output = tmp_path / "imgs", tmp_path / "imgs-denoised"
+    folder.mkdir()
+    for index in range(2):
+        picture(60, 50, index).save(folder / f"{index}.{suffix}")
+    run(capsys, folder, weights)
+    target = output / f"0.{suffix}"
+    data, status = target.read_bytes(), target.stat()
+    target.write_bytes(DAMAGE[damage](data))
+    if is_kept:
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert run(capsys, folder, weights, "--dry-run") == {}
+    found = run(capsys, folder, weights)
+    assert found == {"done": [f"0.{suffix}"], "skipped": [f"1.{suffix}"]}
+    assert target.read_bytes() == data
+    assert run(capsys, folder, weights) == {"skipped": [f"0.{suffix}", f"1.{suffix}"]}
+
+
+def another_picture(data: bytes) -> bytes:
+    file = BytesIO()
+    picture(60, 50, 9).save(file, "PNG")
+    return file.getvalue()
+
+
+def packed_better(data: bytes) -> bytes:
+    file = BytesIO()
+    with Image.open(BytesIO(data)) as image:
+        image.save(file, "PNG", compress_level=9)
+    return file.getvalue()
+
+
+EDITS = {
+    "text": lambda data: b"edited",
+    "another picture": another_picture,
+    "packed better": packed_better,
+    "more": lambda data: data + b"more",
+    "another format": lambda data: b"\0\0\0\x18ftypheic" + data[:200],
+    "encrypted": lambda data: bytes(byte ^ 0x5A for byte in data),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("more", [(), ("--strength", "0.5"), ("changed input",)], ids=str)
+def test_an_output_that_somebody_changed_is_kept_and_told(
+    tmp_path: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    edit: str,
+    more: tuple[str, ...],
+) -> None:
+    folder, target = tmp_path / "imgs", tmp_path / "imgs-denoised" / "0.png"
+    folder.mkdir()
+    picture(60, 50, 0).save(folder / "0.png", compress_level=1)
+    run(capsys, folder, weights)
+    edited = EDITS[edit](target.read_bytes())
+    target.write_bytes(edited)
+    if more == ("changed input",):
+        picture(60, 50, 5).save(folder / "0.png")
+        more = ()
+    command = [str(folder), "-w", str(weights), "-d", "cpu", *more]
+    assert main([*command, "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"would skip {folder}/0.png (changed since it was written" in said
+    for _ in range(2):
+        assert main(command) == 0
+        assert "0.png: its output was changed after it was written" in capsys.readouterr().out
+    assert main([*command, "--log", "json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[1]["reason"] == "changed since it was written"
+    assert target.read_bytes() == edited
+    assert run(capsys, folder, weights, *more, "--overwrite") == {"done": ["0.png"]}
+    assert run(capsys, folder, weights, *more) == {"skipped": ["0.png"]}
+    assert target.read_bytes() != edited
+
+
+@pytest.mark.parametrize("way", ["swapped", "in place", "replaced", "linked"])
+def test_other_bytes_under_an_output_s_size_and_time_are_noticed(
+    alike: Path, weights: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    run(capsys, alike, weights)
+    out = alike.with_name("imgs-denoised")
+    a, b = out / "0.bmp", out / "1.bmp"
+    status = a.stat()
+    assert (status.st_size, status.st_mtime_ns) == (b.stat().st_size, b.stat().st_mtime_ns)
+    changed = ["0.bmp"]
+    if way == "swapped":
+        a.rename(out / "x")
+        b.rename(a)
+        (out / "x").rename(b)
+        changed = ["0.bmp", "1.bmp"]
+    elif way == "in place":
+        with a.open("r+b") as file:
+            file.write(b.read_bytes())
+        os.utime(a, ns=(status.st_atime_ns, status.st_mtime_ns))
+    elif way == "replaced":
+        shutil.copy2(b, out / "x")
+        (out / "x").replace(a)
+    else:
+        a.unlink()
+        a.hardlink_to(b)
+    command = [str(alike), "-w", str(weights), "-d", "cpu", "--log", "json"]
+    assert main(command) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [e["name"] for e in events if e.get("reason") == "changed since it was written"]
+    assert sorted(told) == changed
+
+
+@pytest.mark.parametrize("way", ["touched", "mode", "copied", "tree"])
+def test_a_new_stat_of_an_output_s_bytes_is_read_once(
+    alike: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    run(capsys, alike, weights)
+    out = alike.with_name("imgs-denoised")
+    target = out / "2.bmp"
+    if way == "touched":
+        os.utime(target)
+    elif way == "mode":
+        target.chmod(0o600)
+    elif way == "copied":
+        shutil.copy2(target, out / "x")
+        (out / "x").replace(target)
+    else:
+        shutil.copytree(out, out.with_name("y"))
+        shutil.rmtree(out)
+        out.with_name("y").rename(out)
+    read: list[str] = []
+
+    def counted(path: Path, *more: Any) -> str:
+        read.append(path.name)
+        return sha256_of(path, *more)
+
+    monkeypatch.setattr("denoise_batch.streaming.manifest.sha256_of", counted)
+    assert "done" not in run(capsys, alike, weights)
+    assert len(read) == (4 if way == "tree" else 1)
+    read.clear()
+    for _ in range(2):
+        assert set(run(capsys, alike, weights)) == {"skipped"}
+    assert read == []
+
+
+def test_lines_of_older_releases_are_understood(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They say less of the outputs, and stand for them as before."""
+    run(capsys, folder, weights)
+    manifest = folder.with_name("imgs-denoised") / ".denoise-batch" / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in lines:
+        del line["outline"]
+        line["output_stamp"] |= {"ctime_ns": 0, "inode": 0}
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(capsys, folder, weights) == {"skipped": ALL}
+    target = folder.with_name("imgs-denoised") / "0.png"
+    target.write_bytes(halved(target.read_bytes()))  # which nothing proves
+    (folder.with_name("imgs-denoised") / "1.png").write_bytes(b"")
+    assert run(capsys, folder, weights) == {"done": ["1.png"], "skipped": ["0.png", *ALL[2:]]}
