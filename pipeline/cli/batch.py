@@ -263,6 +263,15 @@ def denoise(
             rich_help_panel=SCHEDULING,
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read all outputs back, compare them with what was written, and exit: 1 if one "
+            "is missing, truncated, changed or unreadable.",
+            rich_help_panel=SCHEDULING,
+        ),
+    ] = False,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -339,6 +348,8 @@ def denoise(
             raise OptionError(
                 "--preview: writes nothing but its sheet; leave out --dry-run, --watch and --report"
             )
+        if verify and (watch is not None or dry_run or report or preview is not None):
+            raise OptionError("--verify: goes without --watch, --dry-run, --preview and --report")
         pages = [file for file in report or () if file.suffix.lower() == ".html"]
         if pages and has_urls(inputs, output):
             raise OptionError(
@@ -387,6 +398,11 @@ def denoise(
             named: Any = {"inputs": tuple(inputs), "output": output}
             asked = replace(options, **named)
 
+            if verify:
+                from .verify import show_verification
+
+                raise typer.Exit(show_verification(options, storage, stop, shown))
+
             def try_again(error: DenoiseBatchError) -> None:
                 shown.warn(f"{error}; trying again")
 
@@ -397,7 +413,7 @@ def denoise(
                     raise typer.Exit(128 + (stop.signal or 0))
                 jobs = session.jobs()
                 if dry_run:
-                    plan = session.plan(jobs)
+                    plan = session.plan(jobs, stop)
                     if stop.signal is None:
                         shown.show_plan(plan)
                         require_output()

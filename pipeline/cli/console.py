@@ -45,6 +45,7 @@ from ..streaming.result import (
     ranked,
 )
 from ..streaming.stream import Engine
+from ..streaming.verify import Check
 from ..text import printable, valid
 from .command import signal_of
 from .streams import LogStream
@@ -660,6 +661,20 @@ class JsonLines(Display):
                 "exit_code": summary.exit_code,
             }
         )
+
+    def show_check(self, check: Check) -> None:
+        """Write a `verify` event."""
+        event = {"event": "verify", "status": check.state, "name": check.name, "output": check.path}
+        self._write(event | ({"reason": check.reason} if check.reason else {}))
+
+    def show_verified(
+        self, counts: dict[str, int], read: int, seconds: float, signal: int | None, exit_code: int
+    ) -> None:
+        """Write the `end` event of `--verify`."""
+        if not self.quiet or exit_code:
+            figures = {"megabytes": round(read / 1e6, 3), "seconds": round(seconds, 3)}
+            ending = {"signal": signal, "exit_code": exit_code}
+            self._write({"event": "end", **counts, **figures, **ending})
 
     def warn(self, reason: str) -> None:
         """Write a `warning` event too."""
