@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Generic, Protocol, TypeVar
 
+READER = "reader"  # name of the threads that read files, and may outlive a run that is cut short
 StartT_contra = TypeVar("StartT_contra", contravariant=True)
 ResultT_contra = TypeVar("ResultT_contra", contravariant=True)
 
@@ -76,7 +77,8 @@ class Interrupted(KeyboardInterrupt):
 def stopping(stop: Stoppable) -> Iterator[None]:
     """Inside, the first SIGINT or SIGTERM asks `stop`; the second also raises Interrupted.
 
-    Outside the main thread, where no handler can be set, nothing changes.
+    A signal that the caller had ignored (`nohup`, a shell's `&`) stays ignored. Outside the main
+    thread, where no handler can be set, nothing changes.
     """
     is_asked = False
 
@@ -90,7 +92,11 @@ def stopping(stop: Stoppable) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from ..progress import Interrupted
+from ..progress import READER, Interrupted
 from ..text import printable
 from .streams import lost_output, standard_streams
 
@@ -101,12 +102,17 @@ def signal_of(interrupt: KeyboardInterrupt) -> int:
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     """Run a Typer app on the arguments (the process's own by default); return the exit code."""
+    code = 0
     with standard_streams():
         try:
             app(args=arguments)
         except SystemExit as ending:
-            return ending.code if isinstance(ending.code, int) else 0
-    return 0
+            code = ending.code if isinstance(ending.code, int) else 0
+    if arguments is None and any(thread.name == READER for thread in threading.enumerate()):
+        # A run that was cut short has threads in the midst of C++ code, where Python's end would
+        # abort the process (SIGABRT).
+        os._exit(code)
+    return code
 
 
 def require_output() -> None:

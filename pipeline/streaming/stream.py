@@ -46,7 +46,7 @@ from ..files.ranges import BITS_8
 from ..files.scan import Job
 from ..models import Weights, find_weights, load_weights
 from ..options import DenoiseOptions
-from ..progress import Progress, Stop
+from ..progress import READER, Progress, Stop
 from .denoiser import BatchDenoiser
 from .manifest import Manifest, Storage
 from .result import Plan, Result
@@ -367,7 +367,7 @@ class _Stream:
         takes_turns = _takes_turns(self.denoiser)
         torch_threads = torch.get_num_threads()
         for _ in range(threads):
-            threading.Thread(target=self._read_all, name="reader", daemon=True).start()
+            threading.Thread(target=self._read_all, name=READER, daemon=True).start()
         writers = ThreadPoolExecutor(
             threads, thread_name_prefix="writer", initializer=_use_single_torch_thread
         )
