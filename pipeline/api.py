@@ -12,7 +12,7 @@ from denoise_batch.kernels import ImageError, OptionError, ShapeError
 
 from .files.images import read_image
 from .files.metadata import Metadata, StorageFormat
-from .files.pixels import DecodedImage, decode, encode, prepare, target_mode
+from .files.pixels import DecodedImage, as_written, decode, encode, prepare, target_mode
 from .files.ranges import BITS_8
 from .models import Network, find_weights, load_weights
 from .options import DenoiseOptions
@@ -163,7 +163,8 @@ class Denoiser:
                 "16-bit colour: Pillow has no such mode; pass a NumPy array, or use denoise_folder"
             )
         (samples,) = self._denoise([page])
-        result = encode(page, samples, target_mode(page.storage.mode, "Pillow", _PILLOW_MODES))
+        mode = target_mode(page.storage.mode, "Pillow", _PILLOW_MODES)
+        result = encode(*as_written(page, samples, "Pillow", mode), mode)
         known = {"exif": page.metadata.exif, "icc_profile": page.metadata.icc_profile}
         result.info |= {key: value for key, value in known.items() if value}
         return result

@@ -19,7 +19,7 @@ class PageSize:
         pixels: width times height.
         bands: samples of each pixel, with alpha.
         sample_bytes: of each sample.
-        has_holes: it may have pixels without meaning: it has alpha, or floats.
+        has_holes: it may have pixels without meaning, or outliers: it has alpha, or deep samples.
     """
 
     pixels: int

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -30,6 +30,8 @@ from .footprint import Footprint
 from .kinds import HEAD_BYTES, refusal, refuse_other_kinds, unknown_kind
 from .metadata import (
     ORIENTATION,
+    PACKED_BITS,
+    WHITE_IS_ZERO,
     Metadata,
     PngWriter,
     StorageFormat,
@@ -45,12 +47,12 @@ from .payloads import complete_jpeg, jpeg_structure, left_out
 from .pixels import (
     EXTRA_SAMPLES_NOTE,
     DecodedImage,
+    as_written,
     decode,
     encode,
     pnm_bytes,
     prepare,
     rescaled,
-    set_12_bits,
     target_mode,
 )
 from .ranges import BITS_8, Declared
@@ -65,18 +67,24 @@ from .sniff import (
     significant_bits,
     sniff,
     sniff_tiff,
+    widened,
     without_avif_exif,
     without_bad_chunks,
 )
 from .tiff_data import check_segments
 from .tiff_tags import is_tiff, without_odd_tags
 
+T = TypeVar("T")
+
 # Pillow's name of a format → the suffixes it is written for, and the modes that it holds.
 _FORMATS = {
     "PNG": (".png", "1 L LA RGB RGBA I;16 " + " ".join(sixteen_bit.PNG_MODES)),
     "JPEG": (".jpg .jpeg .jpe .jfif", "L RGB"),
     "WEBP": (".webp", "RGB RGBA"),
-    "TIFF": (".tif .tiff", "1 L LA RGB RGBA I;12 I;16 F " + " ".join(sixteen_bit.TIFF_MODES)),
+    "TIFF": (
+        ".tif .tiff",
+        " ".join(["1 L LA RGB RGBA L;2 L;4 I;12 I;16 F", *sixteen_bit.TIFF_MODES]),
+    ),
     "BMP": (".bmp .dib", "1 L RGB"),
     "PPM": (".ppm .pgm .pbm .pnm .pfm", "1 L RGB I;12 I;16 F " + " ".join(pnm.MODES)),
     "PAM": (".pam", " ".join(pnm.PAM_MODES)),
@@ -99,7 +107,6 @@ _LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "PPM", "PAM", "TGA", "GIF", "QOI", "P
 _MOST_PX = {"JPEG": 65_500, "WEBP": 16_383, "TGA": 65_535, "AVIF": 65_536}  # a side
 _JPEG_2000_CODESTREAMS = {".j2k", ".j2c", ".jpc"}
 _SAMPLES_PER_PIXEL, _PHOTOMETRIC = 277, 262  # TIFF tags
-_WHITE_IS_ZERO = 0
 
 # Size of Pillow's memory blocks: so large that glibc maps each block of a large image and unmaps
 # it again. Blocks of 16 MiB, the default, stay in the heap of the thread that decoded: 400 MB a
@@ -136,29 +143,11 @@ def read_pages(
             not be written back without loss; one line with the file's name.
     """
     with as_image_error(path, "read"), suppress_warnings(), collected_complaints() as complaints:
-        if path.exists() and not path.is_file():
-            kind = "a folder" if path.is_dir() else "not a regular file"
-            raise ImageError(f"is {kind}; give an image file")
-        with path.open("rb") as stored:
-            start = stored.read(HEAD_BYTES)
-            if not start:
-                raise ImageError("is empty (0 bytes); copy it again from its source")
-            refuse_other_kinds(path, start)
-            is_png = start.startswith(PNG_MAGIC)
-            file, note = without_bad_chunks(stored) if is_png else (stored, "")
+        with _stored(path) as (stored, start):
             try:
-                try:
-                    pages = _read_pages(path, file, start, on_size)
-                except (UnidentifiedImageError, ValueError):
-                    bare = without_avif_exif(file, start)
-                    if bare is None:
-                        raise
-                    note = "damaged EXIF block dropped"
-                    pages = _read_pages(path, bare, start, on_size)
-            except UnidentifiedImageError as error:
-                if kind := jpeg_kind(start) or unknown_kind(path, start, _READABLE_FORMATS):
-                    raise ImageError(refusal(kind)) from error
-                raise
+                pages, note = _mended(
+                    path, stored, start, lambda file: _read_pages(path, file, start, on_size)
+                )
             except Exception as error:
                 if complaints and not isinstance(error, MemoryError):
                     raise _complained(complaints) from error
@@ -185,6 +174,58 @@ def read_pixels(path: Path) -> int | None:
     return None
 
 
+def refusal_of(path: Path) -> str:
+    """Why a file will not be read, as far as its head tells; "" if it tells nothing."""
+    try:
+        with (
+            as_image_error(path, "read"),
+            suppress_warnings(),
+            collected_complaints(),
+            _stored(path) as (stored, start),
+        ):
+            _mended(path, stored, start, lambda file: _refuse_kinds(path, file, start))
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+@contextmanager
+def _stored(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
+    """A file of a kind that is read, and what it begins with."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        raise ImageError(f"is {kind}; give an image file")
+    with path.open("rb") as file:
+        start = file.read(HEAD_BYTES)
+        if not start:
+            raise ImageError("is empty (0 bytes); copy it again from its source")
+        refuse_other_kinds(path, start)
+        yield file, start
+
+
+def _mended(
+    path: Path, stored: BinaryIO, start: bytes, read: Callable[[BinaryIO], T]
+) -> tuple[T, str]:
+    """What `read` makes of a file, without damaged metadata that would stop it; a note on these.
+
+    Raises:
+        ImageError: the file is of a kind that is not known, and its name or head tells which.
+    """
+    file, note = without_bad_chunks(stored) if start.startswith(PNG_MAGIC) else (stored, "")
+    try:
+        try:
+            return read(file), note
+        except (UnidentifiedImageError, ValueError):
+            bare = without_avif_exif(file, start)
+            if bare is None:
+                raise
+            return read(bare), "damaged EXIF block dropped"
+    except UnidentifiedImageError as error:
+        if kind := jpeg_kind(start) or unknown_kind(path, start, _READABLE_FORMATS):
+            raise ImageError(refusal(kind)) from error
+        raise
+
+
 def _complained(complaints: Sequence[str]) -> ImageError:
     more = f" and {len(complaints) - 1} more" if len(complaints) > 1 else ""
     return ImageError(f"is damaged ({complaints[0]}{more}); copy it again from its source")
@@ -197,26 +238,14 @@ def _read_pages(
     if pnm.is_read_here(start):
         on_size(pnm.footprint(file))
         return (pnm.read(file, start),)
-    layout = tiff.layout(file) if start[:2] in {b"II", b"MM"} else None
     jpeg, notes = jpeg_structure(file), []
     if jpeg is not None and jpeg.end is None and (whole := complete_jpeg(file, jpeg)) is not None:
         file = whole
         notes.append("its end mark is missing, its pixels are all there; the output has one")
-    formats = _formats_for(path, file)
-    file.seek(0)
-    try:
-        opened: Any = Image.open(without_odd_tags(file, start), formats=formats)
-    except _UNKNOWN:
-        if not is_tiff(start):
-            raise
-        opened = nullcontext()
-    with opened as image:
-        layout = layout or tiff.Layout((0,))
-        head = sniff_tiff(file, layout) if image is None else sniff(image, file, layout)
+    with _opened(path, file, start) as (image, head, layout):
+        _refuse_unsupported(image, file, head)
         on_size(head.footprint)
         notes += left_out(file, "TIFF" if image is None else image.format or "", jpeg)
-        if head.is_beyond_pillow and head.planes > 1:
-            raise ImageError("is a stack of such samples in one page; save each plane as a page")
         if head.is_beyond_pillow:
             pages = sixteen_bit.read(image, file, head)
         else:
@@ -227,6 +256,49 @@ def _read_pages(
         return tuple(
             _with_companions(page, number, layout, notes) for number, page in enumerate(pages)
         )
+
+
+@contextmanager
+def _opened(
+    path: Path, file: BinaryIO, start: bytes
+) -> Iterator[tuple[Any, FileHead, tiff.Layout]]:
+    """A file of which nothing is decoded yet: as Pillow opened it, its head, and its pages' roles.
+
+    The first is None for TIFF that Pillow cannot open.
+    """
+    layout = tiff.layout(file) if start[:2] in {b"II", b"MM"} else tiff.Layout((0,))
+    formats = _formats_for(path, file)
+    file.seek(0)
+    try:
+        context: Any = Image.open(without_odd_tags(file, start), formats=formats)
+    except _UNKNOWN:
+        if not is_tiff(start):
+            raise
+        context = nullcontext()
+    with context as image:
+        head = sniff_tiff(file, layout) if image is None else sniff(image, file, layout)
+        yield image, head, layout
+
+
+def _refuse_kinds(path: Path, file: BinaryIO, start: bytes) -> None:
+    if not pnm.is_read_here(start):
+        with _opened(path, file, start) as (image, head, _):
+            _refuse_unsupported(image, file, head)
+
+
+def _refuse_unsupported(image: Any, file: BinaryIO, head: FileHead) -> None:
+    """Refuse, before anything is decoded, what would lose bits, samples or pages."""
+    if not head.is_beyond_pillow:
+        for frame, bits in zip(head.frames, head.bits, strict=True):
+            if image.tell() != frame:
+                image.seek(frame)
+            refuse_unsupported(image, bits)
+        if image.tell() != head.frames[0]:
+            image.seek(head.frames[0])
+    elif head.planes > 1:
+        raise ImageError("is a stack of such samples in one page; save each plane as a page")
+    else:
+        sixteen_bit.refuse_unsupported(image, file, head)
 
 
 def _with_companions(
@@ -259,7 +331,6 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         image = _plane(file, page, head)
     elif image.tell() != head.frames[page]:
         image.seek(head.frames[page])
-    refuse_unsupported(image, bits)
     directory = head.directories[page] if head.directories else None
     metadata, tags = read_metadata(image, file, directory), getattr(image, "tag_v2", {})
     orientation = directory.value(ORIENTATION) if directory else None
@@ -279,6 +350,8 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
     if tags and tags.get(_SAMPLES_PER_PIXEL, 1) > len(image.getbands()):
         notes.append(EXTRA_SAMPLES_NOTE)
     maximum = pnm_maximum(image) or (4095 if bits == 12 and tags else None)
+    if note := widened(image, bits):
+        notes.append(note)
     image.load()
     key = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "L" and isinstance(key, int):
@@ -300,14 +373,20 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         # Pillow turns TIFF files upright on loading, and no other format: turn them back.
         image.getexif()[ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
         stored = ImageOps.exif_transpose(image)
-    is_white_zero = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    is_white_zero = tags.get(_PHOTOMETRIC) == WHITE_IS_ZERO
     samples, alpha, mode = decode(
         stored,
         bits=12 if bits == 12 and tags else 16,
         white_is_zero=is_white_zero,
     )
+    if directory and mode == "L" and (packed := f"L;{bits}") in PACKED_BITS:
+        mode, maximum = packed, (1 << bits) - 1
     if directory:
         declared = Declared.of_tags(directory.said)
+        if not samples.is_floating_point() and mode in {"1", "L", "L;2", "L;4", "I;12", "I;16"}:
+            peak = 255 if samples.dtype == torch.uint8 else maximum or 65535
+            factor = peak // ((1 << bits) - 1)
+            declared = declared.of_samples(factor, peak if is_white_zero else None)
     else:
         declared = Declared(bits=significant_bits(image, file))
     compression = image.info.get("compression")
@@ -317,7 +396,7 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         compression=compression if isinstance(compression, str) else None,
         is_lossless=head.is_lossless_webp,
         is_progressive="progressive" in image.info,
-        photometric=_WHITE_IS_ZERO if mode == "F" and is_white_zero else None,
+        photometric=WHITE_IS_ZERO if is_white_zero else None,
         maximum=maximum,
     )
     if maximum and samples.dtype == torch.uint16 and not tags:
@@ -381,7 +460,11 @@ def write_pages(
         modes = [
             target_mode(page.storage.mode, format_name, _MODES_OF[format_name]) for page in pages
         ]
-        samples = [page.stored(new) for page, new in zip(pages, samples, strict=True)]
+        adapted = [
+            as_written(page, page.stored(new), format_name, mode)
+            for page, new, mode in zip(pages, samples, modes, strict=True)
+        ]
+        pages, samples = [page for page, _ in adapted], [new for _, new in adapted]
         attributes = None if source is None else Attributes.of(source, times=times)
         with atomic_file(path, on_written, attributes) as file:
             written: list[Metadata] = []
@@ -420,13 +503,9 @@ def write_pages(
                         if len(pages) > 1:
                             target.newFrame()
                         if format_name == "TIFF":
-                            set_tiff_tags(file, written[-1], page.storage, mode)
+                            set_tiff_tags(file, written[-1], page.storage, mode, page.size[1])
                         if len(pages) > 1:
                             target.setup()  # the next page follows the tags
-                if "I;12" in modes and format_name == "TIFF":
-                    file.flush()
-                    pairs = zip(pages, modes, strict=True)
-                    set_12_bits(file, [p.size[1] if mode == "I;12" else None for p, mode in pairs])
             if format_name == "TIFF" and any(page.masks for page in pages):
                 tiff.add_masks(file, [page.masks for page in pages])
         losses = []

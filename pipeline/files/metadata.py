@@ -16,6 +16,7 @@ from .tiff_tags import (
     UNDEFINED,
     Directory,
     Tag,
+    long,
     rational,
     read_block,
     replace_last_directory,
@@ -25,17 +26,20 @@ from .tiff_tags import (
 
 # Tags that describe how a TIFF file stores its samples; the writer sets its own.
 _TIFF_STRUCTURE = {
-    *range(254, 260), 262, 266, 273, *range(277, 280), 284, *range(292, 294), 317, *range(320, 329),
+    *range(256, 260), 262, 266, 273, *range(277, 280), 284, *range(292, 294), 317, *range(320, 329),
     330, *range(332, 335), *range(336, 340), 347, *range(512, 522), *range(529, 533), 559,
     *range(32995, 32999), 34675,
     50674,
 }  # fmt: skip
 # Tags that count levels of samples: true as long as bits and samples of a pixel are the same.
 _TIFF_LEVELS = {280, 281, 290, 291, 301, 340, 341}
-_BITS, _PHOTOMETRIC, _SAMPLES = 258, 262, 277
-_WHITE_IS_ZERO = 0
+_SUBFILE_TYPES = {254, 255}
+_WIDTH, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 258, 262, 277
+WHITE_IS_ZERO = 0
+# Modes whose samples a TIFF file packs, and the bits of one.
+PACKED_BITS = {"L;2": 2, "L;4": 4, "I;12": 12}
 _OF_BYTES = {1, 2, 6, 7}  # types
-_TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "packbits", "tiff_adobe_deflate"}
+_TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "packbits", "tiff_adobe_deflate", "zstd", "lzma"}
 ORIENTATION = 274
 _ICC, _XMP, _LAYERS = 34675, 700, 37724
 _DESCRIPTION = 270
@@ -63,14 +67,15 @@ class StorageFormat:
     Attributes:
         format: Pillow's name of the format, such as "PNG".
         mode: Pillow's mode for the output: 1, L, LA, RGB, RGBA, I;16 or F; or what Pillow does
-            not have: L, LA, RGB or RGBA and a kind, as in RGB;16, L;F64, RGBA;F16.
+            not have: L, LA, RGB or RGBA and a kind, as in RGB;16, L;F64, RGBA;F16; or L;2, L;4.
         compression: the compression in Pillow's spelling (TIFF, TGA), or None.
         is_lossless: the file is lossless WebP.
         is_progressive: the file is a progressive JPEG.
-        photometric: what the samples of a TIFF page mean, where Pillow does not read it.
+        photometric: what the samples of a TIFF page mean, where Pillow does not read it, or where
+            white is stored as 0.
         extra_sample: the kind of the last sample of such a page with an even number of them.
         maximum: the largest sample, if the file's depth is not its samples' type's: 4095 for 12
-            bits.
+            bits; samples of fewer than 8 bits are scaled up to these.
     """
 
     format: str
@@ -92,8 +97,8 @@ class Metadata:
         icc_profile: the colour profile.
         dpi: horizontal and vertical resolution in pixels per inch.
         xmp: the XMP packet.
-        comment: the JPEG comment.
-        segments: XMP and Photoshop/IPTC segments of a JPEG file, verbatim.
+        comment: the last JPEG comment.
+        segments: XMP, Photoshop/IPTC and other comments of a JPEG file, as segments, verbatim.
         chunks: text and colour chunks of a PNG file, and all that are safe to copy, verbatim.
         is_exif_in_text: the EXIF block comes from one of these text chunks.
         cicp: primaries and transfer function of an AVIF file's colours, as code points of
@@ -186,10 +191,16 @@ def read_metadata(
         exif = _exif_from_text(info[_RAW_EXIF])
     if image.format == "AVIF":
         exif = avif_exif(image, exif)
+    applications = getattr(image, "applist", [])
+    comments = [number for number, (name, _) in enumerate(applications) if name == "COM"]
     segments = (
-        bytes([0xFF, 0xE0 + int(name[3:])]) + (len(data) + 2).to_bytes(2) + data
-        for name, data in getattr(image, "applist", [])
-        if (name == "APP1" and data.startswith(b"http://ns.adobe.com/x")) or name == "APP13"
+        bytes([0xFF, 0xFE if name == "COM" else 0xE0 + int(name[3:])])
+        + (len(data) + 2).to_bytes(2)
+        + data
+        for number, (name, data) in enumerate(applications)
+        if (name == "APP1" and data.startswith(b"http://ns.adobe.com/x"))
+        or name == "APP13"
+        or number in comments[:-1]
     )
     chunks = tuple(png_chunks(file, is_kept_chunk)) if image.format == "PNG" else ()
     code_points = avif_code_points(image, file) or dict(chunks).get(b"cICP", b"")[:2]
@@ -213,6 +224,7 @@ def tiff_metadata(directory: Directory) -> Metadata:
     values: dict[int, Any] = {c: tag.data for c, tag in tags.items() if tag.type in _OF_BYTES}
     clean_tags(values)
     tags |= {code: replace(tags[code], data=value) for code, value in values.items()}
+    tags = {code: tag for code, tag in tags.items() if tag.data}  # thumbnails alone
     profile, xmp = directory.tags.get(_ICC), tags.get(_XMP)
     unit = directory.value(_UNIT, _INCH)
     resolution = [directory.rational(code) for code in (_X_RESOLUTION, _Y_RESOLUTION)]
@@ -228,7 +240,8 @@ def tiff_metadata(directory: Directory) -> Metadata:
 
 def _block_of(tags: Iterable[Tag]) -> bytes | None:
     """The EXIF block that says what the tags of a TIFF page say."""
-    described = [tag for tag in tags if tag.code not in {_BITS, _SAMPLES, _XMP}]
+    others = {_BITS, _SAMPLES, _XMP, *_SUBFILE_TYPES}
+    described = [tag for tag in tags if tag.code not in others]
     return write_block(described) if described else None
 
 
@@ -295,7 +308,9 @@ def save_options(
     return {key: value for key, value in options.items() if value is not None}
 
 
-def set_tiff_tags(file: BinaryIO, metadata: Metadata, storage: StorageFormat, mode: str) -> None:
+def set_tiff_tags(
+    file: BinaryIO, metadata: Metadata, storage: StorageFormat, mode: str, width: int
+) -> None:
     """Say in a TIFF file, of whose last page only the samples are written, what its source said.
 
     Args:
@@ -303,6 +318,7 @@ def set_tiff_tags(file: BinaryIO, metadata: Metadata, storage: StorageFormat, mo
         metadata: of the page's source.
         storage: how the source stored the samples.
         mode: the mode that was written.
+        width: of the page, in samples; rows that are packed were written as bytes.
 
     Raises:
         ImageError: the file would exceed 4 GB.
@@ -310,8 +326,10 @@ def set_tiff_tags(file: BinaryIO, metadata: Metadata, storage: StorageFormat, mo
 
     def tags_of(written: Directory) -> list[Tag]:
         tags = {code: tag for code, tag in written.tags.items() if code in _TIFF_STRUCTURE}
-        if storage.photometric == _WHITE_IS_ZERO:
-            tags[_PHOTOMETRIC] = short(_PHOTOMETRIC, _WHITE_IS_ZERO)
+        if storage.photometric == WHITE_IS_ZERO:
+            tags[_PHOTOMETRIC] = short(_PHOTOMETRIC, WHITE_IS_ZERO)
+        if bits := PACKED_BITS.get(mode):
+            tags |= {_WIDTH: long(_WIDTH, width), _BITS: short(_BITS, bits)}
         said = {tag.code: tag for tag in metadata.exif_tags() or ()}
         if metadata.xmp and _XMP not in said:
             said[_XMP] = Tag(_XMP, BYTE, metadata.xmp)
@@ -322,7 +340,9 @@ def set_tiff_tags(file: BinaryIO, metadata: Metadata, storage: StorageFormat, mo
         if metadata.icc_profile and not _is_gray_profile_of_colour(metadata, mode):
             tags[_ICC] = Tag(_ICC, UNDEFINED, metadata.icc_profile)
         is_same = all(
-            said[c].values == written.values(c, (1,)) for c in (_BITS, _SAMPLES) if c in said
+            said[c].values == (tags[c].values if c in tags else (1,))
+            for c in (_BITS, _SAMPLES)
+            if c in said
         )
         dropped = _TIFF_STRUCTURE if is_same else _TIFF_STRUCTURE | _TIFF_LEVELS
         tags |= {code: tag for code, tag in said.items() if code not in dropped}

@@ -82,6 +82,7 @@ def left_out(file: BinaryIO, format_name: str, jpeg: JpegStructure | None) -> li
         elif format_name == "AVIF":
             head = data[: 1 << 16]
             found = ["gain map"] * (b"tmap" in head) + ["film"] * (data.find(b"mpvd") >= 0)
+            found += ["HDR metadata (mDCV, cLLI)"] * (b"mdcv" in head or b"clli" in head)
             found += ["depth map"] * (b"aux:depth" in head or b"auxid:2" in head)
         else:
             found = []

@@ -5,11 +5,9 @@ Nothing here needs numpy: bytes are copied straight from and to the tensors' mem
 
 import ctypes
 import io
-import struct
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import BinaryIO
 
 import torch
 from PIL import Image, ImageCms
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
-from .metadata import Metadata, StorageFormat
+from .metadata import PACKED_BITS, WHITE_IS_ZERO, Metadata, StorageFormat
 from .ranges import (
     BITS_8,
     BITS_16,
@@ -25,9 +23,11 @@ from .ranges import (
     UNIT,
     Declared,
     ValueRange,
+    as_bits,
     clamped,
     find_range,
     is_no_data,
+    narrow_pages,
 )
 from .sniff import WIDE_GRAY
 from .tiff import RawPage
@@ -35,7 +35,7 @@ from .tiff import RawPage
 
 @dataclass(frozen=True)
 class KeptPixels:
-    """Pixels without meaning, which are written back as they are.
+    """Pixels that the network does not see, and that are written back as they are.
 
     Attributes:
         mask: (H, W).
@@ -51,8 +51,8 @@ class DecodedImage:
     """One decoded page of a file, with all that its output needs to keep.
 
     Attributes:
-        samples: (H, W, C) as stored, but for `kept` pixels and gray in RGB, which has one channel
-            after `prepare`: uint8, uint16 or float32, C = 1 or 3.
+        samples: (H, W, C) as stored, but for `kept` pixels, `outliers` and gray in RGB, which has
+            one channel after `prepare`: uint8, uint16 or float32, C = 1 or 3.
         alpha: (H, W, 1) of the same type, which is not denoised; None for opaque images.
         value_range: stored samples ↔ [0, 1], by `prepare`.
         storage: how the file stored the samples.
@@ -60,7 +60,8 @@ class DecodedImage:
         note: what reading had to change or drop, for the user; "" if nothing.
         masks: pages of a TIFF file that go along unchanged behind this one.
         declared: what the file says about its values.
-        kept: pixels that `samples` has others for; None if there are none.
+        kept: pixels without meaning, which `samples` has others for; None if there are none.
+        outliers: pixels too far beyond the range for a network (stars, hot pixels), likewise.
     """
 
     samples: Tensor
@@ -72,6 +73,7 @@ class DecodedImage:
     masks: tuple[RawPage, ...] = ()
     declared: Declared = NOTHING_DECLARED
     kept: KeptPixels | None = None
+    outliers: KeptPixels | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,11 +90,16 @@ class DecodedImage:
 
         Its range is that of its type; floats beyond [0, 1] have their own.
         """
-        scale = BITS_16 if self.samples.dtype == torch.uint16 else self.value_range
-        if self.samples.is_floating_point():
-            low, high = self.samples.aminmax()
+        samples = self.with_outliers(self.samples)
+        scale = BITS_16 if samples.dtype == torch.uint16 else self.value_range
+        if samples.is_floating_point():
+            low, high = samples.aminmax()
             scale = UNIT if low >= 0 and high <= 1 else scale
-        return scale.to_unit(self.samples).permute(2, 0, 1).clamp(0, 1)
+        return scale.to_unit(samples).permute(2, 0, 1).clamp(0, 1)
+
+    def with_outliers(self, samples: Tensor) -> Tensor:
+        """Samples of this page's shape, or as stored, with the outliers as stored."""
+        return _put_back(samples, self.outliers)
 
     def stored(self, samples: Tensor) -> Tensor:
         """New samples as the file stores them: gray in all of its channels, kept pixels put back.
@@ -111,12 +118,18 @@ class DecodedImage:
             _set_pixels(samples, is_flat, _pixels(self.samples, is_flat))
         if self.storage.mode.startswith("RGB") and samples.shape[2] == 1:
             samples = samples.expand(-1, -1, 3).contiguous()
-        if self.kept is not None:
-            samples = samples.clone()
-            _set_pixels(samples, self.kept.mask, self.kept.values)
+        return _put_back(_put_back(samples, self.outliers), self.kept)
+
+
+def _put_back(samples: Tensor, kept: KeptPixels | None) -> Tensor:
+    if kept is None:
         return samples
+    samples = samples.clone()
+    _set_pixels(samples, kept.mask, kept.values[:, : samples.shape[2]])
+    return samples
 
 
+YUV_OFF = 1  # levels: decoders of WebP round the three colours of one luma differently
 FLAT_PX = 17  # side: beyond a JPEG's blocks, whose noise is in their mean
 
 
@@ -126,8 +139,8 @@ def prepare(
     """Pages of one file as a network takes them.
 
     All pages above 8 bits share one range of values. RGB with R = G = B throughout has one channel.
-    Pixels without meaning (not finite, "no data", hidden under alpha 0) are filled from their
-    surroundings, and remembered as kept.
+    Pixels without meaning (not finite, "no data", hidden under alpha 0) and outliers are filled
+    from their surroundings, and remembered.
 
     Args:
         pages: as read.
@@ -153,28 +166,66 @@ def prepare(
             ranges[index] = replace(found, ceiling=pages[index].storage.maximum)
             if voids:
                 hidden[index] |= is_no_data(pages[index].samples, voids)
+        if len(deep) > 1:
+            pages = _with_note_on_narrow_pages(pages, deep, hidden, found)
     return tuple(
         _prepared(replace(page, value_range=scale), mask)
         for page, scale, mask in zip(pages, ranges, hidden, strict=True)
     )
 
 
+def _with_note_on_narrow_pages(
+    pages: Sequence[DecodedImage], deep: Sequence[int], hidden: Sequence[Tensor], scale: ValueRange
+) -> Sequence[DecodedImage]:
+    """The pages, the first with a note on those whose noise is small beside the file's range."""
+    samples, masks = ([part[index] for index in deep] for part in (
+        [page.samples for page in pages], hidden))  # fmt: skip
+    narrow = narrow_pages(samples, masks, scale)
+    if not narrow:
+        return pages
+    first, (low, high) = next(iter(narrow.items()))
+    named = f"page {deep[first] + 1} holds" if len(narrow) == 1 else (
+        f"{len(narrow)} pages, such as page {deep[first] + 1}, hold"
+    )  # fmt: skip
+    note = (
+        f"{named} little of the file's range ({low:.4g} to {high:.4g} of {scale.offset:.4g} to "
+        f"{scale.offset + scale.span:.4g}), so that less of the noise is removed; split the file"
+    )
+    return [replace(pages[0], note="; ".join(filter(None, (pages[0].note, note)))), *pages[1:]]
+
+
 def _prepared(page: DecodedImage, mask: Tensor) -> DecodedImage:
-    samples, kept = page.samples, None
-    if bool(mask.any()):
-        kept = KeptPixels(mask, _pixels(samples, mask))
-    seen = samples if kept is None else _pixels(samples, ~mask)[:, None]
-    if samples.shape[2] == 3 and seen.numel() and _is_gray(seen):
+    samples = page.samples
+    beyond = page.value_range.is_beyond(samples) & ~mask
+    kept, outliers = (
+        KeptPixels(where, _pixels(samples, where)) if bool(where.any()) else None
+        for where in (mask, beyond)
+    )
+    gaps = mask | beyond
+    is_whole = kept is None and outliers is None
+    seen = samples if is_whole else _pixels(samples, ~gaps)[:, None]
+    is_lossy = page.storage.format in {"WEBP", "AVIF"} and not page.storage.is_lossless
+    if samples.shape[2] == 3 and seen.numel() and _is_gray(seen, YUV_OFF if is_lossy else 0):
         samples = samples[:, :, :1].contiguous()
-    if kept is not None:
-        samples = _filled(samples, mask, page.value_range)
-    return replace(page, samples=samples, kept=kept)
+    if not is_whole:
+        samples = _filled(samples, gaps, page.value_range)
+    return replace(page, samples=samples, kept=kept, outliers=outliers)
 
 
-def _is_gray(samples: Tensor) -> bool:
-    """Whether the three channels of (H, W, 3) are equal; decided early for most colours."""
+def _is_gray(samples: Tensor, most_off: int) -> bool:
+    """Whether the three channels of (H, W, 3) are equal; decided early for most colours.
+
+    Args:
+        samples: all, or those that count.
+        most_off: how far, in levels of 8 bits, the channels of a gray pixel may be apart.
+    """
     for part in (samples[:: max(1, len(samples) // 8)], samples):
-        red, green, blue = (_bits(part)[:, :, channel] for channel in range(3))
+        if most_off:
+            least, most = part.amin(2), part.amax(2)
+            if bool(((most - least) > most_off).any()):
+                return False
+            continue
+        red, green, blue = (as_bits(part)[:, :, channel] for channel in range(3))
         if not (torch.equal(red, green) and torch.equal(green, blue)):
             return False
     return True
@@ -266,7 +317,7 @@ def flat_pixels(samples: Tensor) -> Tensor | None:
     Returns:
         (H, W), or None.
     """
-    bits = _bits(samples)
+    bits = as_bits(samples)
     # Every such area covers half of its width in one of these rows: mostly, there is none.
     if not bool(_differs_across(bits[:: FLAT_PX // 2]).logical_not().any()):
         return None
@@ -308,22 +359,16 @@ def _spread(marks: Tensor, distance: int) -> Tensor:
     return marks
 
 
-def _bits(samples: Tensor) -> Tensor:
-    """The samples as signed integers of their size: equal where every bit is."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return samples.view(kinds[samples.element_size()])
-
-
 def _pixels(samples: Tensor, mask: Tensor) -> Tensor:
     """[pixels, C]: those of (H, W, C) that are marked; torch indexes no unsigned wide integers."""
-    bits = _bits(samples)
+    bits = as_bits(samples)
     parts = [bits[rows][mask[rows]] for rows in _row_strips(mask)]
     return torch.cat(parts).view(samples.dtype)
 
 
 def _set_pixels(samples: Tensor, mask: Tensor, values: Tensor) -> None:
     """Set marked pixels of contiguous (H, W, C) in place."""
-    bits, new, done = _bits(samples), _bits(values), 0
+    bits, new, done = as_bits(samples), as_bits(values), 0
     for rows in _row_strips(mask):
         count = int(mask[rows].sum())
         bits[rows][mask[rows]] = new[done : done + count]
@@ -340,6 +385,8 @@ def _row_strips(mask: Tensor) -> Iterator[slice]:
 _PROMOTIONS = {
     "1": ("1", "L", "RGB"),
     "L": ("L", "RGB"),
+    "L;2": ("L;2", "L", "RGB"),
+    "L;4": ("L;4", "L", "RGB"),
     "LA": ("LA", "RGBA"),
     "RGB": ("RGB",),
     "RGBA": ("RGBA",),
@@ -349,7 +396,6 @@ _PROMOTIONS = {
 }
 _COLOUR = {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"}
 _DTYPES = {"I;16": torch.uint16, "I": torch.int32, "F": torch.float32}  # others are uint8
-_IMAGE_WIDTH, _BITS_PER_SAMPLE, _LONG = 256, 258, 4  # TIFF tags, a type
 _STRIP_BYTES = 1 << 22  # copied at once from a Pillow image
 
 EXTRA_SAMPLES_NOTE = "extra samples dropped: they are not alpha"
@@ -397,16 +443,14 @@ def encode(page: DecodedImage, samples: Tensor, mode: str) -> Image.Image:
 
     Args:
         page: the source.
-        samples: (H, W, C) on the CPU, as `page.stored` returned them.
+        samples: (H, W, C) on the CPU, as `as_written` returned them.
         mode: by `target_mode`.
 
     Raises:
         ShapeError: the page has no alpha channel for this mode.
     """
-    if mode == "I;12":
-        return _packed(samples)
-    if mode == "I;16" and (most := page.storage.maximum) is not None:
-        samples = rescaled(samples, most, 65535)
+    if bits := PACKED_BITS.get(mode):
+        return _packed(samples, bits)
     image = to_pil(samples)
     if mode == "1":
         return image.convert("1", dither=Image.Dither.NONE)
@@ -420,51 +464,60 @@ def encode(page: DecodedImage, samples: Tensor, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+def as_written(
+    page: DecodedImage, samples: Tensor, format_name: str, mode: str
+) -> tuple[DecodedImage, Tensor]:
+    """A page, and samples as `page.stored` returned them, in a format's depth and sense.
+
+    Samples of a file that says its largest (PNM, TIFF of 12 bits) are scaled to 16 bits where the
+    format has no such; TIFF that stores white as 0 still does.
+
+    Args:
+        page: the source.
+        samples: (H, W, C).
+        format_name: Pillow's name of the format.
+        mode: by `target_mode`.
+    """
+    storage, is_byte = page.storage, samples.dtype == torch.uint8
+    most, white = storage.maximum, 255 if is_byte else storage.maximum or 65535
+    holds_most = mode in PACKED_BITS or format_name == "PPM" or (
+        format_name == "PAM" and not is_byte
+    )  # fmt: skip
+    if most is not None and not holds_most:
+        alpha, white = page.alpha, 255 if is_byte else 65535
+        if not is_byte:
+            samples = rescaled(samples, most, white)
+            alpha = None if alpha is None else rescaled(alpha, most, white)
+        page = replace(page, alpha=alpha, storage=replace(storage, maximum=None))
+    is_inverted = storage.photometric == WHITE_IS_ZERO and not samples.is_floating_point()
+    if format_name == "TIFF" and is_inverted:
+        samples = (white - samples.to(torch.int32)).to(samples.dtype)
+    return page, samples
+
+
 def rescaled(samples: Tensor, most: int, new_most: int) -> Tensor:
     """Samples in 0 … most as the nearest in 0 … new_most, of the same type."""
     levels = (samples.to(torch.int64) * (2 * new_most) + most) // (2 * most)
     return levels.clamp_(0, new_most).to(samples.dtype)
 
 
-def _packed(samples: Tensor) -> Image.Image:
-    """(H, W, 1) of 12 bits as the bytes of a TIFF file's rows, in an image of 8 bits.
+def _packed(samples: Tensor, bits: int) -> Image.Image:
+    """(H, W, 1) as the bytes of a TIFF file's rows of 2, 4 or 12 bits, in an image of 8 bits.
 
-    `set_12_bits` then says what they are.
+    `set_tiff_tags` then says what they are.
     """
     height, width, _ = samples.shape
-    wide = torch.zeros(height, width + width % 2, dtype=torch.int32)
-    wide[:, :width] = samples[:, :, 0].to(torch.int32)
-    first, second = wide[:, ::2], wide[:, 1::2]
-    parts = [first >> 4, (first & 15) << 4 | second >> 8, second & 255]
+    levels = samples if bits > 8 else rescaled(samples, 255, (1 << bits) - 1)
+    many = 2 if bits > 8 else 8 // bits  # samples in whole bytes
+    wide = torch.zeros(height, -(-width // many) * many, dtype=torch.int32)
+    wide[:, :width] = levels[:, :, 0].to(torch.int32)
+    together = torch.zeros(height, wide.shape[1] // many, dtype=torch.int32)
+    for index in range(many):
+        together = together << bits | wide[:, index::many]
+    size = many * bits // 8
+    parts = [together >> 8 * (size - 1 - byte) & 255 for byte in range(size)]
     packed = torch.stack(parts, 2).reshape(height, -1, 1)
-    return to_pil(packed[:, : (3 * width + 1) // 2].to(torch.uint8))
-
-
-def set_12_bits(file: BinaryIO, widths: Sequence[int | None]) -> None:
-    """Say in a TIFF file that pages hold packed 12-bit samples.
-
-    Args:
-        file: as Pillow wrote it, open for reading and writing.
-        widths: in samples, of each page; None for a page to leave as it is.
-    """
-    file.seek(0)
-    order = "<" if file.read(2) == b"II" else ">"
-    file.seek(4)
-    (at,) = struct.unpack(f"{order}I", file.read(4))
-    for width in widths:
-        file.seek(at)
-        (entries,) = struct.unpack(f"{order}H", file.read(2))
-        for number in range(entries):
-            place = at + 2 + 12 * number
-            file.seek(place)
-            tag, kind = struct.unpack(f"{order}HH", file.read(4))
-            value = {_IMAGE_WIDTH: width, _BITS_PER_SAMPLE: 12}.get(tag)
-            if width is not None and value is not None:
-                file.seek(place + 8)
-                form = f"{order}I" if kind == _LONG else f"{order}HH"
-                file.write(struct.pack(form, *([value] if kind == _LONG else [value, 0])))
-        file.seek(at + 2 + 12 * entries)
-        (at,) = struct.unpack(f"{order}I", file.read(4))
+    return to_pil(packed[:, : (width * bits + 7) // 8].to(torch.uint8))
 
 
 def pnm_bytes(page: DecodedImage, samples: Tensor) -> bytes:

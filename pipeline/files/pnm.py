@@ -1,5 +1,7 @@
 """Portable maps that Pillow does not read, or narrows: colour PFM, 16-bit PPM, and PAM.
 
+Plain PPM (P3, in words) is written as P6.
+
 Netpbm's formats: https://netpbm.sourceforge.net/doc/ (ppm, pam) and Debevec's PFM.
 """
 
@@ -25,14 +27,14 @@ _BANDS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _TUPLE_TYPES = {"L": "GRAYSCALE", "LA": "GRAYSCALE_ALPHA", "RGB": "RGB", "RGBA": "RGB_ALPHA"}
 _SPACE = rb"(?:\s|#[^\n]*\n)+"
 _HEADER = re.compile(
-    rb"(P6|PF)" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)" + _SPACE + rb"(-?[\d.eE+-]+)\s"
+    rb"(P3|P6|PF)" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)" + _SPACE + rb"(-?[\d.eE+-]+)\s"
 )
 _PAM_HEADER = re.compile(rb"P7\s.*?ENDHDR[^\n]*\n", re.DOTALL)
 
 
 def is_read_here(start: bytes) -> bool:
     """Whether a file that begins so is one of these."""
-    if start.startswith(b"P6"):
+    if start.startswith((b"P3", b"P6")):
         header = _HEADER.match(start)
         return header is not None and header[4].isdigit() and 255 < int(header[4]) < 65536
     return re.match(rb"P7\s|PF\s", start) is not None
@@ -77,12 +79,15 @@ def read(file: BinaryIO, start: bytes) -> DecodedImage:
         )
     dtype = torch.float32 if is_float else torch.uint8 if peak == 255 else torch.uint16
     file.seek(end)
-    size = width * height * channels * dtype.itemsize
-    data = bytearray(file.read(size))
-    if len(data) < size:
-        raise ImageError("is truncated; copy it again from its source")
-    samples = torch.frombuffer(data, dtype=dtype).reshape(height, width, channels)
-    samples = _swapped(samples) if is_swapped and dtype.itemsize > 1 else samples
+    count = width * height * channels
+    if plain and plain[1] == b"P3":
+        samples = _of_words(file.read(), count, peak).reshape(height, width, channels)
+    else:
+        data = bytearray(file.read(count * dtype.itemsize))
+        if len(data) < count * dtype.itemsize:
+            raise ImageError("is truncated; copy it again from its source")
+        samples = torch.frombuffer(data, dtype=dtype).reshape(height, width, channels)
+        samples = _swapped(samples) if is_swapped and dtype.itemsize > 1 else samples
     if is_float:  # from bottom to top
         samples = samples.flip(0)
     has_alpha = channels in (2, 4)
@@ -125,6 +130,20 @@ def write(file: BinaryIO, format_name: str, page: DecodedImage, samples: Tensor)
         stored = _swapped(stored)
     stored = stored.contiguous()
     file.write(memory(stored))
+
+
+def _of_words(text: bytes, count: int, peak: int) -> Tensor:
+    """The first samples of a plain map, of 16 bits."""
+    words = re.sub(rb"#[^\n]*", b"", text).split()[:count]
+    if len(words) < count:
+        raise ImageError("is truncated; copy it again from its source")
+    try:
+        samples = torch.tensor([int(word) for word in words], dtype=torch.int32)
+    except (ValueError, RuntimeError) as error:
+        raise ImageError("is damaged (not all samples are numbers); copy it again") from error
+    if bool(((samples < 0) | (samples > peak)).any()):
+        raise ImageError(f"is damaged (samples beyond {peak}); copy it again from its source")
+    return samples.to(torch.uint16)
 
 
 def _lines(header: bytes) -> list[bytes]:

@@ -7,7 +7,7 @@ range is what the file declares or, without that, what nearly all of its samples
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,18 @@ from torch import Tensor
 BEYOND = 0.5
 
 TAIL = 0.001  # share of the samples that may lie beyond each end of an estimated range
+FEW = 0.1  # share of the samples that may be outliers at one end: hot pixels, saturated stars
+FENCE = 2.0  # widths of all others beyond which these lie
+FAR = 8.0  # and beyond which areas are no highlights, if they are saturated
+STARS = 0.01  # or less than this share
 SEVERAL = 3  # samples of one value, far from all others, that stand for no data
+NARROW = 1 / 8  # of a file's range: a page that takes less of it is noted
 _MOST_SAMPLES = 2**18  # of a file that its range is estimated from
+_MOST_PAGE_SAMPLES = 2**14  # of a page, to compare its range with the file's
 _MOST_STRAYS = 1000  # single values far from all others that are stepped over
 _STRIP_SAMPLES = 2**22
+_LEAST_CROWD = 3  # of 3×3 pixels: a line of one pixel's width is no row of hot pixels
+_PICTURE = 5.0  # σ of the noise: what is narrower holds little but noise
 
 _MIN_VALUE, _MAX_VALUE, _NO_DATA, _DESCRIPTION = 340, 341, 42113, 270  # TIFF tags
 _INTEGER_LIMITS = {
@@ -63,6 +71,18 @@ class ValueRange:
         values = samples.to(self._arithmetic(samples), copy=True)
         values = (values.sub_(self.offset) if self.offset else values).div_(self.span)
         return values.clamp_(-BEYOND, 1 + BEYOND).to(torch.float32)
+
+    def is_beyond(self, samples: Tensor) -> Tensor:
+        """Return (H, W): pixels of (H, W, C) that `to_unit` clamps in any channel."""
+        found = torch.zeros(samples.shape[:2], dtype=torch.bool)
+        if samples.dtype == torch.uint8:
+            return found
+        least, most = self.offset - BEYOND * self.span, self.offset + (1 + BEYOND) * self.span
+        rows = max(1, _STRIP_SAMPLES // max(1, samples.shape[1] * samples.shape[2]))
+        for top in range(0, len(samples), rows):
+            strip = _comparable(samples[top : top + rows])
+            found[top : top + rows] = ((strip < least) | (strip > most)).any(2)
+        return found
 
     def from_unit(self, values: Tensor, samples: Tensor) -> Tensor:
         """Return values as new samples, of the type of the `samples` that they replace.
@@ -130,6 +150,24 @@ class Declared:
             low = high = None
         return cls(low or 0.0, high, None, _number(value(_NO_DATA), min, is_finite=False))
 
+    def of_samples(self, factor: int, white: int | None) -> "Declared":
+        """Return the same of samples that are the file's times `factor`.
+
+        Args:
+            factor: 85 for 2 bits that fill 8.
+            white: the largest sample, if samples are the distance to it: white was stored as 0.
+        """
+
+        def of_sample(value: float) -> float:
+            return value * factor if white is None else white - value * factor
+
+        high = self.high
+        low, high = (
+            (self.low, None) if high is None else sorted((of_sample(self.low), of_sample(high)))
+        )
+        no_data = None if self.no_data is None else of_sample(self.no_data)
+        return replace(self, low=low, high=high, no_data=no_data)
+
 
 NOTHING_DECLARED = Declared()
 
@@ -174,12 +212,16 @@ def find_range(
     """Find the range of a file's samples, and the values that stand for no data.
 
     The range is `asked`; else what the file declares, unless its samples lie further beyond than
-    half the width; else all but `TAIL` of the samples at either end. It comes from a sample of the
-    pixels, so memory does not grow with the file.
+    half the width; else all but `TAIL` of the samples at either end, outliers aside. It comes from
+    a sample of the pixels, so memory does not grow with the file.
+
+    Outliers lie beyond the others by more than `FENCE` times the width of these, and are few. They
+    are isolated pixels (hot ones); or small or saturated areas with what leads up to them (stars),
+    if the rest holds a picture, and not just the background of one.
 
     Several samples of one value that lies beyond the others' range by more than its width, with
     next to nothing between, stand for no data. The type's largest value may also be saturation:
-    it must cover areas. Single samples out there (hot pixels) never move the range.
+    it must cover areas.
 
     Args:
         pages: (H, W, C), of one type above 8 bits.
@@ -187,12 +229,12 @@ def find_range(
         declared: what the file says.
         asked: the ends of the range, whatever the file says.
     """
-    values, counts = _histogram(pages, hidden)
-    if len(values) == 0:
+    seen = _Seen.of(pages, hidden, _MOST_SAMPLES)
+    if len(seen.values) == 0:
         return (UNIT if asked is None else _between(*asked)), ()
-    sums = counts.cumsum(0)
-    first, last, voids = _without_voids(values, sums, pages)
-    low, high = _ends(values, sums, first, last)
+    values, counts = _histogram(seen, pages, hidden)
+    first, last, voids = _without_voids(values, counts.cumsum(0), seen, pages)
+    low, high = seen.ends(values[first], values[last])
     if not low < high:
         low, high = values[first].item(), values[last].item()
     if asked is not None:
@@ -214,27 +256,142 @@ def _between(low: float, high: float) -> ValueRange:
     return ValueRange(float(low), float(high) - float(low))
 
 
-def _histogram(pages: Sequence[Tensor], hidden: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
+def narrow_pages(
+    pages: Sequence[Tensor], hidden: Sequence[Tensor], file_range: ValueRange
+) -> dict[int, tuple[float, float]]:
+    """Return number → own range of the pages that take less than `NARROW` of their file's.
+
+    Args:
+        pages: (H, W, C), of one type above 8 bits.
+        hidden: (H, W) for each page: pixels that mean nothing.
+        file_range: of all.
+    """
+    found = {}
+    for number, (page, mask) in enumerate(zip(pages, hidden, strict=True)):
+        seen = _Seen.of([page], [mask], _MOST_PAGE_SAMPLES)
+        if len(seen.values):
+            low, high = seen.ends(seen.values.min(), seen.values.max())
+            if 0 < high - low < NARROW * file_range.span:
+                found[number] = low, high
+    return found
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Samples that stand for all of a file.
+
+    Attributes:
+        values: [n] float64.
+        places: [n] int64: page, row, column and channel, as one number.
+        step: every which pixel they are of.
+        pages: (H, W, C), all of them.
+        starts: [pages]: the place of each page's first sample.
+    """
+
+    values: Tensor
+    places: Tensor
+    step: int
+    pages: Sequence[Tensor]
+    starts: Tensor
+
+    @classmethod
+    def of(cls, pages: Sequence[Tensor], hidden: Sequence[Tensor] | None, most: int) -> "_Seen":
+        """Take about `most` samples from all pages."""
+        sizes = [page.numel() for page in pages]
+        starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
+        step = max(1, -(-sum(sizes) // most))
+        values, places = [], []
+        for number, page in enumerate(pages):
+            height, width, channels = page.shape
+            stride = step
+            while math.gcd(stride, width) > 1 and stride < height * width:
+                stride += 1  # not down a few columns
+            seen = _comparable(page.reshape(-1, channels)[::stride])
+            place = torch.arange(0, height * width, stride)[:, None] * channels
+            place = place + torch.arange(channels) + starts[number]
+            if hidden is not None:
+                is_seen = ~hidden[number].flatten()[::stride]
+                seen, place = seen[is_seen], place[is_seen]
+            values.append(seen.flatten().double())
+            places.append(place.flatten())
+        return cls(torch.cat(values), torch.cat(places), step, pages, starts)
+
+    def ends(self, lowest: Tensor, highest: Tensor) -> tuple[float, float]:
+        """Return the ends of the range of what lies in [lowest, highest], outliers aside."""
+        is_inside = (self.values >= lowest) & (self.values <= highest)
+        values, places = self.values[is_inside], self.places[is_inside]
+        if len(values) == 0:
+            return 0.0, 0.0
+        ordered, order = values.sort()
+        places = places[order]
+        low = -self._end(-ordered.flip(0), places.flip(0), -1)
+        return low, self._end(ordered, places, 1)
+
+    def _end(self, ordered: Tensor, places: Tensor, sign: int) -> float:
+        """Return the upper end of ascending values, which are the samples times `sign`."""
+        total = len(ordered)
+        tail = max(math.ceil(TAIL * total), 1) if total >= 16 else 0
+        end, few = ordered[total - 1 - tail].item(), int(FEW * total)
+        top = ordered[total - 1 - few].item()
+        width = top - ordered[few].item()
+        fence = top + FENCE * width
+        if not end > fence > top:
+            return end
+        within = int(torch.searchsorted(ordered, fence, right=True))
+        beyond = total - within
+        is_isolated = self._crowd(places[within:], fence, sign) < _LEAST_CROWD
+        isolated = int(is_isolated.sum())
+        # Where hot pixels are many, some are neighbours by chance.
+        if beyond - isolated > tail + isolated // 10:
+            areas = ordered[within:][~is_isolated]
+            saturated = int((areas == areas[-1]).sum())
+            are_stars = saturated > len(areas) / 10 or len(areas) < STARS * total
+            is_far = areas[-1].item() > top + FAR * width
+            if not (are_stars and is_far and width > _PICTURE * self._sigma(places)):
+                ordered = torch.cat([ordered[:within], areas])
+                within = len(ordered)
+        tail = max(math.ceil(TAIL * within), 1)
+        return float(ordered[within - 1 - tail])
+
+    def _crowd(self, places: Tensor, fence: float, sign: int) -> Tensor:
+        """Return how many of the 3×3 samples around each place lie beyond the fence."""
+        return (self._around(places) * sign > fence).sum(0)
+
+    def _sigma(self, places: Tensor) -> float:
+        """Return σ of the noise, by what samples differ from the median of the 3×3 around."""
+        around = self._around(places[:: max(1, len(places) // _MOST_PAGE_SAMPLES)])
+        off = (around[4] - around.median(0).values).abs()
+        return off.median().item() / 0.6745 / 0.95  # σ of the difference is 0.95 σ
+
+    def _around(self, places: Tensor) -> Tensor:
+        """Return [9, n]: the 3×3 samples around each place, edges repeated."""
+        found = torch.empty(9, len(places), dtype=torch.float64)
+        owners = torch.searchsorted(self.starts, places.contiguous(), right=True) - 1
+        for number in torch.unique(owners).tolist():
+            page, is_here = as_bits(self.pages[number]), owners == number
+            height, width, channels = page.shape
+            place = places[is_here] - self.starts[number]
+            row, column = place // (width * channels), place // channels % width
+            for index in range(9):
+                rows = (row + index // 3 - 1).clamp(0, height - 1)
+                columns = (column + index % 3 - 1).clamp(0, width - 1)
+                samples = page[rows, columns, place % channels].view(self.pages[number].dtype)
+                found[index, is_here] = _comparable(samples).double()
+        return found
+
+
+def _histogram(
+    seen: _Seen, pages: Sequence[Tensor], hidden: Sequence[Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """Return the values of the samples, ascending, and how often each occurs.
 
-    Of large files the values come from about `_MOST_SAMPLES` samples, but all are counted that lie
-    beyond these by more than their range: a few of them may stand for no data.
+    Of large files the values come from what is seen, but all are counted that lie beyond these by
+    more than their range: a few of them may stand for no data.
     """
-    total = sum(page.numel() for page in pages)
-    step = -(-total // _MOST_SAMPLES)
-    parts = []
-    for number, page in enumerate(pages):
-        height, width, channels = page.shape
-        stride = step
-        while math.gcd(stride, width) > 1 and stride < height * width:
-            stride += 1  # not down a few columns
-        pixels, mask = page.reshape(-1, channels), None if hidden is None else hidden[number]
-        seen = _comparable(pixels[::stride])
-        parts.append(seen if mask is None else seen[~mask.flatten()[::stride]])
-    values, counts = _counted(parts)
-    if step == 1 or len(values) == 0:
+    values, counts = _counted([seen.values])
+    if seen.step == 1:
         return values, counts
-    low, high = _ends(values, counts.cumsum(0), 0, len(values) - 1)
+    low, high = seen.ends(values[0], values[-1])
     span = max(high - low, 0.0)
     least, most = low - span, high + span
     beyond = [torch.zeros(0)]
@@ -246,7 +403,7 @@ def _histogram(pages: Sequence[Tensor], hidden: Sequence[Tensor] | None) -> tupl
     is_near = (values >= least) & (values <= most)
     values, counts = (
         torch.cat([values[is_near], far]),
-        torch.cat([counts[is_near] * step, far_counts]),
+        torch.cat([counts[is_near] * seen.step, far_counts]),
     )
     order = values.argsort()
     return values[order], counts[order]
@@ -276,27 +433,26 @@ def _comparable(samples: Tensor) -> Tensor:
     return samples.to(torch.int64 if samples.dtype == torch.uint32 else torch.int32)
 
 
-def _ends(values: Tensor, sums: Tensor, first: int, last: int) -> tuple[float, float]:
-    """Return what all but `TAIL` of the samples at either end of values[first:last + 1] lie in."""
-    before = int(sums[first - 1]) if first else 0
-    total = int(sums[last]) - before
-    dropped = max(math.ceil(TAIL * total), 1) if total >= 16 else 0
-    wanted = torch.tensor([before + dropped, before + total - 1 - dropped])
-    low, high = values[torch.searchsorted(sums, wanted, right=True)].tolist()
-    return low, high
+def as_bits(samples: Tensor) -> Tensor:
+    """Return samples as signed integers of their size, which torch can index: equal bit for bit."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return samples.view(kinds[samples.element_size()])
 
 
 def _without_voids(
-    values: Tensor, sums: Tensor, pages: Sequence[Tensor]
+    values: Tensor, sums: Tensor, seen: _Seen, pages: Sequence[Tensor]
 ) -> tuple[int, int, tuple[float, ...]]:
     """Return the first and the last value that is not far from all others, and the voids.
 
     Args:
         values: ascending.
         sums: number of samples up to each value.
+        seen: samples that stand for all.
         pages: all samples.
     """
     first, last, voids = 0, len(values) - 1, []
+    low, high = 0.0, 0.0
+    aside: list[int | None] | None = None
 
     def count(start: int, stop: int) -> int:
         return int(sums[stop - 1]) - (int(sums[start - 1]) if start else 0) if stop > start else 0
@@ -305,7 +461,10 @@ def _without_voids(
         if last - first < 2:
             break
         # What stands alone at one end must not widen the range that the other is judged by.
-        low, high = _ends(values, sums, first + 1, last - 1)
+        several = [end if count(end, end + 1) >= SEVERAL else None for end in (first, last)]
+        if several != aside:
+            aside = several
+            low, high = seen.ends(values[first + 1], values[last - 1])
         width = high - low
         limits = torch.tensor([low - width, high + width], dtype=values.dtype)
         near, beyond = torch.searchsorted(values, limits).tolist()
@@ -316,10 +475,10 @@ def _without_voids(
             if not distance > width > 0:
                 continue
             if samples >= SEVERAL:
-                is_alone = count(start, stop) <= max(2, samples // 20)
-                if not (is_alone and _is_plausible(values[end].item(), pages)):
+                if count(start, stop) > max(2, samples // 20):
                     continue
-                voids.append(values[end].item())
+                if _is_plausible(values[end].item(), pages):
+                    voids.append(values[end].item())
             dropped[side] = 1
         first, last = first + dropped[0], last - dropped[1]
         if not any(dropped):

@@ -19,6 +19,7 @@ from torch import Tensor
 from denoise_batch.kernels.errors import ImageError
 
 from .metadata import (
+    WHITE_IS_ZERO,
     Metadata,
     StorageFormat,
     png_head,
@@ -32,7 +33,7 @@ from .ranges import BITS_8, Declared
 from .sniff import FileHead, png_chunks, rewound, significant_bits
 from .tiff_data import check_segments
 
-_RGB, _MIN_IS_WHITE, _MIN_IS_BLACK = 2, 0, 1  # photometric interpretations
+_RGB, _MIN_IS_BLACK = 2, 1  # photometric interpretations
 _PHOTOMETRICS = {
     3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab",
     32803: "raw sensor (CFA)", 32844: "LogLuv", 32845: "LogLuv", 34892: "raw sensor",
@@ -43,8 +44,9 @@ _KINDS = {"u1": "", "u2": ";16", "f2": ";F16", "f4": ";F32", "f8": ";F64"}
 _BANDS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _COLOURS = {"LA", "RGB", "RGBA"}
 _PILLOW_MODES = {"L;16": "I;16", "L;F32": "F"}
-_COMPRESSIONS = {5: "tiff_lzw", 8: "tiff_adobe_deflate", 1: "raw", 32773: "packbits"}
-_CODECS = {"tiff_lzw": "lzw", "packbits": "packbits", "raw": None}  # others become Deflate
+_COMPRESSIONS = {5: "tiff_lzw", 8: "tiff_adobe_deflate", 1: "raw", 32773: "packbits",
+                 34925: "lzma", 50000: "zstd"}  # fmt: skip
+_CODECS = {"tiff_lzw": "lzw", "packbits": "packbits", "raw": None, "lzma": "lzma", "zstd": "zstd"}
 _FLOAT16_LIMIT = 65504.0
 _BIG_TIFF_BYTES = (1 << 32) - (1 << 26)  # from here up, tags and all may not fit
 
@@ -61,6 +63,17 @@ def read(image: Image.Image | None, file: BinaryIO, head: FileHead) -> tuple[Dec
         head: what it says.
 
     Raises:
+        ImageError: a page is damaged.
+    """
+    if image is not None and image.format == "PNG":
+        return (_read_png(image, file),)
+    return _read_tiff(file, head)
+
+
+def refuse_unsupported(image: Image.Image | None, file: BinaryIO, head: FileHead) -> None:
+    """Refuse, before decoding, a file that `read` cannot read; arguments as there.
+
+    Raises:
         ImageError: the extra is missing, or a page is of a kind that is not supported.
     """
     if not (find_spec("imagecodecs") and find_spec("tifffile")):
@@ -69,8 +82,17 @@ def read(image: Image.Image | None, file: BinaryIO, head: FileHead) -> tuple[Dec
             "extra: pip install 'denoise-batch[scientific]'"
         )
     if image is not None and image.format == "PNG":
-        return (_read_png(image, file),)
-    return _read_tiff(file, head)
+        if "transparency" in image.info:
+            raise ImageError("has 16-bit colour with a transparent colour; remove the transparency")
+        return
+    import tifffile
+
+    with rewound(file):
+        file.seek(0)
+        with tifffile.TiffFile(file) as tiff:
+            for frame in head.frames:
+                where = f"page {frame + 1} " if len(head.frames) > 1 else ""
+                _refuse(tiff.pages[frame].aspage(), where)
 
 
 def is_written_here(format_name: str, pages: Sequence[DecodedImage], modes: Sequence[str]) -> bool:
@@ -112,8 +134,6 @@ def _described(head: FileHead) -> str:
 def _read_png(image: Image.Image, file: BinaryIO) -> DecodedImage:
     import imagecodecs
 
-    if "transparency" in image.info:
-        raise ImageError("has 16-bit colour with a transparent colour; remove the transparency")
     metadata = read_metadata(image, file)
     late = dict(png_chunks(file, lambda name: name == b"eXIf"))  # it may follow the pixels
     if late:
@@ -132,23 +152,22 @@ def _read_tiff(file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
     with tifffile.TiffFile(file) as tiff:
         for number, directory in zip(head.frames, head.directories, strict=True):
             page = tiff.pages[number].aspage()
-            where = f"page {number + 1} " if len(head.frames) > 1 else ""
-            kind = page.dtype.kind + str(page.dtype.itemsize) if page.dtype is not None else ""
-            _refuse(page, kind, where)
             check_segments(file, directory)
             array = page.asarray(maxworkers=1)
+            kind, size = array.dtype.kind, array.dtype.itemsize
             planes = page.samplesperpixel
             if page.planarconfig == 2 and planes > 1:
                 array = array.reshape(planes, page.imagelength, page.imagewidth).transpose(1, 2, 0)
             array = array.reshape(page.imagelength, page.imagewidth, planes)
             photometric, extra, note = int(page.photometric), _ALPHA, ""
             colours = 3 if photometric == _RGB else 1
-            if photometric == _MIN_IS_WHITE and kind[0] == "u":  # as Pillow does
-                photometric = _MIN_IS_BLACK
+            declared = Declared.of_tags(directory.said)
+            if photometric == WHITE_IS_ZERO and kind == "u":  # as Pillow does
                 array[:, :, :colours] = ~array[:, :, :colours]
+                declared = declared.of_samples(1, 255 if size == 1 else 65535)
             if page.extrasamples:
                 extra = int(page.extrasamples[0])
-            if extra == _PREMULTIPLIED and planes > colours and kind[0] == "u":
+            if extra == _PREMULTIPLIED and planes > colours and kind == "u":
                 array, extra = _unpremultiplied(array, colours), _ALPHA
             if colours == 3 and planes > 3:
                 kept = 3 if extra == 0 else 4
@@ -157,8 +176,7 @@ def _read_tiff(file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
                 note = "the last sample of each pixel is kept as it is: it is not denoised"
             decoded.append(
                 _page(
-                    array, "TIFF", tiff_metadata(directory), Declared.of_tags(directory.said),
-                    note,
+                    array, "TIFF", tiff_metadata(directory), declared, note,
                     compression=_COMPRESSIONS.get(int(page.compression)),
                     photometric=photometric, extra_sample=extra,
                 )
@@ -166,8 +184,9 @@ def _read_tiff(file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
     return tuple(decoded)
 
 
-def _refuse(page: Any, kind: str, where: str) -> None:
+def _refuse(page: Any, where: str) -> None:
     """Refuse a TIFF page of a kind that is not supported, and name it."""
+    kind = page.dtype.kind + str(page.dtype.itemsize) if page.dtype is not None else ""
     if page.imagewidth * page.imagelength > 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62):
         raise Image.DecompressionBombError(f"{page.imagewidth} x {page.imagelength}")
     name = _PHOTOMETRICS.get(int(page.photometric))
@@ -254,7 +273,7 @@ def _write_tiff(file: BinaryIO, pages: Sequence[tuple[DecodedImage, Tensor]]) ->
     is_big = size * 4 // 3 > _BIG_TIFF_BYTES
     if len(pages) == 1:
         _write_page(file, *pages[0], is_big)
-        set_tiff_tags(file, pages[0][0].metadata, pages[0][0].storage, pages[0][0].storage.mode)
+        _set_tags(file, pages[0][0])
         return
     with AppendingTiffWriter(file) as target:
         for page, samples in pages:
@@ -262,8 +281,12 @@ def _write_tiff(file: BinaryIO, pages: Sequence[tuple[DecodedImage, Tensor]]) ->
             _write_page(one, page, samples, is_big)
             target.write(one.getbuffer())
             target.newFrame()
-            set_tiff_tags(file, page.metadata, page.storage, page.storage.mode)
+            _set_tags(file, page)
             target.setup()  # the next page follows the tags
+
+
+def _set_tags(file: BinaryIO, page: DecodedImage) -> None:
+    set_tiff_tags(file, page.metadata, page.storage, page.storage.mode, page.size[1])
 
 
 def _write_page(file: BinaryIO, page: DecodedImage, samples: Tensor, is_big: bool) -> None:
@@ -283,12 +306,12 @@ def _write_page(file: BinaryIO, page: DecodedImage, samples: Tensor, is_big: boo
     with tifffile.TiffWriter(file, bigtiff=is_big, byteorder="<") as tiff:
         tiff.write(
             array if channels > 1 else array[:, :, 0],
-            photometric={_MIN_IS_WHITE: "miniswhite", _MIN_IS_BLACK: "minisblack"}.get(
+            photometric={WHITE_IS_ZERO: "miniswhite", _MIN_IS_BLACK: "minisblack"}.get(
                 photometric, "rgb"
             ),
             planarconfig="contig" if channels > 1 else None,
             extrasamples=[0, 0] if channels == 3 and extra else kinds,
-            compression=_CODECS.get(page.storage.compression or "raw", "zlib"),
+            compression=_CODECS.get(page.storage.compression or "", "zlib"),  # or Deflate
             maxworkers=1,
             metadata=None,
             software=False,

@@ -132,7 +132,7 @@ def _page_size(image: Image.Image, bits: int) -> PageSize:
     """The size of the only page of a file that is not TIFF."""
     has_alpha = image.has_transparency_data
     bands = 3 + has_alpha if image.mode == "P" else len(image.getbands())
-    return PageSize(image.width * image.height, bands, -(-bits // 8), has_alpha)
+    return PageSize(image.width * image.height, bands, -(-bits // 8), has_alpha or bits > 8)
 
 
 def _tiff_page_size(page: Directory) -> PageSize:
@@ -143,7 +143,7 @@ def _tiff_page_size(page: Directory) -> PageSize:
     sample_bytes = max(4, sample_bytes) if is_float else sample_bytes
     has_alpha = bands in (2, 4) and photometric != _CMYK
     pixels = page.value(_WIDTH) * page.value(_HEIGHT)
-    return PageSize(pixels, bands, sample_bytes, is_float or has_alpha)
+    return PageSize(pixels, bands, sample_bytes, has_alpha or sample_bytes > 1)
 
 
 def refuse_unsupported(image: Image.Image, bits: int) -> None:
@@ -393,6 +393,22 @@ def significant_bits(image: Image.Image, file: BinaryIO) -> int | None:
     said = next((data for _, data in png_chunks(file, lambda name: name == b"sBIT")), b"")
     bits = max(said[: 1 if len(said) < 3 else 3], default=16)
     return bits if 8 < bits < 16 else None
+
+
+def widened(image: Image.Image, bits: int) -> str:
+    """A note on samples that the output has more bits for; "" if it has not.
+
+    Args:
+        image: opened, not loaded.
+        bits: of a PNG file's samples.
+    """
+    if image.format == "PNG" and image.mode == "L" and bits in (2, 4):
+        return f"{bits}-bit gray is written with 8 bits"
+    tiles = getattr(image, "tile", None)
+    parameters = tiles[0][3] if tiles and image.format in {"BMP", "DIB", "TGA"} else ()
+    mode = parameters[0] if isinstance(parameters, tuple) and parameters else parameters
+    is_narrow = isinstance(mode, str) and mode.endswith((";15", ";16"))
+    return "16-bit colour is written with 8 bits a channel" if is_narrow else ""
 
 
 def jp2_profile(image: Image.Image, file: BinaryIO) -> bytes | None:

@@ -104,6 +104,11 @@ def short(code: int, *values: int) -> Tag:
     return Tag(code, SHORT, struct.pack(f"<{len(values)}H", *values))
 
 
+def long(code: int, *values: int) -> Tag:
+    """A tag of 32-bit integers."""
+    return Tag(code, LONG, struct.pack(f"<{len(values)}I", *values))
+
+
 def rational(code: int, value: float) -> Tag:
     """A tag of one non-negative fraction."""
     denominator = 1 if value == int(value) else 10000
@@ -290,8 +295,6 @@ class _Layout:
                 tag = replace(
                     tag, type=kind, data=b"".join(o.to_bytes(size, "little") for o in offsets)
                 )
-            elif not self.is_big:
-                tag = _narrowed(tag)
             data = self.swapped(tag.data, tag.type)
             count = struct.pack(
                 self.order + ("Q" if self.is_big else "I"), len(data) // _SIZES[tag.type]
@@ -303,13 +306,6 @@ class _Layout:
             entries.append(struct.pack(self.order + "HH", tag.code, tag.type) + count + value)
         head = struct.pack(self.order + ("Q" if self.is_big else "H"), len(entries))
         return head + b"".join(entries) + bytes(self.word) + rest
-
-
-def _narrowed(tag: Tag) -> Tag:
-    """A tag of BigTIFF as classic TIFF knows it, if its values fit."""
-    if tag.type in {_LONG8, _IFD8} and max(tag.values, default=0) < 1 << 32:
-        return replace(tag, type=LONG, data=struct.pack(f"<{len(tag.values)}I", *tag.values))
-    return tag
 
 
 def _read(file: BinaryIO, layout: _Layout, offset: int, depth: int) -> tuple[Directory, int]:
@@ -338,10 +334,13 @@ def _read(file: BinaryIO, layout: _Layout, offset: int, depth: int) -> tuple[Dir
         is_pointer = code in _POINTERS or kind in {_IFD, _IFD8}
         if is_pointer and code != _SUB_IFDS and depth < _DEPTH:
             inner = [_read(file, layout, start, depth + 1)[0] for start in tag.values[:8]]
-            damaged += [code for directory in inner if directory.damaged or not directory.tags]
-            tag = replace(tag, directories=tuple(tuple(d.tags.values()) for d in inner if d.tags))
-            if not tag.directories:
-                continue
+            is_bad = [bool(directory.damaged) or not directory.tags for directory in inner]
+            if code in _POINTERS or not any(is_bad):  # else of another use: kept as it is
+                damaged += [code] * sum(is_bad)
+                found = tuple(tuple(d.tags.values()) for d in inner if d.tags)
+                tag = replace(tag, directories=found)
+                if not found:
+                    continue
         tags[code] = tag
     is_whole = len(entries) == count * layout.entry and count
     pointer = offset + layout.head + count * layout.entry if is_whole else 0

@@ -59,14 +59,15 @@ def psnr_in_and_out(
         counted = torch.ones(page.size, dtype=torch.bool)
         for kept in (page.kept, target.kept):
             counted = counted if kept is None else counted & ~kept.mask
+        old, clean_samples = page.stored(page.samples), target.stored(target.samples)
         is_alike = _kind(page.samples) == _kind(target.samples)
         low, span = scales[0][_kind(target.samples)]
         own_low, own_span = (low, span) if is_alike else scales[1][_kind(page.samples)]
         rows = max(1, _STRIP_SAMPLES // (new.shape[1] * new.shape[2]))
         for top in range(0, new.shape[0], rows):  # a whole page in float64 is large
             strip = slice(top, top + rows)
-            wanted = (target.samples[strip].double() - low) / span
-            for index, values in enumerate((page.samples[strip], new[strip])):
+            wanted = (clean_samples[strip].double() - low) / span
+            for index, values in enumerate((old[strip], new[strip])):
                 errors = (values.double() - own_low) / own_span - wanted
                 sums[index] += errors[counted[strip]].square_().mean(1).sum().item()
         count += int(counted.sum())
@@ -84,12 +85,12 @@ def _scales(pages: Sequence[DecodedImage]) -> dict[str, tuple[float, float]]:
     """Black and the distance to white of a file's samples, by kind."""
     scales = {"8-bit": (0.0, 255.0), "deep": (0.0, 255.0), "float": (0.0, 1.0)}
     for page in pages:
-        kind = _kind(page.samples)
+        kind, samples = _kind(page.samples), page.with_outliers(page.samples)
         if kind == "deep":
-            most = float(page.samples.to(torch.int64).max())
+            most = float(samples.to(torch.int64).max())
             scales[kind] = 0.0, max(scales[kind][1], 2.0 ** math.ceil(math.log2(most + 1)) - 1)
         elif kind == "float":
-            low, high = float(page.samples.min()), float(page.samples.max())
+            low, high = float(samples.min()), float(samples.max())
             is_unit = low >= 0 and 0.5 < high <= 1
             scale = page.value_range
             scales[kind] = (0.0, 1.0) if is_unit else (scale.offset, scale.span)

@@ -11,7 +11,7 @@ from pathlib import Path
 from denoise_batch.kernels import ImageError, NoImagesError, OptionError
 
 from ..files.atomic import remove_abandoned
-from ..files.images import read_pages
+from ..files.images import read_pages, refusal_of
 from ..files.listed import read_list
 from ..files.scan import FileStat, Job, canonical_paths, look, real_path, scan
 from ..options import DenoiseOptions
@@ -134,9 +134,18 @@ class Session:
         return self._jobs
 
     def plan(self, jobs: Sequence[Job], stop: Stop | None = None) -> Plan:
-        """Plan a run without writing anything."""
+        """Plan a run without writing anything; images whose heads tell that they fail do so."""
         stop = Stop() if stop is None else stop
-        return self._plan(jobs, self._read_manifests(jobs), stop, is_timed=True)
+        plan = self._plan(jobs, self._read_manifests(jobs), stop, is_timed=True)
+        failing = []
+        for job in plan.jobs:
+            if stop:
+                break
+            if "://" not in job.source_name and (reason := refusal_of(job.source)):
+                failing.append(Result(job, "failed", reason))
+        bad = {result.job for result in failing}
+        todo = tuple(job for job in plan.jobs if job not in bad)
+        return replace(plan, jobs=todo, skipped=(*plan.skipped, *failing))
 
     def run(
         self,

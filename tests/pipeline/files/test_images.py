@@ -279,7 +279,8 @@ def test_a_wider_mode_takes_what_a_format_lacks(tmp_path: Path) -> None:
     image = noise_image("L")
     page = read_image(saved(tmp_path / "a.png", image))
     write_unit(tmp_path / "b.webp", page, page.to_unit(), quality=100)
-    assert read_image(tmp_path / "b.webp").to_unit().shape == (3, 5, 7)
+    assert opened(tmp_path / "b.webp").mode == "RGB"
+    assert read_image(tmp_path / "b.webp").to_unit().shape == (1, 5, 7)  # still gray
 
 
 def test_an_unknown_output_suffix_is_refused(tmp_path: Path) -> None:
