@@ -489,8 +489,8 @@ def as_written(
             samples = rescaled(samples, most, white)
             alpha = None if alpha is None else rescaled(alpha, most, white)
         page = replace(page, alpha=alpha, storage=replace(storage, maximum=None))
-    is_inverted = storage.photometric == WHITE_IS_ZERO and not samples.is_floating_point()
-    if format_name == "TIFF" and is_inverted:
+    is_gray = samples.shape[2] == 1 and not samples.is_floating_point()
+    if format_name == "TIFF" and storage.photometric == WHITE_IS_ZERO and is_gray:
         samples = (white - samples.to(torch.int32)).to(samples.dtype)
     return page, samples
 

@@ -162,7 +162,7 @@ def _read_tiff(file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
             photometric, extra, note = int(page.photometric), _ALPHA, ""
             colours = 3 if photometric == _RGB else 1
             declared = Declared.of_tags(directory.said)
-            if photometric == WHITE_IS_ZERO and kind == "u":  # as Pillow does
+            if photometric == WHITE_IS_ZERO and kind == "u" and planes < 3:  # as Pillow does
                 array[:, :, :colours] = ~array[:, :, :colours]
                 declared = declared.of_samples(1, 255 if size == 1 else 65535)
             if page.extrasamples:

@@ -40,7 +40,7 @@ _ORIENTATION = 274
 _PNG_BITS = 24  # its offset in the file
 # TIFF tags
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 262, 277
-_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
+_COMPRESSION, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 259, 338, 339
 _PALETTE, _CMYK = 3, 5  # photometric interpretations
 _SIGNED, _FLOAT = 2, 3  # sample formats
 
@@ -113,6 +113,8 @@ def sniff_tiff(file: BinaryIO, layout: Layout) -> FileHead:
 
 def _sniff_tiff(image: Image.Image, file: BinaryIO, layout: Layout) -> FileHead:
     with rewound(file):
+        file.seek(0)
+        is_big_endian = file.read(2) == b"MM"
         head = sniff_tiff(file, layout)
     is_beyond_pillow = False
     try:
@@ -120,7 +122,9 @@ def _sniff_tiff(image: Image.Image, file: BinaryIO, layout: Layout) -> FileHead:
             if frame != image.tell():
                 image.seek(frame)
             is_wide_colour = bits == 16 and image.mode in _COLOUR
-            is_beyond_pillow |= is_wide_colour or _holds_bands(directory)
+            # libtiff has turned their bytes already, and Pillow turns them again.
+            is_turned = image.mode == "F" and is_big_endian and directory.value(_COMPRESSION, 1) > 1
+            is_beyond_pillow |= is_wide_colour or is_turned or _holds_bands(directory)
         if image.tell() != 0:
             image.seek(0)
     except _UNREADABLE:

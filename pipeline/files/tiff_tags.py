@@ -311,6 +311,8 @@ class _Layout:
 def _read(file: BinaryIO, layout: _Layout, offset: int, depth: int) -> tuple[Directory, int]:
     """A directory, and where it points to the next; 0 if it ends before."""
     end = file.seek(0, io.SEEK_END)
+    if offset >= end:
+        return Directory({}, (0,), offset), 0
     count = layout.number(_at(file, offset, layout.head))
     entries = file.read(count * layout.entry) if count * layout.entry <= end else b""
     tags: dict[int, Tag] = {}

@@ -36,7 +36,7 @@ def noise(dtype: str, *shape: int) -> NDArray[np.generic]:
     return (rng.random(shape) * 300 - 100).astype(dtype)
 
 
-COMPRESSIONS = {1: None, 5: "lzw", 8: "zlib", 32773: "packbits"}
+COMPRESSIONS = {1: None, 5: "lzw", 8: "zlib", 32773: "packbits", 34925: "lzma", 50000: "zstd"}
 BANDS = [(1, "minisblack"), (3, "rgb"), (4, "rgb"), (2, "minisblack"), (3, "minisblack"),
          (4, "minisblack")]  # fmt: skip
 
@@ -78,6 +78,9 @@ def test_other_layouts_of_tiff_come_back(folder: Path) -> None:
         "big16": (noise("u2", H, W, 3), {"photometric": "rgb", "bigtiff": True}),
         "bigf2": (noise("f2", H, W), {"bigtiff": True}),
         "motorola": (noise(">f4", H, W, 3), {"photometric": "rgb", "byteorder": ">"}),
+        "motorolaz": (noise(">f4", H, W), {"byteorder": ">", "compression": "zlib"}),
+        "motorolal": (noise(">f4", H, W), {"byteorder": ">", "compression": "lzw",
+                                           "photometric": "minisblack", "predictor": True}),
         "motorola8": (noise(">f8", H, W), {"byteorder": ">"}),
         "tiles": (noise("f4", 40, 70, 3), {"photometric": "rgb", "tile": (16, 32),
                                            "compression": "zlib", "predictor": True}),
@@ -113,24 +116,51 @@ def test_pages_of_different_kinds_share_a_file(folder: Path) -> None:
             assert page.aspage().description == f"page {number}"
 
 
-def test_gray_with_white_as_0_keeps_its_meaning(folder: Path) -> None:
-    deep, shallow = noise("u2", H, W), noise("f4", H, W)
-    for order in "<>":
-        for name, array in (("deep", deep), ("float", shallow)):
-            tifffile.imwrite(
-                folder / f"{name}{order == '>'}.tif", array.astype(order + array.dtype.str[1:]),
-                byteorder=order, photometric="miniswhite", metadata=None,
-            )  # fmt: skip
+WHITE_AS_0 = {"u1": noise("u1", H, W), "u2": noise("u2", H, W), "f4": noise("f4", H, W),
+              "bool": noise("u1", H, W) > 127, "la": noise("u2", H, W, 2),
+              "bands": noise("u1", H, W, 3)}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_gray_with_white_as_0_comes_back_with_its_tags(
+    order: str, compression: str | None, folder: Path
+) -> None:
+    for name, array in WHITE_AS_0.items():
+        is_several = array.ndim > 2
+        tifffile.imwrite(
+            folder / f"{name}.tif", array.astype(array.dtype.newbyteorder(order)),
+            byteorder=order, photometric="miniswhite", metadata=None, compression=compression,
+            planarconfig="contig" if is_several else None,
+            extrasamples=["unassalpha"] if name == "la" else None,
+            extratags=[(42113, 2, 0, "3", True), (280, 3, 1, 2, True), (281, 3, 1, 200, True)],
+        )  # fmt: skip
     output = run(folder)
-    for path in folder.iterdir():
-        with tifffile.TiffFile(output / path.name) as tiff:
+    for name, array in WHITE_AS_0.items():
+        with tifffile.TiffFile(output / f"{name}.tif") as tiff:
             page = tiff.pages.first
-            if path.name.startswith("float"):
-                assert page.photometric == 0
-                assert np.array_equal(page.asarray(), shallow)
-            else:
-                assert page.photometric == 1
-                assert np.array_equal(page.asarray(), 65535 - deep)
+            assert page.photometric == 0
+            assert np.array_equal(page.asarray(), array), name
+            assert page.tags[42113].value == "3"
+            assert page.tags[281].value == 200
+    gray = run(folder, "--format", "png")
+    for name in ("u1", "u2"):
+        array = WHITE_AS_0[name]
+        expected = np.iinfo(array.dtype).max - array
+        assert np.array_equal(imagecodecs.imread(gray / f"{name}.png"), expected)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("value", [0, 200])
+def test_no_data_of_gray_with_white_as_0_is_kept(dtype: str, value: int, folder: Path) -> None:
+    array = np.asarray(picture(64, 48).convert("L")).astype(dtype) * (1 if dtype == "u1" else 200)
+    array = array.clip(0, 50_000)
+    array[:20, :15] = value
+    tags = [(42113, 2, 0, str(value), True)]
+    tifffile.imwrite(folder / "a.tif", array, photometric="miniswhite", extratags=tags)
+    output = tifffile.imread(run(folder, "--strength", "1") / "a.tif")
+    assert (output[:20, :15] == value).all()
+    assert not np.array_equal(output, array)
 
 
 def test_gray_with_alpha_of_16_bits_is_png_too(folder: Path) -> None:
@@ -235,6 +265,35 @@ def test_other_kinds_are_refused_by_name(folder: Path, capsys: pytest.CaptureFix
         assert any(f"/{name}: " in line and reason in line for line in err.splitlines()), name
     assert "not an image" not in err
     assert "damaged" not in err
+
+
+def test_a_dry_run_says_of_such_files_that_they_would_fail(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite(folder / "good.tif", noise("u2", H, W, 3), photometric="rgb")
+    tifffile.imwrite(folder / "five.tif", noise("u2", H, W, 5), photometric="minisblack",
+                     planarconfig="contig")  # fmt: skip
+    tifffile.imwrite(folder / "signed.tif", noise("u2", H, W).astype("i2"))
+    tifffile.imwrite(folder / "complex.tif", noise("f4", H, W).astype("c8"))
+    tifffile.imwrite(folder / "cfa.tif", noise("u2", H, W), photometric=32803)
+    (folder / "twelve.jpg").write_bytes(jpeg12())
+    (folder / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 99)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_bytes(b"hello")
+    frames = [Image.new("L", (9, 9), level) for level in (0, 99)]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    picture(20, 20).save(folder / "good.png")
+    assert main([str(folder), "-w", "tconv", "-d", "cpu", "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    main([str(folder), "-w", "tconv", "-d", "cpu"])
+    reasons = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()
+               if " failed " in line]  # fmt: skip
+    assert len(reasons) == 9
+    for reason in reasons:
+        assert reason in planned
+    assert planned.count("would fail") == 9
+    assert planned.count("would denoise") == 2
+    assert "2 to denoise, 0 to skip, 9 to fail" in planned
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f8", "u2"])

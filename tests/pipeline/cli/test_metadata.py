@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from pictures import DAMAGED_EXIF, GRAY_ICC, ICC, picture
+from pictures import DAMAGED_EXIF, GRAY_ICC, ICC, XMP, picture
 from PIL import Image, PngImagePlugin
 
 from denoise_batch.cli.batch import main
@@ -163,6 +163,43 @@ def test_pages_that_differ_in_size_count_each(folder: Path) -> None:
     denoised(folder, "--report", str(report))
     summary = json.loads(report.read_text())
     assert summary["totals"]["megapixels"] == pytest.approx(pixels / 1e6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("with_xmp", [False, True])
+def test_all_comments_of_a_jpeg_go_along(count: int, with_xmp: bool, folder: Path) -> None:
+    comments = [f"comment {number} Zoë".encode() for number in range(count)]
+    buffer = io.BytesIO()
+    picture(40, 30).save(buffer, "JPEG", **({"xmp": XMP} if with_xmp else {}))
+    content = buffer.getvalue()
+    segments = b"".join(b"\xff\xfe" + struct.pack(">H", len(c) + 2) + c for c in comments)
+    (folder / "a.jpg").write_bytes(content[:2] + segments + content[2:])
+    after = (denoised(folder) / "a.jpg").read_bytes()
+    places = [after.index(comment) for comment in comments]
+    assert places == sorted(places)
+    assert all(after.count(comment) == 1 for comment in comments)
+    assert (XMP in after) == with_xmp
+
+
+def test_photoshops_resources_that_were_thumbnails_alone_leave_no_empty_tag(folder: Path) -> None:
+    thumbnail = b"8BIM" + struct.pack(">HHI", 1036, 0, 30) + b"t" * 30
+    samples = np.asarray(picture(40, 30))
+    tifffile.imwrite(folder / "a.tif", samples, photometric="rgb", metadata=None,
+                     extratags=[(34377, 7, len(thumbnail), thumbnail, True)])  # fmt: skip
+    assert 34377 not in tags_of(denoised(folder) / "a.tif")[0]
+
+
+@pytest.mark.parametrize("box", [b"mdcv" + bytes(24), b"clli" + bytes(4)])
+def test_hdr_metadata_of_avif_are_dropped_with_a_note(
+    box: bytes, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    buffer = io.BytesIO()
+    picture(40, 30).save(buffer, "AVIF")
+    content = buffer.getvalue()
+    free = struct.pack(">I", len(box) + 4) + box  # at the end: readers skip it there
+    (folder / "a.avif").write_bytes(content + free)
+    denoised(folder)
+    assert "HDR metadata (mDCV, cLLI) dropped" in capsys.readouterr().out
 
 
 # Colour beside ICC profiles: code points (CICP, ITU-T H.273), significant bits, HDR metadata

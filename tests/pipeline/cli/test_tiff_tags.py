@@ -23,6 +23,7 @@ LEVELS = {280, 281, 290, 291, 301, 340, 341}
 PRIVATE = {33550, 33922, 34377, 37510, 42112, 42113, 50838, 50839, 65000, 65535}
 CODES = sorted(({*TiffTags.TAGS_V2} | PRIVATE) - STRUCTURE - {37724, 50706, 50707})
 TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+MORE = {13: 4, 16: 8, 17: 8, 18: 8}
 KINDS = [
     ("raw", "u1", 1), ("tiff_lzw", "u1", 3), ("packbits", "u1", 1), ("tiff_adobe_deflate", "u1", 3),
     ("raw", "u2", 3), ("tiff_lzw", "u2", 3), ("tiff_adobe_deflate", "f4", 3),
@@ -65,7 +66,7 @@ def tiff(
     return content + directory + bytes(4) + body
 
 
-def raw_tags(path: Path) -> dict[int, tuple[int, int, bytes]]:
+def raw_tags(path: Path, more: dict[int, int] | None = None) -> dict[int, tuple[int, int, bytes]]:
     """Type, count and bytes, little-endian, of each tag of the first page."""
     content, found = path.read_bytes(), {}
     order = "<" if content[:2] == b"II" else ">"
@@ -73,9 +74,10 @@ def raw_tags(path: Path) -> dict[int, tuple[int, int, bytes]]:
     (number,) = struct.unpack_from(order + "H", content, start)
     for at in range(start + 2, start + 2 + 12 * number, 12):
         code, type_, count, offset = struct.unpack_from(order + "HHII", content, at)
-        size = count * TYPES[type_]
+        one = {**TYPES, **(more or {})}[type_]
+        size = count * one
         at = at + 8 if size <= 4 else offset
-        unit = 4 if type_ in (5, 10) else TYPES[type_]
+        unit = 4 if type_ in (5, 10) else one
         values = [content[i : i + unit] for i in range(at, at + size, unit)]
         found[code] = type_, count, b"".join(v if order == "<" else v[::-1] for v in values)
     return found
@@ -107,6 +109,70 @@ def test_every_tag_keeps_its_type_and_bytes(
         before, after = raw_tags(path), raw_tags(tmp_path / "imgs-denoised" / path.name)
         for code in CODES:
             assert after.get(code) == before[code], (path.name, code)
+
+
+def test_pointers_and_wide_integers_keep_their_type_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Types 13 and 18 that point to no directory, and 16 and 17, which are BigTIFF's."""
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "imgs").mkdir()
+    for order in "<>":
+        for kind in (KINDS[0], KINDS[4]):
+            tags = []
+            for number, (type_, size) in enumerate(MORE.items()):
+                for count in (1, 3):
+                    values = (np.arange(count) + 1) * 1_000_000_007
+                    data = values.astype(f"{order}u{size}").tobytes()
+                    tags.append((65000 + 10 * number + count, type_, count, data))
+            tags.append((65500, 18, 1, b"\xff" * 8))
+            (folder / f"{kind[1]}{order == '>'}.tif").write_bytes(tiff(kind, tags, order))
+    assert main([str(folder), "-w", "tconv", "-d", "cpu", "--strength", "0"]) == 0
+    assert "damaged" not in capsys.readouterr().out
+    for path in folder.iterdir():
+        before, after = (raw_tags(f, MORE) for f in (path, tmp_path / "imgs-denoised" / path.name))
+        for code in before.keys() - STRUCTURE:
+            assert after.get(code) == before[code], (path.name, code)
+
+
+def test_a_directory_behind_a_private_pointer_goes_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "imgs").mkdir()
+    content = tiff(KINDS[0], [(65000, 13, 1, struct.pack("<I", 8))])
+    at = len(content) + len(content) % 2
+    inner = struct.pack("<HHHIII", 1, 65001, 4, 1, 123_456_789, 0)
+    content = content.ljust(at, b"\0") + inner
+    place = content.index(struct.pack("<HHII", 65000, 13, 1, 8))
+    content = content[: place + 8] + struct.pack("<I", at) + content[place + 12 :]
+    (folder / "a.tif").write_bytes(content)
+    assert main([str(folder), "-w", "tconv", "-d", "cpu", "--strength", "0"]) == 0
+    output = (tmp_path / "imgs-denoised" / "a.tif").read_bytes()
+    (where,) = struct.unpack("<I", raw_tags(tmp_path / "imgs-denoised" / "a.tif", MORE)[65000][2])
+    assert output[where : where + len(inner)] == inner
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("kind", [2, 0])
+def test_pages_stay_pages(
+    dtype: str, kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NewSubfileType 2: one page of several; and the old SubfileType 3."""
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "imgs").mkdir()
+    with tifffile.TiffWriter(folder / "a.tif") as file:
+        for page in np.random.default_rng(0).integers(0, 255, (3, 9, 11, 3)).astype(dtype):
+            file.write(page, photometric="rgb", subfiletype=kind, metadata=None,
+                       extratags=[(255, 3, 1, 3, True)])  # fmt: skip
+    assert (
+        main([str(folder), "-w", "tconv", "-d", "cpu", "--strength", "0", "--format", "tiff"]) == 0
+    )
+    with tifffile.TiffFile(next((tmp_path / "imgs-denoised").iterdir())) as file:
+        assert len(file.pages) == 3
+        for page in file.pages:
+            assert page.aspage().tags[254].value == kind
+            assert page.aspage().tags[255].value == 3
 
 
 def test_tags_of_levels_are_dropped_with_the_levels(
