@@ -255,7 +255,7 @@ def beyond(kind: str, share: float, peak: float) -> "np.ndarray[Any, Any]":
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     if kind in ("one", "any"):
         places = chance.choice(found.size, count, replace=False)
-        found.flat[places] = peak if kind == "one" else chance.uniform(0.3, 1, count) * peak
+        found.flat[places] = peak if kind == "one" else chance.uniform(0.15, 1, count) * peak
     while (found >= peak).sum() < count and kind not in ("one", "any"):
         row, column = chance.integers(0, SIZE[0]), chance.integers(0, SIZE[1])
         if kind == "pairs":
@@ -297,7 +297,8 @@ def test_outliers_set_no_range_and_come_back_bit_for_bit(kind: str, depth: str, 
         counts = added[share] < 0.02 * full
         error = (result.astype(float) / full - clean())[counts]
         scores[share] = -10 * math.log10((error**2).mean())
-    assert min(scores.values()) > scores[0.0] - (2.5 if kind == "stars" else 1), scores
+    most_lost = {"stars": 2.5, "any": 2.0}.get(kind, 1.0)  # of any value: some within the range
+    assert min(scores.values()) > scores[0.0] - most_lost, scores
 
 
 def shown(kind: str) -> "np.ndarray[Any, Any]":
