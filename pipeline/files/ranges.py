@@ -20,7 +20,7 @@ BEYOND = 0.5
 TAIL = 0.001  # share of the samples that may lie beyond each end of an estimated range
 FEW = 0.1  # share of the samples that may be outliers at one end: hot pixels, saturated stars
 FENCE = 2.0  # widths of all others beyond which these lie
-NEAR_FENCE = 0.5  # the same, where hot pixels are many: others of them are not as bright
+NEAR_FENCE = 0.5  # the same, where there are many: others are not as bright
 FAR = 8.0  # and beyond which areas are no highlights, if they are saturated
 STARS = 0.01  # or less than this share
 SEVERAL = 3  # samples of one value, far from all others, that stand for no data
@@ -335,6 +335,7 @@ class _Seen:
         end, few = ordered[total - 1 - tail].item(), int(FEW * total)
         top = ordered[total - 1 - few].item()
         width = top - ordered[few].item()
+        has_stars = False
         for distance in (FENCE, NEAR_FENCE):
             fence = top + distance * width
             if not end > fence > top:
@@ -343,17 +344,19 @@ class _Seen:
             is_isolated = self._crowd(places[within:], fence, sign) < _LEAST_CROWD
             isolated, areas = int(is_isolated.sum()), ordered[within:][~is_isolated]
             # Where hot pixels are many, some are neighbours by chance.
-            if len(areas) > tail + isolated // 10:
+            if len(areas) > tail + isolated // 10 and not has_stars:
                 saturated = int((areas == areas[-1]).sum())
                 are_stars = saturated > len(areas) / 10 or len(areas) < STARS * total
                 is_far = areas[-1].item() > top + FAR * width
-                if not (are_stars and is_far and width > _PICTURE * self._sigma(places)):
+                is_picture = width > _PICTURE * self._sigma(places)
+                has_stars = are_stars and is_far and is_picture
+                if not has_stars:
                     is_inside = torch.cat([torch.ones(within, dtype=torch.bool), ~is_isolated])
                     ordered, places = ordered[is_inside], places[is_inside]
                     within = len(ordered)
             ordered, places = ordered[:within], places[:within]
             end = float(ordered[within - 1 - max(math.ceil(TAIL * within), 1)])
-            if isolated <= tail:
+            if isolated <= tail and not has_stars:
                 break
         return end
 
