@@ -166,7 +166,7 @@ def prepare(
             ranges[index] = replace(found, ceiling=pages[index].storage.maximum)
             if voids:
                 hidden[index] |= is_no_data(pages[index].samples, voids)
-        if len(deep) > 1:
+        if len(deep) > 1 and asked is None:
             pages = _with_note_on_narrow_pages(pages, deep, hidden, found)
     return tuple(
         _prepared(replace(page, value_range=scale), mask)

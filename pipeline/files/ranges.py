@@ -58,13 +58,6 @@ class ValueRange:
     span: float
     ceiling: int | None = None
 
-    @classmethod
-    def of(cls, samples: Tensor) -> "ValueRange":
-        """Return the range of one image's samples, whose file declares none."""
-        if samples.dtype == torch.uint8:
-            return BITS_8
-        return find_range([samples.reshape(1, -1, 1)])[0]
-
     def to_unit(self, samples: Tensor) -> Tensor:
         """Return samples of any shape and type as float32 in [−`BEYOND`, 1 + `BEYOND`], new."""
         if samples.dtype == torch.uint8:
