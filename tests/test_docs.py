@@ -27,7 +27,7 @@ SOURCES = [
 ]  # fmt: skip
 TOOLS = {
     "denoise-batch": "batch", "denoise-train": "train",
-    "denoise-eval": "evaluate", "denoise-doctor": "doctor",
+    "denoise-eval": "evaluate", "denoise-doctor": "doctor", "denoise-export": "export",
     "scripts/denoise": "batch", "denoise_batch": "batch", "denoise_batch.training": "train",
 }  # fmt: skip
 # The pages whose commands are run, on small pictures; all commands of all pages are parsed.
@@ -194,7 +194,7 @@ def test_the_pages_hold_commands() -> None:
     found = {name: len(list(commands(ROOT / name))) for name in RUN}
     assert found["README.md"] >= 15
     assert all(found.values())
-    unfenced = r"^    .*\bdenoise-(batch|train|eval|doctor)\b"
+    unfenced = r"^    .*\bdenoise-(batch|train|eval|doctor|export)\b"
     assert [page for page in PAGES if re.search(unfenced, prose(page), re.MULTILINE)] == []
     assert [tool for tool, _ in commands(ROOT / "docs" / "scheduling.md")] == ["denoise-batch"] * 3
     assert {tool for tool, _ in commands(ROOT / "docs" / "scaling.md")} == {

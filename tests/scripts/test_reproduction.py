@@ -189,3 +189,41 @@ def test_wrong_usage_is_an_error(tmp_path: Path) -> None:
     missing = reproduce(tmp_path / "none", "--only", "report")
     assert missing.returncode == 2
     assert "none" in missing.stderr
+
+
+def test_the_courses_interface_does_what_its_test_asks() -> None:
+    """As the course's test calls it: uint8 tiles, floats of 0 … 255, blocks beside the model."""
+    module = sibling("model")
+
+    def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
+        assert output.shape == target.shape
+        error = (output.float() / 255 - target.float() / 255).square().mean((1, 2, 3))
+        return (-10 * error.log10()).mean().item()
+
+    rows = torch.linspace(40, 215, 32).view(1, 1, 32, 1).expand(96, 3, 32, 32)
+    clean = (rows + 20 * torch.randn(96, 3, 1, 1)).clamp(0, 255)
+    noisy, other = (
+        (clean + 40 * torch.randn(clean.shape)).clamp(0, 255).to(torch.uint8) for _ in range(2)
+    )
+    before = psnr(noisy, clean)
+    model = module.Model()
+    output = model.predict(torch.rand(1, 3, 512, 512) * 255)
+    assert output.shape == (1, 3, 512, 512)
+    assert output.min() >= 0
+    assert output.max() <= 255
+
+    model.train(noisy, other, num_epochs=8)
+    trained = model.predict(noisy)
+    assert trained.dtype == torch.uint8
+    assert psnr(trained, clean) > before + 3
+
+    model.load_pretrained_model()
+    pretrained = psnr(model.predict(noisy), clean)
+    assert pretrained > before + 3
+    model.train(noisy, other, num_epochs=1)
+    assert psnr(model.predict(noisy), clean) > before
+
+    conv, image = module.Conv2d(3, 3, 3), torch.randn(1, 3, 32, 32)
+    expected = torch.nn.functional.conv2d(image, conv.weight, conv.bias)
+    both = module.Sequential(conv, module.Sigmoid()).forward(image)
+    torch.testing.assert_close(both, expected.sigmoid())
