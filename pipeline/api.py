@@ -276,7 +276,7 @@ def denoise_folder(
         weights: a safetensors file, a shipped name, or None for the default.
         device: auto, cpu, cuda, cuda:N, cuda:all or mps.
         reference: folder of clean images with the same names: adds PSNR to the results.
-        format: preserve, png, jpeg, webp, tiff, bmp, ppm, avif or jp2.
+        format: preserve, png, jpeg, webp, tiff, bmp, ppm, avif, jp2, heic or jxl.
         quality: of JPEG, WebP and AVIF, 1 to 100.
         suffix: appended to each output's name, before the dot.
         recursive: search sub-folders too.

@@ -8,8 +8,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from denoise_batch.kernels import OptionError
+from denoise_batch.kernels import ImageError, OptionError
 
+from .files.images import output_format
 from .files.scan import OutputNaming
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -25,6 +26,8 @@ FORMATS = {
     "ppm": ".ppm",
     "avif": ".avif",
     "jp2": ".jp2",
+    "heic": ".heic",
+    "jxl": ".jxl",
 }
 
 
@@ -116,6 +119,8 @@ class DenoiseOptions:
             raise OptionError(f"--reference {self.reference}: not a folder")
         if self.format not in FORMATS:
             raise OptionError(f"--format {self.format!r}: choose {', '.join(FORMATS)}")
+        if suffix := FORMATS[self.format]:
+            _check_extra(self.format, suffix)
         if any(character in self.suffix for character in "/\\\0"):
             raise OptionError(f"--suffix {self.suffix!r}: part of a file's name, without slashes")
         if not 0 <= self.strength <= 1:
@@ -171,6 +176,13 @@ class DenoiseOptions:
         if self.noise_level != "auto":
             quality.append(parse_noise_level(self.noise_level))
         return hashlib.sha256(json.dumps([2, *quality]).encode()).hexdigest()[:16]
+
+
+def _check_extra(name: str, suffix: str) -> None:
+    try:
+        output_format(Path(f"x{suffix}"))
+    except ImageError as error:
+        raise OptionError(f"--format {name}: {error}") from error
 
 
 def _check_report(path: Path) -> None:

@@ -94,7 +94,7 @@ def denoise(
         typer.Option(
             "--format",
             "-f",
-            help="File format: preserve, png, jpeg, webp, tiff, bmp, ppm, avif or jp2.",
+            help="File format: preserve, png, jpeg, webp, tiff, bmp, ppm, avif, jp2, heic or jxl.",
             rich_help_panel=OUTPUT,
         ),
     ] = "preserve",

@@ -8,6 +8,7 @@ from PIL import Image
 # Bytes of each sample that a codec, decoding or encoding, takes beside Pillow's image (12
 # megapixels of RGB, gray and RGBA, with Pillow 12's libraries).
 _CODEC_BYTES = {"JPEG2000": 12, "AVIF": 9, "WEBP": 6}
+_CODEC_BYTES |= {"HEIF": 9, "JXL": 12, "RAW": 6}  # not measured
 _HOLE_BYTES = 24  # of each pixel, while those without meaning are filled from their surroundings
 
 

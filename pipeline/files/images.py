@@ -23,11 +23,20 @@ from torch import Tensor
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
 from ..device import is_out_of_memory
-from . import pnm, sixteen_bit, tiff
+from . import phones, pnm, raw, render, sixteen_bit, tiff
 from .atomic import Attributes, atomic_file, make_folder
 from .complaints import collected_complaints
+from .extras import EXTRAS, READ
 from .footprint import Footprint
-from .kinds import HEAD_BYTES, refusal, refuse_other_kinds, unknown_kind
+from .kinds import (
+    HEAD_BYTES,
+    RAW,
+    READ_WITH_EXTRAS,
+    kind_of_name,
+    kind_to_read,
+    refusal,
+    unknown_kind,
+)
 from .metadata import (
     ORIENTATION,
     PACKED_BITS,
@@ -91,16 +100,25 @@ _FORMATS = {
     "TGA": (".tga", "L LA RGB RGBA"),
     "JPEG2000": (".jp2 .j2k .j2c .jpc .jpf .jpx", "L LA RGB RGBA I;16"),
     "AVIF": (".avif", "L RGB RGBA"),
+    "HEIF": (".heic .heif .hif", phones.MODES["HEIF"]),
+    "JXL": (".jxl", phones.MODES["JXL"]),
+    "OPENEXR": (".exr", " ".join(render.MODES)),
 }
 _FORMAT_OF = {suffix: name for name, (row, _) in _FORMATS.items() for suffix in row.split()}
 _MODES_OF = {name: modes.split() for name, (_, modes) in _FORMATS.items()}
 
-LOSSY_FORMATS = frozenset({"JPEG", "WEBP", "AVIF"})
-WRITABLE_SUFFIXES: frozenset[str] = frozenset(_FORMAT_OF)
-READABLE_SUFFIXES: frozenset[str] = WRITABLE_SUFFIXES | {".gif", ".qoi", ".pcx", ".sgi", ".ras"}
+LOSSY_FORMATS = frozenset({"JPEG", "WEBP", "AVIF", "HEIF", "JXL"})
+_WITH_EXTRAS = {extra.format for extra in EXTRAS.values()}
+_MISSING = _WITH_EXTRAS - {extra.format for extra in READ.values()}
+WRITABLE_SUFFIXES: frozenset[str] = frozenset(
+    suffix for suffix, name in _FORMAT_OF.items() if name not in _MISSING
+)
+READABLE_SUFFIXES: frozenset[str] = (
+    WRITABLE_SUFFIXES | READ_WITH_EXTRAS | {".gif", ".qoi", ".pcx", ".sgi", ".ras"}
+)
 
 # Only these are opened, whatever a file is called: those above, and those that become PNG.
-_READABLE_FORMATS = (*(_FORMATS.keys() - {"PAM"}), "GIF", "QOI", "PCX", "SGI", "SUN")
+_READABLE_FORMATS = (*(_FORMATS.keys() - {"PAM", *_WITH_EXTRAS}), "GIF", "QOI", "PCX", "SGI", "SUN")
 # What Pillow raises for a file, or a kind of TIFF, that it does not know.
 _UNKNOWN = (UnidentifiedImageError, SyntaxError, KeyError, TypeError, ValueError, AssertionError)
 _LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "PPM", "PAM", "TGA", "GIF", "QOI", "PCX", "SGI", "SUN"}
@@ -143,11 +161,14 @@ def read_pages(
             not be written back without loss; one line with the file's name.
     """
     with as_image_error(path, "read"), suppress_warnings(), collected_complaints() as complaints:
-        with _stored(path) as (stored, start):
+        with _stored(path) as (stored, start, kind):
             try:
-                pages, note = _mended(
-                    path, stored, start, lambda file: _read_pages(path, file, start, on_size)
-                )
+                if kind:
+                    pages, note = _read_with_extra(kind, path, stored, on_size), ""
+                else:
+                    pages, note = _mended(
+                        path, stored, start, lambda file: _read_pages(path, file, start, on_size)
+                    )
             except Exception as error:
                 if complaints and not isinstance(error, MemoryError):
                     raise _complained(complaints) from error
@@ -181,17 +202,18 @@ def refusal_of(path: Path) -> str:
             as_image_error(path, "read"),
             suppress_warnings(),
             collected_complaints(),
-            _stored(path) as (stored, start),
+            _stored(path) as (stored, start, kind),
         ):
-            _mended(path, stored, start, lambda file: _refuse_kinds(path, file, start))
+            if not kind:
+                _mended(path, stored, start, lambda file: _refuse_kinds(path, file, start))
     except ImageError as error:
         return str(error)
     return ""
 
 
 @contextmanager
-def _stored(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
-    """A file of a kind that is read, and what it begins with."""
+def _stored(path: Path) -> Iterator[tuple[BinaryIO, bytes, str]]:
+    """A file of a kind that is read, what it begins with, and the kind if an extra reads it."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "not a regular file"
         raise ImageError(f"is {kind}; give an image file")
@@ -199,8 +221,7 @@ def _stored(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
         start = file.read(HEAD_BYTES)
         if not start:
             raise ImageError("is empty (0 bytes); copy it again from its source")
-        refuse_other_kinds(path, start)
-        yield file, start
+        yield file, start, kind_to_read(path, start)
 
 
 def _mended(
@@ -224,6 +245,19 @@ def _mended(
         if kind := jpeg_kind(start) or unknown_kind(path, start, _READABLE_FORMATS):
             raise ImageError(refusal(kind)) from error
         raise
+
+
+def _read_with_extra(
+    kind: str, path: Path, file: BinaryIO, on_size: Callable[[Footprint], None]
+) -> tuple[DecodedImage, ...]:
+    """Read a file of a kind of `extras.READ`."""
+    if kind == RAW:
+        page = raw.read(path, file, on_size)
+    elif kind == "OpenEXR":
+        page = render.read(path, on_size)
+    else:
+        page = phones.read(kind, file, on_size)
+    return (_with_companions(page, 0, tiff.Layout((0,)), ()),)
 
 
 def _complained(complaints: Sequence[str]) -> ImageError:
@@ -472,6 +506,12 @@ def write_pages(
             if is_portable or format_name == "PAM":
                 written = [page.metadata.with_thumbnail(None) for page in pages]
                 pnm.write(file, format_name, pages[0], samples[0])
+            elif format_name == "OPENEXR":
+                written = [pages[0].metadata]
+                render.write(file, pages[0], samples[0], modes[0])
+            elif format_name in phones.FORMATS:
+                target = phones.write(file, format_name, pages[0], samples[0], modes[0], quality)
+                written = [target]
             elif sixteen_bit.is_written_here(format_name, pages, modes):
                 written = [page.metadata.with_thumbnail(None) for page in pages]
                 stored_pages = [
@@ -541,7 +581,12 @@ def _page_writer(file: BinaryIO, pages: int) -> AbstractContextManager[Any]:
 
 
 def output_suffix(path: Path) -> str:
-    """The suffix of a source's output: its own, as spelled, if it can be written; else `.png`."""
+    """The suffix of a source's output: its own, as spelled, if it can be written; else `.png`.
+
+    Camera RAW becomes TIFF.
+    """
+    if kind_of_name(path) == RAW:
+        return ".tif"
     return path.suffix if path.suffix.lower() in WRITABLE_SUFFIXES else ".png"
 
 
@@ -552,9 +597,15 @@ def output_format(path: Path) -> str:
         ImageError: this suffix cannot be written.
     """
     try:
-        return _FORMAT_OF[path.suffix.lower()]
+        name = _FORMAT_OF[path.suffix.lower()]
     except KeyError as error:
         raise ImageError(f"suffix {path.suffix!r} cannot be written; use .png or .tif") from error
+    for extra in EXTRAS.values():
+        if extra.format == name in _MISSING:
+            raise ImageError(
+                f"{path.suffix} needs the extra: pip install 'denoise-batch[{extra.name}]'"
+            )
+    return name
 
 
 _lock = Lock()

@@ -11,6 +11,8 @@ from PIL import Image
 
 from denoise_batch.kernels.errors import ImageError
 
+from .extras import EXTRAS, READ
+
 RAW = "camera RAW"
 
 # Kind → suffixes. Of a folder's files with these suffixes a run says that it passed them over.
@@ -46,6 +48,8 @@ _KINDS = {
     "a metafile of Windows": ".wmf .emf",
 }  # fmt: skip
 _KIND_OF = {suffix: kind for kind, row in _KINDS.items() for suffix in row.split()}
+# Suffixes that an installed extra reads.
+READ_WITH_EXTRAS = frozenset(suffix for suffix, kind in _KIND_OF.items() if kind in READ)
 
 # Where in the file → what is there → kind.
 _SIGNATURES = (
@@ -107,24 +111,32 @@ def kind_of_content(head: bytes) -> str:
     return ""
 
 
-def refuse_other_kinds(path: Path, head: bytes) -> None:
+def kind_to_read(path: Path, head: bytes) -> str:
     """Refuse a file that is not read, by its content and, where that may deceive, by its name.
 
     Args:
         path: the file; a TIFF file is believed to be what its name says, and so is camera RAW.
         head: its first `HEAD_BYTES`.
 
+    Returns:
+        The kind, if an extra reads it; "" for what is read without.
+
     Raises:
         ImageError: it names the kind, and the way to a file that is read.
     """
     if kind := kind_of_content(head):
+        if kind in READ:
+            return kind
         raise ImageError(refusal(kind))
     kind = kind_of_name(path)
     held = {b"\xff\xd8\xff": "JPEG", b"\x89PN": "PNG"}.get(head[:3], "")
     if kind == RAW and held:
         raise ImageError(f"is named {path.suffix} ({RAW}), but holds {held}; rename it")
     if kind and (kind == RAW or head[:4] in _TIFF_MAGIC):
+        if kind == RAW and kind in READ:
+            return kind
         raise ImageError(refusal(kind))
+    return ""
 
 
 def unknown_kind(path: Path, head: bytes, readable: Collection[str]) -> str:
@@ -148,12 +160,12 @@ def unknown_kind(path: Path, head: bytes, readable: Collection[str]) -> str:
 
 def refusal(kind: str) -> str:
     """Why a file of this kind is not read, and the way to it."""
+    way = "convert it to TIFF or PNG first"
     if kind == RAW:
-        return (
-            "is camera RAW, which is not read; develop it to a 16-bit TIFF first "
-            "(darktable-cli, rawtherapee-cli or dcraw -6 -T)"
-        )
-    return f"is {kind}, which is not read; convert it to TIFF or PNG first"
+        way = "develop it to a 16-bit TIFF first (darktable-cli, rawtherapee-cli or dcraw -6 -T)"
+    if kind in EXTRAS:
+        way = f"install the extra: pip install 'denoise-batch[{EXTRAS[kind].name}]', or {way}"
+    return f"is {kind}, which is not read; {way}"
 
 
 def passed_over_line(names: Iterable[str]) -> str:
@@ -167,9 +179,10 @@ def passed_over_line(names: Iterable[str]) -> str:
         return ""
     listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.items())
     kinds = {_KIND_OF.get(suffix, "") for suffix in counts}
-    ways = ["develop camera RAW to 16-bit TIFF"] * (RAW in kinds)
-    ways += ["convert to TIFF or PNG"] * bool(kinds - {RAW})
-    return f"passed over: {listed} (not supported; {', '.join(ways)} first)"
+    extras = sorted({EXTRAS[kind].name for kind in kinds & EXTRAS.keys()})
+    ways = [f"pip install 'denoise-batch[{','.join(extras)}]'"] if extras else []
+    ways += ["convert to TIFF or PNG first"] * bool(kinds - EXTRAS.keys())
+    return f"passed over: {listed} (not supported; {', '.join(ways)})"
 
 
 def count_suffixes(names: Iterable[str]) -> dict[str, int]:

@@ -55,8 +55,21 @@ _PNG_HEADER = 33  # bytes of signature and IHDR
 _SAFE_TO_COPY = 0x20  # a bit of the fourth letter of a chunk's name
 _RAW_EXIF = "Raw profile type exif"
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
-_WITH_METADATA = {"PNG", "JPEG", "TIFF", "WEBP", "AVIF"}  # EXIF with its orientation, and ICC
-_EXIF_VERBATIM = {"PNG", "JPEG", "WEBP"}  # formats that can carry a damaged EXIF block
+_WITH_METADATA = {
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "WEBP",
+    "AVIF",
+    "HEIF",
+}  # EXIF with its orientation, and ICC
+_EXIF_VERBATIM = {
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "HEIF",
+    "JXL",
+}  # formats that can carry a damaged EXIF block
 _JPEG_SEGMENT = 65533  # bytes
 
 
@@ -64,18 +77,23 @@ _JPEG_SEGMENT = 65533  # bytes
 class StorageFormat:
     """How a file stored its samples: enough to store others in the same way.
 
-    Attributes:
-        format: Pillow's name of the format, such as "PNG".
-        mode: Pillow's mode for the output: 1, L, LA, RGB, RGBA, I;16 or F; or what Pillow does
-            not have: L, LA, RGB or RGBA and a kind, as in RGB;16, L;F64, RGBA;F16; or L;2, L;4.
-        compression: the compression in Pillow's spelling (TIFF, TGA), or None.
-        is_lossless: the file is lossless WebP.
-        is_progressive: the file is a progressive JPEG.
-        photometric: what the samples of a TIFF page mean, where Pillow does not read it, or where
-            white is stored as 0.
-        extra_sample: the kind of the last sample of such a page with an even number of them.
-        maximum: the largest sample, if the file's depth is not its samples' type's: 4095 for 12
-            bits; samples of fewer than 8 bits are scaled up to these.
+        Attributes:
+            format: Pillow's name of the format, such as "PNG".
+            mode: Pillow's mode for the output: 1, L, LA, RGB, RGBA, I;16 or F; or what Pillow does
+                not have: L, LA, RGB or RGBA and a kind, as in RGB;16, L;F64, RGBA;F16; or L;2, L;4.
+            compression: the compression in Pillow's spelling (TIFF, TGA), or None.
+            is_lossless: the file is lossless WebP.
+            is_progressive: the file is a progressive JPEG.
+            photometric: what the samples of a TIFF page mean, where Pillow does not read it, or where
+                white is stored as 0.
+            extra_sample: the kind of the last sample of such a page with an even number of them.
+            maximum: the largest sample, if the file's depth is not its samples' type's: 4095 for 12
+    <<<<<<< HEAD
+                bits; samples of fewer than 8 bits are scaled up to these.
+    =======
+                bits.
+            chroma: of HEIF: 420, 422 or 444.
+    >>>>>>> 312f993 (Extras raw, phones and render: camera RAW, HEIC, JPEG XL, OpenEXR)
     """
 
     format: str
@@ -86,6 +104,7 @@ class StorageFormat:
     photometric: int | None = None
     extra_sample: int = 2
     maximum: int | None = None
+    chroma: int = 420
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,7 @@ class Metadata:
         cicp: primaries and transfer function of an AVIF file's colours, as code points of
             ITU-T H.273, if they are not sRGB's.
         tags: all tags of a TIFF page, unchanged.
+        companions: what an OpenEXR file holds beside the picture (see `render.py`).
     """
 
     exif: bytes | None = None
@@ -116,6 +136,7 @@ class Metadata:
     is_exif_in_text: bool = False
     cicp: tuple[int, int] | None = None
     tags: tuple[Tag, ...] = ()
+    companions: Any = None
 
     @property
     def described(self) -> set[int]:
@@ -381,7 +402,7 @@ def lost_metadata(metadata: Metadata, format_name: str, mode: str) -> str:
         notes.append("colour profile dropped: it is for gray, and the output is RGB")
     if format_name not in _EXIF_VERBATIM and metadata.exif_tags() is None:
         notes.append(f"damaged EXIF block dropped: {format_name} cannot hold it")
-    if metadata.cicp and format_name not in {"AVIF", "PNG"}:
+    if metadata.cicp and format_name not in {"AVIF", "PNG", "HEIF"}:
         notes.append(f"colour space dropped: {format_name} cannot hold its code points (CICP)")
     if format_name == "PNG" and any(_is_void(chunk, mode) for chunk in metadata.chunks):
         notes.append("significant bits (sBIT) dropped: they are of other channels")

@@ -421,8 +421,8 @@ def jp2_profile(image: Image.Image, file: BinaryIO) -> bytes | None:
         return None
     with rewound(file):
         file.seek(0)
-        header = next(_jp2_boxes(file, b"jp2h"), b"")
-    for box in _jp2_boxes(io.BytesIO(header), b"colr"):
+        header = next(boxes(file, b"jp2h"), b"")
+    for box in boxes(io.BytesIO(header), b"colr"):
         if box[:1] in {b"\2", b"\3"}:  # method, precedence, approximation, profile
             return box[3:] or None
     return None
@@ -460,8 +460,8 @@ def _is_lossless_webp(file: BinaryIO) -> bool:
     return False
 
 
-def _jp2_boxes(file: BinaryIO, name: bytes) -> Iterator[bytes]:
-    """The contents of the boxes of this name in a JPEG 2000 file."""
+def boxes(file: BinaryIO, name: bytes) -> Iterator[bytes]:
+    """The contents of the boxes of this name in a file of boxes: JPEG 2000, JPEG XL."""
     end = file.seek(0, io.SEEK_END)
     at = file.seek(0)
     while len(head := file.read(16)) >= 8:
