@@ -256,6 +256,7 @@ def denoise_folder(
     recursive: bool = True,
     overwrite: bool = False,
     times: bool = True,
+    provenance: bool = True,
     strength: float = 1.0,
     noise_level: float | str = "auto",
     tta: bool = False,
@@ -282,6 +283,7 @@ def denoise_folder(
         recursive: search sub-folders too.
         overwrite: denoise everything again, and replace files that this tool did not write.
         times: give each output its input's file times.
+        provenance: say in each output's EXIF which version and weights made it.
         strength: blend; 0 keeps the input, 1 is the network's output.
         noise_level: as of `denoise`, one for all images.
         tta: average over the eight rotated and flipped versions of every image.
@@ -318,6 +320,7 @@ def denoise_folder(
             recursive=recursive,
             overwrite=overwrite,
             times=times,
+            provenance=provenance,
             quality=quality,
             format=format,
             suffix=suffix,

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -244,7 +245,7 @@ def _convolution(graph: _Graph, block: Conv2d | ConvTranspose2d, image: str) -> 
     inputs = [image, graph.tensor(block.weight)]
     if block.bias is not None:
         inputs.append(graph.tensor(block.bias))
-    settings: dict[str, int | Sequence[int]] = {
+    settings: dict[str, Any] = {
         "kernel_shape": block.kernel_size,
         "strides": geometry.stride,
         "pads": geometry.padding * 2,

@@ -45,6 +45,7 @@ class DenoiseOptions:
         recursive: search sub-folders too.
         overwrite: denoise everything again, and replace files of other origin.
         times: outputs get the times of their inputs.
+        provenance: outputs say in EXIF which version and weights made them.
         quality: of lossy formats, 1 to 100.
         format: a key of `FORMATS`.
         suffix: appended to the outputs' names, before the dot.
@@ -76,6 +77,7 @@ class DenoiseOptions:
     recursive: bool = True
     overwrite: bool = False
     times: bool = True
+    provenance: bool = True
     quality: int = 95
     format: str = "preserve"
     suffix: str = ""

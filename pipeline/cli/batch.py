@@ -126,6 +126,12 @@ def denoise(
         bool,
         typer.Option(help="Give each output its input's file times.", rich_help_panel=OUTPUT),
     ] = True,
+    provenance: Annotated[
+        bool,
+        typer.Option(
+            help="Say in EXIF Software which version and weights made it.", rich_help_panel=OUTPUT
+        ),
+    ] = True,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -370,6 +376,7 @@ def denoise(
                 recursive=recursive,
                 overwrite=overwrite,
                 times=times,
+                provenance=provenance,
                 quality=quality,
                 format=format,
                 suffix=suffix,

@@ -456,6 +456,7 @@ def write_pages(
     quality: int = 95,
     source: Path | None = None,
     times: bool = False,
+    software: str | None = None,
     on_written: Callable[[Path], None] = lambda unfinished: None,
 ) -> list[str]:
     """Write each page's new `samples` as the page was stored, in the format of the path's suffix.
@@ -470,6 +471,7 @@ def write_pages(
         quality: 1 to 100, for JPEG, AVIF and lossy WebP.
         source: the file that they come from; the output gets its permissions.
         times: the output also gets its time.
+        software: what the output says made it, where its format has EXIF.
         on_written: called with the flushed file's temporary name, just before it is renamed.
 
     Returns:
@@ -483,6 +485,8 @@ def write_pages(
         format_name = output_format(path)
         if len(pages) > 1 and format_name != "TIFF":
             raise ImageError(f"{format_name} holds one page, not {len(pages)}; write a .tif file")
+        if software is not None:
+            pages = [replace(p, metadata=p.metadata.with_software(software)) for p in pages]
         most_px = _MOST_PX.get(format_name)
         for page in pages:
             if most_px is not None and max(page.size) > most_px:
@@ -510,8 +514,8 @@ def write_pages(
                 written = [pages[0].metadata]
                 render.write(file, pages[0], samples[0], modes[0])
             elif format_name in phones.FORMATS:
-                target = phones.write(file, format_name, pages[0], samples[0], modes[0], quality)
-                written = [target]
+                page, stored, mode = pages[0], samples[0], modes[0]
+                written = [phones.write(file, format_name, page, stored, mode, quality)]
             elif sixteen_bit.is_written_here(format_name, pages, modes):
                 written = [page.metadata.with_thumbnail(None) for page in pages]
                 stored_pages = [

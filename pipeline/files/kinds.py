@@ -163,7 +163,9 @@ def refusal(kind: str) -> str:
     way = "convert it to TIFF or PNG first"
     if kind == RAW:
         way = "develop it to a 16-bit TIFF first (darktable-cli, rawtherapee-cli or dcraw -6 -T)"
-    if kind in EXTRAS:
+    if kind in READ:  # but not under this name
+        way = "to have it developed, give it the suffix of its kind, such as .dng"
+    elif kind in EXTRAS:
         way = f"install the extra: pip install 'denoise-batch[{EXTRAS[kind].name}]', or {way}"
     return f"is {kind}, which is not read; {way}"
 

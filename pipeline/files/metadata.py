@@ -21,6 +21,7 @@ from .tiff_tags import (
     read_block,
     replace_last_directory,
     short,
+    with_text,
     write_block,
 )
 
@@ -42,7 +43,7 @@ _OF_BYTES = {1, 2, 6, 7}  # types
 _TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "packbits", "tiff_adobe_deflate", "zstd", "lzma"}
 ORIENTATION = 274
 _ICC, _XMP, _LAYERS = 34675, 700, 37724
-_DESCRIPTION = 270
+_DESCRIPTION, _SOFTWARE = 270, 305
 _OF_FIRST_PAGE = {_DESCRIPTION, 50838, 50839}  # ImageJ's, of the whole stack
 _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 282, 283, 296
 _INCH, _CENTIMETRE = 2, 3
@@ -178,6 +179,22 @@ class Metadata:
         if text is not None:
             tags.append(Tag(_DESCRIPTION, ASCII, text.encode() + b"\0"))
         return replace(self, tags=tuple(tags), exif=_block_of(tags)) if self.tags else self
+
+    def with_software(self, text: str) -> "Metadata":
+        """The same, saying what made the picture; a damaged EXIF block stays as it is."""
+        if self.tags:
+            tags = [tag for tag in self.tags if tag.code != _SOFTWARE]
+            tags.append(Tag(_SOFTWARE, ASCII, text.encode() + b"\0"))
+            return replace(self, tags=tuple(tags), exif=_block_of(tags))
+        if self.is_exif_in_text or (self.exif and self.exif_tags() is None):
+            return self
+        with suppress(struct.error):
+            block = exif_block(with_text(self.exif, _SOFTWARE, text))
+            if block and (
+                not self.exif or (len(block) > _JPEG_SEGMENT) == (len(self.exif) > _JPEG_SEGMENT)
+            ):
+                return replace(self, exif=block)
+        return self
 
     def exif_tags(self) -> tuple[Tag, ...] | None:
         """The tags of the EXIF block: empty without a block, None if the block is damaged."""

@@ -153,6 +153,34 @@ def write_block(tags: Sequence[Tag]) -> bytes:
     return b"Exif\0\0II*\0" + struct.pack("<I", 8) + layout.directory(tags, 8)
 
 
+def with_text(block: bytes | None, code: int, text: str) -> bytes:
+    """An EXIF block with a text in its first directory, instead of the one with this code.
+
+    All other data stay where they are, since makers' notes point into them: the directory moves to
+    the block's end.
+
+    Raises:
+        struct.error: the block is damaged.
+    """
+    data = text.encode() + b"\0"
+    if not block:
+        return write_block([Tag(code, ASCII, data)])
+    start = 6 if block.startswith(b"Exif\0\0") else 0
+    order = "<" if block[start : start + 2] == b"II" else ">"
+    (at,) = struct.unpack_from(f"{order}I", block, start + 4)
+    (count,) = struct.unpack_from(f"{order}H", block, start + at)
+    first = start + at + 2
+    entries = [struct.unpack_from("12s", block, first + 12 * entry)[0] for entry in range(count)]
+    (link,) = struct.unpack_from("4s", block, first + 12 * count)
+    result = bytearray(block.ljust(len(block) + (len(block) - start) % 2, b"\0"))
+    new = struct.pack(f"{order}HHII", code, ASCII, len(data), len(result) - start)
+    result += data.ljust(len(data) + len(data) % 2, b"\0")
+    codes = {struct.unpack_from(f"{order}H", entry)[0]: entry for entry in entries} | {code: new}
+    struct.pack_into(f"{order}I", result, start + 4, len(result) - start)
+    result += struct.pack(f"{order}H", len(codes))
+    return bytes(result + b"".join(codes[key] for key in sorted(codes)) + link)
+
+
 def replace_last_directory(file: BinaryIO, tags_of: Callable[[Directory], Sequence[Tag]]) -> None:
     """Give the last page of a TIFF file other tags, behind its samples, which stay where they are.
 

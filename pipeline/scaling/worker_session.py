@@ -13,6 +13,7 @@ from pathlib import Path
 from denoise_batch.kernels.errors import OptionError
 
 from ..files.scan import Job
+from ..models import shipped_names
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from ..streaming.manifest import Manifest, Storage
@@ -69,7 +70,8 @@ class WorkerSession:
             self._engine = LocalEngine(options, self._storage)
             return
         with tempfile.TemporaryDirectory(prefix="denoise-batch-") as folder:
-            path = Path(folder) / "weights.safetensors"
+            name = Path(options.weights or shipped_names()[0]).stem  # outputs say it
+            path = Path(folder) / f"{name}.safetensors"
             path.write_bytes(config.weights)
             self._engine = LocalEngine(replace(options, weights=str(path)), self._storage)
 

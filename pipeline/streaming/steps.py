@@ -171,6 +171,7 @@ class Writer:
         reference: folder of clean images to compare with.
         upload: called with every output that was written.
         times: outputs get the times of their inputs.
+        software: what outputs say made them; None: nothing.
     """
 
     manifests: Mapping[Path, Manifest]
@@ -179,6 +180,7 @@ class Writer:
     reference: Path | None = None
     upload: Callable[[Path], None] = lambda output: None
     times: bool = True
+    software: str | None = None
 
     def write(
         self, file: FileInFlight, samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
@@ -201,6 +203,7 @@ class Writer:
                 quality=self.quality,
                 source=job.source,
                 times=self.times,
+                software=self.software,
                 on_written=lambda unfinished: manifest.record(
                     job.output,
                     unfinished,

@@ -18,6 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -128,6 +129,10 @@ class LocalEngine(Engine):
         self.precision = precision_on(options.precision, self._device)
         self.weights_file, weights = weights_for(options)
         self.digests = (weights.sha256, options.digest(self.precision))
+        self._software = (
+            f"denoise-batch {version('denoise-batch')}, weights {self.weights_file.stem} "
+            f"(sha256 {weights.sha256[:12]})"
+        )
         self.denoiser = BatchDenoiser(
             weights.network.to(self._device),
             self._device,
@@ -182,6 +187,7 @@ class LocalEngine(Engine):
             options.reference,
             storage.upload,
             options.times,
+            self._software if options.provenance else None,
         )
         is_cpu = self._device.type == "cpu"
         try:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from pictures import DAMAGED_EXIF, GRAY_ICC, ICC, XMP, picture
+from pictures import DAMAGED_EXIF, GRAY_ICC, ICC, XMP, picture, saved
 from PIL import Image, PngImagePlugin
 
 from denoise_batch.cli.batch import main
@@ -365,3 +366,33 @@ def test_profiles_of_bmp_are_noted_or_kept(
     output = denoised(folder, "--format", "png")
     with Image.open(output / "embedded.png") as after:
         assert after.info["icc_profile"] == ICC
+
+
+def software(path: Path) -> str:
+    with Image.open(path) as image:
+        tags = image.tag_v2 if image.format == "TIFF" else image.getexif()  # type: ignore[attr-defined]
+        return str(tags.get(305, ""))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif"])
+def test_outputs_say_what_made_them(suffix: str, tmp_path: Path) -> None:
+    """In files with EXIF, whose other bytes stay where they are, and in files without."""
+    exif = Image.Exif()
+    exif[271], exif[305] = "Maker", "Camera 1.0"
+    exif.get_ifd(34665)[37500] = b"notes" * 9
+    saved(tmp_path / f"with{suffix}", picture(16, 16), exif=exif)
+    saved(tmp_path / f"without{suffix}", picture(16, 16))
+    out = tmp_path / "out"
+    arguments = [str(tmp_path), "-o", str(out), "--device", "cpu", "--quiet", "--weights", "tconv"]
+    assert main(arguments) == 0
+    for name in ("with", "without"):
+        said = software(out / f"{name}{suffix}")
+        assert re.fullmatch(r"denoise-batch \d\S*, weights tconv \(sha256 [0-9a-f]{12}\)", said)
+    with Image.open(out / f"with{suffix}") as image:
+        assert image.getexif()[271] == "Maker"
+        if suffix != ".tif":
+            assert image.getexif().get_ifd(34665)[37500] == b"notes" * 9
+    before = software(tmp_path / f"with{suffix}")
+    assert main([*arguments, "--overwrite", "--no-provenance"]) == 0
+    assert software(out / f"with{suffix}") == before
+    assert software(out / f"without{suffix}") == ""

@@ -104,7 +104,8 @@ def test_every_tag_keeps_its_type_and_bytes(
             counts = {code: int(rng.choice([2, 3, 7])) for code in CODES}
             tags = [(c, type_, n, value(type_, n, rng, order)) for c, n in counts.items()]
             (folder / f"{number}-{type_}.tif").write_bytes(tiff(kind, tags, order))
-    assert main([str(folder), "-w", "tconv", "-d", "cpu", "--strength", "0", "--quiet"]) == 0
+    arguments = ["--strength", "0", "--quiet", "--no-provenance"]
+    assert main([str(folder), "-w", "tconv", "-d", "cpu", *arguments]) == 0
     for path in sorted(folder.iterdir()):
         before, after = raw_tags(path), raw_tags(tmp_path / "imgs-denoised" / path.name)
         for code in CODES:
