@@ -176,7 +176,7 @@ def _extras() -> Iterator[Check]:
         package, _, condition = requirement.partition(";")
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", condition)
         name = re.match(r"[\w.-]+", package.strip())
-        if extra and name and extra[1] != "dev":
+        if extra and name:
             extras.setdefault(extra[1], []).append(name[0])
     for kind, packages in extras.items():
         missing = [package for package in packages if not _is_installed(package)]

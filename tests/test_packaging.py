@@ -5,12 +5,15 @@ import graphlib
 import os
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 from pictures import picture
+
+from denoise_batch.files.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("kernels", "weights", "pipeline")  # each may import only the rooms before it
@@ -190,3 +193,50 @@ def test_numpy_is_no_dependency() -> None:
     )
     result = run_python(code)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_metadata_name_authors_pythons_and_extras() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = pyproject["project"]
+    assert project["authors"]
+    versions = {
+        name.rsplit(" ", 1)[1] for name in project["classifiers"] if ":: Python :: 3." in name
+    }
+    assert versions == {"3.11", "3.12", "3.13", "3.14"}
+    extras = project["optional-dependencies"]
+    assert {extra.name for extra in EXTRAS.values()} <= extras.keys()
+    assert "dev" not in extras
+    # What an extra needs, its tests need.
+    needed = {row for name in ("raw", "phones", "render", "scientific") for row in extras[name]}
+    assert needed <= set(pyproject["dependency-groups"]["dev"])
+
+
+@pytest.mark.slow
+def test_an_sdist_holds_all_that_its_tests_need(tmp_path: Path) -> None:
+    """Unpacked elsewhere, it holds every tracked file but dot files, and its tests pass."""
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path]
+    subprocess.run([*build, ROOT], check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    (root,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split("\n")
+    expected = {name for name in tracked if name and not name.startswith((".", "MANIFEST"))}
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert expected - found == set()
+    assert not [name for name in found if name.endswith((".so", ".pyc"))]
+    subprocess.run([root / "scripts" / "link"], check=True)
+    tests = ["test_docs.py", "test_packaging.py", "pipeline/files", "pipeline/cli/test_batch.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(root / ".types")}
+    done = subprocess.run(
+        [*command, *(f"tests/{name}" for name in tests)],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]

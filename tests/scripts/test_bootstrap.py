@@ -71,18 +71,19 @@ def test_an_incomplete_environment_is_made_anew(state: str, root: Path) -> None:
     if state == "without-python":
         (root / ".venv" / "bin").mkdir(parents=True)
     assert bootstrap(root).returncode == 0
-    venv, install = notes(root)
+    venv, pip, install = notes(root)
+    assert "pip>=25.1" in pip  # which knows groups
     assert venv == "-m venv --clear .venv"
     assert install.startswith("-m pip install")
     assert "--constraint constraints.txt" in install
-    assert install.endswith("--editable .[dev]")
+    assert install.endswith("--group dev --editable .")
 
 
 def test_an_environment_with_pip_is_kept(root: Path) -> None:
     executable(root / ".venv" / "bin" / "python", PYTHON)
     (root / ".venv" / "kept").touch()
     assert bootstrap(root).returncode == 0
-    version, install = notes(root)
+    version, _, install = notes(root)
     assert version == "-m pip --version"
     assert install.startswith("-m pip install")
     assert (root / ".venv" / "kept").exists()
@@ -102,11 +103,11 @@ def test_progress_goes_to_stderr_and_a_complete_environment_is_silent(root: Path
 
 def test_development_tools_are_added_to_a_users_environment(root: Path) -> None:
     bootstrap(root, "--if-needed", "user")
-    assert installs(root)[-1].endswith("--editable .")
+    assert installs(root)[-1].endswith("constraints.txt --editable .")
     bootstrap(root, "--if-needed", "user")
     assert len(installs(root)) == 2
     bootstrap(root, "--if-needed")
-    assert installs(root)[-1].endswith("--editable .[dev]")
+    assert installs(root)[-1].endswith("--group dev --editable .")
     count = len(installs(root))
     bootstrap(root, "--if-needed", "user")  # the larger environment serves
     assert len(installs(root)) == count
