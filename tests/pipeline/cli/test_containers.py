@@ -31,6 +31,7 @@ def _without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kinds, "READ", {})
     monkeypatch.setattr(images, "WRITABLE_SUFFIXES", writable)
     monkeypatch.setattr(scan, "READABLE_SUFFIXES", readable)
+    monkeypatch.setattr(scan, "_output_suffix", scan._output_suffix.__wrapped__)  # not cached
 
 
 @pytest.fixture
