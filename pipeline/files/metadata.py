@@ -78,23 +78,19 @@ _JPEG_SEGMENT = 65533  # bytes
 class StorageFormat:
     """How a file stored its samples: enough to store others in the same way.
 
-        Attributes:
-            format: Pillow's name of the format, such as "PNG".
-            mode: Pillow's mode for the output: 1, L, LA, RGB, RGBA, I;16 or F; or what Pillow does
-                not have: L, LA, RGB or RGBA and a kind, as in RGB;16, L;F64, RGBA;F16; or L;2, L;4.
-            compression: the compression in Pillow's spelling (TIFF, TGA), or None.
-            is_lossless: the file is lossless WebP.
-            is_progressive: the file is a progressive JPEG.
-            photometric: what the samples of a TIFF page mean, where Pillow does not read it, or where
-                white is stored as 0.
-            extra_sample: the kind of the last sample of such a page with an even number of them.
-            maximum: the largest sample, if the file's depth is not its samples' type's: 4095 for 12
-    <<<<<<< HEAD
-                bits; samples of fewer than 8 bits are scaled up to these.
-    =======
-                bits.
-            chroma: of HEIF: 420, 422 or 444.
-    >>>>>>> 312f993 (Extras raw, phones and render: camera RAW, HEIC, JPEG XL, OpenEXR)
+    Attributes:
+        format: Pillow's name of the format, such as "PNG".
+        mode: Pillow's mode for the output: 1, L, LA, RGB, RGBA, I;16 or F; or what Pillow does
+            not have: L, LA, RGB or RGBA and a kind, as in RGB;16, L;F64, RGBA;F16; or L;2, L;4.
+        compression: the compression in Pillow's spelling (TIFF, TGA), or None.
+        is_lossless: the file is lossless WebP or JPEG XL.
+        is_progressive: the file is a progressive JPEG.
+        photometric: what the samples of a TIFF page mean, where Pillow does not read it, or where
+            white is stored as 0.
+        extra_sample: the kind of the last sample of such a page with an even number of them.
+        maximum: the largest sample, if the file's depth is not its samples' type's: 4095 for 12
+            bits; samples of fewer than 8 bits are scaled up to these.
+        chroma: of HEIF: 420, 422 or 444.
     """
 
     format: str
