@@ -1,7 +1,8 @@
-"""Compile the libraries when setuptools builds the package; pyproject.toml names these commands.
+"""What setuptools does beyond its defaults; pyproject.toml names these commands.
 
-Without a compiler the installation succeeds, and torch's matrix products compute. This file alone
-imports setuptools, and nothing imports it once the package is installed.
+The libraries are compiled when the package is built. Without a compiler the installation succeeds,
+and torch's matrix products compute. This file alone imports setuptools, and nothing imports it once
+the package is installed.
 """
 
 import importlib.util
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from setuptools.command.bdist_wheel import bdist_wheel  # type: ignore[import-untyped]
 from setuptools.command.build_py import build_py  # type: ignore[import-untyped]
+from setuptools.command.sdist import sdist  # type: ignore[import-untyped]
 
 FOLDER = Path(__file__).parent
+SOURCES = ("docs", "kernels", "pipeline", "scripts", "tests", "weights")
 # By its path, since importing the package would import torch.
 _spec = importlib.util.spec_from_file_location("native_build", FOLDER / "build.py")
 assert _spec is not None
@@ -42,6 +45,20 @@ class BuildPy(build_py):  # type: ignore[misc]
                 native.compile_library(target, name)
             except native.CompilerError as error:
                 logging.warning("native kernels for %s were not compiled: %s", name, error)
+
+
+class Sdist(sdist):  # type: ignore[misc]
+    """The sources with all that their tests need."""
+
+    def make_distribution(self) -> None:
+        """Add every file of the repository but hidden and compiled ones."""
+        for folder in SOURCES:
+            self.filelist.graft(folder)
+        for pattern in ("*.md", "constraints.txt"):
+            self.filelist.include(pattern)
+        for pattern in ("__pycache__/*", "*.py[cod]", "*.so"):
+            self.filelist.global_exclude(pattern)
+        super().make_distribution()
 
 
 class Wheel(bdist_wheel):  # type: ignore[misc]
