@@ -33,6 +33,7 @@ from .errors import (
     UnavailableError,
     UncheckableError,
     first_line,
+    is_out_of_memory,
 )
 from .gemm import conv, fused, pointwise
 from .kernel_check import Op, check_call, example_inputs, signature
@@ -331,9 +332,11 @@ class TritonKernels:
                     return kernel(*args, **kwargs)
         except NotCoveredError:
             pass
-        except (DenoiseBatchError, torch.OutOfMemoryError):
+        except DenoiseBatchError:
             raise
         except Exception as error:  # whatever a compiler or a driver raises
+            if is_out_of_memory(error):
+                raise
             if not self.is_checked:
                 raise DeviceError(
                     f"Triton kernel {name} failed on {self.device}: {error}"

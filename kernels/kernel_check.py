@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .errors import NotCoveredError, UncheckableError, first_line
+from .errors import NotCoveredError, UncheckableError, first_line, is_out_of_memory
 from .geometry import Activation, ConvGeometry, FusedActivation, IntPair
 
 Op = Callable[..., Any]
@@ -69,18 +69,20 @@ def check_call(
     try:
         small = SMALL_PROBLEM_FOR[name](*args, **kwargs)
         expected = list(_tensors(expected_op(*map(_as_float64, small))))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as cause:  # whatever a wrong call raises
+        if is_out_of_memory(cause):
+            raise
         raise UncheckableError(name) from cause
     dtype = next(_tensors(small)).dtype
     tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
     label = f"{name} {str(dtype).removeprefix('torch.')}"
     try:
         error = _error(list(_tensors(kernel(*small))), expected)
-    except (NotCoveredError, torch.OutOfMemoryError):
+    except NotCoveredError:
         raise
     except Exception as failure:  # whatever a compiler or a driver raises is the kernel's failure
+        if is_out_of_memory(failure):
+            raise
         reason = f"{type(failure).__name__}: {first_line(failure)}"
         return KernelCheck(label, implementation, "failed", None, tolerance, reason)
     if error <= tolerance:

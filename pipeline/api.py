@@ -10,6 +10,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError, OptionError, ShapeError
 
+from .device import device_failures
 from .files.images import read_image
 from .files.metadata import Metadata, StorageFormat
 from .files.pixels import DecodedImage, as_written, decode, encode, prepare, target_mode
@@ -68,7 +69,7 @@ def denoise(
         ImageError: a file or PIL image that cannot be denoised, or values that are not finite or
             far outside [0, 1].
         OptionError: an argument out of range.
-        DeviceError: the device does not exist.
+        DeviceError: the device does not exist, or failed.
         WeightsError: the weights cannot be used.
     """
     denoiser = Denoiser(
@@ -211,6 +212,10 @@ class Denoiser:
 
     def _denoise(self, pages: Sequence[DecodedImage]) -> list[Tensor]:
         """The pages' samples, denoised; in batches as memory allows."""
+        with device_failures(self.device):
+            return self._in_batches(pages)
+
+    def _in_batches(self, pages: Sequence[DecodedImage]) -> list[Tensor]:
         height, width = self._denoiser.padded_shape(pages[0])
         size = max(1, self._denoiser.most_pixels // (height * width))
         samples: list[Tensor] = []

@@ -20,9 +20,8 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from denoise_batch.kernels.errors import ImageError, ShapeError
+from denoise_batch.kernels.errors import ImageError, ShapeError, is_out_of_memory
 
-from ..device import is_out_of_memory
 from . import pnm, sixteen_bit, tiff
 from .atomic import Attributes, atomic_file, make_folder
 from .complaints import collected_complaints

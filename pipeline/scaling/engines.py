@@ -12,7 +12,7 @@ import torch
 from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.errors import DeviceError
 
-from ..device import precision_on
+from ..device import device_failures, precision_on
 from ..files.scan import Job
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
@@ -122,7 +122,8 @@ class ProcessEngine(WorkersEngine):
         self._devices = list(_cuda_devices() if devices is None else devices)
         self.device = ", ".join(self._devices)
         # The first stands for all: a machine's GPUs are usually alike.
-        self.precision = precision_on(options.precision, torch.device(self._devices[0]))
+        with device_failures(self._devices[0]):
+            self.precision = precision_on(options.precision, torch.device(self._devices[0]))
         super().__init__(options, storage, part)
 
     @property

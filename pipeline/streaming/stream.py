@@ -23,14 +23,15 @@ from typing import Generic, TypeVar
 
 import torch
 
-from denoise_batch.kernels import DeviceError, ImageError, OptionError
+from denoise_batch.kernels import ImageError, OptionError
 from denoise_batch.kernels.dispatch import ops_for
-from denoise_batch.kernels.errors import StorageError, first_line
+from denoise_batch.kernels.errors import StorageError
 
 from ..device import (
     Download,
     compute_bytes,
     cores,
+    device_failures,
     free_host_bytes,
     in_flight_bytes,
     precision_on,
@@ -128,10 +129,13 @@ class LocalEngine(Engine):
         self.precision = precision_on(options.precision, self._device)
         self.weights_file, weights = weights_for(options)
         self.digests = (weights.sha256, options.digest(self.precision))
+        with device_failures(self._device):
+            network = weights.network.to(self._device)
+            memory = compute_bytes(self._device)
         self.denoiser = BatchDenoiser(
-            weights.network.to(self._device),
+            network,
             self._device,
-            memory=compute_bytes(self._device),
+            memory=memory,
             precision=torch_dtype(self.precision),
             strength=options.strength,
             level=options.level,
@@ -184,7 +188,7 @@ class LocalEngine(Engine):
             options.times,
         )
         is_cpu = self._device.type == "cpu"
-        try:
+        with device_failures(self._device, "finished files are kept"):
             yield from stream(
                 jobs,
                 self.denoiser,
@@ -198,11 +202,6 @@ class LocalEngine(Engine):
                 measure=options.measure,
                 value_range=options.value_range,
             )
-        except RuntimeError as error:
-            if "CUDA error" not in str(error):
-                raise
-            reason = f"{self.device} failed: {first_line(error)}; finished files are kept"
-            raise DeviceError(reason) from error
 
 
 def weights_for(options: DenoiseOptions) -> tuple[Path, Weights]:

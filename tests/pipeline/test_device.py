@@ -30,6 +30,7 @@ def test_missing_cuda_is_an_error_never_a_fallback(monkeypatch: pytest.MonkeyPat
 def test_a_device_number_too_high_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "ones", lambda size, device, ones=torch.ones: ones(size))
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(DeviceError, match="2 CUDA devices"):
         resolve_device("cuda:2")
