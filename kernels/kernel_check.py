@@ -91,7 +91,16 @@ def check_call(
     return KernelCheck(label, implementation, "failed", error, tolerance, reason)
 
 
-def signature(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+def kind_in_words(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The kind of a call for the user: op, precision and, of a convolution, the weight's shape."""
+    tensors = list(_tensors([*args, *kwargs.values()]))
+    words = f"{name} {str(tensors[0].dtype).removeprefix('torch.')}"
+    if name in WEIGHT:
+        words += " " + "×".join(map(str, args[WEIGHT[name]].shape))
+    return words
+
+
+def signature(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Hashable, ...]:
     """The kind of a call: equal for calls that one check speaks for."""
     weight = WEIGHT.get(name)
     traits = (_trait(value, index == weight) for index, value in enumerate(args))
@@ -366,8 +375,10 @@ def _upsample_backward(grad_output: Tensor, scale_factor: IntPair) -> Arguments:
 
 
 def _elementwise(*images: Tensor) -> Arguments:
+    """More than a pointwise kernel's block of 2048 elements, and not a whole number of them."""
     generator = _generator()
-    return tuple(_normal((BATCH, 3, *EXTENTS), image, generator) for image in images)
+    size = [2 * extent for extent in EXTENTS]
+    return tuple(_normal((BATCH, 3, *size), image, generator) for image in images)
 
 
 def _normalize(input: Tensor, mean: Sequence[float], std: Sequence[float]) -> Arguments:

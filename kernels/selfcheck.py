@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .cuda.tiles import ROWS, trial
 from .dispatch import GEMM, NATIVE_OPS, REFERENCE, load_kernels, load_native
 from .errors import UnavailableError
 from .kernel_check import TOLERANCES, KernelCheck, Op, check_call, example_inputs
@@ -65,9 +66,12 @@ def _check_triton(device: torch.device) -> list[KernelCheck]:
         reason = str(error)
     checks = []
     for name, dtype, calls in example_inputs(device, DTYPES):
+        tried: list[KernelCheck] = []
         if name in kernels:
-            with torch.cuda.device(device):
-                checks.append(_worst(name, "triton", kernels[name], getattr(GEMM, name), calls))
+            for rows in ROWS:  # the worse of both tiles
+                with torch.cuda.device(device), trial(rows):
+                    tried.append(_worst(name, "triton", kernels[name], getattr(GEMM, name), calls))
+            checks.append(max(tried, key=severity))
         elif name in TRITON_OPS:
             label = f"{name} {str(dtype).removeprefix('torch.')}"
             tolerance = TOLERANCES[dtype]

@@ -78,7 +78,7 @@ def weight_grad_kernel(
     tl.store(parts_ptr + target, acc, mask=mask_m[:, None] & mask_n[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def sum_parts_kernel(
     parts_ptr,  # (parts, TAPS, CL, CS) float32
     grad_ptr,  # (CS, CL, TAPS), contiguous

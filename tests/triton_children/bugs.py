@@ -16,8 +16,13 @@ class Mutant:
 
 SMALL, FLAT = "k3-p1-33-to-40-forward-float32", "k4-s2-3-to-24-forward-float32"
 UP, BACK = "transposed-k3-s2-p1-op1-forward-float32", "k2-s2-odd-image-backward-float32"
+LARGE, LARGE_UP = (
+    "tile128-k3-p1-17-to-18-forward-bfloat16",
+    "tile128-transposed-k3-s2-18-to-16-forward-bfloat16",
+)
+DROPPED = "mask_m = (m < positions) & ((BLOCK_M < 128) | (m % BLOCK_M < BLOCK_M - 1))"
 MUTANTS = (
-    Mutant("nothing", "conv_forward.py", "", "", (SMALL, FLAT, UP, BACK)),
+    Mutant("nothing", "conv_forward.py", "", "", (SMALL, FLAT, UP, BACK, LARGE, LARGE_UP)),
     Mutant(
         "conv_forward: positions beyond the last are read",
         "conv_forward.py",
@@ -31,6 +36,13 @@ MUTANTS = (
         "    mask = mask_m[:, None] & mask_n[None, :]\n",
         "    mask = mask_n[None, :] & (m >= 0)[:, None]\n",
         (SMALL,),
+    ),
+    Mutant(
+        "conv_forward: the last row of a large tile is dropped",
+        "conv_forward.py",
+        "mask_m = m < positions",
+        DROPPED,
+        (LARGE,),
     ),
     Mutant(
         "conv_forward: the padding on top is not zero",

@@ -23,12 +23,13 @@ TOLERANCES = {"float32": 3e-6, "bfloat16": 6e-3, "float16": 8e-4}
 
 @dataclass(frozen=True)
 class Case:
-    """One call of one op."""
+    """One call of one op; `rows` of its convolution's tile, if not as the image's size has it."""
 
     name: str
     op: str
     dtype: str
     make: Callable[[torch.dtype], Arguments]
+    rows: int = 0
 
     def arguments(self) -> Arguments:
         """The same every time."""
@@ -96,6 +97,19 @@ HALF = {
 }
 
 
+# In the tiles of large images, several of them: 286 positions, and more of the larger image.
+LARGE_TILES = {
+    "k3-p1-17-to-18": Layer(2, (17, 18), (13, 11), (3, 3), (1, 1), (1, 1)),
+    "k4-s2-3-to-24": Layer(2, (3, 24), (28, 24), (4, 4), (2, 2)),
+    "transposed-k3-s2-18-to-16": Layer(
+        2, (18, 16), (13, 11), (3, 3), (2, 2), output_padding=(0, 0)
+    ),
+    "transposed-k2-s2-18-to-16": Layer(
+        2, (18, 16), (13, 11), (2, 2), (2, 2), output_padding=(0, 0)
+    ),
+}
+
+
 def _forward(layer: Layer, activation: str | None) -> Callable[[torch.dtype], Arguments]:
     return lambda dtype: (layer.operands(dtype), layer.options | {"activation": activation})
 
@@ -123,6 +137,11 @@ def _layer_cases() -> list[Case]:
             cases.append(Case(f"{name}-forward-{dtype}", f"{op}_forward", dtype, forward))
             backward = _backward(layer, relu)
             cases.append(Case(f"{name}-backward-{dtype}", f"{op}_backward", dtype, backward))
+    for name, layer in LARGE_TILES.items():
+        op = "conv2d" if layer.output_padding is None else "conv_transpose2d"
+        for way, make in (("forward", _forward(layer, None)), ("backward", _backward(layer, True))):
+            case = f"tile128-{name}-{way}-bfloat16"
+            cases.append(Case(case, f"{op}_{way}", "bfloat16", make, rows=128))
     # 768 pixels are enough for the weight gradient's sums to be split.
     large = Layer(1, (9, 20), (24, 32), (1, 1))
     name = "split-weight-gradient-float32"

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 os.environ |= {"TRITON_INTERPRET": "1", "DENOISE_BATCH_KERNELS": "triton"}
@@ -54,8 +55,12 @@ def poison() -> None:
 def error(case: Case, kernels: Mapping[str, Op]) -> float:
     """Of the kernel's results, relative to the largest element of the specification's."""
     args, options = case.arguments()
+    kernel = kernels[case.op]
+    # A mutant's tiles, not ours.
+    tiles = sys.modules[f"{kernel.__module__.rpartition('.')[0]}.tiles"]
     expected = list(results(_specification(case.op), *_doubled(args, options)))
-    actual = list(results(kernels[case.op], args, options))
+    with tiles.trial(case.rows) if case.rows else nullcontext():
+        actual = list(results(kernel, args, options))
     return max(_error(a, e) for a, e in zip(actual, expected, strict=True))
 
 

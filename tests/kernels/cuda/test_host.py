@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from denoise_batch.kernels import SGD, AdamW, Muon
+from denoise_batch.kernels import SGD, AdamW, Muon, dispatch
 from denoise_batch.kernels.cuda import packed_weights as weights
 from denoise_batch.kernels.cuda import tiles as config
 from denoise_batch.kernels.cuda.tiles import Tile
 from denoise_batch.kernels.dispatch import load_kernels
 from denoise_batch.kernels.errors import UnavailableError
+from denoise_batch.kernels.geometry import ConvGeometry
 
 SMALLEST_SHARED = 101376  # bytes, of sm_86 and sm_89
 DTYPES = (torch.float32, torch.bfloat16)
@@ -93,6 +94,54 @@ def test_weights_made_in_inference_mode_are_packed_every_time() -> None:
         assert not weights.packed(weight, torch.float32).any()
         weight += 1
         assert weights.packed(weight, torch.float32).all()
+
+
+SQUARE, HALVED = ConvGeometry(padding=(1, 1)), ConvGeometry(stride=(2, 2))
+PADDED, TWO = ConvGeometry(stride=(2, 2), padding=(1, 1)), (2, 2)
+
+
+@pytest.mark.parametrize("side", [60, 127, 128, 180, 181, 182, 256, 361, 362, 512])
+def test_the_tile_of_a_call_is_the_one_that_it_launches(side: int, launches: list[Any]) -> None:
+    """The self-check speaks for the tile that `rows_of_call` names."""
+    new = torch.empty(0, dtype=torch.bfloat16, device="meta").new_empty
+    image, grad, half = (new(1, 32, s, s) for s in (side, side, side // 2))
+    weight, down, up3 = new(32, 32, 3, 3), new(32, 32, 2, 2), new(32, 32, 3, 3)
+    large = HALVED.conv_transpose2d_output_size((side, side), (3, 3))
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+        ("conv2d_forward", (image, weight, None, SQUARE), {}),
+        ("conv2d_forward", (image, weight, None, PADDED, "relu"), {}),
+        ("conv2d_fused", (image, weight, None, SQUARE, None, TWO), {}),
+        ("conv2d_fused", (image, new(32, 128, 3, 3), None, SQUARE), {"unshuffle": 2}),
+        ("conv2d_fused", (image, new(12, 32, 3, 3), None, SQUARE), {"shuffle": 2}),
+        ("conv2d_backward", (grad, image, weight, SQUARE), {}),
+        ("conv2d_backward", (half, image, down, HALVED), {}),
+        ("conv_transpose2d_forward", (image, up3, None, HALVED), {}),
+        ("conv_transpose2d_fused", (image, down, None, HALVED), {}),
+        ("conv_transpose2d_backward", (new(1, 32, *large), image, up3, HALVED), {}),
+    ]
+    for name, args, kwargs in calls:
+        launches.clear()
+        dispatch.launchers()[name](*args, **kwargs)
+        (product,) = (each for each in launches if each.kernel.startswith("conv_"))
+        assert product.options["BLOCK_M"] == config.rows_of_call(name, args, kwargs), name
+
+
+def test_a_trial_has_the_tile_of_large_images_and_sums_in_parts(launches: list[Any]) -> None:
+    image, weight = torch.empty(2, 32, 13, 11), torch.empty(32, 32, 3, 3)
+    image, weight = image.bfloat16(), weight.bfloat16()
+    for rows in config.ROWS:
+        launches.clear()
+        with config.trial(rows):
+            dispatch.launchers()["conv2d_backward"](image, image, weight, SQUARE)
+        product, parts = (
+            next(each for each in launches if each.kernel == name)
+            for name in ("conv_transpose_kernel", "weight_grad_kernel")
+        )
+        assert product.options["BLOCK_M"] == rows
+        assert parts.grid[2] > 1
+    launches.clear()
+    dispatch.launchers()["conv2d_forward"](image, weight, None, SQUARE)
+    assert launches[0].options["BLOCK_M"] == 64
 
 
 def test_without_triton_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

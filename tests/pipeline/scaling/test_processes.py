@@ -65,6 +65,8 @@ def test_two_workers_write_what_one_process_writes(
     assert len(lines) == len(alone)
     events = [json.loads(line) for line in lines]
     assert events[0]["device"] == "cpu, cpu"
+    assert events[0]["kernels"] == "chosen by each worker"
+    assert events[-1]["kernels"] == json.loads(alone[-1])["kernels"]  # as the workers said
     reported = json.loads(report.read_text())
     assert reported["device"]["name"] == "cpu, cpu"
     assert reported["device"]["description"].startswith("2 × ")
