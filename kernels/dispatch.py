@@ -37,7 +37,7 @@ from .errors import (
     first_line,
     is_out_of_memory,
 )
-from .gemm import conv, fused, pointwise
+from .gemm import conv, fused, optim, pointwise
 from .kernel_check import Op, check_call, example_inputs, kind_in_words, signature
 from .native.library import load_library
 from .native.ops import NativeOps
@@ -162,6 +162,8 @@ GEMM = Ops(
     reference.upsample_nearest2d_backward,
     normalize=pointwise.normalize,
 )
+# Where each operation is a launch.
+GEMM_ON_GPU = replace(GEMM, orthogonalize=optim.orthogonalize)
 
 
 @cache
@@ -172,9 +174,9 @@ def ops_for(device: torch.device) -> Ops:
         OptionError: DENOISE_BATCH_KERNELS is none of the choices.
         DeviceError: it asks for kernels that there are not for this device.
     """
-    choice = chosen_kernels()
+    choice, gemm = chosen_kernels(), portable(device)
     if choice in ("reference", "gemm"):
-        forced = REFERENCE if choice == "reference" else GEMM
+        forced = REFERENCE if choice == "reference" else gemm
         return replace(forced, detail=f"DENOISE_BATCH_KERNELS={choice}")
     try:
         if may_have_kernels(device):
@@ -189,8 +191,13 @@ def ops_for(device: torch.device) -> Ops:
         logger.warning(
             f"{GEMM_IN_WORDS} compute, which are slower: no %s kernels: %s", kind, reason
         )
-        return replace(GEMM, detail=f"no {kind} kernels: {reason}")
-    return GEMM
+        return replace(gemm, detail=f"no {kind} kernels: {reason}")
+    return gemm
+
+
+def portable(device: torch.device) -> Ops:
+    """gemm's ops for a device."""
+    return GEMM if device.type == "cpu" else GEMM_ON_GPU
 
 
 def chosen_kernels() -> str:
@@ -352,7 +359,8 @@ class TritonKernels:
             name: partial(self._call, name, kernel, getattr(GEMM, name))
             for name, kernel in kernels.items()
         }
-        self.ops = replace(GEMM, implementation="triton", disabled=self.disabled, **ops)
+        gemm = portable(device)
+        self.ops = replace(gemm, implementation="triton", disabled=self.disabled, **ops)
 
     def _call(self, name: str, kernel: Op, gemm: Op, *args: Any, **kwargs: Any) -> Any:
         try:

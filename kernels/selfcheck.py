@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .cuda.tiles import ROWS, trial
-from .dispatch import GEMM, NATIVE_OPS, REFERENCE, load_kernels, load_native
+from .dispatch import GEMM, GEMM_ON_GPU, NATIVE_OPS, REFERENCE, load_kernels, load_native
 from .errors import UnavailableError
 from .kernel_check import TOLERANCES, KernelCheck, Op, check_call, example_inputs
 
@@ -32,8 +32,9 @@ def self_check(device: torch.device | str) -> list[KernelCheck]:
     checks = _check_triton(device) if device.type == "cuda" else []
     if device.type == "cpu":
         checks += _check_native(device)
+    portable = GEMM if device.type == "cpu" else GEMM_ON_GPU
     for name, _, calls in example_inputs(device, dtypes):
-        gemm, reference = getattr(GEMM, name), getattr(REFERENCE, name)
+        gemm, reference = getattr(portable, name), getattr(REFERENCE, name)
         if gemm is not reference:
             checks.append(_worst(name, "gemm", gemm, reference, calls))
     return checks

@@ -108,10 +108,10 @@ MUTANTS = (
         ("split-weight-gradient-float32",),
     ),
     Mutant(
-        "weight gradient: in the kernel's layout, not the parameter's",
+        "weight gradient: rows and columns of the kernel exchanged",
         "weight_grad.py",
-        "target = (small * CL + large) * TAPS + tap",
-        "target = offset + 0 * (small + large + tap)",
+        "grad.permute(3, 2, 0, 1)",
+        "grad.permute(3, 2, 1, 0)",
         (BACK,),
     ),
     Mutant(

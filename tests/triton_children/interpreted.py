@@ -66,10 +66,11 @@ def error(case: Case, kernels: Mapping[str, Op]) -> float:
 
 def network_error(name: str) -> float:
     """Of a whole network's inference and training step, against the same in float64 by gemm/."""
-    from denoise_batch.kernels import MSELoss
+    from denoise_batch.kernels import SGD, MSELoss
     from denoise_batch.models import Network
 
-    architecture, _, dtype = name.rpartition("-")
+    kind, _, dtype = name.rpartition("-")
+    architecture, _, steps = kind.partition("_")
     torch.manual_seed(1)
     network = Network(architecture, 0.45, 0.25, torch.Generator().manual_seed(0))
     for parameter in network.parameters():  # such as a trained network's, exact in bfloat16
@@ -90,12 +91,18 @@ def network_error(name: str) -> float:
     if architecture == "unet":  # its step's 100 launches would take half a minute
         return max(errors) / NETWORK_LAYERS
     outputs = []
+    network.to("cpu")  # its weights now lie in memory as the kernels read them
     for each, convert in ((network, Tensor.float), (twin, Tensor.double)):
         each.train()
-        loss = MSELoss()
-        outputs.append(each(convert(image)))
-        loss(outputs[-1], convert(target))
-        each.backward(loss.backward(), needs_input_grad=False)
+        optimizer, loss = SGD(each.parameters(), 0.5, momentum=0.9, nesterov=True), MSELoss()
+        for step in range(2 if steps else 1):
+            if step:
+                optimizer.step()
+                optimizer.zero_grad()
+            output = each(convert(image))
+            loss(output, convert(target))
+            each.backward(loss.backward(), needs_input_grad=False)
+        outputs.append(output)
     errors.append(_error(*outputs))
     # In half precision a ReLU near 0 flips; what is asked is that gradients point the same way.
     ours, theirs = (

@@ -1,12 +1,11 @@
 """The children's results: all are started, beside each other, when the first test asks for any."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from launches import Launch, record_launches
 from triton_children.run import Child
 
 
@@ -61,44 +60,7 @@ def children(
     started.stop()
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A launch that was asked for."""
-
-    kernel: str
-    grid: tuple[int, ...]
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-
-class _Recording:
-    """Stands in for a kernel."""
-
-    def __init__(self, name: str, launches: list[Launch]) -> None:
-        self._name = name
-        self._launches = launches
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*arguments: Any, **options: Any) -> None:
-            self._launches.append(Launch(self._name, grid, arguments, options))
-
-        return launch
-
-
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     """What the launchers launch, on tensors of any device: nothing runs."""
-    pytest.importorskip("triton")
-    from denoise_batch.kernels.cuda import (
-        conv_forward,
-        conv_transpose,
-        loss,
-        relu_backward,
-        weight_grad,
-    )
-
-    found: list[Launch] = []
-    for module in (conv_forward, conv_transpose, loss, relu_backward, weight_grad):
-        for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, _Recording(name, found))
-    return found
+    return record_launches(monkeypatch)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from launches import Operations
 
-from denoise_batch.kernels import SGD, AdamW, Muon, dispatch
-from denoise_batch.kernels.cuda import packed_weights as weights
+from denoise_batch.kernels import SGD, AdamW, Muon, dispatch, weight_cache
+from denoise_batch.kernels.cuda import packed_weights as packing
 from denoise_batch.kernels.cuda import tiles as config
 from denoise_batch.kernels.cuda.tiles import Tile
 from denoise_batch.kernels.dispatch import load_kernels
@@ -56,44 +57,74 @@ def test_the_parts_of_a_weight_gradient_depend_on_the_shape_alone(positions: int
 
 def test_packing_puts_a_pixel_s_channels_together() -> None:
     weight = torch.arange(8.0 * 3 * 2 * 5).view(8, 3, 2, 5)
-    packed = weights.packed(weight, torch.float64)
+    packed = packing.packed(weight, torch.float64)
     assert packed.shape == (2, 5, 3, 8)
     assert packed.is_contiguous()
     assert packed[1, 4, 2, 7] == weight[7, 2, 1, 4]
-    shuffled = weights.packed(weight, torch.float64, shuffle=2)
+    shuffled = packing.packed(weight, torch.float64, shuffle=2)
     # Column (i·2 + j)·2 + c is torch's channel c·4 + i·2 + j.
     assert shuffled[0, 0, 0].tolist() == weight[[0, 4, 1, 5, 2, 6, 3, 7], 0, 0, 0].tolist()
 
 
 def test_a_packed_weight_is_kept_until_the_weight_changes() -> None:
     weight = torch.randn(4, 3, 2, 2)
-    first = weights.packed(weight, torch.float32)
-    assert weights.packed(weight, torch.float32) is first
-    assert weights.packed(weight, torch.bfloat16) is not first
+    first = packing.packed(weight, torch.float32)
+    assert packing.packed(weight, torch.float32) is first
+    assert packing.packed(weight, torch.bfloat16) is not first
     weight += 1
-    second = weights.packed(weight, torch.float32)
+    second = packing.packed(weight, torch.float32)
     torch.testing.assert_close(second, first + 1)
     weight.data = torch.zeros(4, 3, 2, 2)  # as Block.to moves a parameter
-    assert not weights.packed(weight, torch.float32).any()
+    assert not packing.packed(weight, torch.float32).any()
 
 
 @pytest.mark.parametrize("kind", [SGD, AdamW, Muon])
 def test_a_weight_that_an_optimiser_moved_is_packed_again(kind: type) -> None:
     weight = torch.randn(4, 3, 2, 2)
-    before = weights.packed(weight, torch.float32)
+    before = packing.packed(weight, torch.float32)
     weight.grad = torch.ones_like(weight)
     kind([weight], 0.1).step()
-    after = weights.packed(weight, torch.float32)
+    after = packing.packed(weight, torch.float32)
     assert not torch.equal(before, after)
     assert torch.equal(after[1, 0, 2], weight[:, 2, 1, 0])
+
+
+def test_a_step_casts_all_weights_in_one_launch_into_the_copies_that_are_kept() -> None:
+    weights = [torch.randn(4, 3, 2, 2), torch.randn(4), torch.randn(5, 4, 3, 3)]
+    copies = [weight_cache.cast(weight, torch.bfloat16) for weight in weights]
+    packed = [packing.packed(copy, torch.bfloat16) for copy in copies if copy.ndim == 4]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    optimizer = AdamW(weights, 0.1)
+    with Operations("cpu") as operations:
+        optimizer.step()
+    assert operations.counts["_foreach_copy_"] == 1
+    optimizer.step()  # a dispatch mode hides in-place changes from versions
+    for weight, copy in zip(weights, copies, strict=True):
+        assert weight_cache.cast(weight, torch.bfloat16) is copy
+        assert torch.equal(copy, weight.bfloat16())
+    again = packing.packed(copies[0], torch.bfloat16)
+    assert not torch.equal(again, packed[0])
+    assert torch.equal(again[1, 0, 2], copies[0][:, 2, 1, 0])
+    weights[0].zero_()
+    assert not weight_cache.cast(weights[0], torch.bfloat16).any()
+
+
+def test_a_weight_that_lies_packed_in_memory_is_packed_by_a_view() -> None:
+    weight = torch.randn(2, 2, 3, 8).permute(3, 2, 0, 1)
+    packed = packing.packed(weight, torch.float32)
+    assert packed.data_ptr() == weight.data_ptr()
+    assert torch.equal(packed[1, 0, 2], weight[:, 2, 1, 0])
+    plain = packing.packed(weight.contiguous(), torch.float32, shuffle=2)
+    assert torch.equal(packing.packed(weight, torch.float32, shuffle=2), plain)
 
 
 def test_weights_made_in_inference_mode_are_packed_every_time() -> None:
     with torch.inference_mode():
         weight = torch.zeros(4, 3, 2, 2)
-        assert not weights.packed(weight, torch.float32).any()
+        assert not packing.packed(weight, torch.float32).any()
         weight += 1
-        assert weights.packed(weight, torch.float32).all()
+        assert packing.packed(weight, torch.float32).all()
 
 
 SQUARE, HALVED = ConvGeometry(padding=(1, 1)), ConvGeometry(stride=(2, 2))

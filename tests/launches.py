@@ -1,0 +1,87 @@
+"""Counts what a GPU would launch: Triton kernels, which do not run here, and torch's operations."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that was asked for."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+class _Recording:
+    """Stands in for a kernel."""
+
+    def __init__(self, name: str, launches: list[Launch]) -> None:
+        self._name = name
+        self._launches = launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **options: Any) -> None:
+            self._launches.append(Launch(self._name, grid, arguments, options))
+
+        return launch
+
+
+def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """What the launchers launch from now on, on tensors of any device: nothing runs."""
+    pytest.importorskip("triton")
+    from denoise_batch.kernels.cuda import (
+        conv_forward,
+        conv_transpose,
+        loss,
+        relu_backward,
+        weight_grad,
+    )
+
+    found: list[Launch] = []
+    for module in (conv_forward, conv_transpose, loss, relu_backward, weight_grad):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, _Recording(name, found))
+    return found
+
+
+# Operations that only make another view of memory, or take memory: no launch.
+_FREE = {
+    "alias", "as_strided", "detach", "diagonal", "empty", "empty_like", "empty_strided", "expand",
+    "lift_fresh", "new_empty", "new_empty_strided", "permute", "select", "slice", "split",
+    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view",
+    "_reshape_alias",
+}  # fmt: skip
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations on a device, those that launch something.
+
+    Attributes:
+        counts: by name.
+    """
+
+    def __init__(self, device: str = "meta") -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self._device = device
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = str(func).split(".")[1]
+        leaves = tree_leaves((args, kwargs, result))
+        if name not in _FREE and any(
+            isinstance(leaf, Tensor) and leaf.device.type == self._device for leaf in leaves
+        ):
+            self.counts[name] += 1
+        return result
