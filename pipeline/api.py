@@ -57,7 +57,7 @@ def denoise(
             (estimated), or a factor of the estimate ("1.3x").
         tta: average over the eight rotated and flipped versions of the image.
         tile: side of the tiles in pixels, "auto" (tile only if memory demands it) or "off".
-        precision: auto (bf16 on GPUs that support it, else fp32), fp32; on a GPU bf16 or fp16.
+        precision: auto (bf16 on GPUs, on V100 and T4 fp16; else fp32), fp32, bf16, fp16.
 
     Returns:
         The denoised image with the type, shape and device of `image`; for a path a PIL image,

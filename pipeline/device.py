@@ -133,14 +133,21 @@ _DRIVER = re.compile(
 
 
 def precision_on(name: str, device: torch.device) -> str:
-    """Resolve "auto": bf16 on GPUs with tensor cores for it, fp32 elsewhere.
+    """Resolve "auto": bf16 on GPUs with tensor cores for it, else fp16 on those with some, or fp32.
 
     Raises:
         OptionError: low precision on a processor.
     """
     if name == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return "bf16" if has_bf16 else "fp32"
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+        if (7, 0) <= capability < (8, 0):  # V100, T4
+            logger.warning(
+                "fp16 on %s, which has no bf16; where it overflows, float32 computes again "
+                "(--precision fp32 always does)",
+                device,
+            )
+            return "fp16"
+        return "bf16" if capability >= (8, 0) else "fp32"
     if name != "fp32" and device.type == "cpu":
         raise OptionError(
             f"--precision {name} on a processor: float32 is both faster and exact there; "

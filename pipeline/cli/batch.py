@@ -187,7 +187,7 @@ def denoise(
         typer.Option(
             "--precision",
             "-p",
-            help="auto (bf16 on GPUs that support it, else fp32), fp32; on a GPU bf16 or fp16.",
+            help="auto (bf16 on GPUs, on V100 and T4 fp16; else fp32), fp32, bf16, fp16.",
             rich_help_panel=PERFORMANCE,
         ),
     ] = "auto",

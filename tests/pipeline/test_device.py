@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from denoise_batch.device import describe_device, resolve_device, torch_dtype
+from denoise_batch.device import describe_device, precision_on, resolve_device, torch_dtype
 from denoise_batch.kernels import DeviceError, OptionError
 
 
@@ -67,3 +67,22 @@ def test_precisions_are_torch_dtypes() -> None:
     assert torch_dtype("fp32") is None
     assert torch_dtype("bf16") == torch.bfloat16
     assert torch_dtype("fp16") == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((6, 1), "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((12, 0), "bf16")],
+)
+def test_auto_is_what_the_gpu_s_tensor_cores_compute_in(
+    capability: tuple[int, int],
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision_on("auto", torch.device("cuda:0")) == precision
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (precision == "fp16")
+    assert all("fp16 on cuda:0, which has no bf16" in line for line in said)
+    assert precision_on("fp32", torch.device("cuda:0")) == "fp32"
+    assert precision_on("auto", torch.device("cpu")) == "fp32"
