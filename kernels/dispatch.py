@@ -86,6 +86,7 @@ class Ops:
         detail: which variant of it, or why it is not a faster one; for the user.
         disabled: why kernels were disabled: native ones by op, Triton's by op, precision and
             weight.
+        compiled: what was compiled so far.
     """
 
     implementation: str
@@ -109,11 +110,13 @@ class Ops:
     conv_transpose2d_fused: Callable[..., Tensor] = fused.conv_transpose2d_fused
     detail: str = ""
     disabled: Mapping[str, str] = field(default_factory=dict)
+    compiled: "Compilations | None" = None
 
     @property
     def in_words(self) -> str:
         """What computes, in one line, and why nothing faster does; for logs and reports."""
-        words = _WORDS[self.implementation] + (f" ({self.detail})" if self.detail else "")
+        detail = self.detail or (self.compiled.in_words if self.compiled else "")
+        words = _WORDS[self.implementation] + (f" ({detail})" if detail else "")
         if not self.disabled:
             return words
         names, reason = list(self.disabled), next(iter(self.disabled.values()))
@@ -164,6 +167,46 @@ GEMM = Ops(
 )
 # Where each operation is a launch.
 GEMM_ON_GPU = replace(GEMM, orthogonalize=optim.orthogonalize)
+
+
+class Compilations:
+    """What Triton compiles in this process: the log says so once, since the first run waits for it.
+
+    Attributes:
+        count: of kernels.
+        seconds: that they took together.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+
+    def listen(self) -> "Compilations":
+        """Be told of compilations, where this version of Triton tells; return this object."""
+        compiler = getattr(importlib.import_module("triton"), "knobs", None)
+        if compiler is not None:
+            compiler.compilation.listener = self
+        return self
+
+    def __call__(self, *, times: Any, cache_hit: bool, **rest: Any) -> None:
+        """Triton's compilation listener; `times` are in microseconds."""
+        if cache_hit:
+            return
+        if not self.count:
+            logger.warning(
+                "Triton compiles the kernels, which takes a while: once for a model of GPU, if "
+                "its cache is kept (TRITON_CACHE_DIR)"
+            )
+        self.count += 1
+        self.seconds += times.total / 1e6
+
+    @property
+    def in_words(self) -> str:
+        """How many, and how long it took; "" if none."""
+        return f"{self.count} compiled in {self.seconds:.0f} s" if self.count else ""
+
+
+COMPILATIONS = Compilations()
 
 
 @cache
@@ -240,6 +283,7 @@ def load_kernels(device: torch.device) -> Mapping[str, Op]:
     try:
         kernels = launchers()
         if not is_interpreted():
+            COMPILATIONS.listen()
             image = torch.zeros(4, device=device)
             with torch.cuda.device(device):
                 kernels["mse_loss"](image, image)
@@ -360,7 +404,8 @@ class TritonKernels:
             for name, kernel in kernels.items()
         }
         gemm = portable(device)
-        self.ops = replace(gemm, implementation="triton", disabled=self.disabled, **ops)
+        table = replace(gemm, implementation="triton", disabled=self.disabled, **ops)
+        self.ops = replace(table, compiled=COMPILATIONS)
 
     def _call(self, name: str, kernel: Op, gemm: Op, *args: Any, **kwargs: Any) -> Any:
         try:

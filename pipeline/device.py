@@ -468,4 +468,5 @@ def _stream(device: torch.device) -> Any:
 
 
 def _event(*, is_timed: bool) -> Any:
-    return torch.cuda.Event(enable_timing=is_timed)  # type: ignore[no-untyped-call]
+    # Blocking: who waits for it sleeps, and leaves its core to the decoders.
+    return torch.cuda.Event(enable_timing=is_timed, blocking=True)  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """Counts what a GPU would launch: Triton kernels, which do not run here, and torch's operations."""
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,3 +86,40 @@ class Operations(TorchDispatchMode):
         ):
             self.counts[name] += 1
         return result
+
+
+class LiveBytes(TorchDispatchMode):
+    """Memory of the tensors that live, as a caching allocator would hold it.
+
+    Attributes:
+        most: bytes at once, so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._now = 0
+        self._owners: Counter[int] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {id(leaf) for leaf in tree_leaves((args, kwargs))}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and id(leaf) not in known:
+                storage = leaf.untyped_storage()
+                self._add(storage._cdata, storage.nbytes())
+                weakref.finalize(leaf, self._remove, storage._cdata, storage.nbytes())
+        return result
+
+    def _add(self, storage: int, size: int) -> None:
+        self._owners[storage] += 1
+        if self._owners[storage] == 1:
+            self._now += size
+            self.most = max(self.most, self._now)
+
+    def _remove(self, storage: int, size: int) -> None:
+        self._owners[storage] -= 1
+        if not self._owners[storage]:
+            self._now -= size

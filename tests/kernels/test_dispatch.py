@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +194,49 @@ def test_a_kind_that_is_off_leaves_the_op_s_other_kinds_on() -> None:
     assert list(ops.disabled) == ["conv2d_forward float32 5×4×3×3"]
     assert kernel.sizes[-1] == (1, 6, 40, 40)
     assert ops.has_fused_kernels
+
+
+def test_kernels_launch_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on torch's current device, which need not be theirs."""
+    inside: list[Tensor] = []
+    checked: list[bool] = []
+
+    @contextlib.contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        inside.append(tensor)
+        yield
+        inside.pop()
+
+    def work(*args: Any, **kwargs: Any) -> Tensor:
+        checked.append(len(inside) == 1 and inside[0].device == args[0].device)
+        return conv2d_forward(*args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    table({"conv2d_forward": work}).conv2d_forward(*layer(), GEOMETRY)
+    assert checked == [True, True]  # in the check, and then
+    assert not inside
+
+
+def test_the_log_says_once_that_kernels_are_compiled_and_the_end_how_long_it_took(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton.knobs.compilation, "listener", None)
+    compilations = dispatch.Compilations().listen()
+    monkeypatch.setattr(dispatch, "COMPILATIONS", compilations)
+    ops = table({"conv2d_forward": Kernel(conv2d_forward)})
+    listener = triton.knobs.compilation.listener
+    times = SimpleNamespace(total=1_500_000)  # µs
+    more = {"src": None, "metadata": {}, "metadata_group": {}}
+    listener(times=times, cache_hit=True, **more)
+    assert ops.in_words == "Triton kernels"
+    assert not caplog.records
+    for _ in range(4):
+        listener(times=times, cache_hit=False, **more)
+    assert ops.in_words == "Triton kernels (4 compiled in 6 s)"
+    (record,) = caplog.records
+    assert "compiles" in record.getMessage()
+    assert "TRITON_CACHE_DIR" in record.getMessage()
 
 
 def test_another_device_s_kernels_stay_on() -> None:

@@ -22,7 +22,13 @@ LARGE, LARGE_UP = (
 )
 DROPPED = "mask_m = (m < positions) & ((BLOCK_M < 128) | (m % BLOCK_M < BLOCK_M - 1))"
 MUTANTS = (
-    Mutant("nothing", "conv_forward.py", "", "", (SMALL, FLAT, UP, BACK, LARGE, LARGE_UP)),
+    Mutant(
+        "nothing",
+        "conv_forward.py",
+        "",
+        "",
+        (SMALL, FLAT, UP, BACK, LARGE, LARGE_UP, "offsets-loss"),
+    ),
     Mutant(
         "conv_forward: positions beyond the last are read",
         "conv_forward.py",
@@ -120,6 +126,54 @@ MUTANTS = (
         "tl.store(sums_ptr + tl.program_id(0), tl.sum(difference * difference, axis=0))",
         "tl.store(sums_ptr, tl.sum(difference * difference, axis=0))",
         ("mse-5003-float32",),
+    ),
+    Mutant(
+        "activations: NaN becomes 0",
+        "epilogue.py",
+        "tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)",
+        "tl.maximum(acc, 0.0)",
+        ("nan-relu-float32",),
+    ),
+    Mutant(
+        "positions: an image's offset in int32",
+        "epilogue.py",
+        "return (row // height).to(tl.int64), row % height, m % width",
+        "return row // height, row % height, m % width",
+        (
+            "offsets-conv-many-images",
+            "offsets-conv-flat-many-images",
+            "offsets-conv-large-image",
+            "offsets-transposed-many-images",
+            "offsets-weight-gradient-large",
+        ),
+    ),
+    Mutant(
+        "weight gradient: the small image's offset in int32",
+        "weight_grad.py",
+        "k.to(tl.int64) * CS",
+        "k * CS",
+        ("offsets-weight-gradient-small",),
+    ),
+    Mutant(
+        "relu_backward: a row's offset in int32",
+        "relu_backward.py",
+        "row.to(tl.int64)[:, None] * C",
+        "row[:, None] * C",
+        ("offsets-relu-many-rows", "offsets-relu-many-channels"),
+    ),
+    Mutant(
+        "loss: a block's offset in int32",
+        "loss.py",
+        "tl.program_id(0).to(tl.int64) * BLOCK",
+        "tl.program_id(0) * BLOCK",
+        ("offsets-loss",),
+    ),
+    Mutant(
+        "relu_backward: no gradient where the output is NaN",
+        "relu_backward.py",
+        "tl.where(output <= 0.0, 0.0, grad.to(tl.float32))",
+        "tl.where(output > 0.0, grad.to(tl.float32), 0.0)",
+        ("k4-s2-3-to-24-backward-float32",),
     ),
     Mutant(
         "relu_backward: the gradient passes where the output is 0",

@@ -15,8 +15,8 @@ os.environ |= {"TRITON_INTERPRET": "1", "DENOISE_BATCH_KERNELS": "triton"}
 
 import torch
 from torch import Tensor
-from triton_children import guard
-from triton_children.cases import CASES, NETWORKS, TOLERANCES, Case
+from triton_children import guard, offsets
+from triton_children.cases import CASES, NETWORKS, OFFSETS, TOLERANCES, Case
 
 GUARD = guard.install()
 Op = Callable[..., Any]
@@ -29,11 +29,16 @@ def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     poison()
     kernels = load_kernels(torch.device("cpu"))
-    for name in names or [*CASES, *NETWORKS]:
+    for name in names or [*CASES, *NETWORKS, *OFFSETS]:
         started, launches = time.process_time(), GUARD.launches
         row: dict[str, Any] = {"name": name}
         try:
-            row["error"] = network_error(name) if name in NETWORKS else error(CASES[name], kernels)
+            if name in OFFSETS:
+                row["wrong"] = offsets.difference(name, kernels)
+            else:
+                row["error"] = (
+                    network_error(name) if name in NETWORKS else error(CASES[name], kernels)
+                )
         except Exception as failure:
             row["raised"] = f"{type(failure).__name__}: {failure}"
         row["launches"] = GUARD.launches - launches
@@ -61,7 +66,12 @@ def error(case: Case, kernels: Mapping[str, Op]) -> float:
     expected = list(results(_specification(case.op), *_doubled(args, options)))
     with tiles.trial(case.rows) if case.rows else nullcontext():
         actual = list(results(kernel, args, options))
-    return max(_error(a, e) for a, e in zip(actual, expected, strict=True))
+    pairs = list(zip(actual, expected, strict=True))
+    if case.has_nan:
+        if not all(torch.equal(a.isnan(), e.isnan()) and e.isnan().any() for a, e in pairs):
+            return float("inf")
+        pairs = [(a.nan_to_num(), e.nan_to_num()) for a, e in pairs]
+    return max(_error(a, e) for a, e in pairs)
 
 
 def network_error(name: str) -> float:

@@ -1,5 +1,6 @@
 """The host's side of the kernels: the launch table, packed weights, which devices have kernels."""
 
+import contextlib
 import importlib.util
 import math
 from typing import Any
@@ -13,7 +14,7 @@ from denoise_batch.kernels.cuda import packed_weights as packing
 from denoise_batch.kernels.cuda import tiles as config
 from denoise_batch.kernels.cuda.tiles import Tile
 from denoise_batch.kernels.dispatch import load_kernels
-from denoise_batch.kernels.errors import UnavailableError
+from denoise_batch.kernels.errors import NotCoveredError, UnavailableError
 from denoise_batch.kernels.geometry import ConvGeometry
 
 SMALLEST_SHARED = 101376  # bytes, of sm_86 and sm_89
@@ -173,6 +174,29 @@ def test_a_trial_has_the_tile_of_large_images_and_sums_in_parts(launches: list[A
     launches.clear()
     dispatch.launchers()["conv2d_forward"](image, weight, None, SQUARE)
     assert launches[0].options["BLOCK_M"] == 64
+
+
+LIMIT = 2**31 - 1
+BEYOND = [  # (input, channels of the output): the most that is taken, and the least that is not
+    ((1, 16, 1, 2**27 - 1), (1, 16, 1, 2**27), 1),  # elements of an input image
+    ((1, 1, 1, 2**27 - 1), (1, 1, 1, 2**27), 16),  # elements of an output image
+    ((LIMIT - 2049, 1, 1, 1), (LIMIT - 2048, 1, 1, 1), 1),  # positions, with a tile beyond them
+]
+
+
+@pytest.mark.parametrize(("most", "beyond", "columns"), BEYOND, ids=["input", "output", "batch"])
+def test_what_int32_does_not_count_is_declined(
+    most: tuple[int, ...], beyond: tuple[int, ...], columns: int, launches: list[Any]
+) -> None:
+    ops, one = dispatch.launchers(), ConvGeometry()
+    for shape in (most, beyond):
+        image = torch.empty(shape, dtype=torch.float16, device="meta")
+        forward = image.new_empty((columns, shape[1], 1, 1))
+        transposed = image.new_empty((shape[1], columns, 1, 1))
+        for name, weight in (("conv2d", forward), ("conv_transpose2d", transposed)):
+            declined = pytest.raises(NotCoveredError, match="more than int32 counts")
+            with declined if shape is beyond else contextlib.nullcontext():
+                ops[f"{name}_forward"](image, weight, None, one)
 
 
 def test_without_triton_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
