@@ -42,30 +42,33 @@ _CACHE = ("inactive_file", "active_file")
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the available device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` names.
+    """Return the available device that `auto`, `cpu`, `cuda`, `cuda:N`, `mps` or `xpu` names.
 
-    `auto` picks the first of CUDA, MPS and CPU that is available and computes. A named device is
-    never replaced by another one.
+    `auto` picks the first of CUDA, XPU, MPS and CPU that is available and computes. A named device
+    is never replaced by another one.
 
     Raises:
         OptionError: `name` is not a device name.
         DeviceError: the device is not available, or computes nothing: full, busy, unsupported.
     """
-    has_mps = torch.backends.mps.is_available()
+    has_mps, has_xpu = torch.backends.mps.is_available(), torch.xpu.is_available()
     if name == "auto":
-        for kind in ["cuda"] * torch.cuda.is_available() + ["mps"] * has_mps:
+        is_there = {"cuda": torch.cuda.is_available(), "xpu": has_xpu, "mps": has_mps}
+        for kind in [kind for kind, is_available in is_there.items() if is_available]:
             try:
                 return _tried(torch.device(kind))
             except DeviceError as error:
                 logger.warning("%s; --device auto takes the next one", error)
         return torch.device("cpu")
     kind, _, index = name.partition(":")
-    if not re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", name):
-        raise OptionError(f"--device {name!r}: choose auto, cpu, cuda, cuda:N or mps")
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:(0|[1-9][0-9]{0,3}))?", name):
+        raise OptionError(f"--device {name!r}: choose auto, cpu, cuda, cuda:N, mps or xpu")
     if kind == "cuda":
         _check_cuda(name, int(index or 0))
     if kind == "mps" and not has_mps:
         raise DeviceError("--device mps: this machine has no Apple GPU; use --device cpu")
+    if kind == "xpu" and not has_xpu:
+        raise DeviceError(f"--device {name}: PyTorch finds no Intel GPU; use --device cpu")
     return torch.device(name) if kind == "cpu" else _tried(torch.device(name))
 
 

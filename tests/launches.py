@@ -36,7 +36,16 @@ class _Recording:
         return launch
 
 
-def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+class Forgotten(list[Launch]):
+    """Launches that nobody asks for, and whose tensors must not be kept alive."""
+
+    def append(self, launch: Launch) -> None:
+        """Drop it."""
+
+
+def record_launches(
+    monkeypatch: pytest.MonkeyPatch, found: list[Launch] | None = None
+) -> list[Launch]:
     """What the launchers launch from now on, on tensors of any device: nothing runs."""
     pytest.importorskip("triton")
     from denoise_batch.kernels.cuda import (
@@ -47,7 +56,7 @@ def record_launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
         weight_grad,
     )
 
-    found: list[Launch] = []
+    found = [] if found is None else found
     for module in (conv_forward, conv_transpose, loss, relu_backward, weight_grad):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, _Recording(name, found))

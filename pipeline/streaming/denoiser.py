@@ -354,7 +354,8 @@ class BatchDenoiser:
         self.strength = strength
         self.tile_px = tile_px
         self.probe = probe
-        self.most_pixels = max(1, memory // network.spec.bytes_per_pixel)
+        where = network.parameters()[0].device
+        self.most_pixels = max(1, memory // network.spec.bytes_on(where, precision))
         self._transfer = Transfer(device)
         self._forward = Forward(
             network,

@@ -42,6 +42,15 @@ def test_missing_mps_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("mps")
 
 
+def test_an_intel_gpu_is_taken_if_torch_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match="no Intel GPU"):
+        resolve_device("xpu:1")
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda size, device, ones=torch.ones: ones(size))
+    assert resolve_device("xpu") == resolve_device("auto") == torch.device("xpu")
+    assert precision_on("auto", torch.device("xpu")) == "fp32"
+
+
 def test_a_device_is_described_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["H100", "H200", "H100"]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[device.index or 0])
