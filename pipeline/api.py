@@ -257,6 +257,7 @@ def denoise_folder(
     reference: str | Path | None = None,
     format: str = "preserve",
     quality: int = 95,
+    png_level: int = 2,
     suffix: str = "",
     recursive: bool = True,
     overwrite: bool = False,
@@ -283,6 +284,7 @@ def denoise_folder(
         reference: folder of clean images with the same names: adds PSNR to the results.
         format: preserve, png, jpeg, webp, tiff, bmp, ppm, avif or jp2.
         quality: of JPEG, WebP and AVIF, 1 to 100.
+        png_level: compression of PNG, 0 to 9.
         suffix: appended to each output's name, before the dot.
         recursive: search sub-folders too.
         overwrite: denoise everything again, and replace files that this tool did not write.
@@ -324,6 +326,7 @@ def denoise_folder(
             overwrite=overwrite,
             times=times,
             quality=quality,
+            png_level=png_level,
             format=format,
             suffix=suffix,
             strength=strength,

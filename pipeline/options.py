@@ -43,6 +43,8 @@ class DenoiseOptions:
         overwrite: denoise everything again, and replace files of other origin.
         times: outputs get the times of their inputs.
         quality: of lossy formats, 1 to 100.
+        png_level: zlib's level of PNG, 0 to 9.
+        workers: threads that read, and threads that write; None: by the cores.
         format: a key of `FORMATS`.
         suffix: appended to the outputs' names, before the dot.
         strength: blend; 0 keeps the input, 1 is the network's output.
@@ -74,6 +76,8 @@ class DenoiseOptions:
     overwrite: bool = False
     times: bool = True
     quality: int = 95
+    png_level: int = 2
+    workers: int | None = None
     format: str = "preserve"
     suffix: str = ""
     strength: float = 1.0
@@ -112,6 +116,10 @@ class DenoiseOptions:
             raise OptionError(f"--batch-size {self.batch_size}: must be at least 1, or auto")
         if not 1 <= self.quality <= 100:
             raise OptionError(f"--quality {self.quality}: between 1 and 100")
+        if not 0 <= self.png_level <= 9:
+            raise OptionError(f"--png-level {self.png_level}: from 0 to 9")
+        if self.workers is not None and self.workers < 1:
+            raise OptionError(f"--workers {self.workers}: must be at least 1")
         if self.reference is not None and not self.reference.is_dir():
             raise OptionError(f"--reference {self.reference}: not a folder")
         if self.format not in FORMATS:

@@ -122,6 +122,13 @@ def denoise(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    png_level: Annotated[
+        int,
+        typer.Option(
+            help="Compression of PNG, 0 (none) to 9 (small, slow); the pixels are the same.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = 2,
     times: Annotated[
         bool,
         typer.Option(help="Give each output its input's file times.", rich_help_panel=OUTPUT),
@@ -197,6 +204,13 @@ def denoise(
             "--batch-size", "-b", help="Images per batch, or auto.", rich_help_panel=PERFORMANCE
         ),
     ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads that read files, and threads that write them; default: by the cores.",
+            rich_help_panel=PERFORMANCE,
+        ),
+    ] = None,
     tile: Annotated[
         str,
         typer.Option(
@@ -371,6 +385,8 @@ def denoise(
                 overwrite=overwrite,
                 times=times,
                 quality=quality,
+                png_level=png_level,
+                workers=workers,
                 format=format,
                 suffix=suffix,
                 strength=strength,

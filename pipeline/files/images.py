@@ -419,6 +419,7 @@ def write_pages(
     samples: Sequence[Tensor],
     *,
     quality: int = 95,
+    png_level: int = 2,
     source: Path | None = None,
     times: bool = False,
     on_written: Callable[[Path], None] = lambda unfinished: None,
@@ -433,6 +434,7 @@ def write_pages(
         pages: what `read_pages` returned: mode, depth, alpha and metadata.
         samples: (H, W, C) for each page, on the CPU, of the shape and type of its own.
         quality: 1 to 100, for JPEG, AVIF and lossy WebP.
+        png_level: 0 to 9, zlib's, for PNG: the same pixels in more or fewer bytes.
         source: the file that they come from; the output gets its permissions.
         times: the output also gets its time.
         on_written: called with the flushed file's temporary name, just before it is renamed.
@@ -477,7 +479,8 @@ def write_pages(
                     replace(page, metadata=metadata)
                     for page, metadata in zip(pages, written, strict=True)
                 ]
-                sixteen_bit.write(file, format_name, list(zip(stored_pages, samples, strict=True)))
+                both = list(zip(stored_pages, samples, strict=True))
+                sixteen_bit.write(file, format_name, both, png_level)
             else:
                 with _page_writer(file, len(pages)) as target:
                     for page, stored, mode in zip(pages, samples, modes, strict=True):
@@ -495,6 +498,7 @@ def write_pages(
                         if path.suffix.lower() in _JPEG_2000_CODESTREAMS:
                             options["no_jp2"] = True
                         if format_name == "PNG":
+                            options["compress_level"] = png_level
                             target = PngWriter(file, png_head(page.metadata, image.mode))
                         image.save(target, format=format_name, **options)
                         if format_name == "AVIF" and page.metadata.cicp:

@@ -171,6 +171,7 @@ class Writer:
         reference: folder of clean images to compare with.
         upload: called with every output that was written.
         times: outputs get the times of their inputs.
+        png_level: of PNG, 0 to 9.
     """
 
     manifests: Mapping[Path, Manifest]
@@ -179,6 +180,7 @@ class Writer:
     reference: Path | None = None
     upload: Callable[[Path], None] = lambda output: None
     times: bool = True
+    png_level: int = 2
 
     def write(
         self, file: FileInFlight, samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
@@ -199,6 +201,7 @@ class Writer:
                 file.images,
                 samples,
                 quality=self.quality,
+                png_level=self.png_level,
                 source=job.source,
                 times=self.times,
                 on_written=lambda unfinished: manifest.record(

@@ -186,6 +186,7 @@ class LocalEngine(Engine):
             options.reference,
             storage.upload,
             options.times,
+            options.png_level,
         )
         is_cpu = self._device.type == "cpu"
         with device_failures(self._device, "finished files are kept"):
@@ -199,6 +200,7 @@ class LocalEngine(Engine):
                 progress=progress,
                 stop=stop,
                 fetch=storage.fetch,
+                threads=options.workers,
                 measure=options.measure,
                 value_range=options.value_range,
             )
@@ -729,7 +731,12 @@ def _takes_turns(denoiser: BatchDenoiser) -> bool:
 
 
 def worker_threads(denoiser: BatchDenoiser) -> int:
-    """Number of threads that decode, and of threads that encode."""
+    """Number of threads that decode, and of threads that encode.
+
+    A GPU waits for the slower of the two: each may have every core while the other waits.
+    """
+    if denoiser.is_asynchronous:
+        return max(2, min(64, cores()))
     return min(16, cores()) if _takes_turns(denoiser) else max(2, min(8, cores() // 2))
 
 
