@@ -176,8 +176,10 @@ class Block(ABC):
             value.data = value.data.to(device=device, dtype=dtype)
             if grad is not None:
                 value.grad = grad.to(device=device, dtype=dtype)
-        for where in {value.device for value in self.parameters()}:
-            ops_for(where)  # so that a device without kernels fails here, not at the first image
+        for value in self.parameters():
+            # A device without kernels fails here, not at the first image.
+            is_packed = ops_for(value.device).implementation == "triton"
+            value.data = _laid_out(value.data, is_packed)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -230,6 +232,16 @@ class Block(ABC):
             for name in self.parameter_names:
                 if (parameter := getattr(self, name)) is not None:
                     self._on_grad(parameter)
+
+
+def _laid_out(value: Tensor, is_packed: bool) -> Tensor:
+    """A parameter as its device's kernels like it in memory; a weight (S, L, kh, kw) packed.
+
+    Packed: (kh, kw, L, S), as the Triton kernels read weights and write their gradients.
+    """
+    if is_packed and value.ndim == 4:
+        return value.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    return value.contiguous()
 
 
 def add(fresh: Tensor, other: Tensor) -> Tensor:

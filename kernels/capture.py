@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .errors import first_line
+from .errors import first_line, is_out_of_memory
 from .kernel_check import TOLERANCES
 
 logger = logging.getLogger("denoise_batch.kernels")
@@ -110,10 +110,10 @@ class Captured:
                 replay, output = self._recorder.record(lambda: self._function(*static))
             recording = _Recording(static, output, replay)
             error = _difference(recording(*inputs), expected)
-        except torch.OutOfMemoryError:
-            self._end()  # the plain function needs the memory
-            return
         except RuntimeError as failure:  # torch's, for whatever cannot be recorded
+            if is_out_of_memory(failure):
+                self._end()  # the plain function needs the memory
+                return
             self._disable(first_line(failure))
             return
         allowed = TOLERANCES.get(expected.dtype, TOLERANCES[torch.float32])

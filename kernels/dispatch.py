@@ -16,6 +16,7 @@ DENOISE_BATCH_KERNELS, read when a table is made, chooses the implementation:
 import importlib.util
 import logging
 import os
+import subprocess
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from . import geometry, reference
+from .cuda.tiles import rows_of_call, trial
 from .errors import (
     DenoiseBatchError,
     DeviceError,
@@ -33,9 +35,10 @@ from .errors import (
     UnavailableError,
     UncheckableError,
     first_line,
+    is_out_of_memory,
 )
-from .gemm import conv, fused, pointwise
-from .kernel_check import Op, check_call, example_inputs, signature
+from .gemm import conv, fused, optim, pointwise
+from .kernel_check import Op, check_call, example_inputs, kind_in_words, signature
 from .native.library import load_library
 from .native.ops import NativeOps
 
@@ -61,12 +64,14 @@ NATIVE_OPS = (
     "sgd_step",
     "orthogonalize",
 )
+GEMM_IN_WORDS = "torch matrix products"
 _WORDS = {
     "native": "native kernels",
     "triton": "Triton kernels",
-    "gemm": "torch matrix products",
+    "gemm": GEMM_IN_WORDS,
     "reference": "the reference implementation",
 }
+MOST_NAMED = 6  # kernels that are off, in a line
 _MEND = "update the C++ compiler and reinstall"
 # Ampere: bfloat16 on tensor cores, asynchronous copies, 99 KiB of shared memory and more.
 MINIMUM_CAPABILITY = (8, 0)
@@ -79,7 +84,9 @@ class Ops:
     Attributes:
         implementation: "reference", "gemm", "triton" or "native".
         detail: which variant of it, or why it is not a faster one; for the user.
-        disabled: why kernels were disabled, by op.
+        disabled: why kernels were disabled: native ones by op, Triton's by op, precision and
+            weight.
+        compiled: what was compiled so far.
     """
 
     implementation: str
@@ -103,15 +110,19 @@ class Ops:
     conv_transpose2d_fused: Callable[..., Tensor] = fused.conv_transpose2d_fused
     detail: str = ""
     disabled: Mapping[str, str] = field(default_factory=dict)
+    compiled: "Compilations | None" = None
 
     @property
     def in_words(self) -> str:
         """What computes, in one line, and why nothing faster does; for logs and reports."""
-        words = _WORDS[self.implementation] + (f" ({self.detail})" if self.detail else "")
+        detail = self.detail or (self.compiled.in_words if self.compiled else "")
+        words = _WORDS[self.implementation] + (f" ({detail})" if detail else "")
         if not self.disabled:
             return words
-        reason = next(iter(self.disabled.values()))
-        return f"{words}, and torch matrix products for {', '.join(self.disabled)} ({reason})"
+        names, reason = list(self.disabled), next(iter(self.disabled.values()))
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        off = ", ".join(names[:MOST_NAMED]) + more
+        return f"{words}, and {GEMM_IN_WORDS} for {off} ({reason})"
 
     @property
     def has_fused_kernels(self) -> bool:
@@ -154,6 +165,48 @@ GEMM = Ops(
     reference.upsample_nearest2d_backward,
     normalize=pointwise.normalize,
 )
+# Where each operation is a launch.
+GEMM_ON_GPU = replace(GEMM, orthogonalize=optim.orthogonalize)
+
+
+class Compilations:
+    """What Triton compiles in this process: the log says so once, since the first run waits for it.
+
+    Attributes:
+        count: of kernels.
+        seconds: that they took together.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+
+    def listen(self) -> "Compilations":
+        """Be told of compilations, where this version of Triton tells; return this object."""
+        compiler = getattr(importlib.import_module("triton"), "knobs", None)
+        if compiler is not None:
+            compiler.compilation.listener = self
+        return self
+
+    def __call__(self, *, times: Any, cache_hit: bool, **rest: Any) -> None:
+        """Triton's compilation listener; `times` are in microseconds."""
+        if cache_hit:
+            return
+        if not self.count:
+            logger.warning(
+                "Triton compiles the kernels, which takes a while: once for a model of GPU, if "
+                "its cache is kept (TRITON_CACHE_DIR)"
+            )
+        self.count += 1
+        self.seconds += times.total / 1e6
+
+    @property
+    def in_words(self) -> str:
+        """How many, and how long it took; "" if none."""
+        return f"{self.count} compiled in {self.seconds:.0f} s" if self.count else ""
+
+
+COMPILATIONS = Compilations()
 
 
 @cache
@@ -164,9 +217,9 @@ def ops_for(device: torch.device) -> Ops:
         OptionError: DENOISE_BATCH_KERNELS is none of the choices.
         DeviceError: it asks for kernels that there are not for this device.
     """
-    choice = chosen_kernels()
+    choice, gemm = chosen_kernels(), portable(device)
     if choice in ("reference", "gemm"):
-        forced = REFERENCE if choice == "reference" else GEMM
+        forced = REFERENCE if choice == "reference" else gemm
         return replace(forced, detail=f"DENOISE_BATCH_KERNELS={choice}")
     try:
         if may_have_kernels(device):
@@ -178,12 +231,16 @@ def ops_for(device: torch.device) -> Ops:
         if choice == ("native" if device.type == "cpu" else "triton"):
             raise DeviceError(f"DENOISE_BATCH_KERNELS={choice}: {reason}; unset it") from reason
         kind = "native" if device.type == "cpu" else "Triton"
-        if device.type == "cpu":
-            logger.warning(
-                "torch matrix products compute, which are slower: no native kernels: %s", reason
-            )
-        return replace(GEMM, detail=f"no {kind} kernels: {reason}")
-    return GEMM
+        logger.warning(
+            f"{GEMM_IN_WORDS} compute, which are slower: no %s kernels: %s", kind, reason
+        )
+        return replace(gemm, detail=f"no {kind} kernels: {reason}")
+    return gemm
+
+
+def portable(device: torch.device) -> Ops:
+    """gemm's ops for a device."""
+    return GEMM if device.type == "cpu" else GEMM_ON_GPU
 
 
 def chosen_kernels() -> str:
@@ -211,10 +268,10 @@ def may_have_kernels(device: torch.device) -> bool:
 
 
 def load_kernels(device: torch.device) -> Mapping[str, Op]:
-    """The Triton kernels' launchers by the names of their ops; imports triton.
+    """The Triton kernels' launchers by the names of their ops; imports triton and tries one.
 
     Raises:
-        UnavailableError: triton is missing, or the GPU is too old.
+        UnavailableError: triton is missing or does not work here, or the GPU is too old.
     """
     if importlib.util.find_spec("triton") is None:
         raise UnavailableError("triton is not installed (pip install 'denoise-batch[gpu]')")
@@ -223,7 +280,33 @@ def load_kernels(device: torch.device) -> Mapping[str, Op]:
         if capability < MINIMUM_CAPABILITY:
             need, found = (".".join(map(str, c)) for c in (MINIMUM_CAPABILITY, capability))
             raise UnavailableError(f"compute capability {found}, the kernels need {need}")
-    return launchers()
+    try:
+        kernels = launchers()
+        if not is_interpreted():
+            COMPILATIONS.listen()
+            image = torch.zeros(4, device=device)
+            with torch.cuda.device(device):
+                kernels["mse_loss"](image, image)
+    except Exception as error:  # whatever an import, a compiler or a file system raises
+        if is_out_of_memory(error):
+            raise
+        raise UnavailableError(_why_triton_fails(error)) from error
+    return kernels
+
+
+def _why_triton_fails(error: Exception) -> str:
+    """What Triton lacks here, and how to mend it: it compiles C and CUDA at the first use."""
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, ImportError):
+        return f"triton cannot be imported ({reason}); install it again"
+    if isinstance(error, subprocess.CalledProcessError | FileNotFoundError) or (
+        "compiler" in str(error)
+    ):
+        mend = "it needs a C compiler and Python's headers (apt install gcc python3-dev)"
+        return f"triton cannot compile ({reason}); {mend}"
+    if isinstance(error, OSError) or "home directory" in str(error):
+        return f"triton cannot keep what it compiles ({reason}); set TRITON_CACHE_DIR to a folder"
+    return f"triton does not work here ({reason})"
 
 
 def launchers() -> Mapping[str, Op]:
@@ -292,11 +375,12 @@ def _kernel_or_gemm(kernel: Op, gemm: Op, *args: Any, **kwargs: Any) -> Any:
 class TritonKernels:
     """Triton kernels that prove themselves before they compute, with gemm to fall back on.
 
-    A kernel is checked on its first call of a kind (same op, precision, channels, kernel and
-    stride, whatever the image's size): it runs on a small seeded problem of that kind beside gemm,
-    see `kernel_check`. A kind that it declines is gemm's from then on. A kernel that raises or
-    disagrees is disabled for the rest of the process, with one line in the log, and gemm does its
-    work. Where gemm raises too, the call is at fault and the kernel stays.
+    A kernel is checked on its first call of a kind (same op, precision, channels, kernel, stride
+    and tile, whatever else the image's size): it runs on a small seeded problem of that kind, with
+    that tile, beside gemm, see `kernel_check`. A kind that it declines is gemm's from then on. A
+    kind in which it raises or disagrees is disabled for the rest of the process, with one line in
+    the log, and gemm does its work. Where gemm raises too, the call is at fault and the kernel
+    stays.
 
     Args:
         device: where the tensors are.
@@ -305,7 +389,7 @@ class TritonKernels:
 
     Attributes:
         ops: gemm's, with a kernel in place of every op that has one.
-        disabled: why kernels were disabled, by op.
+        disabled: why kernels were disabled, by kind of call, in words.
     """
 
     def __init__(
@@ -314,59 +398,74 @@ class TritonKernels:
         self.device = device
         self.is_checked = is_checked
         self.disabled: dict[str, str] = {}
-        self._passed: dict[Hashable, bool] = {}
+        self._is_on: dict[Hashable, bool] = {}
         ops: dict[str, Any] = {
             name: partial(self._call, name, kernel, getattr(GEMM, name))
             for name, kernel in kernels.items()
         }
-        self.ops = replace(GEMM, implementation="triton", disabled=self.disabled, **ops)
+        gemm = portable(device)
+        table = replace(gemm, implementation="triton", disabled=self.disabled, **ops)
+        self.ops = replace(table, compiled=COMPILATIONS)
 
     def _call(self, name: str, kernel: Op, gemm: Op, *args: Any, **kwargs: Any) -> Any:
-        if name in self.disabled:
-            return gemm(*args, **kwargs)
         try:
             # Triton launches on the current device, which need not be the tensors'.
             with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
-                if not self.is_checked or self._has_passed(name, kernel, gemm, args, kwargs):
+                if not self.is_checked or self._may_run(name, kernel, gemm, args, kwargs):
                     return kernel(*args, **kwargs)
         except NotCoveredError:
             pass
-        except (DenoiseBatchError, torch.OutOfMemoryError):
+        except DenoiseBatchError:
             raise
         except Exception as error:  # whatever a compiler or a driver raises
+            if is_out_of_memory(error):
+                raise
             if not self.is_checked:
                 raise DeviceError(
                     f"Triton kernel {name} failed on {self.device}: {error}"
                 ) from error
             # First: if it raises too, a good kernel stays enabled.
             result = gemm(*args, **kwargs)
-            self._disable(name, f"{type(error).__name__}: {first_line(error)}")
+            self._disable(name, args, kwargs, f"{type(error).__name__}: {first_line(error)}")
             return result
         return gemm(*args, **kwargs)
 
-    def _has_passed(
+    def _may_run(
         self, name: str, kernel: Op, gemm: Op, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> bool:
-        kind = signature(name, args, kwargs)
-        if kind not in self._passed:
+        """Whether the kernel is on for calls of this kind: it is checked at the first one."""
+        try:
+            rows = rows_of_call(name, args, kwargs)
+        except Exception:  # whatever a wrong call raises
+            return False  # gemm says what is wrong
+        kind = (rows, *signature(name, args, kwargs))
+        if kind not in self._is_on:
             try:
-                check = check_call(name, "triton", kernel, gemm, args, kwargs)
+                with trial(rows):
+                    check = check_call(name, "triton", kernel, gemm, args, kwargs)
             except NotCoveredError:
-                self._passed[kind] = False
+                self._is_on[kind] = False
                 return False
             except UncheckableError:
                 return False  # gemm says what is wrong; right calls of this kind may follow
             if check.status != "ok":
-                self._disable(name, check.reason)
+                self._disable(name, args, kwargs, check.reason)
                 return False
-            self._passed[kind] = True
-        return self._passed[kind]
+            self._is_on[kind] = True
+        return self._is_on[kind]
 
-    def _disable(self, name: str, reason: str) -> None:
-        self.disabled[name] = reason
+    def _disable(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
+    ) -> None:
+        """Leave calls of this kind to gemm, and say so; once for calls of the same words."""
+        self._is_on[rows_of_call(name, args, kwargs), *signature(name, args, kwargs)] = False
+        words = kind_in_words(name, args, kwargs)
+        if words in self.disabled:
+            return
+        self.disabled[words] = reason
         logger.warning(
             "Triton kernel %s is disabled on %s (%s); torch's matrix products do its work",
-            name,
+            words,
             self.device,
             reason,
         )

@@ -18,7 +18,18 @@ and how to mend it. Other exit codes: 0 done, 1 some files failed,
 UnavailableError, NotCoveredError and UncheckableError never leave kernels/.
 """
 
+import re
 from typing import ClassVar
+
+_OUT_OF_MEMORY = re.compile(
+    # Allocators of torch and of the system; CUDA's, HIP's and XPU's runtimes and drivers, and what
+    # calls them: Triton, cuBLAS (whose handles take memory too), cuDNN, cuFFT; Metal.
+    r"out[ _]of[ _](\w+[ _])?memory|not enough memory|(can't|cannot|failed to) allocate"
+    r"|(cuda|hip)Host(Alloc|Malloc)|cudaErrorMemoryAllocation"
+    r"|alloc(ation)?_failed|StatusAllocFailed|NOT_INITIALIZED when calling .cublasCreate"
+    r"|Invalid buffer size",
+    re.IGNORECASE,
+)
 
 
 class DenoiseBatchError(Exception):
@@ -87,6 +98,13 @@ class NotCoveredError(Exception):
 
 class UncheckableError(Exception):
     """A call cannot be checked: it is wrong itself, or there is no small problem like it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, the host's or a device's, in any spelling."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def first_line(error: BaseException) -> str:

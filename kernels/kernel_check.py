@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .errors import NotCoveredError, UncheckableError, first_line
+from .errors import NotCoveredError, UncheckableError, first_line, is_out_of_memory
 from .geometry import Activation, ConvGeometry, FusedActivation, IntPair
 
 Op = Callable[..., Any]
@@ -69,18 +69,20 @@ def check_call(
     try:
         small = SMALL_PROBLEM_FOR[name](*args, **kwargs)
         expected = list(_tensors(expected_op(*map(_as_float64, small))))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as cause:  # whatever a wrong call raises
+        if is_out_of_memory(cause):
+            raise
         raise UncheckableError(name) from cause
     dtype = next(_tensors(small)).dtype
     tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
     label = f"{name} {str(dtype).removeprefix('torch.')}"
     try:
         error = _error(list(_tensors(kernel(*small))), expected)
-    except (NotCoveredError, torch.OutOfMemoryError):
+    except NotCoveredError:
         raise
     except Exception as failure:  # whatever a compiler or a driver raises is the kernel's failure
+        if is_out_of_memory(failure):
+            raise
         reason = f"{type(failure).__name__}: {first_line(failure)}"
         return KernelCheck(label, implementation, "failed", None, tolerance, reason)
     if error <= tolerance:
@@ -89,7 +91,16 @@ def check_call(
     return KernelCheck(label, implementation, "failed", error, tolerance, reason)
 
 
-def signature(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+def kind_in_words(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The kind of a call for the user: op, precision and, of a convolution, the weight's shape."""
+    tensors = list(_tensors([*args, *kwargs.values()]))
+    words = f"{name} {str(tensors[0].dtype).removeprefix('torch.')}"
+    if name in WEIGHT:
+        words += " " + "×".join(map(str, args[WEIGHT[name]].shape))
+    return words
+
+
+def signature(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Hashable, ...]:
     """The kind of a call: equal for calls that one check speaks for."""
     weight = WEIGHT.get(name)
     traits = (_trait(value, index == weight) for index, value in enumerate(args))
@@ -364,8 +375,10 @@ def _upsample_backward(grad_output: Tensor, scale_factor: IntPair) -> Arguments:
 
 
 def _elementwise(*images: Tensor) -> Arguments:
+    """More than a pointwise kernel's block of 2048 elements, and not a whole number of them."""
     generator = _generator()
-    return tuple(_normal((BATCH, 3, *EXTENTS), image, generator) for image in images)
+    size = [2 * extent for extent in EXTENTS]
+    return tuple(_normal((BATCH, 3, *size), image, generator) for image in images)
 
 
 def _normalize(input: Tensor, mean: Sequence[float], std: Sequence[float]) -> Arguments:

@@ -29,6 +29,7 @@ from .geometry import (
 )
 from .padding import PADDING_MODES, Padding, PaddingMode, copied_positions, same_padding
 from .reference import relu_backward, relu_forward
+from .weight_cache import cast
 from .work import WORK
 
 
@@ -147,8 +148,8 @@ class Convolution(Block):
         """
         self.output_shape(input.shape)
         dtype = self.compute_dtype or self.weight.dtype
-        input, weight = input.to(dtype), self.weight.to(dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
+        input, weight = input.to(dtype), cast(self.weight, dtype)
+        bias = None if self.bias is None else cast(self.bias, dtype)
         is_batch = input.ndim == 4
         image = input if is_batch else input[None]
         if residual is not None and not is_batch:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .dispatch import ops_for
 from .errors import OptionError, ShapeError
+from .weight_cache import renew
 
 
 class Optimizer(ABC):
@@ -50,6 +51,7 @@ class Optimizer(ABC):
         if moving:
             indices, parameters, grads = map(list, zip(*moving, strict=True))
             self._move(indices, parameters, grads)
+            renew(parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state kept between steps, by name; the tensors themselves."""
@@ -63,6 +65,11 @@ class Optimizer(ABC):
             name: value.to(device if value.ndim else "cpu", copy=True)
             for name, value in state.items()
         }
+        for index, parameter in enumerate(self.parameters):  # in memory as their parameters
+            for name in [name for name in state if name.endswith(f".{index}")]:
+                if state[name].shape == parameter.shape and not parameter.is_contiguous():
+                    value = torch.empty_like(parameter, dtype=state[name].dtype)
+                    self._state[name] = value.copy_(state[name])
 
     @abstractmethod
     def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
@@ -216,8 +223,7 @@ class ExponentialMovingAverage:
         """Add the current parameters to the averages."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for average, parameter in zip(self.averages, self.parameters, strict=True):
-            average.lerp_(parameter, 1 - decay)
+        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -264,10 +270,8 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     grads = [parameter.grad for parameter in _distinct(parameters) if parameter.grad is not None]
     if not grads:
         return torch.zeros(())
-    norm: Tensor = torch.stack([grad.norm() for grad in grads]).norm()
-    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for grad in grads:
-        grad *= scale
+    norm: Tensor = torch.stack(torch._foreach_norm(grads)).norm()
+    torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
@@ -336,10 +340,24 @@ class Muon(AdamW):
         torch._foreach_lerp_(means, grads, 1 - self.momentum)
         updates = torch._foreach_lerp(grads, means, self.momentum) if self.nesterov else means
         # An update of about 0.2·√max(R, C) for each value, as AdamW's are.
-        flat = [update.flatten(1) for update in updates]
+        flat = [_as_matrix(update) for update in updates]
         updates = ops_for(parameters[0].device).orthogonalize(flat, self.ns_steps)
         rates = [-self.lr * 0.2 * max(update.shape) ** 0.5 for update in updates]
         torch._foreach_mul_(updates, rates)
         torch._foreach_mul_(parameters, 1 - self.lr * self.weight_decay)
-        steps = [u.view_as(p) for u, p in zip(updates, parameters, strict=True)]
+        steps = [_as_weight(u, p) for u, p in zip(updates, parameters, strict=True)]
         torch._foreach_add_(parameters, steps)
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """A weight (C, …) as a matrix of C rows; of C columns where it lies in memory so (packed)."""
+    if weight.ndim == 4 and not weight.is_contiguous():
+        return weight.permute(2, 3, 1, 0).reshape(-1, len(weight))
+    return weight.flatten(1)
+
+
+def _as_weight(matrix: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_as_matrix`."""
+    if like.ndim == 4 and not like.is_contiguous():
+        return matrix.view(like.permute(2, 3, 1, 0).shape).permute(3, 2, 0, 1)
+    return matrix.view_as(like)

@@ -276,8 +276,8 @@ def sgd_step(
 
 
 # Coefficients of x ← a·x + b·x³ + c·x⁵ on singular values (Jordan et al., 2024).
-_QUINTIC = (3.4445, -4.775, 2.0315)
-_LEAST_NORM = 1e-7
+QUINTIC = (3.4445, -4.775, 2.0315)
+LEAST_NORM = 1e-7
 
 
 def orthogonalize(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
@@ -292,7 +292,7 @@ def orthogonalize(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
         matrices: (R, C) each.
         steps: ≥ 1.
     """
-    a, b, c = _QUINTIC
+    a, b, c = QUINTIC
     results: dict[int, Tensor] = {}
     shapes: dict[torch.Size, list[int]] = {}
     for index, matrix in enumerate(matrices):
@@ -300,7 +300,7 @@ def orthogonalize(matrices: Sequence[Tensor], steps: int = 5) -> list[Tensor]:
     for (rows, columns), indices in shapes.items():
         batch = torch.stack([matrices[index] for index in indices])
         wide = batch.mT if rows > columns else batch
-        wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(_LEAST_NORM)
+        wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(LEAST_NORM)
         gram = wide @ wide.mT
         product = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device).expand_as(gram)
         for step in range(steps):

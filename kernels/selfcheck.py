@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .dispatch import GEMM, NATIVE_OPS, REFERENCE, load_kernels, load_native
+from .cuda.tiles import ROWS, trial
+from .dispatch import GEMM, GEMM_ON_GPU, NATIVE_OPS, REFERENCE, load_kernels, load_native
 from .errors import UnavailableError
 from .kernel_check import TOLERANCES, KernelCheck, Op, check_call, example_inputs
 
@@ -31,8 +32,9 @@ def self_check(device: torch.device | str) -> list[KernelCheck]:
     checks = _check_triton(device) if device.type == "cuda" else []
     if device.type == "cpu":
         checks += _check_native(device)
+    portable = GEMM if device.type == "cpu" else GEMM_ON_GPU
     for name, _, calls in example_inputs(device, dtypes):
-        gemm, reference = getattr(GEMM, name), getattr(REFERENCE, name)
+        gemm, reference = getattr(portable, name), getattr(REFERENCE, name)
         if gemm is not reference:
             checks.append(_worst(name, "gemm", gemm, reference, calls))
     return checks
@@ -65,9 +67,12 @@ def _check_triton(device: torch.device) -> list[KernelCheck]:
         reason = str(error)
     checks = []
     for name, dtype, calls in example_inputs(device, DTYPES):
+        tried: list[KernelCheck] = []
         if name in kernels:
-            with torch.cuda.device(device):
-                checks.append(_worst(name, "triton", kernels[name], getattr(GEMM, name), calls))
+            for rows in ROWS:  # the worse of both tiles
+                with torch.cuda.device(device), trial(rows):
+                    tried.append(_worst(name, "triton", kernels[name], getattr(GEMM, name), calls))
+            checks.append(max(tried, key=severity))
         elif name in TRITON_OPS:
             label = f"{name} {str(dtype).removeprefix('torch.')}"
             tolerance = TOLERANCES[dtype]

@@ -6,6 +6,7 @@ step changes the weights, so `kept_from_second_use` holds no memory for what is 
 
 from collections.abc import Callable, Hashable, Iterable
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -21,6 +22,30 @@ def kept(weight: Tensor, kind: Hashable, make: Callable[[], Tensor]) -> Tensor:
     if result is None:
         result = made[kind] = make()
     return result
+
+
+def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in a precision, kept; itself in its own."""
+    return weight if weight.dtype == dtype else kept(weight, dtype, lambda: weight.to(dtype))
+
+
+def renew(weights: Iterable[Tensor]) -> None:
+    """Cast what `cast` has of weights that were moved anew, all together; drop all else."""
+    pairs: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    for weight in weights:
+        entry: _Entry | None = _entries.get(weight)  # type: ignore[no-untyped-call]
+        if entry is None or entry[0] != weight.data_ptr():
+            continue
+        casts: dict[Hashable, Tensor | None] = {}
+        for dtype, copy in entry[2].items():
+            if isinstance(dtype, torch.dtype) and copy is not None:
+                casts[dtype] = copy
+                pairs.setdefault(dtype, []).append((copy, weight))
+        if casts:
+            _entries[weight] = (weight.data_ptr(), weight._version, casts)
+    for both in pairs.values():
+        copies, sources = map(list, zip(*both, strict=True))
+        torch._foreach_copy_(copies, sources)
 
 
 def kept_from_second_use(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError, OptionError, ShapeError
 
+from .device import device_failures
 from .files.images import read_image
 from .files.metadata import Metadata, StorageFormat
 from .files.pixels import DecodedImage, as_written, decode, encode, prepare, target_mode
@@ -56,7 +57,7 @@ def denoise(
             (estimated), or a factor of the estimate ("1.3x").
         tta: average over the eight rotated and flipped versions of the image.
         tile: side of the tiles in pixels, "auto" (tile only if memory demands it) or "off".
-        precision: auto (bf16 on GPUs that support it, else fp32), fp32; on a GPU bf16 or fp16.
+        precision: auto (bf16 on GPUs, on V100 and T4 fp16; else fp32), fp32, bf16, fp16.
 
     Returns:
         The denoised image with the type, shape and device of `image`; for a path a PIL image,
@@ -68,7 +69,7 @@ def denoise(
         ImageError: a file or PIL image that cannot be denoised, or values that are not finite or
             far outside [0, 1].
         OptionError: an argument out of range.
-        DeviceError: the device does not exist.
+        DeviceError: the device does not exist, or failed.
         WeightsError: the weights cannot be used.
     """
     denoiser = Denoiser(
@@ -211,6 +212,10 @@ class Denoiser:
 
     def _denoise(self, pages: Sequence[DecodedImage]) -> list[Tensor]:
         """The pages' samples, denoised; in batches as memory allows."""
+        with device_failures(self.device):
+            return self._in_batches(pages)
+
+    def _in_batches(self, pages: Sequence[DecodedImage]) -> list[Tensor]:
         height, width = self._denoiser.padded_shape(pages[0])
         size = max(1, self._denoiser.most_pixels // (height * width))
         samples: list[Tensor] = []
@@ -252,6 +257,7 @@ def denoise_folder(
     reference: str | Path | None = None,
     format: str = "preserve",
     quality: int = 95,
+    png_level: int = 2,
     suffix: str = "",
     recursive: bool = True,
     overwrite: bool = False,
@@ -279,6 +285,7 @@ def denoise_folder(
         reference: folder of clean images with the same names: adds PSNR to the results.
         format: preserve, png, jpeg, webp, tiff, bmp, ppm, avif, jp2, heic or jxl.
         quality: of JPEG, WebP and AVIF, 1 to 100.
+        png_level: compression of PNG, 0 to 9.
         suffix: appended to each output's name, before the dot.
         recursive: search sub-folders too.
         overwrite: denoise everything again, and replace files that this tool did not write.
@@ -322,6 +329,7 @@ def denoise_folder(
             times=times,
             provenance=provenance,
             quality=quality,
+            png_level=png_level,
             format=format,
             suffix=suffix,
             strength=strength,

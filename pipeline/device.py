@@ -7,11 +7,13 @@ copied at once.
 """
 
 import ctypes
+import logging
 import os
 import platform
 import re
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -23,6 +25,9 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import DeviceError, OptionError
+from denoise_batch.kernels.errors import first_line, is_out_of_memory
+
+logger = logging.getLogger("denoise_batch.device")
 
 MIB = 1 << 20
 SYSTEM = Path("/")  # holds proc and sys; another folder in tests
@@ -37,37 +42,115 @@ _CACHE = ("inactive_file", "active_file")
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the available device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` names.
+    """Return the available device that `auto`, `cpu`, `cuda`, `cuda:N`, `mps` or `xpu` names.
 
-    `auto` picks the first available of CUDA, MPS and CPU. A named device is never replaced by
-    another one.
+    `auto` picks the first of CUDA, XPU, MPS and CPU that is available and computes. A named device
+    is never replaced by another one.
 
     Raises:
         OptionError: `name` is not a device name.
-        DeviceError: the device is not available.
+        DeviceError: the device is not available, or computes nothing: full, busy, unsupported.
     """
-    has_mps = torch.backends.mps.is_available()
+    has_mps, has_xpu = torch.backends.mps.is_available(), torch.xpu.is_available()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+        is_there = {"cuda": torch.cuda.is_available(), "xpu": has_xpu, "mps": has_mps}
+        for kind in [kind for kind, is_available in is_there.items() if is_available]:
+            try:
+                return _tried(torch.device(kind))
+            except DeviceError as error:
+                logger.warning("%s; --device auto takes the next one", error)
+        return torch.device("cpu")
     kind, _, index = name.partition(":")
-    if not re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", name):
-        raise OptionError(f"--device {name!r}: choose auto, cpu, cuda, cuda:N or mps")
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:(0|[1-9][0-9]{0,3}))?", name):
+        raise OptionError(f"--device {name!r}: choose auto, cpu, cuda, cuda:N, mps or xpu")
     if kind == "cuda":
         _check_cuda(name, int(index or 0))
     if kind == "mps" and not has_mps:
         raise DeviceError("--device mps: this machine has no Apple GPU; use --device cpu")
-    return torch.device(name)
+    if kind == "xpu" and not has_xpu:
+        raise DeviceError(f"--device {name}: PyTorch finds no Intel GPU; use --device cpu")
+    return torch.device(name) if kind == "cpu" else _tried(torch.device(name))
+
+
+def _tried(device: torch.device) -> torch.device:
+    """Return the device once it has computed something: that it is listed does not say it can.
+
+    Raises:
+        DeviceError: it did not.
+    """
+    with device_failures(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of several lines, about what is then an error
+        try:
+            if torch.ones(2, device=device).add_(1).sum().item() == 4:
+                return device
+            reason = "1 + 1 is not 2"
+        except (AssertionError, NotImplementedError) as error:  # torch was built without it
+            reason = first_line(error)
+    raise DeviceError(f"--device {device}: it does not compute ({reason}); use --device cpu")
+
+
+@contextmanager
+def device_failures(device: torch.device | str, kept: str = "") -> Iterator[None]:
+    """Turn what a device's driver, its libraries and its memory raise inside into one line.
+
+    Args:
+        device: where the work inside computes.
+        kept: what is not lost by it, for the user.
+
+    Raises:
+        DeviceError: it failed.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (problem := _device_problem(error)):
+            raise
+        reason = f"--device {device}: {problem[0]} ({first_line(error)})"
+        raise DeviceError("; ".join(filter(None, (reason, kept, problem[1])))) from error
+
+
+def _device_problem(error: BaseException) -> tuple[str, str] | None:
+    """(What a device's error means, how to mend it); None for an error of another kind."""
+    text = str(error)
+    if is_out_of_memory(error):
+        mend = "end what else uses it, ask for less at once, or choose another --device"
+        return "out of memory", mend
+    if re.search(r"no kernel image|invalid device function|unsupported toolchain", text):
+        built_for = ", ".join(torch.cuda.get_arch_list()) or "no GPU"
+        mend = f"install one that has (this one: {built_for}), or use --device cpu"
+        return "this PyTorch has no code for this GPU", mend
+    if re.search(r"busy or unavailable|device\(s\) are busy|exclusive", text):
+        return "another process holds it", "wait for it, or choose another --device"
+    is_runtime_s = isinstance(error, getattr(torch, "AcceleratorError", ()))  # since torch 2.8
+    if is_runtime_s or _DRIVER.search(text):
+        return "it failed", "look at it with nvidia-smi, or use --device cpu"
+    return None
+
+
+_DRIVER = re.compile(
+    r"(CUDA|HIP|XPU|MPS|NCCL|cuDNN|MIOpen|cuFFT|CUDA driver|nvrtc|CUDA-capable) ?(error|device)"
+    r"|(CUBLAS|CUDNN|CUFFT|CUSOLVER|CUSPARSE|HIPBLAS|ROCBLAS)_STATUS|Triton Error|MPS backend"
+    r"|UR_RESULT_ERROR|NVIDIA driver",
+    re.IGNORECASE,
+)
 
 
 def precision_on(name: str, device: torch.device) -> str:
-    """Resolve "auto": bf16 on GPUs with tensor cores for it, fp32 elsewhere.
+    """Resolve "auto": bf16 on GPUs with tensor cores for it, else fp16 on those with some, or fp32.
 
     Raises:
         OptionError: low precision on a processor.
     """
     if name == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return "bf16" if has_bf16 else "fp32"
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+        if (7, 0) <= capability < (8, 0):  # V100, T4
+            logger.warning(
+                "fp16 on %s, which has no bf16; where it overflows, float32 computes again "
+                "(--precision fp32 always does)",
+                device,
+            )
+            return "fp16"
+        return "bf16" if capability >= (8, 0) else "fp32"
     if name != "fp32" and device.type == "cpu":
         raise OptionError(
             f"--precision {name} on a processor: float32 is both faster and exact there; "
@@ -272,14 +355,6 @@ def return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MIB)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or on a device."""
-    # torch's allocator for processors raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    )
-
-
 _HAS_SYSCONF = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
 
 
@@ -396,4 +471,5 @@ def _stream(device: torch.device) -> Any:
 
 
 def _event(*, is_timed: bool) -> Any:
-    return torch.cuda.Event(enable_timing=is_timed)  # type: ignore[no-untyped-call]
+    # Blocking: who waits for it sleeps, and leaves its core to the decoders.
+    return torch.cuda.Event(enable_timing=is_timed, blocking=True)  # type: ignore[no-untyped-call]

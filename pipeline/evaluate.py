@@ -10,7 +10,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError, NoImagesError, OptionError
 
-from .device import precision_on, resolve_device, torch_dtype
+from .device import device_failures, precision_on, resolve_device, torch_dtype
 from .files.images import read_image
 from .files.scan import scan
 from .metrics import luma, mse, psnr_of_mse, ssim
@@ -150,14 +150,16 @@ class Scorer:
 
     Raises:
         OptionError: the device does not compute in the precision.
-        DeviceError: the device is not available.
+        DeviceError: the device is not available, or failed.
         WeightsError: the weights cannot be used.
     """
 
     def __init__(self, options: EvalOptions) -> None:
         self._options = options
         self._device = resolve_device(options.device)
-        network = load_weights(find_weights(options.weights)).network.to(self._device)
+        network = load_weights(find_weights(options.weights)).network
+        with device_failures(self._device):
+            network.to(self._device)
         network.set_compute_dtype(torch_dtype(precision_on(options.precision, self._device)))
         self._network = network
         self._forward = Forward(network, tta=options.tta)
@@ -188,10 +190,11 @@ class Scorer:
         """
         margin = self._network.margin
         rows, columns = (slice(margin, margin + extent) for extent in noisy.shape[1:])
-        padded = self._network.pad(noisy[None].to(self._device))
-        level = self._levels.of_images(padded)
-        denoised = self._forward(padded, level)[0, :, rows, columns].to("cpu")
-        return denoised, None if level is None else 255 * level.item()
+        with device_failures(self._device):
+            padded = self._network.pad(noisy[None].to(self._device))
+            level = self._levels.of_images(padded)
+            denoised = self._forward(padded, level)[0, :, rows, columns].to("cpu")
+            return denoised, None if level is None else 255 * level.item()
 
 
 def _score(scorer: Scorer, image: Tensor, name: str, noise: str) -> Score:

@@ -45,6 +45,7 @@ from denoise_batch.kernels import (
 )
 from denoise_batch.kernels.block import InputGrad
 from denoise_batch.kernels.buffer_pool import POOL
+from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.geometry import check_nchw
 from denoise_batch.kernels.layers import kaiming_normal_
 from denoise_batch.kernels.level import LevelBlock
@@ -69,7 +70,10 @@ class Architecture:
         multiple: image height and width must be multiples of this; others are padded by reflection.
         minimum: smallest height and width, reached by the same padding.
         halo: pixels on every side of a tile that its output depends on; a multiple of `multiple`.
-        bytes_per_pixel: approximate peak memory of float32 inference per padded pixel.
+        bytes_per_pixel: approximate peak memory of float32 inference per padded pixel, on a
+            processor.
+        gpu_bytes_per_pixel: the same on a GPU, beside the images: of the Triton kernels, and of
+            torch's matrix products.
         margin: pixels of reflected context around every image, for layers that do not pad.
         context: more of them where `Network.pad` pads: zeros, which the layers pad with, would
             change colours by up to 24 levels at the edges.
@@ -82,10 +86,22 @@ class Architecture:
     minimum: int
     halo: int
     bytes_per_pixel: int
+    gpu_bytes_per_pixel: tuple[int, int]
     margin: int = 0
     context: int = 0
     is_residual: bool = False
     takes_level: bool = False
+
+    def bytes_on(self, device: torch.device, precision: torch.dtype | None) -> int:
+        """Approximate peak memory of inference per padded pixel on a device, images included."""
+        if device.type == "cpu":
+            return self.bytes_per_pixel
+        layers = self.gpu_bytes_per_pixel[ops_for(device).implementation != "triton"]
+        return IMAGE_BYTES + layers // (1 if precision is None else 2)
+
+
+# Of a pixel's samples, in float32 and back, on a GPU.
+IMAGE_BYTES = 48
 
 
 class LevelEstimator(Block):
@@ -418,12 +434,33 @@ def _unet_level(generator: torch.Generator | None) -> Sequence[Block]:
 
 
 ARCHITECTURES = {
-    "tconv": Architecture(_tconv, multiple=4, minimum=8, halo=4, bytes_per_pixel=80, margin=4),
+    "tconv": Architecture(
+        _tconv,
+        multiple=4,
+        minimum=8,
+        halo=4,
+        bytes_per_pixel=80,
+        gpu_bytes_per_pixel=(36, 184),
+        margin=4,
+    ),
     "upsample": Architecture(
-        _upsample, multiple=4, minimum=4, halo=8, bytes_per_pixel=192, context=8
+        _upsample,
+        multiple=4,
+        minimum=4,
+        halo=8,
+        bytes_per_pixel=192,
+        gpu_bytes_per_pixel=(40, 184),
+        context=8,
     ),
     "unet": Architecture(
-        unet, multiple=16, minimum=16, halo=128, bytes_per_pixel=288, context=16, is_residual=True
+        unet,
+        multiple=16,
+        minimum=16,
+        halo=128,
+        bytes_per_pixel=288,
+        gpu_bytes_per_pixel=(164, 484),
+        context=16,
+        is_residual=True,
     ),
     "unet-level": Architecture(
         _unet_level,
@@ -431,6 +468,7 @@ ARCHITECTURES = {
         minimum=16,
         halo=144,
         bytes_per_pixel=512,
+        gpu_bytes_per_pixel=(324, 964),
         context=16,
         is_residual=True,
         takes_level=True,

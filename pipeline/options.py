@@ -47,6 +47,8 @@ class DenoiseOptions:
         times: outputs get the times of their inputs.
         provenance: outputs say in EXIF which version and weights made them.
         quality: of lossy formats, 1 to 100.
+        png_level: zlib's level of PNG, 0 to 9.
+        workers: threads that read, and threads that write; None: by the cores.
         format: a key of `FORMATS`.
         suffix: appended to the outputs' names, before the dot.
         strength: blend; 0 keeps the input, 1 is the network's output.
@@ -79,6 +81,8 @@ class DenoiseOptions:
     times: bool = True
     provenance: bool = True
     quality: int = 95
+    png_level: int = 2
+    workers: int | None = None
     format: str = "preserve"
     suffix: str = ""
     strength: float = 1.0
@@ -117,6 +121,10 @@ class DenoiseOptions:
             raise OptionError(f"--batch-size {self.batch_size}: must be at least 1, or auto")
         if not 1 <= self.quality <= 100:
             raise OptionError(f"--quality {self.quality}: between 1 and 100")
+        if not 0 <= self.png_level <= 9:
+            raise OptionError(f"--png-level {self.png_level}: from 0 to 9")
+        if self.workers is not None and self.workers < 1:
+            raise OptionError(f"--workers {self.workers}: must be at least 1")
         if self.reference is not None and not self.reference.is_dir():
             raise OptionError(f"--reference {self.reference}: not a folder")
         if self.format not in FORMATS:

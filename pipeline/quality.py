@@ -199,9 +199,11 @@ def block_spreads(images: Tensor) -> Tensor:
 
 def _responses(denoise: Denoise, input: Tensor, output: Tensor) -> Tensor:
     """b ⊙ (f(y + εb) − f(y)) / ε for a batch, with the same b for all its images."""
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, input.shape[1:], generator=generator, dtype=torch.int8)
-    signs = (2 * signs - 1).to(input.device, torch.float32)
+    # On the device: an upload would wait for what is queued there.
+    device, shape = input.device, input.shape[1:]
+    generator = torch.Generator(device).manual_seed(0)
+    signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8, device=device)
+    signs = (2 * signs - 1).to(torch.float32)
     moved = denoise(input + EPSILON * signs)
     return signs * (moved.float() - output.float()) / EPSILON
 

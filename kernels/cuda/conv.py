@@ -19,6 +19,7 @@ from .conv_forward import conv_forward
 from .conv_transpose import conv_transpose
 from .packed_weights import packed
 from .relu_backward import relu_backward_bias_grad
+from .tiles import is_shuffle
 from .weight_grad import weight_grad
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -167,9 +168,9 @@ def _conv_transpose(
     the columns of one product of a single tap, whose result is shuffled: S is read once.
     """
     kernel, stride = _kernel(weight), geometry.stride
-    size = (small.shape[1] * stride[0], small.shape[2] * stride[1])
+    sizes = [(image.shape[1], image.shape[2]) for image in (small, output)]
     weights = packed(weight, small.dtype)
-    if kernel == stride and geometry.padding == (0, 0) and size == tuple(output.shape[1:3]):
+    if is_shuffle(kernel, geometry, *sizes):
         conv_forward(
             small,
             weights,

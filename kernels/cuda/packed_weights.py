@@ -1,8 +1,9 @@
 """Weights as the kernels read them: (kh, kw, L, S) contiguous, L the larger image's channels.
 
 One layout serves both directions. `conv_forward` sums over L for every column S, `conv_transpose`
-over S for every column L: the same memory with its two inner strides exchanged. Packing a weight
-costs a launch, so a packed weight is kept as long as its weight lives and does not change.
+over S for every column L: the same memory with its two inner strides exchanged. Parameters on such
+a device lie in memory so (`Block.to`), with their gradients: packing is a view. Where it costs a
+launch, the packed weight is kept as long as its weight lives and does not change.
 """
 
 import torch
@@ -23,7 +24,10 @@ def packed(weight: Tensor, dtype: torch.dtype, shuffle: int = 1) -> Tensor:
 
     def pack() -> Tensor:
         s, large, kh, kw = weight.shape
-        split = weight.view(s // shuffle**2, shuffle**2, large, kh, kw)
-        return split.permute(3, 4, 2, 1, 0).to(dtype).contiguous().view(kh, kw, large, s)
+        split = as_packed.reshape(kh, kw, large, s // shuffle**2, shuffle**2)
+        return split.transpose(3, 4).to(dtype).reshape(kh, kw, large, s).contiguous()
 
+    as_packed = weight.permute(2, 3, 1, 0)
+    if weight.dtype == dtype and shuffle == 1 and as_packed.is_contiguous():
+        return as_packed
     return kept(weight, (dtype, shuffle), pack)

@@ -8,11 +8,20 @@ Shape classes: `half` is bfloat16 or float16, on tensor cores; float32 runs on t
 ("ieee"), where a smaller tile holds as much work. Columns are output channels.
 """
 
-from typing import NamedTuple
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-# Tiles of 128 positions for at least this many of them: two for each SM of an A100 or H100, about.
+from ..geometry import ConvGeometry, IntPair
+
+# Positions of a convolution's tile, for few and for at least LARGE of them: two tiles for each SM
+# of an A100 or H100, about.
+ROWS = (64, 128)
 LARGE = 128 * 2 * 128
 # Programs that a weight gradient's pixels are split over: fixed, so that its sums are the same
 # whatever the GPU.
@@ -54,6 +63,107 @@ _WEIGHT_GRAD = {
 }
 
 
+class _Trial(threading.local):
+    """What the self-check asks of this thread's tiles."""
+
+    rows = 0
+
+
+_TRIAL = _Trial()
+
+
+@contextmanager
+def trial(rows: int) -> Iterator[None]:
+    """Inside, small problems get the tiles of calls with `rows`, and sums in several parts."""
+    before, _TRIAL.rows = _TRIAL.rows, rows
+    try:
+        yield
+    finally:
+        _TRIAL.rows = before
+
+
+def rows_for(positions: int) -> int:
+    """Positions of a tile, for a convolution of so many."""
+    return ROWS[positions >= LARGE]
+
+
+def rows_of_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """The same for a call of an op: which of its kernels the call launches."""
+    count = _POSITIONS.get(name)
+    return rows_for(count(*args, **kwargs) if count else 0)
+
+
+def is_shuffle(kernel: IntPair, geometry: ConvGeometry, small: IntPair, large: IntPair) -> bool:
+    """Whether a transposed convolution's kernels tile its output: nothing cut off or added."""
+    sizes = zip(small, geometry.stride, large, strict=True)
+    is_exact = kernel == geometry.stride and geometry.padding == (0, 0)
+    return is_exact and all(s * stride == extent for s, stride, extent in sizes)
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: str | None = None,
+    upsample: IntPair = (1, 1),
+    unshuffle: int = 1,
+    *rest: Any,
+    **more: Any,
+) -> int:
+    seen = [n * up // unshuffle for n, up in zip(input.shape[2:], upsample, strict=True)]
+    return len(input) * math.prod(geometry.conv2d_output_size(seen, weight.shape[2:]))
+
+
+def _conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    geometry: ConvGeometry,
+    *rest: Any,
+    **more: Any,
+) -> int:
+    return _transposed(grad_output, _pair(input.shape), weight, geometry)
+
+
+def _conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    *rest: Any,
+    **more: Any,
+) -> int:
+    size = geometry.conv_transpose2d_output_size(input.shape[2:], weight.shape[2:])
+    return _transposed(input, size, weight, geometry)
+
+
+def _conv_transpose2d_backward(grad_output: Tensor, input: Tensor, *rest: Any, **more: Any) -> int:
+    return len(input) * math.prod(input.shape[2:])
+
+
+def _transposed(small: Tensor, large: IntPair, weight: Tensor, geometry: ConvGeometry) -> int:
+    size, kernel, stride = _pair(small.shape), _pair(weight.shape), geometry.stride
+    if is_shuffle(kernel, geometry, size, large):
+        return len(small) * math.prod(size)
+    extents = zip(large, stride, strict=True)
+    return len(small) * math.prod(-(-extent // step) * step for extent, step in extents)
+
+
+def _pair(shape: Sequence[int]) -> IntPair:
+    return shape[2], shape[3]
+
+
+_POSITIONS: Mapping[str, Callable[..., int]] = {
+    "conv2d_forward": _conv2d,
+    "conv2d_fused": _conv2d,
+    "conv2d_backward": _conv2d_backward,
+    "conv_transpose2d_forward": _conv_transpose2d,
+    "conv_transpose2d_fused": _conv_transpose2d,
+    "conv_transpose2d_backward": _conv_transpose2d_backward,
+}
+
+
 def conv_tile(
     dtype: torch.dtype, positions: int, depth: int, columns: int, *, is_flat: bool = False
 ) -> Tile:
@@ -72,7 +182,7 @@ def conv_tile(
     # A depth of 48 is three steps of 16 or one of 64, a quarter of it zeros; 96 is three of 32.
     while k > 16 and depth % k and depth // k >= 1 and _waste(depth, k) > 0.35:
         k //= 2
-    m = tile.m if positions >= LARGE else min(tile.m, 64)
+    m = min(tile.m, _TRIAL.rows or rows_for(positions))
     n = min(tile.n, max(16, _power_of_2(columns)))
     warps = tile.num_warps if m * n >= 128 * 128 or dtype == torch.float32 else 4
     return Tile(m, n, k, warps, tile.num_stages)
@@ -86,7 +196,7 @@ def weight_grad_tile(dtype: torch.dtype, columns: int) -> Tile:
 def splits(rows: int, columns: int, positions: int, tile: Tile) -> int:
     """Parts that the pixels of a weight gradient are summed in."""
     programs = -(-rows // tile.m) * -(-columns // tile.n)
-    most = max(positions // (8 * tile.k), 1)
+    most = max(positions // (tile.k if _TRIAL.rows else 8 * tile.k), 1)
     return max(min(-(-SPLIT_PROGRAMS // programs), most), 1)
 
 

@@ -78,33 +78,27 @@ def weight_grad_kernel(
     tl.store(parts_ptr + target, acc, mask=mask_m[:, None] & mask_n[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def sum_parts_kernel(
     parts_ptr,  # (parts, TAPS, CL, CS) float32
-    grad_ptr,  # (CS, CL, TAPS), contiguous
+    grad_ptr,  # (TAPS, CL, CS)
     parts,
-    TAPS: tl.constexpr,
-    CL: tl.constexpr,
-    CS: tl.constexpr,
+    NUMEL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The parts' sum, in their order, in the parameter's layout."""
+    """The parts' sum, in their order."""
     offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = offset < TAPS * CL * CS
+    mask = offset < NUMEL
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     source = parts_ptr + offset
     for _ in range(parts):
         total += tl.load(source, mask=mask, other=0.0)
-        source += TAPS * CL * CS
-    small = offset % CS
-    large = offset // CS % CL
-    tap = offset // CS // CL
-    target = (small * CL + large) * TAPS + tap
-    tl.store(grad_ptr + target, total.to(grad_ptr.dtype.element_ty), mask=mask)
+        source += NUMEL
+    tl.store(grad_ptr + offset, total, mask=mask)
 
 
 def weight_grad(large: Tensor, small: Tensor, kernel: IntPair, geometry: ConvGeometry) -> Tensor:
-    """windows(large)ᵀ · small as (S, L, kh, kw) float32, summed in float32.
+    """windows(large)ᵀ · small as (S, L, kh, kw) float32, summed in float32; packed in memory.
 
     Args:
         large: (N, H, W, L) contiguous.
@@ -148,14 +142,12 @@ def weight_grad(large: Tensor, small: Tensor, kernel: IntPair, geometry: ConvGeo
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-    grad = large.new_empty((small_channels, large_channels, *kernel), dtype=torch.float32)
+    grad = large.new_empty((*kernel, large_channels, small_channels), dtype=torch.float32)
     sum_parts_kernel[(triton.cdiv(grad.numel(), SUM_BLOCK),)](
         parts,
         grad,
         count,
-        TAPS=kernel[0] * kernel[1],
-        CL=large_channels,
-        CS=small_channels,
+        NUMEL=grad.numel(),
         BLOCK=SUM_BLOCK,
     )
-    return grad
+    return grad.permute(3, 2, 0, 1)

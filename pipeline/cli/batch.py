@@ -122,6 +122,13 @@ def denoise(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    png_level: Annotated[
+        int,
+        typer.Option(
+            help="Compression of PNG, 0 (none) to 9 (small, slow); the pixels are the same.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = 2,
     times: Annotated[
         bool,
         typer.Option(help="Give each output its input's file times.", rich_help_panel=OUTPUT),
@@ -193,7 +200,7 @@ def denoise(
         typer.Option(
             "--precision",
             "-p",
-            help="auto (bf16 on GPUs that support it, else fp32), fp32; on a GPU bf16 or fp16.",
+            help="auto (bf16 on GPUs, on V100 and T4 fp16; else fp32), fp32, bf16, fp16.",
             rich_help_panel=PERFORMANCE,
         ),
     ] = "auto",
@@ -203,6 +210,13 @@ def denoise(
             "--batch-size", "-b", help="Images per batch, or auto.", rich_help_panel=PERFORMANCE
         ),
     ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads that read files, and threads that write them; default: by the cores.",
+            rich_help_panel=PERFORMANCE,
+        ),
+    ] = None,
     tile: Annotated[
         str,
         typer.Option(
@@ -378,6 +392,8 @@ def denoise(
                 times=times,
                 provenance=provenance,
                 quality=quality,
+                png_level=png_level,
+                workers=workers,
                 format=format,
                 suffix=suffix,
                 strength=strength,

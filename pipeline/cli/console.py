@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from denoise_batch.kernels import DenoiseBatchError, NoImagesError
+from denoise_batch.kernels.dispatch import GEMM_IN_WORDS
 
 from ..files.kinds import count_suffixes, passed_over_line
 from ..options import DenoiseOptions
@@ -99,6 +100,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     for line in (
         passed_over_line(summary.passed_over),
         _stage_line(summary),
+        f"computed by {summary.kernels}" if GEMM_IN_WORDS in summary.kernels else "",
         totals_line(summary),
     ):
         if line:
@@ -653,6 +655,7 @@ class JsonLines(Display):
                 "event": "end",
                 **count,
                 "left": summary.left,
+                "kernels": summary.kernels,
                 "passed_over": count_suffixes(summary.passed_over),
                 "seconds": round(summary.seconds, 3),
                 "megapixels": round(summary.megapixels, 3),

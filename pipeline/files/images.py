@@ -20,9 +20,8 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from denoise_batch.kernels.errors import ImageError, ShapeError
+from denoise_batch.kernels.errors import ImageError, ShapeError, is_out_of_memory
 
-from ..device import is_out_of_memory
 from . import phones, pnm, raw, render, sixteen_bit, tiff
 from .atomic import Attributes, atomic_file, make_folder
 from .complaints import collected_complaints
@@ -454,6 +453,7 @@ def write_pages(
     samples: Sequence[Tensor],
     *,
     quality: int = 95,
+    png_level: int = 2,
     source: Path | None = None,
     times: bool = False,
     software: str | None = None,
@@ -469,6 +469,7 @@ def write_pages(
         pages: what `read_pages` returned: mode, depth, alpha and metadata.
         samples: (H, W, C) for each page, on the CPU, of the shape and type of its own.
         quality: 1 to 100, for JPEG, AVIF and lossy WebP.
+        png_level: 0 to 9, zlib's, for PNG: the same pixels in more or fewer bytes.
         source: the file that they come from; the output gets its permissions.
         times: the output also gets its time.
         software: what the output says made it, where its format has EXIF.
@@ -522,7 +523,8 @@ def write_pages(
                     replace(page, metadata=metadata)
                     for page, metadata in zip(pages, written, strict=True)
                 ]
-                sixteen_bit.write(file, format_name, list(zip(stored_pages, samples, strict=True)))
+                both = list(zip(stored_pages, samples, strict=True))
+                sixteen_bit.write(file, format_name, both, png_level)
             else:
                 with _page_writer(file, len(pages)) as target:
                     for page, stored, mode in zip(pages, samples, modes, strict=True):
@@ -540,6 +542,7 @@ def write_pages(
                         if path.suffix.lower() in _JPEG_2000_CODESTREAMS:
                             options["no_jp2"] = True
                         if format_name == "PNG":
+                            options["compress_level"] = png_level
                             target = PngWriter(file, png_head(page.metadata, image.mode))
                         image.save(target, format=format_name, **options)
                         if format_name == "AVIF" and page.metadata.cicp:

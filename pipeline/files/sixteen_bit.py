@@ -104,18 +104,24 @@ def is_written_here(format_name: str, pages: Sequence[DecodedImage], modes: Sequ
     return format_name == "TIFF" and photometrics != {None} and bool(photometrics)
 
 
-def write(file: BinaryIO, format_name: str, pages: Sequence[tuple[DecodedImage, Tensor]]) -> None:
+def write(
+    file: BinaryIO,
+    format_name: str,
+    pages: Sequence[tuple[DecodedImage, Tensor]],
+    png_level: int,
+) -> None:
     """Write pages with all that their sources said.
 
     Args:
         file: open for reading and writing, empty.
         format_name: PNG (one page) or TIFF.
         pages: each with its new samples.
+        png_level: zlib's, 0 to 9.
     """
     if not (find_spec("imagecodecs") and find_spec("tifffile")):
         raise ImageError("needs the extra: pip install 'denoise-batch[scientific]'")
     if format_name == "PNG":
-        file.write(_png(*pages[0]))
+        file.write(_png(*pages[0], png_level))
     else:
         _write_tiff(file, pages)
 
@@ -240,10 +246,10 @@ def _unpremultiplied(array: Any, colours: int) -> Any:
     return straight
 
 
-def _png(page: DecodedImage, samples: Tensor) -> bytes:
+def _png(page: DecodedImage, samples: Tensor, level: int) -> bytes:
     import imagecodecs
 
-    encoded = imagecodecs.png_encode(_with_alpha(page, samples).numpy())
+    encoded = imagecodecs.png_encode(_with_alpha(page, samples).numpy(), level=level)
     small = io.BytesIO()
     mode = page.storage.mode
     options = save_options("PNG", page.metadata, page.storage, 100, mode)

@@ -35,9 +35,11 @@ class Worker(ABC):
 
     Attributes:
         name: for messages; unique.
+        kernels: what computed on it so far, in words; "" before its first chunk's end.
     """
 
     name: str
+    kernels: str = ""
 
     @abstractmethod
     def start(self, is_over: Callable[[], bool]) -> bool:

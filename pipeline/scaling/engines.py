@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
-from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.errors import DeviceError
 
-from ..device import precision_on
+from ..device import device_failures, precision_on
 from ..files.scan import Job
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
@@ -47,6 +46,12 @@ class WorkersEngine(Engine):
         self._mirror = storage.mirror.root if isinstance(storage, RemoteStorage) else None
         self._part = part
         self._workers: list[Worker] = []
+
+    @property
+    def kernels(self) -> str:
+        """What computed on the workers, in words, once they have said it."""
+        said = dict.fromkeys(worker.kernels for worker in self._workers if worker.kernels)
+        return "; ".join(said) or super().kernels
 
     def run(
         self,
@@ -122,13 +127,9 @@ class ProcessEngine(WorkersEngine):
         self._devices = list(_cuda_devices() if devices is None else devices)
         self.device = ", ".join(self._devices)
         # The first stands for all: a machine's GPUs are usually alike.
-        self.precision = precision_on(options.precision, torch.device(self._devices[0]))
+        with device_failures(self._devices[0]):
+            self.precision = precision_on(options.precision, torch.device(self._devices[0]))
         super().__init__(options, storage, part)
-
-    @property
-    def kernels(self) -> str:
-        """What computes on the first device, which stands for all."""
-        return ops_for(torch.device(self._devices[0])).in_words
 
     def new_workers(self, jobs: Sequence[Job]) -> list[Worker]:
         """One worker per device."""

@@ -62,8 +62,9 @@ class ProcessWorker(Worker):
             self._pipe.send(list(jobs))
         except OSError as error:
             raise WorkerLostError(self._ending()) from error
-        while (result := self._receive()) is not None:
+        while not isinstance(result := self._receive(), str):
             yield result
+        self.kernels = result
 
     def stop(self) -> None:
         """Set the flag that the process checks between files."""
@@ -110,7 +111,7 @@ class SharedStop(Stop):
 
 
 def _serve(pipe: "Connection[Any, Any]", event: "Event", config: WorkerConfig) -> None:
-    """Run a worker process: send None when it is up, then each chunk's results and None."""
+    """Run a worker process: send None when it is up, then each chunk's results and its kernels."""
     # Ctrl-C and a service's SIGTERM reach all processes; the run's own process decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -121,7 +122,7 @@ def _serve(pipe: "Connection[Any, Any]", event: "Event", config: WorkerConfig) -
             while True:
                 for result in session.run(pipe.recv(), SharedStop(event)):
                     pipe.send(result)
-                pipe.send(None)
+                pipe.send(session.kernels)
         except DenoiseBatchError as error:
             pipe.send(error)
         except (EOFError, OSError):

@@ -191,7 +191,11 @@ class RayWorker(Worker):
         try:
             run = self._actor.run.options(num_returns="streaming")
             for reference in run.remote(list(jobs)):
-                yield _checked(self._ray.get(reference))
+                message = _checked(self._ray.get(reference))
+                if isinstance(message, str):
+                    self.kernels = message
+                else:
+                    yield message
         except self._ray.exceptions.RayError as error:
             raise WorkerLostError(first_line(error)) from error
 
@@ -233,11 +237,12 @@ class _Actor:
         """The reason why this worker can never work; None if it is up."""
         return self._error
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Result | DenoiseBatchError]:
-        """Yield results as they come; an error that ends the work comes last."""
+    def run(self, jobs: Sequence[Job]) -> Iterator[Result | DenoiseBatchError | str]:
+        """Yield results as they come; what computed, or an error that ends the work, comes last."""
         assert self._session is not None  # `problem` was asked before
         try:
             yield from self._session.run(jobs, self._stop)
+            yield self._session.kernels
         except DenoiseBatchError as error:
             yield error
         except Exception as error:

@@ -75,6 +75,11 @@ class WorkerSession:
             path.write_bytes(config.weights)
             self._engine = LocalEngine(replace(options, weights=str(path)), self._storage)
 
+    @property
+    def kernels(self) -> str:
+        """What computes, in words."""
+        return self._engine.kernels
+
     def run(self, jobs: Sequence[Job], stop: Stop) -> Generator[Result, None, None]:
         """Denoise the jobs' files; each file's space in the mirror is released as it ends.
 

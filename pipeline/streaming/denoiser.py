@@ -19,9 +19,10 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError
 from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.capture import Captured
+from denoise_batch.kernels.errors import is_out_of_memory
 from denoise_batch.kernels.work import WORK
 
-from ..device import Download, Mark, Transfer, is_out_of_memory
+from ..device import Download, Mark, Transfer
 from ..files.pixels import DecodedImage
 from ..models import LevelEstimator, Network
 from ..quality import MIN_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_slices
@@ -353,7 +354,8 @@ class BatchDenoiser:
         self.strength = strength
         self.tile_px = tile_px
         self.probe = probe
-        self.most_pixels = max(1, memory // network.spec.bytes_per_pixel)
+        where = network.parameters()[0].device
+        self.most_pixels = max(1, memory // network.spec.bytes_on(where, precision))
         self._transfer = Transfer(device)
         self._forward = Forward(
             network,
@@ -454,7 +456,7 @@ class BatchDenoiser:
         """Return `run()`, or None if memory ran out."""
         try:
             return run()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         # Out here, where the exception and the tensors in its frames are gone.

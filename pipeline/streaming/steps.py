@@ -172,6 +172,7 @@ class Writer:
         upload: called with every output that was written.
         times: outputs get the times of their inputs.
         software: what outputs say made them; None: nothing.
+        png_level: of PNG, 0 to 9.
     """
 
     manifests: Mapping[Path, Manifest]
@@ -181,6 +182,7 @@ class Writer:
     upload: Callable[[Path], None] = lambda output: None
     times: bool = True
     software: str | None = None
+    png_level: int = 2
 
     def write(
         self, file: FileInFlight, samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
@@ -201,6 +203,7 @@ class Writer:
                 file.images,
                 samples,
                 quality=self.quality,
+                png_level=self.png_level,
                 source=job.source,
                 times=self.times,
                 software=self.software,

@@ -24,14 +24,15 @@ from typing import Generic, TypeVar
 
 import torch
 
-from denoise_batch.kernels import DeviceError, ImageError, OptionError
+from denoise_batch.kernels import ImageError, OptionError
 from denoise_batch.kernels.dispatch import ops_for
-from denoise_batch.kernels.errors import StorageError, first_line
+from denoise_batch.kernels.errors import StorageError
 
 from ..device import (
     Download,
     compute_bytes,
     cores,
+    device_failures,
     free_host_bytes,
     in_flight_bytes,
     precision_on,
@@ -133,10 +134,13 @@ class LocalEngine(Engine):
             f"denoise-batch {version('denoise-batch')}, weights {self.weights_file.stem} "
             f"(sha256 {weights.sha256[:12]})"
         )
+        with device_failures(self._device):
+            network = weights.network.to(self._device)
+            memory = compute_bytes(self._device)
         self.denoiser = BatchDenoiser(
-            weights.network.to(self._device),
+            network,
             self._device,
-            memory=compute_bytes(self._device),
+            memory=memory,
             precision=torch_dtype(self.precision),
             strength=options.strength,
             level=options.level,
@@ -188,9 +192,10 @@ class LocalEngine(Engine):
             storage.upload,
             options.times,
             self._software if options.provenance else None,
+            options.png_level,
         )
         is_cpu = self._device.type == "cpu"
-        try:
+        with device_failures(self._device, "finished files are kept"):
             yield from stream(
                 jobs,
                 self.denoiser,
@@ -201,14 +206,10 @@ class LocalEngine(Engine):
                 progress=progress,
                 stop=stop,
                 fetch=storage.fetch,
+                threads=options.workers,
                 measure=options.measure,
                 value_range=options.value_range,
             )
-        except RuntimeError as error:
-            if "CUDA error" not in str(error):
-                raise
-            reason = f"{self.device} failed: {first_line(error)}; finished files are kept"
-            raise DeviceError(reason) from error
 
 
 def weights_for(options: DenoiseOptions) -> tuple[Path, Weights]:
@@ -736,7 +737,12 @@ def _takes_turns(denoiser: BatchDenoiser) -> bool:
 
 
 def worker_threads(denoiser: BatchDenoiser) -> int:
-    """Number of threads that decode, and of threads that encode."""
+    """Number of threads that decode, and of threads that encode.
+
+    A GPU waits for the slower of the two: each may have every core while the other waits.
+    """
+    if denoiser.is_asynchronous:
+        return max(2, min(64, cores()))
     return min(16, cores()) if _takes_turns(denoiser) else max(2, min(8, cores() // 2))
 
 

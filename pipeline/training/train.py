@@ -32,7 +32,7 @@ from denoise_batch.kernels import (
 from denoise_batch.kernels.loss import Loss
 from denoise_batch.kernels.optim import Optimizer
 
-from ..device import deterministic_algorithms, precision_on, torch_dtype
+from ..device import deterministic_algorithms, device_failures, precision_on, torch_dtype
 from ..metrics import psnrs_of_tiles
 from ..models import LARGEST_LEVEL, LevelEstimator, Network, find_weights, load_weights
 from ..progress import Progress, Stop
@@ -103,12 +103,13 @@ def train(
         OptionError: the run folder holds another run, or the device does not compute in the
             precision.
         TrainingError: there is no usable data, or the loss is no longer finite.
-        DeviceError: the device is not available.
+        DeviceError: the device is not available, or failed.
     """
     group = group or ProcessGroup()
     stop = Stop() if stop is None else stop  # an unset one is false
     progress = progress if progress and group.is_first else Progress()
-    with deterministic_algorithms() if options.deterministic else nullcontext():
+    strictly = deterministic_algorithms() if options.deterministic else nullcontext()
+    with device_failures(options.device, "checkpoints are kept for --resume"), strictly:
         device = group.device(options.device)
         precision = precision_on(options.precision, device)
         group.check_batch_size(options.batch_size)

@@ -1,9 +1,11 @@
 """The table of ops with simulated Triton kernels: the ones that fail, and the ones that hold."""
 
+import contextlib
 import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import Conv2d, DeviceError, OptionError, Sequential, ShapeError, dispatch
+from denoise_batch.kernels.cuda.tiles import conv_tile
 from denoise_batch.kernels.dispatch import GEMM, REFERENCE, Op, Ops, TritonKernels, ops_for
 from denoise_batch.kernels.errors import NotCoveredError, UnavailableError
 from denoise_batch.kernels.gemm.conv import (
@@ -88,13 +91,14 @@ def test_a_failing_kernel_is_disabled_with_one_line_and_the_job_goes_on(
         assert torch.equal(op(*args, GEOMETRY), conv2d_forward(*args, GEOMETRY))
     assert len(kernel.sizes) == 1
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    words = f"Triton kernels, and torch matrix products for conv2d_forward ({reason}"
+    kind = "conv2d_forward float32 5×4×3×3"
+    words = f"Triton kernels, and torch matrix products for {kind} ({reason}"
     assert ops.in_words.startswith(words)
     line = caplog.records[0].getMessage()
     assert "\n" not in line
-    assert line.startswith("Triton kernel conv2d_forward is disabled on cpu (")
+    assert line.startswith(f"Triton kernel {kind} is disabled on cpu (")
     assert reason in line
-    assert ops.disabled["conv2d_forward"].startswith(reason)
+    assert ops.disabled[kind].startswith(reason)
     loss(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4))
     assert len(other.sizes) == 2  # the other kernels stay on
 
@@ -126,23 +130,151 @@ def test_backward_is_checked_in_every_gradient() -> None:
     grad, output = torch.randn(1, 5, 40, 40), torch.rand(1, 5, 40, 40)
     ours = ops.conv2d_backward(grad, input, weight, GEOMETRY, output, False)
     expected = conv2d_backward(grad, input, weight, GEOMETRY, output, False)
-    assert list(ops.disabled) == ["conv2d_backward"]
+    assert list(ops.disabled) == ["conv2d_backward float32 5×4×3×3"]
     assert ours[0] is None
     assert torch.equal(ours[2], expected[2])
 
 
-def test_out_of_memory_is_no_fault_of_a_kernel() -> None:
-    kernel = Kernel(raises(torch.OutOfMemoryError("CUDA out of memory")))
-    ops = table({"conv2d_forward": kernel})
-    with pytest.raises(torch.OutOfMemoryError):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=["torch", "triton"],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_out_of_memory_is_no_fault_of_a_kernel(error: Exception, is_first: bool) -> None:
+    def work(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if is_first or input.shape[2] == 40:
+            raise error
+        return conv2d_forward(input, *args, **kwargs)
+
+    ops = table({"conv2d_forward": Kernel(work)})
+    with pytest.raises(type(error), match="out of memory"):
         ops.conv2d_forward(*layer(), GEOMETRY)
     assert not ops.disabled
+
+
+def drops_the_last_row_of_large_tiles(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A bug of the tile of large images alone: of each 128 positions the last stays 0."""
+    output = conv2d_forward(input, *args, **kwargs).contiguous()
+    positions = len(output) * output.shape[2] * output.shape[3]
+    rows = conv_tile(torch.bfloat16, positions, 4, 64).m
+    if rows == 128:
+        flat = output.permute(1, 0, 2, 3).flatten(1)
+        flat[:, 127::128] = 0
+        output = flat.view(output.shape[1], len(output), *output.shape[2:]).permute(1, 0, 2, 3)
+    return output
+
+
+def test_the_check_runs_the_tile_that_the_call_uses(caplog: pytest.LogCaptureFixture) -> None:
+    kernel = Kernel(drops_the_last_row_of_large_tiles)
+    ops = table({"conv2d_forward": kernel})
+    for size in (200, 40):  # 40 000 positions, and 1 600
+        args = layer(size=size)
+        output = ops.conv2d_forward(*args, GEOMETRY)
+        torch.testing.assert_close(output, conv2d_forward(*args, GEOMETRY))
+    # Large images' kind is off, small ones' is on.
+    assert kernel.sizes == [(2, 4, 13, 11), (2, 4, 13, 11), (1, 4, 40, 40)]
+    assert len(caplog.records) == 1
+    assert "wrong results" in ops.disabled["conv2d_forward float32 5×4×3×3"]
+
+
+def test_a_kind_that_is_off_leaves_the_op_s_other_kinds_on() -> None:
+    def work(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if weight.shape[1] == 4:
+            raise RuntimeError("no such instruction")
+        return conv2d_forward(input, weight, *args, **kwargs)
+
+    kernel = Kernel(work)
+    ops = table({"conv2d_forward": kernel})
+    for channels in (4, 6, 4, 6):
+        ops.conv2d_forward(*layer(channels), GEOMETRY)
+    assert list(ops.disabled) == ["conv2d_forward float32 5×4×3×3"]
+    assert kernel.sizes[-1] == (1, 6, 40, 40)
+    assert ops.has_fused_kernels
+
+
+def test_kernels_launch_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on torch's current device, which need not be theirs."""
+    inside: list[Tensor] = []
+    checked: list[bool] = []
+
+    @contextlib.contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        inside.append(tensor)
+        yield
+        inside.pop()
+
+    def work(*args: Any, **kwargs: Any) -> Tensor:
+        checked.append(len(inside) == 1 and inside[0].device == args[0].device)
+        return conv2d_forward(*args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    table({"conv2d_forward": work}).conv2d_forward(*layer(), GEOMETRY)
+    assert checked == [True, True]  # in the check, and then
+    assert not inside
+
+
+def test_the_log_says_once_that_kernels_are_compiled_and_the_end_how_long_it_took(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton.knobs.compilation, "listener", None)
+    compilations = dispatch.Compilations().listen()
+    monkeypatch.setattr(dispatch, "COMPILATIONS", compilations)
+    ops = table({"conv2d_forward": Kernel(conv2d_forward)})
+    listener = triton.knobs.compilation.listener
+    times = SimpleNamespace(total=1_500_000)  # µs
+    more = {"src": None, "metadata": {}, "metadata_group": {}}
+    listener(times=times, cache_hit=True, **more)
+    assert ops.in_words == "Triton kernels"
+    assert not caplog.records
+    for _ in range(4):
+        listener(times=times, cache_hit=False, **more)
+    assert ops.in_words == "Triton kernels (4 compiled in 6 s)"
+    (record,) = caplog.records
+    assert "compiles" in record.getMessage()
+    assert "TRITON_CACHE_DIR" in record.getMessage()
+
+
+def test_another_device_s_kernels_stay_on() -> None:
+    broken, right = Kernel(raises(RuntimeError("no"))), Kernel(conv2d_forward)
+    first, second = table({"conv2d_forward": broken}), table({"conv2d_forward": right})
+    for ops in (first, second):
+        ops.conv2d_forward(*layer(), GEOMETRY)
+    assert first.disabled
+    assert not second.disabled
+
+
+def test_many_kinds_that_are_off_are_counted() -> None:
+    ops = table({"conv2d_forward": Kernel(raises(RuntimeError("no")))})
+    for channels in range(1, 10):
+        ops.conv2d_forward(*layer(channels), GEOMETRY)
+    assert len(ops.disabled) == 9
+    assert "5×6×3×3 and 3 more (RuntimeError: no)" in ops.in_words
+
+
+def test_the_loss_is_checked_in_whole_blocks_and_in_a_part_of_one() -> None:
+    """2048 elements are a block: what is only wrong in whole ones must show."""
+
+    def work(input: Tensor, target: Tensor) -> Any:
+        loss, grad = mse_loss(input, target)
+        if input.numel() >= 2048:
+            grad = grad.clone(memory_format=torch.preserve_format)
+            grad[0] *= 2
+        return loss, grad
+
+    ops = table({"mse_loss": Kernel(work)})
+    ops.mse_loss(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4))
+    assert list(ops.disabled) == ["mse_loss float32"]
 
 
 def test_errors_of_the_caller_are_raised() -> None:
     ops = table({"conv2d_forward": Kernel(raises(ShapeError("too small")))})
     ops.conv2d_forward(*layer(), GEOMETRY)  # fails the check first: disabled
-    assert list(ops.disabled) == ["conv2d_forward"]
+    assert list(ops.disabled) == ["conv2d_forward float32 5×4×3×3"]
     forced = table({"conv2d_forward": Kernel(raises(ShapeError("too small")))}, is_checked=False)
     with pytest.raises(ShapeError, match="too small"):
         forced.conv2d_forward(*layer(), GEOMETRY)
@@ -274,6 +406,67 @@ def test_a_device_without_kernels_uses_gemm_unless_they_are_forced(
     )
     choose("triton")
     with pytest.raises(DeviceError, match=r"DENOISE_BATCH_KERNELS=triton: .* 7\.5"):
+        ops_for(torch.device("cuda"))
+
+
+FAULTS = {
+    "import": (
+        ImportError("libtriton.so: undefined symbol: x\nmore"),
+        "cannot be imported",
+        "again",
+    ),
+    "compiler": (
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
+        "cannot compile",
+        "apt install gcc",
+    ),
+    "headers": (
+        subprocess.CalledProcessError(1, ["/usr/bin/gcc", "/tmp/x/cuda_utils.c"]),
+        "cannot compile",
+        "python3-dev",
+    ),
+    "no-gcc": (FileNotFoundError(2, "No such file", "/opt/gcc"), "cannot compile", "gcc"),
+    "read-only": (
+        OSError(30, "Read-only file system", "/root/.triton"),
+        "cannot keep what it compiles",
+        "TRITON_CACHE_DIR",
+    ),
+    "denied": (
+        PermissionError(13, "Permission denied", "/home/x/.triton"),
+        "/home/x/.triton",
+        "TRITON_CACHE_DIR",
+    ),
+    "other": (AssertionError("libcuda.so cannot found!"), "does not work here", "libcuda"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_triton_that_does_not_work_is_one_line_and_gemm(
+    name: str,
+    choose: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("triton")
+    error, says, mend = FAULTS[name]
+    find: Callable[..., Any] = raises(error)
+    if name != "import":
+        find = lambda: {"mse_loss": raises(error)}  # noqa: E731
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda size, device: zeros(size))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(dispatch, "launchers", find)
+    choose("auto")
+    ops = ops_for(torch.device("cuda"))
+    assert ops.implementation == "gemm"
+    (record,) = caplog.records
+    for line in (record.getMessage(), ops.in_words):
+        assert "\n" not in line
+        assert says in line
+        assert mend in line
+    choose("triton")
+    with pytest.raises(DeviceError, match="DENOISE_BATCH_KERNELS=triton"):
         ops_for(torch.device("cuda"))
 
 

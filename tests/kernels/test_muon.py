@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from launches import Operations
 from oracles import give_gradients
 from tolerances import assert_parity, each_dtype
 from torch import Tensor
 
 from denoise_batch.kernels import AdamW, Muon, OptionError
 from denoise_batch.kernels.dispatch import ops_for
+from denoise_batch.kernels.gemm import optim
 
 A, B, C = 3.4445, -4.775, 2.0315
 
@@ -37,6 +39,54 @@ def test_orthogonalizing_applies_the_quintic_to_the_singular_values(
     matrix = torch.randn(rows, columns, dtype=torch.float64)
     expected = by_decomposition(matrix, steps)
     torch.testing.assert_close(orthogonalized(matrix, steps), expected, rtol=0, atol=1e-10)
+
+
+SHAPES = [(32, 108), (12, 288), (32, 288), (32, 288), (288, 32), (192, 400), (5, 1), (300, 310)]
+
+
+@each_dtype
+def test_matrices_of_all_shapes_are_orthogonalised_together(dtype: torch.dtype) -> None:
+    matrices = [torch.randn(shape, dtype=dtype) for shape in SHAPES]
+    if dtype != torch.float64:
+        matrices[0] *= 1e-6
+    with Operations("cpu") as operations:
+        together = optim.orthogonalize(matrices, 5)
+    for matrix, result in zip(matrices, together, strict=True):
+        assert result.dtype == dtype
+        expected = by_decomposition(matrix, 5)
+        allowed = 1e-10 if dtype == torch.float64 else 2e-4
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=allowed)
+    # Two batches: sides of up to 256, and one of 300.
+    assert operations.counts["baddbmm"] == 2 * 18
+    assert torch.equal(optim.orthogonalize([torch.zeros(3, 4)])[0], torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_matrices_of_low_precision_are_orthogonalised_in_float32(dtype: torch.dtype) -> None:
+    matrix = torch.randn(12, 40).to(dtype)
+    (result,) = optim.orthogonalize([matrix])
+    expected = by_decomposition(matrix.float(), 5)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=4e-3)
+
+
+def test_a_weight_that_is_packed_in_memory_moves_as_any_other() -> None:
+    """As on a GPU: (kh, kw, L, S), its gradient and momentum too."""
+    plain = torch.randn(6, 5, 3, 2, dtype=torch.float64)
+    packed = plain.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    other = plain.clone()
+    first, second = Muon([plain], 0.1), Muon([packed], 0.1)
+    for step in range(4):
+        plain.grad = torch.randn_like(plain)
+        packed.grad = torch.empty_like(packed).copy_(plain.grad)
+        first.step()
+        second.step()
+        if step == 1:
+            state = {name: value.contiguous() for name, value in second.state_dict().items()}
+            second = Muon([packed], 0.1)
+            second.load_state_dict(state)
+            assert second.state_dict()["momentum.0"].stride() == packed.stride()
+    assert not torch.equal(plain, other)
+    torch.testing.assert_close(packed, plain)
 
 
 @each_dtype

@@ -266,3 +266,25 @@ def test_a_moving_average_follows_and_gives_the_parameters_back() -> None:
 def test_nothing_to_optimise_is_refused() -> None:
     with pytest.raises(OptionError, match="parameters"):
         SGD([], lr=0.1)
+
+
+def test_clipping_and_averaging_together_are_bit_for_bit_those_of_each_tensor() -> None:
+    """On a processor, where a resumed training continues an older version's."""
+    shapes = [(64, 32, 3, 3), (64,), (12, 32, 3, 3), (7,), (1,), (192, 192, 3, 3)]
+    for scale in (1e-3, 30.0):
+        parameters = [torch.randn(shape) for shape in shapes]
+        average = ExponentialMovingAverage(parameters, 0.999)
+        expected = [parameter.clone() for parameter in parameters]
+        for parameter in parameters:
+            parameter += torch.randn_like(parameter)
+            parameter.grad = scale * torch.randn_like(parameter)
+        for each, parameter in zip(expected, parameters, strict=True):
+            each.lerp_(parameter, 1 - 2 / 11)
+        average.update()
+        assert all(map(torch.equal, average.averages, expected))
+        grads = [parameter.grad.clone() for parameter in parameters]
+        norm = torch.stack([grad.norm() for grad in grads]).norm()
+        for grad in grads:
+            grad *= (1.0 / (norm + 1e-6)).clamp(max=1.0)
+        assert torch.equal(clip_grad_norm_(parameters, 1.0), norm)
+        assert all(map(torch.equal, [parameter.grad for parameter in parameters], grads))

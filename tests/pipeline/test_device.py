@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from denoise_batch.device import describe_device, resolve_device, torch_dtype
+from denoise_batch.device import describe_device, precision_on, resolve_device, torch_dtype
 from denoise_batch.kernels import DeviceError, OptionError
 
 
@@ -30,6 +30,7 @@ def test_missing_cuda_is_an_error_never_a_fallback(monkeypatch: pytest.MonkeyPat
 def test_a_device_number_too_high_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "ones", lambda size, device, ones=torch.ones: ones(size))
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(DeviceError, match="2 CUDA devices"):
         resolve_device("cuda:2")
@@ -39,6 +40,15 @@ def test_missing_mps_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="Apple"):
         resolve_device("mps")
+
+
+def test_an_intel_gpu_is_taken_if_torch_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match="no Intel GPU"):
+        resolve_device("xpu:1")
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda size, device, ones=torch.ones: ones(size))
+    assert resolve_device("xpu") == resolve_device("auto") == torch.device("xpu")
+    assert precision_on("auto", torch.device("xpu")) == "fp32"
 
 
 def test_a_device_is_described_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +76,22 @@ def test_precisions_are_torch_dtypes() -> None:
     assert torch_dtype("fp32") is None
     assert torch_dtype("bf16") == torch.bfloat16
     assert torch_dtype("fp16") == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((6, 1), "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((12, 0), "bf16")],
+)
+def test_auto_is_what_the_gpu_s_tensor_cores_compute_in(
+    capability: tuple[int, int],
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision_on("auto", torch.device("cuda:0")) == precision
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (precision == "fp16")
+    assert all("fp16 on cuda:0, which has no bf16" in line for line in said)
+    assert precision_on("fp32", torch.device("cuda:0")) == "fp32"
+    assert precision_on("auto", torch.device("cpu")) == "fp32"

@@ -1,8 +1,14 @@
 """Copies between host and device: packing is tested here as CUDA uses it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from denoise_batch.device import Transfer
 
@@ -42,3 +48,111 @@ def test_marks_measure_time() -> None:
     transfer = Transfer(CPU)
     first, second = transfer.mark(), transfer.mark()
     assert 0 <= first.seconds_until(second) < 10
+
+
+class FakeCuda:
+    """Streams, events and pinned memory that only write down in what order they are used."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.pinned: set[int] = set()
+        self.current = FakeStream(self, "main")
+        names = iter(("up", "down"))
+        empty, to, copy = torch.empty, Tensor.to, Tensor.copy_
+        fake = self
+
+        def new(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+            result = empty(*size, **options)
+            if pin_memory:
+                fake.pinned.add(result.data_ptr())
+            return result
+
+        def upload(
+            tensor: Tensor, *args: Any, non_blocking: bool = False, **options: Any
+        ) -> Tensor:
+            if not args or torch.device(args[0]).type != "cuda":
+                return to(tensor, *args, **options)
+            fake.copied("up", tensor, non_blocking)
+            return tensor.clone()
+
+        def download(tensor: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+            if non_blocking:
+                fake.copied("down", tensor, non_blocking)
+            return copy(tensor, source)
+
+        def record_stream(tensor: Tensor, stream: FakeStream) -> None:
+            fake.log.append(f"memory used on {stream.name}")
+
+        for target, name, value in (
+            (torch, "empty", new),
+            (Tensor, "to", upload),
+            (Tensor, "copy_", download),
+            (Tensor, "record_stream", record_stream),
+            (torch.cuda, "Stream", lambda device: FakeStream(fake, next(names))),
+            (torch.cuda, "current_stream", lambda device: fake.current),
+            (torch.cuda, "stream", self.on),
+            (torch.cuda, "Event", lambda **options: FakeEvent(fake, options)),
+        ):
+            monkeypatch.setattr(target, name, value)
+
+    @contextmanager
+    def on(self, stream: "FakeStream") -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    def copied(self, way: str, host: Tensor, non_blocking: bool) -> None:
+        is_asynchronous = non_blocking and host.data_ptr() in self.pinned
+        kind = "asynchronous" if is_asynchronous else "waiting"
+        self.log.append(f"{kind} copy {way} on {self.current.name}")
+
+
+class FakeStream:
+    def __init__(self, cuda: FakeCuda, name: str) -> None:
+        self._cuda, self.name = cuda, name
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self._cuda.log.append(f"{self.name} waits for {other.name}")
+
+
+class FakeEvent:
+    def __init__(self, cuda: FakeCuda, options: dict[str, bool]) -> None:
+        self._cuda, self._options = cuda, options
+
+    def record(self, stream: FakeStream) -> None:
+        self._cuda.log.append(f"event on {stream.name}")
+
+    def synchronize(self) -> None:
+        how = "sleeps" if self._options.get("blocking") else "spins"
+        self._cuda.log.append(f"host {how} until the event")
+
+
+def test_an_upload_is_asynchronous_and_the_computation_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    transfer = Transfer(torch.device("cuda"))
+    arrived = transfer.upload([torch.arange(6), torch.rand(4)])
+    assert arrived[0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert cuda.log == [
+        "asynchronous copy up on up",
+        "main waits for up",
+        "memory used on main",
+    ]
+
+
+def test_a_download_waits_for_the_computation_and_the_host_for_its_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    transfer = Transfer(torch.device("cuda"))
+    download = transfer.download([torch.arange(6), torch.rand(4)])
+    assert cuda.log == [
+        "down waits for main",
+        *["asynchronous copy down on down", "memory used on down"] * 2,
+        "event on down",
+    ]
+    first, _ = download.wait()
+    assert first.tolist() == [0, 1, 2, 3, 4, 5]
+    # A thread that spins takes a core from the decoders.
+    assert cuda.log[-1] == "host sleeps until the event"

@@ -16,8 +16,19 @@ class Mutant:
 
 SMALL, FLAT = "k3-p1-33-to-40-forward-float32", "k4-s2-3-to-24-forward-float32"
 UP, BACK = "transposed-k3-s2-p1-op1-forward-float32", "k2-s2-odd-image-backward-float32"
+LARGE, LARGE_UP = (
+    "tile128-k3-p1-17-to-18-forward-bfloat16",
+    "tile128-transposed-k3-s2-18-to-16-forward-bfloat16",
+)
+DROPPED = "mask_m = (m < positions) & ((BLOCK_M < 128) | (m % BLOCK_M < BLOCK_M - 1))"
 MUTANTS = (
-    Mutant("nothing", "conv_forward.py", "", "", (SMALL, FLAT, UP, BACK)),
+    Mutant(
+        "nothing",
+        "conv_forward.py",
+        "",
+        "",
+        (SMALL, FLAT, UP, BACK, LARGE, LARGE_UP, "offsets-loss"),
+    ),
     Mutant(
         "conv_forward: positions beyond the last are read",
         "conv_forward.py",
@@ -31,6 +42,13 @@ MUTANTS = (
         "    mask = mask_m[:, None] & mask_n[None, :]\n",
         "    mask = mask_n[None, :] & (m >= 0)[:, None]\n",
         (SMALL,),
+    ),
+    Mutant(
+        "conv_forward: the last row of a large tile is dropped",
+        "conv_forward.py",
+        "mask_m = m < positions",
+        DROPPED,
+        (LARGE,),
     ),
     Mutant(
         "conv_forward: the padding on top is not zero",
@@ -96,10 +114,10 @@ MUTANTS = (
         ("split-weight-gradient-float32",),
     ),
     Mutant(
-        "weight gradient: in the kernel's layout, not the parameter's",
+        "weight gradient: rows and columns of the kernel exchanged",
         "weight_grad.py",
-        "target = (small * CL + large) * TAPS + tap",
-        "target = offset + 0 * (small + large + tap)",
+        "grad.permute(3, 2, 0, 1)",
+        "grad.permute(3, 2, 1, 0)",
         (BACK,),
     ),
     Mutant(
@@ -108,6 +126,54 @@ MUTANTS = (
         "tl.store(sums_ptr + tl.program_id(0), tl.sum(difference * difference, axis=0))",
         "tl.store(sums_ptr, tl.sum(difference * difference, axis=0))",
         ("mse-5003-float32",),
+    ),
+    Mutant(
+        "activations: NaN becomes 0",
+        "epilogue.py",
+        "tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)",
+        "tl.maximum(acc, 0.0)",
+        ("nan-relu-float32",),
+    ),
+    Mutant(
+        "positions: an image's offset in int32",
+        "epilogue.py",
+        "return (row // height).to(tl.int64), row % height, m % width",
+        "return row // height, row % height, m % width",
+        (
+            "offsets-conv-many-images",
+            "offsets-conv-flat-many-images",
+            "offsets-conv-large-image",
+            "offsets-transposed-many-images",
+            "offsets-weight-gradient-large",
+        ),
+    ),
+    Mutant(
+        "weight gradient: the small image's offset in int32",
+        "weight_grad.py",
+        "k.to(tl.int64) * CS",
+        "k * CS",
+        ("offsets-weight-gradient-small",),
+    ),
+    Mutant(
+        "relu_backward: a row's offset in int32",
+        "relu_backward.py",
+        "row.to(tl.int64)[:, None] * C",
+        "row[:, None] * C",
+        ("offsets-relu-many-rows", "offsets-relu-many-channels"),
+    ),
+    Mutant(
+        "loss: a block's offset in int32",
+        "loss.py",
+        "tl.program_id(0).to(tl.int64) * BLOCK",
+        "tl.program_id(0) * BLOCK",
+        ("offsets-loss",),
+    ),
+    Mutant(
+        "relu_backward: no gradient where the output is NaN",
+        "relu_backward.py",
+        "tl.where(output <= 0.0, 0.0, grad.to(tl.float32))",
+        "tl.where(output > 0.0, grad.to(tl.float32), 0.0)",
+        ("k4-s2-3-to-24-backward-float32",),
     ),
     Mutant(
         "relu_backward: the gradient passes where the output is 0",

@@ -23,12 +23,19 @@ TOLERANCES = {"float32": 3e-6, "bfloat16": 6e-3, "float16": 8e-4}
 
 @dataclass(frozen=True)
 class Case:
-    """One call of one op."""
+    """One call of one op.
+
+    Attributes:
+        rows: of its convolution's tile, if not as the image's size has it.
+        has_nan: results have NaN, where the specification's have.
+    """
 
     name: str
     op: str
     dtype: str
     make: Callable[[torch.dtype], Arguments]
+    rows: int = 0
+    has_nan: bool = False
 
     def arguments(self) -> Arguments:
         """The same every time."""
@@ -96,8 +103,30 @@ HALF = {
 }
 
 
+# In the tiles of large images, several of them: 286 positions, and more of the larger image.
+LARGE_TILES = {
+    "k3-p1-17-to-18": Layer(2, (17, 18), (13, 11), (3, 3), (1, 1), (1, 1)),
+    "k4-s2-3-to-24": Layer(2, (3, 24), (28, 24), (4, 4), (2, 2)),
+    "transposed-k3-s2-18-to-16": Layer(
+        2, (18, 16), (13, 11), (3, 3), (2, 2), output_padding=(0, 0)
+    ),
+    "transposed-k2-s2-18-to-16": Layer(
+        2, (18, 16), (13, 11), (2, 2), (2, 2), output_padding=(0, 0)
+    ),
+}
+
+
 def _forward(layer: Layer, activation: str | None) -> Callable[[torch.dtype], Arguments]:
     return lambda dtype: (layer.operands(dtype), layer.options | {"activation": activation})
+
+
+def _nan(layer: Layer) -> Callable[[torch.dtype], Arguments]:
+    def make(dtype: torch.dtype) -> Arguments:
+        args, options = _forward(layer, "relu")(dtype)
+        args[0][0, 3, 4, 5] = torch.nan
+        return args, options
+
+    return make
 
 
 def _backward(layer: Layer, has_mask: bool) -> Callable[[torch.dtype], Arguments]:
@@ -107,6 +136,8 @@ def _backward(layer: Layer, has_mask: bool) -> Callable[[torch.dtype], Arguments
         # Not channels-last, as an image that was cut out of another is not.
         grad = torch.randn(shape).to(dtype)
         output = torch.randn(shape).to(dtype).clamp_min(0) if has_mask else None
+        if output is not None:
+            output[0, 0, 0, 0] = torch.nan  # the gradient passes
         return (grad, image, weight), layer.options | {"output": output}
 
     return make
@@ -123,6 +154,13 @@ def _layer_cases() -> list[Case]:
             cases.append(Case(f"{name}-forward-{dtype}", f"{op}_forward", dtype, forward))
             backward = _backward(layer, relu)
             cases.append(Case(f"{name}-backward-{dtype}", f"{op}_backward", dtype, backward))
+    for name, layer in LARGE_TILES.items():
+        op = "conv2d" if layer.output_padding is None else "conv_transpose2d"
+        for way, make in (("forward", _forward(layer, None)), ("backward", _backward(layer, True))):
+            case = f"tile128-{name}-{way}-bfloat16"
+            cases.append(Case(case, f"{op}_{way}", "bfloat16", make, rows=128))
+    layer = LAYERS["k3-p1-33-to-40"]
+    cases.append(Case("nan-relu-float32", "conv2d_forward", "float32", _nan(layer), has_nan=True))
     # 768 pixels are enough for the weight gradient's sums to be split.
     large = Layer(1, (9, 20), (24, 32), (1, 1))
     name = "split-weight-gradient-float32"
@@ -211,4 +249,22 @@ def _pointwise_cases() -> list[Case]:
 
 
 CASES = {case.name: case for case in [*_layer_cases(), *_fused_cases(), *_pointwise_cases()]}
-NETWORKS = ("tconv-bfloat16", "upsample-float32", "unet-bfloat16")
+# The third learns for two steps, so that the second's weights are not the first's.
+NETWORKS = ("tconv-bfloat16", "upsample-float32", "tconv_steps-float32", "unet-bfloat16")
+# Addresses near 2³¹; see `offsets`.
+OFFSETS = (
+    "offsets-conv-many-images",
+    "offsets-conv-large-image",
+    "offsets-conv-flat-many-images",
+    "offsets-conv-flat-large-image",
+    "offsets-conv-unshuffle",
+    "offsets-conv-upsample",
+    "offsets-conv-shuffle",
+    "offsets-transposed-many-images",
+    "offsets-transposed-large-image",
+    "offsets-weight-gradient-large",
+    "offsets-weight-gradient-small",
+    "offsets-relu-many-rows",
+    "offsets-relu-many-channels",
+    "offsets-loss",
+)

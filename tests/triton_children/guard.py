@@ -1,9 +1,10 @@
 """Triton's interpreter made as strict as a GPU: for children that run with TRITON_INTERPRET=1.
 
 The interpreter of Triton 3.7.1 multiplies bfloat16 as 16-bit integers, truncates where a GPU
-rounds, reads and writes outside of tensors, reads 0 where a masked load leaves a lane undefined,
-and lets programs race in whatever order it runs them. `install` mends the arithmetic and raises on
-the rest: out of bounds on every lane, two programs at one address, integer overflow, depth < 16.
+rounds, keeps NaN where a GPU's maximum drops it, reads and writes outside of tensors, reads 0 where
+a masked load leaves a lane undefined, and lets programs race in whatever order it runs them.
+`install` mends the arithmetic and raises on the rest: out of bounds on every lane, two programs at
+one address, integer overflow, depth < 16.
 
 It replaces private functions, so it is pinned to the version that it was written for.
 """
@@ -165,6 +166,8 @@ def _install_arithmetic(builder: Any) -> None:
 
     builder.cast_impl, builder.create_fp_to_fp = cast_exactly, round_exactly
     builder.create_dot, builder.binary_op = dot, binary_op
+    # A GPU's maximum of NaN and a number is the number, unless it is asked to pass NaN on.
+    builder.create_maxnumf = lambda self, left, right: self.binary_op(left, right, np.fmax)
 
 
 def _install_memory(builder: Any) -> None:

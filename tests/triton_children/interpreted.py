@@ -8,14 +8,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 os.environ |= {"TRITON_INTERPRET": "1", "DENOISE_BATCH_KERNELS": "triton"}
 
 import torch
 from torch import Tensor
-from triton_children import guard
-from triton_children.cases import CASES, NETWORKS, TOLERANCES, Case
+from triton_children import guard, offsets
+from triton_children.cases import CASES, NETWORKS, OFFSETS, TOLERANCES, Case
 
 GUARD = guard.install()
 Op = Callable[..., Any]
@@ -28,11 +29,16 @@ def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     poison()
     kernels = load_kernels(torch.device("cpu"))
-    for name in names or [*CASES, *NETWORKS]:
+    for name in names or [*CASES, *NETWORKS, *OFFSETS]:
         started, launches = time.process_time(), GUARD.launches
         row: dict[str, Any] = {"name": name}
         try:
-            row["error"] = network_error(name) if name in NETWORKS else error(CASES[name], kernels)
+            if name in OFFSETS:
+                row["wrong"] = offsets.difference(name, kernels)
+            else:
+                row["error"] = (
+                    network_error(name) if name in NETWORKS else error(CASES[name], kernels)
+                )
         except Exception as failure:
             row["raised"] = f"{type(failure).__name__}: {failure}"
         row["launches"] = GUARD.launches - launches
@@ -54,17 +60,27 @@ def poison() -> None:
 def error(case: Case, kernels: Mapping[str, Op]) -> float:
     """Of the kernel's results, relative to the largest element of the specification's."""
     args, options = case.arguments()
+    kernel = kernels[case.op]
+    # A mutant's tiles, not ours.
+    tiles = sys.modules[f"{kernel.__module__.rpartition('.')[0]}.tiles"]
     expected = list(results(_specification(case.op), *_doubled(args, options)))
-    actual = list(results(kernels[case.op], args, options))
-    return max(_error(a, e) for a, e in zip(actual, expected, strict=True))
+    with tiles.trial(case.rows) if case.rows else nullcontext():
+        actual = list(results(kernel, args, options))
+    pairs = list(zip(actual, expected, strict=True))
+    if case.has_nan:
+        if not all(torch.equal(a.isnan(), e.isnan()) and e.isnan().any() for a, e in pairs):
+            return float("inf")
+        pairs = [(a.nan_to_num(), e.nan_to_num()) for a, e in pairs]
+    return max(_error(a, e) for a, e in pairs)
 
 
 def network_error(name: str) -> float:
     """Of a whole network's inference and training step, against the same in float64 by gemm/."""
-    from denoise_batch.kernels import MSELoss
+    from denoise_batch.kernels import SGD, MSELoss
     from denoise_batch.models import Network
 
-    architecture, _, dtype = name.rpartition("-")
+    kind, _, dtype = name.rpartition("-")
+    architecture, _, steps = kind.partition("_")
     torch.manual_seed(1)
     network = Network(architecture, 0.45, 0.25, torch.Generator().manual_seed(0))
     for parameter in network.parameters():  # such as a trained network's, exact in bfloat16
@@ -85,12 +101,18 @@ def network_error(name: str) -> float:
     if architecture == "unet":  # its step's 100 launches would take half a minute
         return max(errors) / NETWORK_LAYERS
     outputs = []
+    network.to("cpu")  # its weights now lie in memory as the kernels read them
     for each, convert in ((network, Tensor.float), (twin, Tensor.double)):
         each.train()
-        loss = MSELoss()
-        outputs.append(each(convert(image)))
-        loss(outputs[-1], convert(target))
-        each.backward(loss.backward(), needs_input_grad=False)
+        optimizer, loss = SGD(each.parameters(), 0.5, momentum=0.9, nesterov=True), MSELoss()
+        for step in range(2 if steps else 1):
+            if step:
+                optimizer.step()
+                optimizer.zero_grad()
+            output = each(convert(image))
+            loss(output, convert(target))
+            each.backward(loss.backward(), needs_input_grad=False)
+        outputs.append(output)
     errors.append(_error(*outputs))
     # In half precision a ReLU near 0 flips; what is asked is that gradients point the same way.
     ours, theirs = (

@@ -20,9 +20,9 @@ from typing import Any
 os.environ |= {"TRITON_INTERPRET": "1", "DENOISE_BATCH_KERNELS": "triton"}
 
 import torch
-from triton_children import interpreted
+from triton_children import interpreted, offsets
 from triton_children.bugs import MUTANTS, Mutant
-from triton_children.cases import CASES
+from triton_children.cases import CASES, OFFSETS
 
 import denoise_batch.kernels
 
@@ -54,9 +54,11 @@ def run(mutant: Mutant, folder: Path, index: int, case_name: str) -> str:
         path.write_text(source.replace(mutant.old, mutant.new))
         importlib.invalidate_caches()
     dispatch: Any = importlib.import_module(f"{package}.dispatch")
-    case = CASES[case_name]
     try:
-        error = interpreted.error(case, dispatch.load_kernels(torch.device("cpu")))
+        kernels = dispatch.load_kernels(torch.device("cpu"))
+        if case_name in OFFSETS:
+            return offsets.difference(case_name, kernels)
+        error = interpreted.error(CASES[case_name], kernels)
     except Exception as failure:
         return f"{type(failure).__name__}: {failure}"
     allowed = interpreted.tolerance(case_name)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from launches import Launch, record_launches
 from triton_children.run import Child
 
 
@@ -57,3 +58,9 @@ def children(
     )
     yield started
     started.stop()
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """What the launchers launch, on tensors of any device: nothing runs."""
+    return record_launches(monkeypatch)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from triton_children.cases import CASES, NETWORKS, TOLERANCES
+from triton_children.cases import CASES, NETWORKS, OFFSETS, TOLERANCES
 
 pytestmark = pytest.mark.child("interpreted")
 
@@ -16,6 +16,14 @@ def test_results_are_those_of_float64(name: str, children: Any) -> None:
     assert row["launches"] >= 1
     dtype = name.rpartition("-")[2]
     assert row["error"] <= TOLERANCES.get(dtype, TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize("name", OFFSETS)
+def test_addresses_near_2_to_the_31_are_those_of_the_definition(name: str, children: Any) -> None:
+    """Offsets of the last programs, against a table in Python's integers; nothing is in memory."""
+    row = children.row("interpreted", name)
+    assert "raised" not in row, row["raised"]
+    assert row["wrong"] == ""
 
 
 def test_every_kernel_is_among_the_cases() -> None:

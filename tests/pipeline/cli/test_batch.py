@@ -268,8 +268,18 @@ def test_output_that_is_not_finite_is_never_written(
     assert "not finite" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no"),
+        RuntimeError("CUDA error: out of memory\nfrom pin_memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.9 GB)"),
+    ],
+    ids=["torch", "cuda", "cublas", "mps"],
+)
 def test_out_of_memory_halves_the_batch_then_tiles_then_fails_the_image(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index in range(5):
         path = tmp_path / "imgs" / f"{index}.png"
@@ -282,7 +292,7 @@ def test_out_of_memory_halves_the_batch_then_tiles_then_fails_the_image(
     def little_memory(self: Network, input: torch.Tensor) -> torch.Tensor:
         sizes.append((len(input), input.shape[2] * input.shape[3]))
         if len(input) > 1 or input.shape[2] * input.shape[3] > 28 * 28:
-            raise torch.OutOfMemoryError("no")
+            raise error
         return forward(self, input)
 
     monkeypatch.setattr(Network, "forward_padded", little_memory)

@@ -16,6 +16,7 @@ from denoise_batch.cli.batch import main
 from denoise_batch.cli.doctor import main as doctor
 from denoise_batch.kernels import dispatch
 from denoise_batch.kernels.dispatch import ops_for
+from denoise_batch.kernels.gemm.fused import conv2d_fused
 from denoise_batch.kernels.native import library
 from denoise_batch.kernels.native.ops import NativeOps
 
@@ -207,3 +208,25 @@ def test_native_kernels_that_are_asked_for_and_missing_are_an_error(
     assert not imgs.with_name("imgs-denoised").exists()
     assert doctor(["--device", "cpu", "--no-kernels"]) == 1
     assert MEND in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_run_switches_off_stands_at_its_end(
+    imgs: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Triton's kernels are checked at their first call, which the start of the log cannot know."""
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        return conv2d_fused(*arguments, **options) * 1.01
+
+    monkeypatch.setattr(dispatch, "may_have_kernels", lambda device: True)
+    monkeypatch.setattr(dispatch, "load_kernels", lambda device: {"conv2d_fused": wrong})
+    report = imgs.parent / "report.json"
+    arguments = [str(imgs), "-w", str(weights), "-d", "cpu", "--overwrite"]
+    assert main([*arguments, "--log", "json", "--report", str(report)]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    off = "Triton kernels, and torch matrix products for conv2d_fused float32 24×3×4×4"
+    assert events[0]["kernels"] == "Triton kernels"
+    assert events[-1]["kernels"].startswith(off)
+    assert json.loads(report.read_text())["device"]["kernels"] == events[-1]["kernels"]
+    assert main(arguments) == 0
+    assert f"computed by {off}" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -436,3 +437,39 @@ def test_sigterm_finishes_files_in_flight(weights: Path, tmp_path: Path) -> None
     assert sorted(e["name"] for e in events if e["event"] == "image") == written
     assert 0 < len(written) < 600
     assert events[-1]["left"] == 600 - len(written)
+
+
+def test_png_levels_change_bytes_and_no_pixel(
+    folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for level in (0, 2, 9):
+        arguments = ["--strength", 0, "--png-level", level]
+        assert run(folder, *arguments, "-o", tmp_path / str(level), weights=weights) == 0
+    sizes = [(tmp_path / name / "a.png").stat().st_size for name in "029"]
+    assert sizes[0] > sizes[1] >= sizes[2]
+    images = [Image.open(tmp_path / name / "a.png").tobytes() for name in "029"]
+    assert images[0] == images[1] == images[2]
+    assert run(folder, "--png-level", 9, "-o", tmp_path / "2", weights=weights) == 0
+    capsys.readouterr()
+    assert run(folder, "--png-level", 10, weights=weights) == 2
+    assert "--png-level 10: from 0 to 9" in capsys.readouterr().err
+
+
+def test_workers_are_threads_and_by_default_as_many_as_cores_beside_a_gpu(
+    folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def counted(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", counted)
+    assert run(folder, "--workers", 5, weights=weights) == 0
+    assert started.count("reader") == 5
+    assert run(folder, "--workers", 0, weights=weights) == 2
+    assert "--workers 0: must be at least 1" in capsys.readouterr().err
+    monkeypatch.setattr(stream, "cores", lambda: 32)
+    on_gpu = SimpleNamespace(is_asynchronous=True, device=torch.device("cuda"))
+    assert stream.worker_threads(on_gpu) == 32

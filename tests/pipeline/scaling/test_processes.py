@@ -65,6 +65,8 @@ def test_two_workers_write_what_one_process_writes(
     assert len(lines) == len(alone)
     events = [json.loads(line) for line in lines]
     assert events[0]["device"] == "cpu, cpu"
+    assert events[0]["kernels"] == "chosen by each worker"
+    assert events[-1]["kernels"] == json.loads(alone[-1])["kernels"]  # as the workers said
     reported = json.loads(report.read_text())
     assert reported["device"]["name"] == "cpu, cpu"
     assert reported["device"]["description"].startswith("2 × ")
@@ -76,7 +78,8 @@ def test_two_workers_write_what_one_process_writes(
     assert parts  # a worker that was slow to start may have found nothing left to do
     assert parts <= {"manifest-worker-0.jsonl", "manifest-worker-1.jsonl"}
     assert main([*shared, "--dry-run"]) == 0
-    plan = [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()]
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    plan = [event["status"] for event in events if event["event"] == "plan"]
     assert sorted(plan) == ["skipped"] * 12 + ["todo"]
 
 

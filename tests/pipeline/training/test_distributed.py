@@ -150,6 +150,7 @@ def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch, "ones", lambda size, device, ones=torch.ones: ones(size))
     group = TorchProcessGroup(5, 8, 1, 4)
     assert group.device("auto") == group.device("cuda") == torch.device("cuda:1")
     assert taken == [torch.device("cuda:1")] * 2
