@@ -33,7 +33,7 @@ class Progress(Generic[StartT_contra, ResultT_contra]):
         """
 
     def on_result(self, result: ResultT_contra) -> None:
-        """Called for each image as soon as it is finished, failed or skipped; for each epoch."""
+        """Called for each image once it is finished, failed or skipped; for each validation."""
 
 
 class Stop:

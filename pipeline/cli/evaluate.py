@@ -1,4 +1,4 @@
-"""`denoise-eval`: arguments → EvalOptions → evaluate → table or JSON."""
+"""`denoise-eval`: arguments → EvalOptions → evaluate → table, comparison or JSON."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from ..text import printable, valid
 from .command import PlainCommand, Version, exit_codes, new_app, require_output, run_app
 
 if TYPE_CHECKING:
+    from ..comparison import Comparison
     from ..evaluate import EvalOptions, Score
     from ..suite import RowScore
 
@@ -23,6 +24,9 @@ EXAMPLES = """[bold]Examples[/]
 
 [cyan]denoise-eval runs/photos/best.safetensors photos --noise poisson:30 --noise camera --gray[/]
   two noise models, scored on luminance
+
+[cyan]denoise-eval unet-gaussian-4 runs/photos/best.safetensors photos[/]
+  which of two weights is better, and how surely
 
 [cyan]denoise-eval tconv photos --noise subpixel:8 --json[/]
   JSON for another program
@@ -37,9 +41,10 @@ app = new_app()
 @app.command(cls=PlainCommand, epilog=EXAMPLES)
 def evaluate(
     weights: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="WEIGHTS", help="A safetensors file or the name of shipped weights."
+            metavar="WEIGHTS [WEIGHTS]",
+            help="A safetensors file or the name of shipped weights; two of them are compared.",
         ),
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of clean images.")],
@@ -123,6 +128,10 @@ def evaluate(
     [bold]--suite[/] prints a row for each kind of noise and picture: mean PSNR, the
     lowest, the gain of the image that gained least, and seconds in the network.
 
+    Two weights are compared on the same noisy images: the difference of each
+    image's PSNR, their mean with a 95 % interval (bootstrap), and Wilcoxon's
+    signed-rank test.
+
     Noise is not clipped and outputs are not rounded. Each image's noise
     depends only on the seed, the image's name and the noise model.
 
@@ -135,16 +144,23 @@ def evaluate(
         from ..evaluate import EvalOptions
         from ..evaluate import evaluate as run
 
+        if len(weights) > 2:
+            raise OptionError(f"{len(weights)} WEIGHTS: takes one, or two to compare")
+        if suite and len(weights) > 1:
+            raise OptionError("--suite takes one WEIGHTS: score each by itself")
         if suite and (noise or gray):
             raise OptionError("--suite has noise and gray images of its own: leave out the others")
         if not suite and (pairs or floors):
             raise OptionError("--pairs and --floors need --suite")
         noises = () if suite else tuple(noise or ["gaussian:25"])
-        options = EvalOptions(
-            weights, data, noises, seed, gray, device, precision, tta, noise_level
+        options, *others = (
+            EvalOptions(one, data, noises, seed, gray, device, precision, tta, noise_level)
+            for one in weights
         )
         if suite:
             _run_suite(options, pairs or [], floors, as_json)
+        elif others:
+            _compare(options, others[0], as_json)
         elif as_json:
             typer.echo(_to_json(run(options)))
         else:
@@ -206,6 +222,89 @@ def _print_suite(scores: Sequence["RowScore"]) -> None:
     console = Console(emoji=False)
     console.width = max(console.width, 100)
     console.print(table)
+
+
+def _compare(first: "EvalOptions", second: "EvalOptions", as_json: bool) -> None:
+    """Print each image's difference, the means and a verdict for every noise model."""
+    from ..comparison import compare
+    from ..evaluate import evaluate as run
+
+    scores = run(first), run(second)
+    comparisons = compare(*scores)
+    names = (first.weights, second.weights)
+    if as_json:
+        typer.echo(_comparison_json(names, scores, comparisons))
+        return
+    for letter, name in zip("AB", names, strict=True):
+        typer.echo(f"{letter}: {printable(name)}")
+    _print_differences(scores, comparisons)
+    for comparison in comparisons:
+        typer.echo(f"{comparison.noise}: {comparison.verdict('A', 'B')}")
+
+
+def _comparison_json(
+    names: tuple[str, str],
+    scores: tuple[Sequence["Score"], Sequence["Score"]],
+    comparisons: Sequence["Comparison"],
+) -> str:
+    from dataclasses import asdict
+
+    from ..comparison import difference
+    from ..metrics import psnr_of_mse
+
+    images = [
+        {
+            "image": one.name,
+            "noise": one.noise,
+            "psnr_in": psnr_of_mse(one.mse_in),
+            "psnr_first": psnr_of_mse(one.mse_out),
+            "psnr_second": psnr_of_mse(other.mse_out),
+            "difference": difference(one, other),
+        }
+        for one, other in zip(*scores, strict=True)
+    ]
+    result = {
+        "weights": names,
+        "images": [_with_nulls(row) for row in images],
+        "comparisons": [{**asdict(c), "verdict": c.verdict(*names)} for c in comparisons],
+    }
+    return json.dumps(valid(result), indent=2, allow_nan=False)
+
+
+def _print_differences(
+    scores: tuple[Sequence["Score"], Sequence["Score"]], comparisons: Sequence["Comparison"]
+) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..comparison import difference
+    from ..evaluate import means
+    from ..metrics import psnr_of_mse
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("noise", no_wrap=True)
+    for heading in ("PSNR in", "A", "B", "B − A"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one, other in zip(*scores, strict=True):
+        table.add_row(
+            escape(printable(one.name)),
+            one.noise,
+            *(f"{psnr_of_mse(value):.2f}" for value in (one.mse_in, one.mse_out, other.mse_out)),
+            f"{difference(one, other):+.2f}",
+        )
+    table.add_section()
+    for first, second, comparison in zip(*map(means, scores), comparisons, strict=True):
+        table.add_row(
+            "[bold]mean[/bold]",
+            first.noise,
+            f"{first.psnr_in:.2f}",
+            f"{first.psnr_out:.2f}",
+            f"{second.psnr_out:.2f}",
+            f"[bold]{comparison.difference:+.2f}[/bold]",
+        )
+    Console(emoji=False).print(table)
 
 
 def _to_json(scores: Sequence["Score"]) -> str:

@@ -1,23 +1,20 @@
 """`denoise-train`: arguments → TrainOptions → train → exit code."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..progress import Interrupted, Progress, Stop, stopping
+from ..progress import Interrupted, Stop, stopping
 from ..text import printable
 from .command import PlainCommand, Version, exit_codes, new_app, run_app
 
 if TYPE_CHECKING:
-    import rich.progress
-
     from ..training.distributed import ProcessGroup
     from ..training.options import TrainOptions
-    from ..training.run_folder import Epoch
-    from ..training.train import Outcome, TrainStart
+    from ..training.train import Outcome
 
 DATA, NOISE, NETWORK = "Data", "Noise", "Network"
 OPTIMISATION, RUN = "Optimisation", "Run"
@@ -272,7 +269,7 @@ def train(
     checkpoint_minutes: Annotated[
         float,
         typer.Option(
-            help="Minutes between checkpoints, besides the one after every epoch.",
+            help="Minutes between checkpoints, besides the one after every validation.",
             rich_help_panel=RUN,
         ),
     ] = 5.0,
@@ -289,8 +286,12 @@ def train(
     two-tensor file), or neighbouring pixels of one image (--self neighbor).
 
     The run folder receives best.safetensors (for denoise-batch --weights),
-    last.safetensors, a checkpoint, config.json, metrics.jsonl, samples.png
-    (clean, noisy, output) and, with the extra "plots", curves.png.
+    last.safetensors, model-card.md (what they are), a checkpoint, config.json,
+    metrics.jsonl (a line for every validation), samples.png (clean, noisy,
+    output) and, with the extra "plots", curves.png.
+
+    A run validates after ten seconds of training, then at every 2 % of its
+    length or as often as takes a tenth of its time, and at its end.
 
     On several GPUs or machines, start the same options with torchrun:
     [cyan]torchrun --nproc-per-node 4 -m denoise_batch.training DATA …[/]
@@ -312,18 +313,36 @@ def train(
         options = _options({**given, **paths, "kind": kind})
         options.refuse_ignored(given)
         with process_group() as group:
-            outcome = _run(options, group)
+            outcome = _run(options, group, _command(context))
         if not group.is_first:
             return
         best = outcome.best
         if not (output / "curves.png").exists():
             typer.echo("curves.png needs matplotlib: pip install 'denoise-batch[plots]'", err=True)
         typer.echo(
-            f"best: epoch {best.number}, {outcome.noisy_psnr:.2f} → {best.validation_psnr:.2f} dB "
-            f"over all validation tiles ({outcome.noisy_psnr_mean:.2f} → "
-            f"{best.validation_psnr_mean:.2f} dB averaged per tile): "
-            + printable(str(outcome.weights))
+            f"best: step {best.step} (epoch {best.epoch:.2f}), {outcome.noisy_psnr:.2f} → "
+            f"{best.validation_psnr:.2f} dB over all validation tiles "
+            f"({outcome.noisy_psnr_mean:.2f} → {best.validation_psnr_mean:.2f} dB averaged per "
+            "tile): " + printable(str(outcome.weights))
         )
+
+
+def _command(context: typer.Context) -> str:
+    """Return the command that began this run, as a shell takes it."""
+    words = ["denoise-train"]
+    for parameter in context.command.params:
+        name, value = parameter.name or "", context.params.get(parameter.name or "")
+        source = context.get_parameter_source(name)
+        if name == "resume" or source is None or source.name == "DEFAULT":
+            continue
+        flags = [*parameter.opts, *parameter.secondary_opts]
+        if parameter.param_type_name == "argument":
+            words.insert(1, str(value))
+        elif isinstance(value, bool):
+            words.append(flags[0] if value else flags[-1])
+        else:
+            words += [flags[0], str(value)]
+    return shlex.join(words)
 
 
 def _given(context: typer.Context) -> dict[str, Any]:
@@ -382,82 +401,31 @@ def _options(chosen: dict[str, Any]) -> "TrainOptions":
     return TrainOptions(**{**defaults, **chosen, "resume": resume})
 
 
-def _run(options: "TrainOptions", group: "ProcessGroup") -> "Outcome":
+def _run(options: "TrainOptions", group: "ProcessGroup", command: str) -> "Outcome":
     """Train to the end, or until Ctrl-C or SIGTERM after finishing the current step."""
+    from ..training.run_folder import RunFolder
     from ..training.train import train
+    from .training_bar import training_bar
 
     stop = Stop()
-    with _progress_bar(options.batch_size) as progress:
-        if group.size > 1:  # the others would wait for the gradients of one that stops
-            return train(options, progress, group)
-        try:
+    try:
+        with training_bar(options) as progress:
+            if group.is_first:
+                progress.show_device(group.device(options.device))
+            if group.size > 1:  # the others would wait for the gradients of one that stops
+                return train(options, progress, group, command=command)
             with stopping(stop):
-                return train(options, progress, group, stop)
-        except KeyboardInterrupt as interrupt:
-            if stop.signal is None:
-                raise
-            is_cut = isinstance(interrupt, Interrupted)  # an unfinished step is lost
-            place = "the last checkpoint" if is_cut else "here"
-            typer.echo(f"stopped; the same command with --resume continues from {place}", err=True)
-            raise typer.Exit(128 + stop.signal) from None
-
-
-class TrainingBar(Progress["TrainStart", "Epoch"]):
-    """Shows a bar of the steps, and a line for every epoch.
-
-    Args:
-        bar: the terminal's progress display.
-        batch_size: tiles per step.
-    """
-
-    def __init__(self, bar: "rich.progress.Progress", batch_size: int) -> None:
-        self._bar = bar
-        self._batch_size = batch_size
-        self._task = bar.add_task("steps", total=None, images_per_s=0.0)
-
-    def on_start(self, start: "TrainStart") -> None:
-        """Print the size of the data and how noisy it is."""
-        counts = start.counts
-        skipped = f" ({counts.too_small} more are too small)" if counts.too_small else ""
-        self._print(
-            f"{counts.training} to train on, {counts.validation} to validate on{skipped}; noisy "
-            f"validation tiles: {start.noisy_psnr:.2f} dB"
-        )
-
-    def on_step(self, name: str, done: int, total: int) -> None:
-        """Move the bar."""
-        speed = self._bar.tasks[0].speed or 0.0  # recent steps per second
-        images_per_s = speed * self._batch_size
-        self._bar.update(self._task, completed=done, total=total, images_per_s=images_per_s)
-
-    def on_result(self, result: "Epoch") -> None:
-        """Print the result of an epoch."""
-        self._print(
-            f"epoch {result.number}: training loss {result.training_loss:.6f}, validation "
-            f"{result.validation_psnr:.3f} dB, lr {result.lr:.3g}, {result.seconds:.0f} s, "
-            f"{result.images_per_s:.0f} images/s{', best so far' if result.is_best else ''}"
-        )
-
-    def _print(self, line: str) -> None:
-        self._bar.console.print(line, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress_bar(batch_size: int) -> Iterator[TrainingBar]:
-    """Show the bar on stderr inside the block; without a terminal only the lines."""
-    from rich import progress as rich_progress
-    from rich.console import Console
-
-    console = Console(stderr=True, emoji=False)
-    columns = (
-        rich_progress.TextColumn("steps"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn("{task.fields[images_per_s]:.0f} images/s  ETA"),
-        rich_progress.TimeRemainingColumn(),
-    )
-    with rich_progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        yield TrainingBar(bar, batch_size)
+                return train(options, progress, group, stop, command)
+    except KeyboardInterrupt as interrupt:
+        if stop.signal is None:
+            raise
+        place = "the same command with --resume continues from here"
+        if isinstance(interrupt, Interrupted):  # an unfinished step is lost
+            place = "the same command with --resume continues from the last checkpoint"
+            if not RunFolder(options.output).checkpoint.exists():
+                place = "nothing is saved yet"
+        typer.echo(f"stopped; {place}", err=True)
+        raise typer.Exit(128 + stop.signal) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -379,6 +379,23 @@ def digests_of(path: Path) -> tuple[str, str]:
     return digest.hexdigest(), outline.hex()
 
 
+def is_cut_from(path: Path, entry: Entry) -> bool:
+    """Whether a file is shorter than an output, but begins like it: each whole part is the same.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+    """
+    outline = bytes.fromhex(entry.outline)
+    with _open_regular(path, os.O_RDONLY, "rb", is_link_followed=True) as file:
+        end = 0
+        for number, (size, check, start) in enumerate(_parts_of(file, lambda block: None)):
+            is_whole = size == max(1, start)
+            if is_whole and check != outline[2 * number : 2 * number + 2]:
+                return False
+            end = start + size
+    return end < entry.output_stamp.size
+
+
 def is_left_of(path: Path, entry: Entry) -> bool:
     """Whether a file is what damage left of an output: nothing, zeros, or most of its parts.
 

@@ -17,7 +17,16 @@ from ..files.scan import FileStat, Job, canonical_paths, look, real_path, scan
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from .estimate import estimate, keep_speed, last_speed
-from .manifest import FOLDER, Entry, Manifest, Storage, is_left_of, locked, sha256_of
+from .manifest import (
+    FOLDER,
+    Entry,
+    Manifest,
+    Storage,
+    is_cut_from,
+    is_left_of,
+    locked,
+    sha256_of,
+)
 from .result import Estimate, Plan, Result, Summary
 from .stream import Engine, LocalEngine
 
@@ -500,6 +509,8 @@ def _is_damaged(manifest: Manifest, output: Path, known: Sequence[Entry]) -> boo
     """Whether an output is what a crash left of it; another file there is somebody's work."""
     try:
         with manifest.content(output) as path:
+            if any(entry.outline and is_cut_from(path, entry) for entry in known):
+                return True
             if not any(is_left_of(path, entry) for entry in known):
                 return False
             read_pages(path)

@@ -12,7 +12,7 @@ from denoise_batch.kernels import NoImagesError, OptionError
 from ..files.scan import canonical_paths, images_below, output_folders, scan
 from ..options import DenoiseOptions
 from ..progress import Stop
-from .manifest import FOLDER, Entry, Manifest, Storage, is_left_of, sha256_of
+from .manifest import FOLDER, Manifest, Storage, is_cut_from, sha256_of
 from .session import is_in_shard
 
 State = Literal["whole", "missing", "truncated", "changed", "unreadable", "unknown"]
@@ -90,17 +90,15 @@ def _check(storage: Storage, stop: Stop, manifest: Manifest, name: str) -> Check
             if any(entry.output_sha256 == digest for entry in entries):
                 return check("whole", size)
             written = entries[-1].output_stamp.size
-            if size < written and any(_is_begun(path, entry) for entry in entries):
+            if size < written and any(
+                not entry.outline or is_cut_from(path, entry) for entry in entries
+            ):
                 return check("truncated", size, f"{size} of {written} bytes")
             return check("changed", size, _difference(size, written))
     except FileNotFoundError:
         return check("missing", reason="no such file")
     except (OSError, OptionError) as error:
         return check("unreadable", reason=getattr(error, "strerror", "") or str(error))
-
-
-def _is_begun(path: Path, entry: Entry) -> bool:
-    return not entry.outline or is_left_of(path, entry)
 
 
 def _difference(size: int, written: int) -> str:

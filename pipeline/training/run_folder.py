@@ -37,28 +37,30 @@ GAP_PX = 4
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """The result of one epoch; a line of metrics.jsonl.
+class ValidationResult:
+    """What a validation found, and the training since the one before; a line of metrics.jsonl.
 
     Attributes:
         number: 1 for the first.
-        training_loss: mean over the epoch's batches, against the targets.
+        step: steps of the run so far.
+        epoch: the same in epochs, with a fraction.
+        training_loss: mean over the batches since the last validation, against the targets.
         validation_psnr: dB, of one MSE over all validation tiles (the course paper's protocol).
         validation_psnr_mean: dB, averaged over tiles.
         lr: learning rate of the last step.
-        seconds: training time, without validation.
-        step: steps of the run so far.
-        images_per_s: training tiles per second.
+        seconds: training time since the last validation, without that of validation.
+        images_per_s: training tiles per second of that time.
         is_best: whether validation_psnr is the highest so far.
     """
 
     number: int
+    step: int
+    epoch: float
     training_loss: float
     validation_psnr: float
     validation_psnr_mean: float
     lr: float
     seconds: float
-    step: int
     images_per_s: float
     is_best: bool
 
@@ -71,13 +73,13 @@ class TrainingState:
         network: the network in training.
         optimizer: updates its parameters.
         average: moving average of its parameters, validated and saved instead of them.
-        loss_sum: sum of the losses of the current epoch; a 0-d tensor on the device.
+        loss_sum: sum of the losses since the last validation; a 0-d tensor on the device.
         step: steps done.
-        epochs: epochs done, including validation.
-        epoch_start: steps done before the current epoch.
-        seconds: time spent in steps of the current epoch.
-        total_seconds: time spent in steps of earlier epochs.
-        best: the best epoch so far.
+        validations: validations done.
+        validated_step: steps done before the last of them.
+        seconds: time spent in steps since then.
+        total_seconds: time spent in steps before.
+        best: the best validation so far.
         is_consistent: whether counts, weights and optimiser belong to the same step.
     """
 
@@ -86,11 +88,11 @@ class TrainingState:
     average: ExponentialMovingAverage
     loss_sum: Tensor
     step: int = 0
-    epochs: int = 0
-    epoch_start: int = 0
+    validations: int = 0
+    validated_step: int = 0
     seconds: float = 0.0
     total_seconds: float = 0.0
-    best: Epoch | None = None
+    best: ValidationResult | None = None
     is_consistent: bool = True
 
     @contextmanager
@@ -100,20 +102,20 @@ class TrainingState:
         yield
         self.is_consistent = True
 
-    def finish_epoch(self, epoch: Epoch) -> None:
-        """Move on to the next epoch."""
+    def finish_validation(self, result: ValidationResult) -> None:
+        """Begin to count anew."""
         with self.updating():
             self.loss_sum.zero_()
             self.total_seconds += self.seconds
             self.seconds = 0.0
-            self.epoch_start = self.step
-            self.epochs = epoch.number
-            if epoch.is_best:
-                self.best = epoch
+            self.validated_step = self.step
+            self.validations = result.number
+            if result.is_best:
+                self.best = result
 
 
 class RunFolder:
-    """config.json, metrics.jsonl, weights, checkpoint, samples.png and curves.png.
+    """config.json, metrics.jsonl, weights, checkpoint, model card, samples.png and curves.png.
 
     Every file is replaced atomically. Of several processes only the first reads and writes; the
     others need no such folder.
@@ -129,6 +131,7 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.safetensors"
         self.curves = path / "curves.png"
         self.samples = path / "samples.png"
+        self.card = path / "model-card.md"
 
     def check(self, options: TrainOptions) -> None:
         """Check that `start` can begin the run, or resume the run in this folder.
@@ -183,22 +186,28 @@ class RunFolder:
         except OSError as error:
             raise OptionError(f"--output {self.path}: {error.strerror}") from error
 
-    def save_weights(self, network: Network, epoch: Epoch, training: Mapping[str, Any]) -> None:
-        """Write last.safetensors, and best.safetensors after the best epoch so far."""
+    def save_weights(
+        self, network: Network, result: ValidationResult, training: Mapping[str, Any]
+    ) -> None:
+        """Write last.safetensors, and best.safetensors after the best validation so far."""
         save_weights(self.last, network, training)
-        if epoch.is_best:
+        if result.is_best:
             save_weights(self.best, network, training)
 
-    def record(self, epoch: Epoch) -> list[dict[str, Any]]:
-        """Write the epoch's line of metrics.jsonl, dropping later lines of epochs to be redone.
+    def record(self, result: ValidationResult) -> list[dict[str, Any]]:
+        """Write the line of metrics.jsonl, dropping later lines of validations to be redone.
 
         Returns:
             All lines.
         """
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        lines = [*lines[: epoch.number - 1], json.dumps(asdict(epoch))]
+        lines = [*lines[: result.number - 1], json.dumps(asdict(result))]
         atomic_write(self.metrics, "".join(f"{line}\n" for line in lines).encode())
         return [json.loads(line) for line in lines]
+
+    def save_card(self, text: str) -> None:
+        """Write model-card.md."""
+        atomic_write(self.card, text.encode())
 
     def save_checkpoint(self, state: TrainingState) -> None:
         """Save everything that the next step depends on."""
@@ -210,8 +219,8 @@ class RunFolder:
         tensors |= {f"average.{name}": v for name, v in average.state_dict().items()}
         header = {
             "step": state.step,
-            "epochs": state.epochs,
-            "epoch_start": state.epoch_start,
+            "validations": state.validations,
+            "validated_step": state.validated_step,
             "seconds": state.seconds,
             "total_seconds": state.total_seconds,
             "best": asdict(state.best) if state.best else None,
@@ -241,10 +250,17 @@ class RunFolder:
         state.network.load_state_dict(parts["network"])
         state.optimizer.load_state_dict(parts["optimizer"])
         state.average.load_state_dict(parts["average"])
-        state.step, state.epochs = header["step"], header["epochs"]
-        state.epoch_start = header["epoch_start"]
+        state.step, best = header["step"], header["best"]
+        if "epochs" in header:  # earlier releases validated after every epoch
+            state.validations, state.validated_step = header["epochs"], header["epoch_start"]
+            best = best and {"epoch": float(best["number"]), **best}
+        else:
+            state.validations, state.validated_step = (
+                header["validations"],
+                header["validated_step"],
+            )
         state.seconds, state.total_seconds = header["seconds"], header["total_seconds"]
-        state.best = Epoch(**header["best"]) if header["best"] else None
+        state.best = ValidationResult(**best) if best else None
         if "mean" in header:  # checkpoints of earlier releases lack these and the learning rate
             state.network.normalize.mean = tuple(header["mean"])
             state.network.normalize.std = tuple(header["std"])
@@ -291,7 +307,7 @@ class Curves:
         self._rows: Sequence[Mapping[str, Any]] = ()  # not drawn yet
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take over all lines of metrics.jsonl after an epoch."""
+        """Take over all lines of metrics.jsonl after a validation."""
         self._rows = rows
         if time.monotonic() - self._drawn_at >= self.seconds:
             self.draw()
@@ -305,7 +321,7 @@ class Curves:
 
 
 def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float) -> bool:
-    """Plot training loss, validation loss and PSNR per epoch, as in the course paper's Figure 1.
+    """Plot losses and PSNR over the steps, as the course paper's Figure 1 does over epochs.
 
     Args:
         path: PNG to write.
@@ -320,19 +336,19 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    epochs = [row["number"] for row in rows]
+    steps = [row["step"] for row in rows]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, psnrs = figure.subplots(1, 2)
     values = [row["validation_psnr"] for row in rows]
     errors = [10 ** (-value / 10) for value in values]
     style = {"marker": "o", "markersize": 3}
-    losses.plot(epochs, [row["training_loss"] for row in rows], label="training", **style)
-    losses.plot(epochs, errors, label="validation", **style)
-    losses.set(xlabel="epoch", ylabel="mean squared error", title="loss", yscale="log")
+    losses.plot(steps, [row["training_loss"] for row in rows], label="training", **style)
+    losses.plot(steps, errors, label="validation", **style)
+    losses.set(xlabel="step", ylabel="mean squared error", title="loss", yscale="log")
     losses.legend()
-    psnrs.plot(epochs, values, color="C1", **style)
+    psnrs.plot(steps, values, color="C1", **style)
     psnrs.set(
-        xlabel="epoch", ylabel="dB", title=f"validation PSNR (noisy tiles: {noisy_psnr:.2f} dB)"
+        xlabel="step", ylabel="dB", title=f"validation PSNR (noisy tiles: {noisy_psnr:.2f} dB)"
     )
     for axes in (losses, psnrs):
         axes.grid(alpha=0.3)

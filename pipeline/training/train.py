@@ -5,9 +5,11 @@ targets with independent, unbiased noise, the mean squared error has the same mi
 clean targets.
 """
 
+import itertools
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from denoise_batch.kernels import (
     Adam,
     AdamW,
     Block,
+    DeviceError,
     ExpectileLoss,
     ExponentialMovingAverage,
     LogMSELoss,
@@ -29,6 +32,7 @@ from denoise_batch.kernels import (
     TrainingError,
     clip_grad_norm_,
 )
+from denoise_batch.kernels.errors import is_out_of_memory
 from denoise_batch.kernels.loss import Loss
 from denoise_batch.kernels.optim import Optimizer
 
@@ -38,9 +42,10 @@ from ..models import LARGEST_LEVEL, LevelEstimator, Network, find_weights, load_
 from ..progress import Progress, Stop
 from .data import Counts, load_data
 from .distributed import ProcessGroup
+from .model_card import model_card
 from .options import TrainOptions
-from .pairs import Generators, Pairs, StoredPairs, mean_and_std, tiles_per_chunk
-from .run_folder import Curves, Epoch, RunFolder, TrainingState, draw_samples
+from .pairs import Generators, Pairs, StoredPairs, Validation, mean_and_std, tiles_per_chunk
+from .run_folder import Curves, RunFolder, TrainingState, ValidationResult, draw_samples
 
 # Too low an estimate leaves noise, too high a one costs little.
 ESTIMATOR_TAU = 0.65
@@ -48,6 +53,11 @@ ESTIMATOR_TAU = 0.65
 EXACT_SHARE = 0.5
 LEVEL_SPREAD = 0.3  # deviation of its logarithm
 LEVEL_OFFSET = 0.5 / 255
+# A run validates at these parts of its length, but takes a tenth of its time for it at most: a tile
+# costs about three times as much in training as in validation.
+VALIDATION_SHARE = 0.02
+STEPS_PER_VALIDATED_BATCH = 3
+FIRST_VALIDATION_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,11 +66,21 @@ class TrainStart:
 
     Attributes:
         counts: size of the data.
+        tiles: training tiles per epoch.
         noisy_psnr: dB of the noisy validation tiles, of one MSE over all of them.
+        step: steps that a resumed run has done.
+        epoch: the same in epochs.
+        steps: steps of the whole run; None if its length is given in minutes.
+        best: the best validation of a resumed run so far.
     """
 
     counts: Counts
+    tiles: int
     noisy_psnr: float
+    step: int
+    epoch: float
+    steps: int | None
+    best: ValidationResult | None
 
 
 @dataclass(frozen=True)
@@ -68,13 +88,13 @@ class Outcome:
     """The result of a run.
 
     Attributes:
-        best: the best epoch.
+        best: the best validation.
         noisy_psnr: dB of the noisy validation tiles, of one MSE over all of them.
         noisy_psnr_mean: the same, averaged over tiles.
         weights: best.safetensors.
     """
 
-    best: Epoch
+    best: ValidationResult
     noisy_psnr: float
     noisy_psnr_mean: float
     weights: Path
@@ -82,9 +102,10 @@ class Outcome:
 
 def train(
     options: TrainOptions,
-    progress: Progress[TrainStart, Epoch] | None = None,
+    progress: Progress[TrainStart, ValidationResult] | None = None,
     group: ProcessGroup | None = None,
     stop: Stop | None = None,
+    command: str = "",
 ) -> Outcome:
     """Train a network and leave its best weights in the run folder.
 
@@ -93,23 +114,26 @@ def train(
 
     Args:
         options: the run.
-        progress: receives the start, every step and the result of every epoch.
+        progress: receives the start, every step and the result of every validation.
         group: the processes that train together (`process_group`), each calling this function with
             the same options; by default this process alone.
         stop: once set, the run finishes its step, saves a checkpoint and ends.
+        command: that began the run, for its model card.
 
     Raises:
         KeyboardInterrupt: the run was stopped; in the middle of a step the last checkpoint stays.
         OptionError: the run folder holds another run, or the device does not compute in the
             precision.
-        TrainingError: there is no usable data, or the loss is no longer finite.
-        DeviceError: the device is not available, or failed.
+        TrainingError: there is no usable data, the loss is no longer finite, or the run folder
+            cannot be written.
+        DeviceError: the device is not available, or failed, or its memory is too small.
     """
     group = group or ProcessGroup()
     stop = Stop() if stop is None else stop  # an unset one is false
     progress = progress if progress and group.is_first else Progress()
     strictly = deterministic_algorithms() if options.deterministic else nullcontext()
-    with device_failures(options.device, "checkpoints are kept for --resume"), strictly:
+    failures = device_failures(options.device, "checkpoints are kept for --resume")
+    with strictly, failures, _clear_errors(options):
         device = group.device(options.device)
         precision = precision_on(options.precision, device)
         group.check_batch_size(options.batch_size)
@@ -120,7 +144,6 @@ def train(
         chunk = tiles_per_chunk(validation.clean.shape[3])
         noisy_psnr, noisy_psnr_mean = psnrs_of_tiles(validation.noisy, validation.clean, chunk)
         group.check_same("data and noisy dB are", (counts, round(noisy_psnr, 2)))
-        progress.on_start(TrainStart(counts, noisy_psnr))
 
         generators = Generators(device)
         network, earlier = _new_network(options, pairs, generators)
@@ -131,58 +154,93 @@ def train(
         average = ExponentialMovingAverage(parameters, options.ema)
         loss_sum = torch.zeros((), device=device)
         state = TrainingState(network, _new_optimizer(options, parameters), average, loss_sum)
-        schedule = Schedule(options, len(pairs))
+        schedule = Schedule(options, len(pairs), len(validation.noisy))
         folder.start(options)
         folder.load_checkpoint(state)
+        progress.on_start(
+            TrainStart(
+                counts=counts,
+                tiles=len(pairs),
+                noisy_psnr=noisy_psnr,
+                step=state.step,
+                epoch=schedule.epoch(state.step),
+                steps=None if options.minutes is not None else schedule.steps(state),
+                best=state.best,
+            )
+        )
+        batches = _batches(len(pairs), options, state.step)
         saved_at = time.monotonic()
         curves = Curves(folder.curves, noisy_psnr)
 
         try:
-            while not schedule.is_over(state) or state.step > state.epoch_start:
-                order = _epoch_order(len(pairs), options, state.epochs)
-                network.train()
-                for number in range(state.step - state.epoch_start, schedule.steps_per_epoch):
-                    if schedule.is_over(state):
-                        break
-                    indices = order[number * options.batch_size :][: options.batch_size]
-                    lr = schedule.learning_rate(state)
-                    training_step(state, pairs, indices, lr, options, generators, group)
-                    progress.on_step("", state.step, schedule.steps(state))
-                    if stop:
-                        raise KeyboardInterrupt
-                    if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
-                        folder.save_checkpoint(state)
-                        saved_at = time.monotonic()
-
-                training_loss = _finish_steps(state, options, group)
-                with state.updating(), average.applied():
-                    level = None if options.estimator else group.local_rows(validation.level)
-                    local = denoise_tiles(network, group.local_rows(validation.noisy), level)
-                    denoised = group.all_gather(local, len(validation.noisy))
-                    psnrs = psnrs_of_tiles(denoised, validation.clean, chunk)
-                    epoch = _epoch_result(state, schedule, training_loss, *psnrs)
+            network.train()
+            while True:
+                if stop:
+                    raise KeyboardInterrupt
+                if schedule.is_due(state):
+                    training_loss = _finish_steps(state, options, group)
+                    with state.updating(), average.applied():
+                        level = None if options.estimator else group.local_rows(validation.level)
+                        local = denoise_tiles(network, group.local_rows(validation.noisy), level)
+                        denoised = group.all_gather(local, len(validation.noisy))
+                        psnrs = psnrs_of_tiles(denoised, validation.clean, chunk)
+                        result = _result(state, schedule, training_loss, *psnrs)
+                        training = _describe(options, pairs, validation, result, noisy_psnr)
+                        if group.is_first:
+                            whole = {**earlier, "estimator": training}
+                            folder.save_weights(
+                                network, result, whole if options.estimator else training
+                            )
                     if group.is_first:
-                        described = _describe(options, pairs, epoch, noisy_psnr)
-                        if options.estimator:
-                            described = {**earlier, "estimator": described}
-                        folder.save_weights(network, epoch, described)
-                if group.is_first:
-                    curves.add(folder.record(epoch))
-                    if epoch.is_best:
-                        draw_samples(folder.samples, validation.clean, validation.noisy, denoised)
-                state.finish_epoch(epoch)
-                folder.save_checkpoint(state)
-                saved_at = time.monotonic()
-                progress.on_result(epoch)
+                        rows = folder.record(result)
+                        curves.add(rows)
+                        card = model_card(options, network, counts, training, rows, command)
+                        folder.save_card(card)
+                        if result.is_best or result.number == 1:
+                            draw_samples(
+                                folder.samples, validation.clean, validation.noisy, denoised
+                            )
+                    state.finish_validation(result)
+                    folder.save_checkpoint(state)
+                    saved_at = time.monotonic()
+                    progress.on_result(result)
+                    network.train()
+                if schedule.is_over(state):
+                    break
+                lr = schedule.learning_rate(state)
+                training_step(state, pairs, next(batches), lr, options, generators, group)
+                progress.on_step("", state.step, schedule.steps(state))
+                if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
+                    folder.save_checkpoint(state)
+                    saved_at = time.monotonic()
         except KeyboardInterrupt:
             if state.is_consistent:
                 folder.save_checkpoint(state)
             raise
         finally:
             curves.draw()
-    if state.best is None:
-        raise TrainingError("the run ended before its first epoch")
+    assert state.best is not None  # the end of a run is validated
     return Outcome(state.best, noisy_psnr, noisy_psnr_mean, folder.best)
+
+
+@contextmanager
+def _clear_errors(options: TrainOptions) -> Iterator[None]:
+    """Turn a full disk and full memory into errors that say how to mend it."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{error.filename or options.output}: {error.strerror or error}; mend it, then go on "
+            "with --resume"
+        ) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"--device {options.device}: its memory is too small; use a smaller --batch-size (now "
+            f"{options.batch_size}), --tile-px ({options.tile_px}) or --validation-tiles "
+            f"({options.validation_tiles})"
+        ) from error
 
 
 def training_step(
@@ -299,24 +357,65 @@ def denoise_tiles(
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length of a run, in epochs, steps or minutes, and the learning rate along it.
+    """Length of a run, in epochs, steps or minutes; the learning rate and validations along it.
 
     Attributes:
         options: the run.
         tiles: tiles per epoch.
+        validation_tiles: tiles of a validation.
     """
 
     options: TrainOptions
     tiles: int
+    validation_tiles: int
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of a whole epoch."""
         return math.ceil(self.tiles / self.options.batch_size)
 
-    def images(self, state: TrainingState) -> int:
-        """Return the number of tiles that the current epoch has trained on."""
-        return min((state.step - state.epoch_start) * self.options.batch_size, self.tiles)
+    def tiles_until(self, step: int) -> int:
+        """Return the tiles that the steps before this one train on."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return epochs * self.tiles + min(steps * self.options.batch_size, self.tiles)
+
+    def epoch(self, step: int) -> float:
+        """Return the epochs, with a fraction, that are done before this step."""
+        return self.tiles_until(step) / self.tiles
+
+    def is_due(self, state: TrainingState) -> bool:
+        """Whether to validate now: at a mark, at the end, or for a first look."""
+        if state.step == state.validated_step:
+            return False
+        if self.is_mark(state):
+            return True
+        seconds = state.total_seconds + state.seconds
+        return (
+            state.validations == 0
+            and not self.options.deterministic
+            and seconds >= FIRST_VALIDATION_S
+            and self.steps(state) >= self._least_steps
+        )
+
+    def is_mark(self, state: TrainingState) -> bool:
+        """Whether this step is the run's last, or one at which every such run validates.
+
+        A run in minutes looks at the time since its last validation instead.
+        """
+        if self.is_over(state):
+            return True
+        if self.options.minutes is None:
+            part = math.ceil(VALIDATION_SHARE * self.steps(state))
+            return state.step % max(part, self._least_steps) == 0
+        is_time = state.seconds >= VALIDATION_SHARE * 60 * self.options.minutes
+        return is_time and state.step - state.validated_step >= self._least_steps
+
+    @property
+    def _least_steps(self) -> int:
+        """The steps that take about ten times as long as a validation."""
+        return math.ceil(
+            STEPS_PER_VALIDATED_BATCH * self.validation_tiles / self.options.batch_size
+        )
 
     def is_over(self, state: TrainingState) -> bool:
         """Whether the run has reached its length."""
@@ -395,6 +494,17 @@ def _new_optimizer(options: TrainOptions, parameters: list[Tensor]) -> Optimizer
     return kind(parameters, lr, weight_decay=decay)
 
 
+def _batches(count: int, options: TrainOptions, step: int) -> Iterator[Tensor]:
+    """Yield the indices of every step's tiles, from this step on."""
+    steps_per_epoch = math.ceil(count / options.batch_size)
+    epoch, done = divmod(step, steps_per_epoch)
+    for number in itertools.count(epoch):
+        order = _epoch_order(count, options, number)
+        for place in range(done, steps_per_epoch):
+            yield order[place * options.batch_size :][: options.batch_size]
+        done = 0
+
+
 def _epoch_order(count: int, options: TrainOptions, number: int) -> Tensor:
     """Return every tile's index once; the order depends only on seed and epoch."""
     if not options.shuffle:
@@ -415,42 +525,51 @@ def _random_symmetry(
 
 
 def _finish_steps(state: TrainingState, options: TrainOptions, group: ProcessGroup) -> float:
-    """Wait for the device and return the epoch's mean loss.
+    """Wait for the device and return the mean loss since the last validation.
 
     Raises:
         TrainingError: it is not finite.
     """
     started = time.perf_counter()
-    loss = state.loss_sum.item() / (state.step - state.epoch_start)
+    loss = state.loss_sum.item() / (state.step - state.validated_step)
     if not math.isfinite(loss):
         kept = f"; the best weights so far are in {options.output}" if state.best else ""
         raise TrainingError(
-            f"the loss became {loss} in epoch {state.epochs + 1}: use a smaller --lr (now "
+            f"the loss became {loss} by step {state.step}: use a smaller --lr (now "
             f"{options.lr:g}) or a longer --warmup-epochs{kept}"
         )
     state.seconds += group.broadcast_time(time.perf_counter() - started)
     return loss
 
 
-def _epoch_result(
+def _result(
     state: TrainingState, schedule: Schedule, training_loss: float, psnr: float, psnr_mean: float
-) -> Epoch:
+) -> ValidationResult:
     seconds = max(state.seconds, 1e-9)
-    return Epoch(
-        number=state.epochs + 1,
+    tiles = schedule.tiles_until(state.step) - schedule.tiles_until(state.validated_step)
+    # The first look depends on the clock; of the same run's weights the same shall be the best.
+    is_candidate = schedule.options.minutes is not None or schedule.is_mark(state)
+    is_better = state.best is None or psnr > state.best.validation_psnr
+    return ValidationResult(
+        number=state.validations + 1,
+        step=state.step,
+        epoch=schedule.epoch(state.step),
         training_loss=training_loss,
         validation_psnr=psnr,
         validation_psnr_mean=psnr_mean,
         lr=state.optimizer.lr,
         seconds=seconds,
-        step=state.step,
-        images_per_s=schedule.images(state) / seconds,
-        is_best=state.best is None or psnr > state.best.validation_psnr,
+        images_per_s=tiles / seconds,
+        is_best=is_candidate and is_better,
     )
 
 
 def _describe(
-    options: TrainOptions, pairs: Pairs, epoch: Epoch, noisy_psnr: float
+    options: TrainOptions,
+    pairs: Pairs,
+    validation: Validation,
+    result: ValidationResult,
+    noisy_psnr: float,
 ) -> dict[str, object]:
     """Return what a weights file says about its training."""
     # Only a two-tensor file brings tiles of its own number and size.
@@ -460,10 +579,12 @@ def _describe(
         "targets": options.targets,
         "loss": "expectile" if options.estimator else options.loss,
         "seed": options.seed,
-        "epoch": epoch.number,
-        "validation_psnr": round(epoch.validation_psnr, 3),
-        "validation_psnr_mean": round(epoch.validation_psnr_mean, 3),
+        "step": result.step,
+        "epoch": round(result.epoch, 3),
+        "validation_psnr": round(result.validation_psnr, 3),
+        "validation_psnr_mean": round(result.validation_psnr_mean, 3),
         "noisy_psnr": round(noisy_psnr, 3),
+        "validation_tiles": len(validation.noisy),
         "tiles": len(pairs),
         "tile_px": tile_px,
     }

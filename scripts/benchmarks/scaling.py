@@ -97,7 +97,7 @@ def _train(workers: int, images: Path, out: Path) -> float:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m"]
     command += _training(images, out, 1)
     subprocess.run(command, check=True, capture_output=True)
-    return _tiles_a_second(out, 1)
+    return _tiles_a_second(out)
 
 
 def _train_apart(workers: int, images: Path, out: Path) -> float:
@@ -114,7 +114,7 @@ def _train_apart(workers: int, images: Path, out: Path) -> float:
     codes = [process.wait() for process in running]
     if any(codes):
         raise SystemExit("a training failed")
-    return sum(_tiles_a_second(run, workers) for run in runs)
+    return sum(_tiles_a_second(run) for run in runs)
 
 
 def _training(images: Path, out: Path, share: int) -> list[str]:
@@ -125,10 +125,12 @@ def _training(images: Path, out: Path, share: int) -> list[str]:
     return [*command, "-d", "cpu", "--validation-tiles", "1", "--epochs", "2", "-o", str(out)]
 
 
-def _tiles_a_second(out: Path, share: int) -> float:
+def _tiles_a_second(out: Path) -> float:
     """Return tiles per second in the second epoch; the first warms up."""
-    row = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    return float(TILES // share / row["seconds"])
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    second = [row for row in rows if row["epoch"] > 1]
+    seconds = sum(row["seconds"] for row in second)
+    return float(sum(row["images_per_s"] * row["seconds"] for row in second) / seconds)
 
 
 def _denoise(workers: int, images: Path, out: Path, *, is_ray: bool) -> float:

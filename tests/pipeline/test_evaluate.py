@@ -1,14 +1,19 @@
 """denoise-eval: scores that can be checked by hand, one seed one result, clear errors."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import rankdata, wilcoxon
 from skimage.metrics import structural_similarity
 
 from denoise_batch.cli.evaluate import main
+from denoise_batch.comparison import Comparison, bootstrap_interval, signed_rank_p
 from denoise_batch.kernels import ShapeError
 from denoise_batch.metrics import ssim
 
@@ -128,7 +133,9 @@ def test_the_table_takes_no_name_for_markup(
     [
         (["tconv", "none"], 2), (["tconv", "empty"], 3), (["none.safetensors", "imgs"], 5),
         (["tconv", "imgs", "--noise", "x"], 2), (["tconv", "imgs", "--device", "x"], 2),
-        (["tconv", "imgs", "--precision", "x"], 2), (["tconv", "small"], 1), ([], 2),
+        (["tconv", "imgs", "--precision", "x"], 2), (["tconv", "small"], 1), ([], 2), (["imgs"], 2),
+        (["tconv", "tconv", "tconv", "imgs"], 2), (["tconv", "tconv", "imgs", "--suite"], 2),
+        (["tconv", "none.safetensors", "imgs"], 5), (["tconv", "tconv", "empty"], 3),
     ],
     ids=str,
 )  # fmt: skip
@@ -146,3 +153,90 @@ def test_wrong_use_ends_with_the_documented_code(
     Image.new("RGB", (5, 5)).save(tmp_path / "small" / "a.png")
     assert main(arguments) == code
     assert capsys.readouterr().err
+
+
+def test_two_weights_are_compared_image_by_image(
+    weights: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it says of each is what each gets alone; the untrained one loses on every image."""
+    result = scores(capsys, weights, "tconv", photographs, "--noise", "gaussian:25")
+    alone = [scores(capsys, one, photographs)["images"] for one in (weights, "tconv")]
+    expected = [b["psnr_out"] - a["psnr_out"] for a, b in zip(*alone, strict=True)]
+    assert [row["difference"] for row in result["images"]] == pytest.approx(expected)
+    (found,) = result["comparisons"]
+    assert found["difference"] == pytest.approx(sum(expected) / 10)
+    assert found["low"] < found["difference"] < found["high"]
+    assert (found["images"], found["wins"], found["losses"]) == (10, 10, 0)
+    assert found["p"] == pytest.approx(2 / 2**10)
+    assert found["verdict"].startswith(f"tconv is better than {weights} by ")
+
+    assert main(["tconv", str(weights), str(photographs), "-d", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"A: tconv\nB: {weights}\n")
+    assert "B − A" in out
+    *_, last = out.splitlines()
+    assert last.startswith("gaussian:25: A is better than B by ")
+    assert "10 images, better on 10, worse on 0)" in last
+
+
+def test_the_same_weights_twice_are_no_better(
+    photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tconv", "tconv", str(photographs), "-d", "cpu"]) == 0
+    assert "A and B score the same on every image." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 25, 150, 400])
+def test_the_signed_rank_test_agrees_with_scipy(count: int) -> None:
+    for shift in (0.0, 0.3, -1.0):
+        values = torch.randn(count, dtype=torch.float64) + shift
+        method = "exact" if count <= 200 else "approx"
+        expected = wilcoxon(values.numpy(), method=method).pvalue
+        assert signed_rank_p(values) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_signed_rank_test_counts_ties_and_leaves_out_zeros() -> None:
+    values = [0.5, 0.5, -0.5, 1.0, 1.0, 1.0, -2.0, 3.0]
+    ranks = rankdata([abs(value) for value in values])
+    found = sum(rank for rank, value in zip(ranks, values, strict=True) if value > 0)
+    sums = [
+        sum(rank for rank, sign in zip(ranks, signs, strict=True) if sign)
+        for signs in itertools.product((0, 1), repeat=len(values))
+    ]
+    tail = min(sum(s <= found for s in sums), sum(s >= found for s in sums)) / len(sums)
+    tensor = torch.tensor([*values, 0.0, 0.0], dtype=torch.float64)
+    assert signed_rank_p(tensor) == pytest.approx(2 * tail)
+    assert signed_rank_p(torch.zeros(3, dtype=torch.float64)) == 1.0
+
+
+def test_the_bootstrap_s_interval_is_that_of_a_mean() -> None:
+    values = torch.randn(200, dtype=torch.float64) + 1
+    low, high = bootstrap_interval(values)
+    half = 1.96 * float(values.std()) / 200**0.5
+    assert low == pytest.approx(float(values.mean()) - half, abs=0.02)
+    assert high == pytest.approx(float(values.mean()) + half, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {},
+            "second is better than first by 0.30 dB on average (95 % interval 0.20 to 0.45 dB, "
+            "p = 0.001; 24 images, better on 22, worse on 2).",
+        ),
+        (
+            {"difference": -0.3, "low": -0.45, "high": -0.2, "wins": 3, "losses": 21},
+            "first is better than second by 0.30 dB on average (95 % interval 0.20 to 0.45 dB, "
+            "p = 0.001; 24 images, better on 21, worse on 3).",
+        ),
+        ({"p": 0.06}, "No clear difference: second scores higher by 0.30 dB"),
+        ({"low": -0.1}, "No clear difference: second scores higher by 0.30 dB"),
+        ({"images": 5}, "second scores higher by 0.30 dB"),
+        ({"wins": 0, "losses": 0}, "first and second score the same on every image."),
+    ],
+    ids=str,
+)
+def test_the_verdict_is_a_plain_sentence(change: dict[str, Any], words: str) -> None:
+    sure = Comparison("gaussian:25", 24, 0.3, 0.2, 0.45, 0.001, 22, 2)
+    assert replace(sure, **change).verdict("first", "second").startswith(words)

@@ -157,4 +157,4 @@ def test_files_take_no_more_memory_than_is_foreseen(tmp_path: Path) -> None:
     assert len(peaks) == 7
     wrong = {name: pair for name, pair in peaks.items() if pair[0] > 1.15 * pair[1] + 32 * MIB}
     assert wrong == {}
-    assert peaks["1.png"][0] < 8 * 6_000_000  # bytes a pixel: a test of 169 megapixels had 15
+    assert peaks["1.png"][0] < 10 * 6_000_000  # bytes a pixel: a test of 169 megapixels had 15

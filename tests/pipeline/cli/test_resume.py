@@ -574,8 +574,8 @@ DAMAGE = {
 
 # What is still a picture may be somebody's work: it is told, and kept.
 READABLE = {
-    "jpg": ["a byte short", "flipped"],
-    "tif": ["a byte short", "flipped"],
+    "jpg": ["flipped"],
+    "tif": ["flipped"],
     "webp": ["flipped", "zeros at the end"],
     "bmp": ["flipped", "zeros at the end"],
 }

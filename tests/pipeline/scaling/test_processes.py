@@ -80,7 +80,7 @@ def test_two_workers_write_what_one_process_writes(
     assert main([*shared, "--dry-run"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     plan = [event["status"] for event in events if event["event"] == "plan"]
-    assert sorted(plan) == ["skipped"] * 12 + ["todo"]
+    assert sorted(plan) == ["failed"] + ["skipped"] * 12
 
 
 def test_without_a_gpu_all_of_them_are_an_error(

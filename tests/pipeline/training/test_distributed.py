@@ -78,7 +78,7 @@ def test_two_processes_reach_the_weights_of_one_with_the_joint_batch(
     for one, other in zip(*rows, strict=True):
         for key in ("training_loss", "validation_psnr", "validation_psnr_mean"):
             assert other[key] == pytest.approx(one[key], abs=1e-5)
-    assert len(re.findall("epoch 1:", said)) == 1  # only the first process prints
+    assert len(re.findall(r"step 3 \(", said)) == 1  # only the first process prints
     assert {path.name for path in whole.iterdir()} == {path.name for path in shared.iterdir()}
 
 
@@ -93,7 +93,9 @@ def test_a_lost_process_is_replaced_and_the_run_goes_on_from_its_checkpoint(
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment()
     ) as launcher:
-        while not (broken / "best.safetensors").exists():
+        # The second line comes after the checkpoint of the first validation.
+        metrics = broken / "metrics.jsonl"
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
             assert launcher.poll() is None
             time.sleep(0.005)
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
@@ -101,15 +103,14 @@ def test_a_lost_process_is_replaced_and_the_run_goes_on_from_its_checkpoint(
         os.kill(int(children[1]), signal.SIGKILL)
         _, said = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, said
-    steps = load_tensors(broken / "checkpoint.safetensors")[1]
-    assert steps["step"] == 12 * 5
-    assert "epoch 12:" in said
-    assert len(re.findall("epoch 1:", said)) == 1  # it went on; it did not begin anew
+    assert load_tensors(broken / "checkpoint.safetensors")[1]["step"] == 12 * 5
+    assert "step 60 (epoch 12.00)" in said
+    assert len(re.findall(r"step 3 \(", said)) == 1  # it went on; it did not begin anew
     assert len(re.findall("to train on", said)) == 2
     assert largest_difference(whole / "last.safetensors", broken / "last.safetensors") < 1e-5
     rows = (broken / "metrics.jsonl").read_text().splitlines()
-    numbers = [json.loads(row)["number"] for row in rows]
-    assert numbers == list(range(1, 13))
+    steps = [json.loads(row)["step"] for row in rows]
+    assert steps == list(range(3, 61, 3))
 
 
 def test_an_error_of_the_first_process_ends_all(photographs: Path, tmp_path: Path) -> None:

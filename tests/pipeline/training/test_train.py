@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from denoise_batch.cli.train import main
+from denoise_batch.cli.training_bar import training_bar
 from denoise_batch.device import deterministic_algorithms
 from denoise_batch.kernels import (
     Adam,
@@ -39,18 +41,18 @@ from denoise_batch.progress import Progress
 from denoise_batch.training import run_folder
 from denoise_batch.training.distributed import ProcessGroup
 from denoise_batch.training.options import LARGEST_SEED, TrainOptions
-from denoise_batch.training.run_folder import Epoch, RunFolder, TrainingState
+from denoise_batch.training.run_folder import RunFolder, TrainingState, ValidationResult
 from denoise_batch.training.train import TrainStart, train
 
 
-class Recorder(Progress[TrainStart, Epoch]):
+class Recorder(Progress[TrainStart, ValidationResult]):
     """Remembers what a run reports; interrupts it after a step, if asked to."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.stop_at = stop_at
         self.starts: list[TrainStart] = []
         self.steps: list[tuple[int, int]] = []
-        self.epochs: list[Epoch] = []
+        self.results: list[ValidationResult] = []
         self.were_deterministic: list[bool] = []
 
     def on_start(self, start: TrainStart) -> None:
@@ -62,8 +64,8 @@ class Recorder(Progress[TrainStart, Epoch]):
         if done == self.stop_at:
             raise KeyboardInterrupt
 
-    def on_result(self, result: Epoch) -> None:
-        self.epochs.append(result)
+    def on_result(self, result: ValidationResult) -> None:
+        self.results.append(result)
 
 
 @pytest.fixture
@@ -89,7 +91,8 @@ def test_a_run_leaves_weights_metrics_and_its_configuration(options: TrainOption
     outcome = train(options)
     files = {path.name for path in options.output.iterdir()}
     weights = {f"{name}.safetensors" for name in ("best", "last", "checkpoint")}
-    assert files == {"config.json", "metrics.jsonl", "curves.png", "samples.png"} | weights
+    others = {"config.json", "metrics.jsonl", "model-card.md", "curves.png", "samples.png"}
+    assert files == others | weights
     with Image.open(options.output / "samples.png") as samples:
         assert samples.size == (3 * 128 + 8, 6 * 128 + 20)
         columns = [samples.crop((132 * i, 0, 132 * i + 128, 128)) for i in range(3)]
@@ -97,12 +100,14 @@ def test_a_run_leaves_weights_metrics_and_its_configuration(options: TrainOption
     with Image.open(options.output / "curves.png") as curves:
         assert curves.width > 1000
     rows = list(map(json.loads, (options.output / "metrics.jsonl").read_text().splitlines()))
-    assert [row["number"] for row in rows] == [1, 2]
+    assert [row["number"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert [row["epoch"] for row in rows] == [0.5, 1.0, 1.5, 2.0]
     assert max(row["validation_psnr"] for row in rows) == outcome.best.validation_psnr
     config = json.loads((options.output / "config.json").read_text())
     assert config["noise"] == "gaussian:25"
     loaded = load_weights(outcome.weights)
-    assert loaded.training["epoch"] == outcome.best.number
+    assert loaded.training["step"] == outcome.best.step
     assert loaded.training["noise"] == "gaussian:25"
     assert loaded.network.architecture == "tconv"
 
@@ -121,24 +126,25 @@ def test_curves_are_drawn_now_and_then_and_at_the_end(
     draw = run_folder.draw_curves
 
     def count(path: Path, rows: Sequence[dict[str, Any]], noisy_psnr: float) -> bool:
-        drawn.append([row["number"] for row in rows])
+        drawn.append([row["step"] for row in rows])
         return draw(path, rows, noisy_psnr)
 
     monkeypatch.setattr(run_folder, "draw_curves", count)
     monkeypatch.setattr(run_folder, "time", SimpleNamespace(monotonic=lambda: 100.0))
     train(replace(options, epochs=4))
-    assert drawn == [[1, 2, 3, 4]]
+    assert drawn == [[2, 4, 6, 8, 10, 12, 14, 16]]
 
     stopped = replace(options, output=options.output / "stopped", epochs=4)
     with pytest.raises(KeyboardInterrupt):
         train(stopped, Recorder(stop_at=10))
-    assert drawn[1:] == [[1, 2]]
+    assert drawn[1:] == [[2, 4, 6, 8]]
     assert (stopped.output / "curves.png").exists()
 
     ticks = itertools.count(step=25.0)
     monkeypatch.setattr(run_folder, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     train(replace(stopped, resume=True))
-    assert drawn[2:] == [[1, 2, 3], [1, 2, 3, 4]]
+    whole = [2, 4, 6, 8, 10, 12, 14, 16]
+    assert drawn[2:] == [whole[:5], whole[:6], whole[:7], whole]
 
 
 def test_training_on_noisy_targets_alone_lowers_the_error_to_the_clean_image(
@@ -188,24 +194,25 @@ def test_training_goes_on_from_given_weights(options: TrainOptions, tmp_path: Pa
         train(other)
 
 
-def test_progress_receives_the_start_every_step_and_epoch(options: TrainOptions) -> None:
+def test_progress_receives_the_start_every_step_and_validation(options: TrainOptions) -> None:
     recorder = Recorder()
     outcome = train(options, recorder)
     (start,) = recorder.starts
     assert start.counts.training + start.counts.validation == 10
     assert start.noisy_psnr == outcome.noisy_psnr
     assert recorder.steps == [(step, 8) for step in range(1, 9)]
-    assert [epoch.number for epoch in recorder.epochs] == [1, 2]
-    assert recorder.epochs[-1].lr < options.lr / 2
+    assert (start.tiles, start.step, start.steps, start.best) == (64, 0, 8, None)
+    assert [result.step for result in recorder.results] == [2, 4, 6, 8]
+    assert recorder.results[-1].lr < options.lr / 2
 
 
 def test_a_run_may_be_measured_in_steps(options: TrainOptions) -> None:
     recorder = Recorder()
     train(replace(options, steps=6), recorder)
-    epochs = recorder.epochs
-    assert [epoch.step for epoch in epochs] == [4, 6]
-    assert epochs[-1].lr < 0.1 * options.lr  # the cosine ends with the steps
-    assert all(epoch.images_per_s > 0 for epoch in epochs)
+    results = recorder.results
+    assert [result.step for result in results] == [2, 4, 6]
+    assert results[-1].lr < 0.1 * options.lr  # the cosine ends with the steps
+    assert all(result.images_per_s > 0 for result in results)
 
 
 def test_a_run_may_be_measured_in_minutes(
@@ -216,10 +223,11 @@ def test_a_run_may_be_measured_in_minutes(
     monkeypatch.setattr("denoise_batch.training.train.time", clock)
     recorder = Recorder()
     train(replace(options, minutes=0.01), recorder)
-    epochs = recorder.epochs
-    assert 0.6 <= sum(epoch.seconds for epoch in epochs) < 0.8
-    assert 10 <= epochs[-1].step <= 13
-    assert epochs[-1].lr < 0.1 * options.lr
+    results = recorder.results
+    # A twentieth of a second for each step and each wait for the device.
+    assert 0.6 <= sum(result.seconds for result in results) < 0.75
+    assert [result.step for result in results] == [2, 4, 6, 8]
+    assert results[-1].lr < 0.1 * options.lr
 
 
 def test_every_second_is_one_of_the_first_process_s_clock(options: TrainOptions) -> None:
@@ -229,10 +237,80 @@ def test_every_second_is_one_of_the_first_process_s_clock(options: TrainOptions)
 
     recorder = Recorder()
     train(options, recorder, Steady())
-    assert [epoch.seconds for epoch in recorder.epochs] == [
-        5.0,
-        5.0,
-    ]  # four steps and the epoch's end
+    # Two steps and the wait for the device.
+    assert [result.seconds for result in recorder.results] == [3.0, 3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "validation_tiles", "steps", "expected"),
+    [
+        (16, 8, 100, list(range(2, 101, 2))),  # 2 % of the run
+        (4, 9, 20, [7, 14, 20]),  # a tenth of its time
+        (4, 400, 10, [10]),
+    ],
+)
+def test_a_run_in_steps_validates_at_the_same_steps_every_time(
+    options: TrainOptions, batch_size: int, validation_tiles: int, steps: int, expected: list[int]
+) -> None:
+    length = {"steps": steps, "batch_size": batch_size, "validation_tiles": validation_tiles}
+    recorder = Recorder()
+    train(replace(options, tile_px=8, **length), recorder)
+    assert [result.step for result in recorder.results] == expected
+
+
+class SlowClock(ProcessGroup):
+    """Every step takes two seconds and a half."""
+
+    def broadcast_time(self, seconds: float) -> float:
+        return 2.5
+
+
+def test_a_long_run_is_looked_at_after_ten_seconds(options: TrainOptions, tmp_path: Path) -> None:
+    """The first look follows the clock, so it never decides which weights are the best."""
+    options = replace(options, steps=24, validation_tiles=32, tile_px=16)
+    first = Recorder()
+    outcome = train(options, first, SlowClock())
+    assert [result.step for result in first.results] == [4, 6, 12, 18, 24]
+    assert not first.results[0].is_best
+    assert (options.output / "samples.png").exists()
+    calm = Recorder()
+    expected = train(replace(options, output=tmp_path / "calm"), calm)
+    assert [result.step for result in calm.results] == [6, 12, 18, 24]
+    for name in ("best", "last"):
+        ours, theirs = (load_tensors(run.weights.with_stem(name))[0] for run in (outcome, expected))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    exact = Recorder()
+    exact_options = replace(options, output=tmp_path / "exact", deterministic=True)
+    train(exact_options, exact, SlowClock())
+    assert [result.step for result in exact.results] == [6, 12, 18, 24]
+    short = Recorder()  # a look would take more than a tenth of it
+    train(replace(options, output=tmp_path / "short", steps=5), short, SlowClock())
+    assert [result.step for result in short.results] == [5]
+
+
+def test_a_run_in_minutes_validates_by_its_clock(
+    options: TrainOptions,
+) -> None:
+    recorder = Recorder()
+    train(replace(options, minutes=5, validation_tiles=10, tile_px=16), recorder, SlowClock())
+    # Two per cent are 6 seconds, which every third step reaches.
+    steps = [result.step for result in recorder.results]
+    assert steps[0] == 3
+    assert {later - step for step, later in itertools.pairwise(steps[:-1])} == {3}
+    assert any(result.is_best for result in recorder.results)
+
+
+def test_how_often_a_run_validates_changes_nothing_in_its_weights(options: TrainOptions) -> None:
+    often = replace(options, ema=0.9, optimizer="adamw", lr=1e-3, tiles=40, epochs=3, tile_px=16)
+    train(often)
+    recorder = Recorder()
+    train(replace(often, output=options.output / "other", validation_tiles=100), recorder)
+    assert [result.step for result in recorder.results] == [9]
+    one, other = (
+        load_tensors(folder / "last.safetensors")[0]
+        for folder in (options.output, options.output / "other")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(
@@ -342,11 +420,11 @@ def test_shipped_weights_bring_their_network_and_survive_the_default_rate(
     assert config["network"] == "unet"
     still = ["--steps", "1", "--lr", "1e-12", "-o", str(tmp_path / "still")]
     assert main([*command, *short, *still]) == 0
-    psnrs = [
-        json.loads((tmp_path / name / "metrics.jsonl").read_text())["validation_psnr"]
+    rows = [
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
         for name in ("run", "still")
     ]
-    assert psnrs[0] > psnrs[1] - 0.5
+    assert rows[0]["validation_psnr"] > rows[1]["validation_psnr"] - 0.5
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -390,8 +468,8 @@ def test_real_noise_brings_gray_and_drawn_tiles_unless_told_otherwise(
 def test_a_run_that_is_stopped_anywhere_resumes_to_the_same_weights(
     options: TrainOptions, tmp_path: Path, recipe: str
 ) -> None:
-    # In the first epoch, at its end, in the second one and near the end; for every other recipe
-    # once, where optimiser and average hold most.
+    # In the first epoch, at its end, where a validation is due, and near the end; for every other
+    # recipe once, where optimiser and average hold most.
     places = (1, 5, 6, 11) if recipe == "sgd" else (11,)
     options = replace(options, epochs=3, tiles=72, batch_size=16, **RECIPES[recipe])
     whole = train(replace(options, output=tmp_path / "whole"))
@@ -474,13 +552,24 @@ def test_every_process_takes_standardisation_and_rate_of_the_first_one_s_checkpo
 def test_a_checkpoint_of_an_earlier_release_resumes_too(
     options: TrainOptions, tmp_path: Path
 ) -> None:
-    """It tells neither standardisation nor rate."""
+    """It validated after every epoch, and the oldest tell neither standardisation nor rate."""
     train(replace(options, output=tmp_path / "whole"))
     _stopped(options, 6)
     path = options.output / "checkpoint.safetensors"
     tensors, header = load_tensors(path)
-    save_tensors(path, tensors, {k: header[k] for k in header if k not in ("lr", "mean", "std")})
-    train(replace(options, resume=True))
+    lacking = ("lr", "mean", "std", "validations", "validated_step")
+    header = {name: value for name, value in header.items() if name not in lacking}
+    del header["best"]["epoch"]
+    header["best"] |= {"number": 1, "step": 4, "validation_psnr": 99.0}
+    save_tensors(path, tensors, {**header, "epochs": 1, "epoch_start": 4})
+    rows = (options.output / "metrics.jsonl").read_text().splitlines()
+    old = {name: value for name, value in json.loads(rows[1]).items() if name != "epoch"}
+    (options.output / "metrics.jsonl").write_text(json.dumps({**old, "number": 1}) + "\n")
+    recorder = Recorder()
+    outcome = train(replace(options, resume=True), recorder)
+    assert [result.step for result in recorder.results] == [6, 8]
+    assert (outcome.best.step, outcome.best.epoch) == (4, 1.0)
+    assert [row["step"] for row in _rows(options.output)] == [4, 6, 8]
     expected = (tmp_path / "whole" / "last.safetensors").read_bytes()
     assert (options.output / "last.safetensors").read_bytes() == expected
 
@@ -665,8 +754,16 @@ def test_the_command_trains_and_says_what_came_of_it(
     )  # fmt: skip
     captured = capsys.readouterr()
     assert code == 0
-    assert "best: epoch 1" in captured.out
-    assert "to train on" in captured.err
+    assert re.match(r"best: step [24] \(epoch \S+\), 20\.\d\d → ", captured.out)
+    lines = captured.err.splitlines()
+    assert re.match("tconv, fp32 on .*: ", lines[0])
+    assert re.match(r"\d+ to train on, \d+ to validate on; noisy validation tiles: 20", lines[1])
+    assert lines[2] == "4 steps, 8 tiles a step, 32 an epoch"
+    assert re.match(r"step 2 \(epoch 0\.50\): training loss .* dB \([-+]\d+\.\d\d\), lr", lines[3])
+    assert lines[4].startswith("step 4 (epoch 1.00)")
+    card = (output / "model-card.md").read_text()
+    assert f"`denoise-train {photographs} --tiles 32 --validation-tiles 4 --noise" in card
+    assert len(re.findall(r"^\| [24] \| ", card, re.MULTILINE)) == 2
     assert (output / "best.safetensors").is_file()
 
 
@@ -706,3 +803,117 @@ def test_low_precision_on_a_processor_is_refused(
     assert main([*arguments, "--precision", "bf16"]) == 2
     assert "--precision bf16 on a processor" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_resume_says_where_it_goes_on(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        str(photographs), "-o", str(tmp_path / "run"), "--noise", "gaussian:25", "--tiles", "32",
+        "--validation-tiles", "4", "--epochs", "2", "--device", "cpu", "--no-augment",
+    ]  # fmt: skip
+    assert main([*command, "--resume"]) == 0
+    assert "nothing to resume here: a new run begins" in capsys.readouterr().err
+    assert "--resume" not in (tmp_path / "run" / "model-card.md").read_text()
+    assert "--no-augment" in (tmp_path / "run" / "model-card.md").read_text()
+    assert main([*command, "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"goes on after step 8 \(epoch 2\.00\); best so far: \S+ dB at step \d", said)
+    assert "\nstep" not in said
+
+
+def test_a_stop_before_anything_is_saved_promises_nothing(
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*arguments: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("denoise_batch.training.train.load_data", stopped)
+    assert main([str(photographs), "-o", str(tmp_path / "run"), "-d", "cpu"]) == 130
+    said = capsys.readouterr().err
+    assert said.endswith("stopped; nothing is saved yet\n")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(28, "No space left on device"), 1, "run: No space left on device; mend it"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 4, "use a smaller --batch-size (now 8)"),
+    ],
+    ids=["disk", "memory"],
+)
+def test_a_full_disk_and_full_memory_are_errors_of_one_line(
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
+    words: str,
+) -> None:
+    def full(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(RunFolder, "record", full)
+    command = [str(photographs), "-o", str(tmp_path / "run"), "--noise", "gaussian:25"]
+    short = ["--tiles", "16", "--validation-tiles", "4", "--steps", "2", "-d", "cpu"]
+    assert main([*command, *short]) == code
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "It knows `gaussian:25`."),
+        ({"targets": "clean"}, "the target is the clean tile"),
+        ({"network": "unet-level", "lr": 0.1}, "cannot estimate it: give `--noise-level`"),
+    ],
+    ids=str,
+)
+def test_the_model_card_says_what_the_weights_are_and_their_limits(
+    options: TrainOptions, changes: dict[str, Any], words: str
+) -> None:
+    small = replace(options, tile_px=16, tiles=32, **changes)
+    outcome = train(small)
+    card = (options.output / "model-card.md").read_text()
+    assert words in card
+    assert f"Network `{small.network}`" in card
+    assert f"clean photographs in `{options.data}`" in card
+    rows = [line for line in card.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == len((options.output / "metrics.jsonl").read_text().splitlines())
+    (best,) = [row for row in rows if "**" in row]
+    assert best.startswith(f"| {outcome.best.step} |")
+    assert "Command" not in card
+
+
+def test_a_terminal_shows_the_tiles_and_keeps_nothing_of_a_bar_that_failed(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    with training_bar(options) as progress:
+        train(options, progress)
+    said = capsys.readouterr().err
+    assert said.count("▀") == 2 * 74 * 12
+    assert "clean | noisy | output" in said
+    assert "\x1b[38;2;" in said
+
+    missing = replace(options, data=Path("misspelled"), output=options.output / "other")
+    with pytest.raises(OptionError), training_bar(missing) as progress:
+        train(missing, progress)
+    said = capsys.readouterr().err
+    assert said.endswith("\x1b[1A\x1b[2K")  # the line of the bar is erased
+
+    monkeypatch.setenv("COLORTERM", "")
+    plain = replace(options, output=options.output / "plain")
+    with training_bar(plain) as progress:
+        train(plain, progress)
+    assert "▀" not in capsys.readouterr().err
