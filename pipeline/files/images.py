@@ -179,35 +179,25 @@ def read_pages(
         return replace(pages[0], note=notes), *pages[1:]
 
 
-def read_pixels(path: Path) -> int | None:
-    """Pixels of all pages of a file by its head alone, None if that does not say; for estimates."""
-    with suppress(Exception), suppress_warnings(), path.open("rb") as file:
-        start = file.read(HEAD_BYTES)
-        if is_tiff(start):
-            return sniff_tiff(file, tiff.layout(file)).footprint.pixels
-        if pnm.is_read_here(start):
-            return pnm.footprint(file).pixels
-        formats = _formats_for(path, file)
-        file.seek(0)
-        with Image.open(file, formats=formats) as image:
-            return image.width * image.height
-    return None
+def read_head(path: Path) -> Footprint:
+    """Return what a file takes; nothing is decoded.
+
+    Raises:
+        ImageError: `read_pages` would raise it, as far as the file's head tells.
+    """
+    found: list[Footprint] = []
+
+    def stop(footprint: Footprint) -> None:
+        found.append(footprint)
+        raise _HeadIsReadError
+
+    with suppress(_HeadIsReadError):
+        read_pages(path, stop)
+    return found[0]
 
 
-def refusal_of(path: Path) -> str:
-    """Why a file will not be read, as far as its head tells; "" if it tells nothing."""
-    try:
-        with (
-            as_image_error(path, "read"),
-            suppress_warnings(),
-            collected_complaints(),
-            _stored(path) as (stored, start, kind),
-        ):
-            if not kind:
-                _mended(path, stored, start, lambda file: _refuse_kinds(path, file, start))
-    except ImageError as error:
-        return str(error)
-    return ""
+class _HeadIsReadError(ImageError):
+    """Ends the reading of a file before anything is decoded."""
 
 
 @contextmanager
@@ -271,14 +261,15 @@ def _read_pages(
     if pnm.is_read_here(start):
         on_size(pnm.footprint(file))
         return (pnm.read(file, start),)
-    jpeg, notes = jpeg_structure(file), []
-    if jpeg is not None and jpeg.end is None and (whole := complete_jpeg(file, jpeg)) is not None:
-        file = whole
-        notes.append("its end mark is missing, its pixels are all there; the output has one")
     with _opened(path, file, start) as (image, head, layout):
         _refuse_unsupported(image, file, head)
         on_size(head.footprint)
-        notes += left_out(file, "TIFF" if image is None else image.format or "", jpeg)
+        jpeg = jpeg_structure(file)
+        if jpeg and jpeg.end is None and (whole := complete_jpeg(file, jpeg)) is not None:
+            (page,) = _read_pages(path, whole, start, lambda footprint: None)
+            said = "its end mark is missing, its pixels are all there; the output has one"
+            return (replace(page, note="; ".join(filter(None, (said, page.note)))),)
+        notes = left_out(file, "TIFF" if image is None else image.format or "", jpeg)
         if head.is_beyond_pillow:
             pages = sixteen_bit.read(image, file, head)
         else:
@@ -311,12 +302,6 @@ def _opened(
     with context as image:
         head = sniff_tiff(file, layout) if image is None else sniff(image, file, layout)
         yield image, head, layout
-
-
-def _refuse_kinds(path: Path, file: BinaryIO, start: bytes) -> None:
-    if not pnm.is_read_here(start):
-        with _opened(path, file, start) as (image, head, _):
-            _refuse_unsupported(image, file, head)
 
 
 def _refuse_unsupported(image: Any, file: BinaryIO, head: FileHead) -> None:

@@ -16,8 +16,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from denoise_batch.kernels import ImageError
+
 from ..files.atomic import atomic_write
-from ..files.images import read_pixels
+from ..files.images import read_head
 from ..files.scan import Job
 from .manifest import FOLDER
 from .result import Estimate, Result
@@ -104,8 +106,8 @@ def estimate(
         looked_at += 1
         if status := _stat(job.source):
             sizes.append(status.st_size)
-        if found := read_pixels(job.source):
-            pixels.append(found)
+        with suppress(ImageError):
+            pixels.append(read_head(job.source).pixels)
     if not pixels:
         return Estimate(len(jobs), looked_at)
     megapixels = sum(pixels) / len(pixels) * len(jobs) / 1e6

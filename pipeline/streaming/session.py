@@ -11,7 +11,7 @@ from pathlib import Path
 from denoise_batch.kernels import ImageError, NoImagesError, OptionError
 
 from ..files.atomic import remove_abandoned
-from ..files.images import read_pages, refusal_of
+from ..files.images import read_head, read_pages
 from ..files.listed import read_list
 from ..files.scan import FileStat, Job, canonical_paths, look, real_path, scan
 from ..options import DenoiseOptions
@@ -150,8 +150,11 @@ class Session:
         for job in plan.jobs:
             if stop:
                 break
-            if "://" not in job.source_name and (reason := refusal_of(job.source)):
-                failing.append(Result(job, "failed", reason))
+            if "://" not in job.source_name:
+                try:
+                    read_head(job.source)
+                except ImageError as error:
+                    failing.append(Result(job, "failed", str(error)))
         bad = {result.job for result in failing}
         todo = tuple(job for job in plan.jobs if job not in bad)
         return replace(plan, jobs=todo, skipped=(*plan.skipped, *failing))

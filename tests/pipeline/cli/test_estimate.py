@@ -8,6 +8,7 @@ from pictures import picture
 from PIL import Image
 
 from denoise_batch.cli.batch import main
+from denoise_batch.files.footprint import Footprint, PageSize
 from denoise_batch.streaming import estimate
 from denoise_batch.streaming.stream import LocalEngine
 
@@ -106,7 +107,7 @@ def test_plain_runs_and_bars_tell_it_and_quiet_ones_look_at_nothing(
 ) -> None:
     text, _ = run(capsys, folder, weights, "--log", "plain")
     assert text.count("estimate: 3 images, 0.0 MP, ") == 1
-    monkeypatch.setattr(estimate, "read_pixels", None)
+    monkeypatch.setattr(estimate, "read_head", None)
     text, _ = run(capsys, folder, weights, "--quiet", "--overwrite")
     assert text == ""
 
@@ -142,7 +143,8 @@ def test_heads_tell_the_pixels_of_every_format(
 def test_a_large_run_measures_the_network_first(
     folder: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "read_pixels", lambda path: 50_000_000)
+    large = Footprint([PageSize(50_000_000, 3, 1)])
+    monkeypatch.setattr(estimate, "read_head", lambda path: large)
     monkeypatch.setattr(LocalEngine, "megapixels_per_second", lambda engine: 0.01)
     text, _ = run(capsys, folder, weights, "--log", "plain")
     assert "estimate: 3 images, 150.0 MP, " in text
