@@ -56,10 +56,22 @@ class MSELoss(Loss):
     """Σ (x − y)²/n over all n = N·C·H·W elements, the loss of Noise2Noise for zero-mean noise.
 
     Course paper, II-E. The gradient is 2·(x − y)/n.
+
+    Args:
+        known: share of the elements that count; the others are equal in input and target.
     """
 
+    def __init__(self, known: float = 1.0) -> None:
+        super().__init__()
+        self._known = known
+
     def _loss(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return ops_for(input.device).mse_loss(input, target)
+        loss, grad_input = ops_for(input.device).mse_loss(input, target)
+        return (
+            (loss, grad_input)
+            if self._known == 1
+            else (loss / self._known, grad_input / self._known)
+        )
 
 
 class LogMSELoss(Loss):
@@ -71,11 +83,12 @@ class LogMSELoss(Loss):
 
     Args:
         level: root mean square of each image's noise, (N,), for values in [0, 1].
+        known: as for `MSELoss`.
     """
 
-    def __init__(self, level: Tensor) -> None:
+    def __init__(self, level: Tensor, known: float = 1.0) -> None:
         super().__init__()
-        self._expected = 9e-6 * (255 * level + 0.3) ** 1.35
+        self._expected = 9e-6 * known * (255 * level + 0.3) ** 1.35
 
     def _loss(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient is (2/N)·(x − y)/(C·H·W)/(MSE + 0.1·r)."""

@@ -21,7 +21,7 @@ from .progress import Progress, Stop
 from .streaming.manifest import Storage
 from .streaming.result import Plan, Result, Summary
 from .streaming.session import Session, open_storage
-from .streaming.stream import LocalEngine
+from .streaming.stream import LocalEngine, with_stored_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,8 @@ def denoise(
     Args:
         image: a NumPy array (H, W) or (H, W, C); a PIL image; a torch tensor (H, W), (C, H, W) or
             (N, C, H, W); or a path. C is 1 or 3, or 2 or 4 with alpha, which is returned as it is.
-            Arrays and tensors are uint8, uint16, or float in [0, 1].
+            Arrays and tensors are uint8, uint16 (of the range that the weights were trained with,
+            or all 16 bits), or float in [0, 1].
         weights: a safetensors file, a shipped name, or None for the default.
         device: auto (the first available of CUDA, MPS, CPU), cpu, cuda, cuda:N or mps.
         strength: blend; 0 returns the input, 1 the network's output.
@@ -109,7 +110,9 @@ class Denoiser:
             precision=precision,
             measure=False,
         )
+        options = with_stored_range(options)
         engine = LocalEngine(options, Storage())
+        self._value_range = options.value_range
         self.device = torch.device(engine.device)
         self._denoiser = engine.denoiser
 
@@ -117,7 +120,9 @@ class Denoiser:
         """Denoise one image; see `denoise`."""
         if isinstance(image, (str, Path)):
             try:
-                return ImageOps.exif_transpose(self._page_to_pillow(read_image(Path(image))))
+                return ImageOps.exif_transpose(
+                    self._page_to_pillow(read_image(Path(image), self._value_range))
+                )
             except ImageError as error:
                 if str(error).startswith(str(image)):
                     raise
@@ -150,7 +155,8 @@ class Denoiser:
                 )
         samples, alpha, mode = decode(image)
         storage = StorageFormat(image.format or "PNG", mode)
-        (page,) = prepare([DecodedImage(samples, alpha, BITS_8, storage, Metadata())])
+        page = DecodedImage(samples, alpha, BITS_8, storage, Metadata())
+        (page,) = prepare([page], self._value_range)
         info = {k: v for k, v in image.info.items() if k != "transparency"}
         if image.mode == "CMYK":  # whose profile does not describe the RGB image
             info.pop("icc_profile", None)
@@ -206,7 +212,10 @@ class Denoiser:
             return nhwc.clone()  # float64 keeps every bit
         stored = nhwc.to(torch.float32) if nhwc.dtype in _FLOATS else nhwc
         colours = channels - 1 if channels in (2, 4) else channels
-        pages = prepare([_page(image, colours) for image in stored], _RANGES[stored.dtype])
+        scale = _RANGES[stored.dtype]
+        if stored.dtype == torch.uint16:
+            scale = self._value_range or scale
+        pages = prepare([_page(image, colours) for image in stored], scale)
         denoised = torch.stack(self._denoise(pages)).to(nhwc.dtype)
         return torch.cat([denoised, nhwc[..., colours:]], 3) if colours < channels else denoised
 
@@ -341,7 +350,7 @@ def denoise_folder(
             measure=measure,
             value_range=value_range,
         )
-        with Session(options, storage) as session:
+        with Session(with_stored_range(options), storage) as session:
             return session.run(session.jobs(), progress, stop)
 
 

@@ -115,7 +115,8 @@ def evaluate(options: EvalOptions) -> list[Score]:
     scorer = Scorer(options)
     scores = []
     for job in scan([str(options.data)], Path("unused-output")):
-        clean = read_image(job.source).as_photograph()
+        page = read_image(job.source, scorer.value_range)
+        clean = page.as_photograph() if scorer.value_range is None else page.to_unit()
         if options.is_gray and len(clean) == 3:
             clean = torch.round(luma(clean) * 255) / 255  # 8 bits, as Pillow's mode L
         for noise in options.noises:
@@ -148,6 +149,9 @@ def means(scores: Sequence[Score]) -> list[Mean]:
 class Scorer:
     """Adds noise to images and denoises them, as the options say.
 
+    Attributes:
+        value_range: black and white of samples above 8 bits, by the weights; None: as found.
+
     Raises:
         OptionError: the device does not compute in the precision.
         DeviceError: the device is not available, or failed.
@@ -157,10 +161,12 @@ class Scorer:
     def __init__(self, options: EvalOptions) -> None:
         self._options = options
         self._device = resolve_device(options.device)
-        network = load_weights(find_weights(options.weights)).network
+        weights = load_weights(find_weights(options.weights))
+        network = weights.network
         with device_failures(self._device):
             network.to(self._device)
         network.set_compute_dtype(torch_dtype(precision_on(options.precision, self._device)))
+        self.value_range = weights.value_range
         self._network = network
         self._forward = Forward(network, tta=options.tta)
         self._levels = Levels(network, *parse_noise_level(options.noise_level))

@@ -34,16 +34,20 @@ def psnrs_of_tiles(images: Tensor, references: Tensor, at_once: int) -> tuple[fl
 
     Args:
         images: tiles (N, C, H, W) in [0, 1].
-        references: clean tiles of the same shape.
+        references: clean tiles of the same shape; NaN where a pixel is unknown.
         at_once: tiles converted to float64 at once, on the host as in `mse`.
     """
-    each, whole = [], 0.0
+    sums, counts = [], []
     parts = zip(torch.split(images, at_once), torch.split(references, at_once), strict=True)
     for image, reference in parts:
-        errors = (image.cpu().double() - reference.cpu().double()).square_()
-        each.append(errors.mean((1, 2, 3)))
-        whole += errors.mean().item() * (len(image) / len(images))
-    own = torch.cat(each).clamp_min(1e-10)
+        wanted = reference.cpu().double()
+        is_unknown = wanted.isnan()
+        errors = (image.cpu().double() - wanted).square_().masked_fill_(is_unknown, 0.0)
+        sums.append(errors.sum((1, 2, 3)))
+        counts.append((~is_unknown).sum((1, 2, 3)))
+    total, known = torch.cat(sums), torch.cat(counts)
+    own = (total / known)[known > 0].clamp_min(1e-10)
+    whole = total.sum().item() / max(int(known.sum()), 1)
     return psnr_of_mse(whole), (-10 * own.log10()).mean().item()
 
 

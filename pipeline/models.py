@@ -53,6 +53,7 @@ from denoise_batch.kernels.work import WORK
 
 from . import weights
 from .files.atomic import atomic_write
+from .options import check_range
 
 logger = logging.getLogger("denoise_batch.models")
 
@@ -494,6 +495,12 @@ class Weights:
     training: dict[str, Any]
     sha256: str
 
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Black and white of samples above 8 bits that the network was trained with, if given."""
+        found = self.training.get("range")
+        return None if found is None else (found[0], found[1])
+
 
 def save_weights(path: Path, network: Network, training: Mapping[str, Any]) -> None:
     """Write the network to `path`, whole or not at all.
@@ -528,6 +535,7 @@ def load_weights(path: Path) -> Weights:
         spec, training = header["network"], header["training"]
         if not isinstance(training, dict):
             raise WeightsError(f"training is a {type(training).__name__}, not an object")
+        _check_range(training.get("range"))
         mean, std = _one_or_three(spec["mean"]), _one_or_three(spec["std"])
         network = Network(spec["architecture"], mean, std)
         if not any(name.startswith("estimator.") for name in tensors):
@@ -551,6 +559,15 @@ def _one_or_three(numbers: list[float]) -> list[float]:
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
         raise WeightsError(f"mean or std {numbers!r:.50}: expected one finite number, or three")
     return numbers
+
+
+def _check_range(found: Any) -> None:
+    """Check what a file says of its range of values: nothing, or two ascending numbers."""
+    if found is None:
+        return
+    if not (isinstance(found, list) and len(found) == 2):
+        raise WeightsError(f"range {found!r:.50}: expected black and white")
+    check_range(*map(float, found))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

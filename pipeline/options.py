@@ -141,9 +141,7 @@ class DenoiseOptions:
         if self.tile not in ("auto", "off") and not (self.tile.isdecimal() and int(self.tile) > 0):
             raise OptionError(f"--tile {self.tile!r}: auto, off, or a tile's side in pixels")
         if self.value_range is not None:
-            low, high = self.value_range
-            if not (math.isfinite(high - low) and low < high):
-                raise OptionError(f"--range {low:g}-{high:g}: LOW-HIGH with LOW below HIGH")
+            check_range(*self.value_range)
         number, shards = self.shard
         if not 1 <= number <= shards:
             raise OptionError(f"--shard {number}/{shards}: I/N with I from 1 to N")
@@ -193,6 +191,29 @@ def _check_extra(name: str, suffix: str) -> None:
         output_format(Path(f"x{suffix}"))
     except ImageError as error:
         raise OptionError(f"--format {name}: {error}") from error
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """Parse `--range`.
+
+    Raises:
+        OptionError: not LOW-HIGH.
+    """
+    number = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+    found = re.fullmatch(rf"\s*{number}\s*-\s*{number}\s*", text)
+    if found is None:
+        raise OptionError(f"--range {text!r}: LOW-HIGH, such as 0-4095 or -0.5-1.5")
+    return float(found[1]), float(found[2])
+
+
+def check_range(low: float, high: float) -> None:
+    """Check that black lies below white.
+
+    Raises:
+        OptionError: it does not.
+    """
+    if not (math.isfinite(high - low) and low < high):
+        raise OptionError(f"--range {low:g}-{high:g}: LOW-HIGH with LOW below HIGH")
 
 
 def _check_report(path: Path) -> None:

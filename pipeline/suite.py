@@ -132,7 +132,7 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
                 raise OptionError(f"--pairs {folder}: needs the folders noisy and clean in it")
     scorer = Scorer(options)
     found: dict[str, list[_PictureScore]] = {row.name: [] for row in ROWS}
-    for name, picture in _photographs(options.data):
+    for name, picture in _photographs(options.data, scorer.value_range):
         for row in ROWS:
             if row.pictures == "photographs" or (row.pictures == "gray" and len(picture) == 3):
                 is_gray = row.pictures == "gray"
@@ -144,7 +144,7 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
                 if row.pictures == kind:
                     found[row.name].append(_score(scorer, row.noise, name, picture))
     for folder in pairs:
-        scores = [_score_pair(scorer, *pair) for pair in _pairs(folder)]
+        scores = [_score_pair(scorer, *pair) for pair in _pairs(folder, scorer.value_range)]
         found[f"pairs {folder.name}"] = scores
     return [_summary(name, scores) for name, scores in found.items() if scores]
 
@@ -182,12 +182,14 @@ def misses(
     return missed
 
 
-def _photographs(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _photographs(
+    folder: Path, value_range: tuple[float, float] | None
+) -> Iterator[tuple[str, Tensor]]:
     jobs = scan([str(folder)], Path("unused-output"))
     if not jobs:
         raise NoImagesError(f"{folder}: no images")
     for job in jobs:
-        yield job.name, read_image(job.source).to_unit()
+        yield job.name, read_image(job.source, value_range).to_unit()
 
 
 def _graphics() -> Iterator[tuple[str, Tensor]]:
@@ -205,7 +207,9 @@ def _flat_pictures() -> Iterator[tuple[str, Tensor]]:
             yield f"{width}×{height} {colour}", picture
 
 
-def _pairs(folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _pairs(
+    folder: Path, value_range: tuple[float, float] | None
+) -> Iterator[tuple[str, Tensor, Tensor]]:
     jobs = scan([str(folder / "noisy")], Path("unused-output"))
     if not jobs:
         raise NoImagesError(f"{folder / 'noisy'}: no images")
@@ -213,7 +217,7 @@ def _pairs(folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
         partner = find_reference(folder / "clean", job.name)
         if partner is None:
             raise ImageError(f"{job.source}: no clean image of this name in {folder / 'clean'}")
-        noisy, clean = read_image(job.source).to_unit(), read_image(partner).to_unit()
+        noisy, clean = (read_image(p, value_range).to_unit() for p in (job.source, partner))
         if noisy.shape != clean.shape:
             raise ImageError(f"{job.source}: differs in size from {partner}")
         yield job.name, noisy, clean

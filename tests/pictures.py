@@ -117,3 +117,15 @@ def tiff_bytes(tags: dict[int, Any], samples: bytes, *, width: int = 1, order: s
     bits = tags[258]
     more = struct.pack(f"{order}{len(bits)}H", *bits) if isinstance(bits, tuple) else b""
     return (head.ljust(280, b"\0") + more).ljust(300, b"\0") + samples
+
+
+def blobs(size: int = 160, seed: int = 0) -> Tensor:
+    """Gray discs on waves, in about [0, 1]: (1, size, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(size) / 64, torch.arange(size) / 64, indexing="ij")
+    picture = 0.3 + 0.15 * torch.sin(5 * x + 2 * y + seed) * torch.cos(3 * y)
+    for _ in range(size // 8):
+        at_y, at_x, radius = torch.rand(3, generator=generator).tolist()
+        distance = (y - at_y * size / 64) ** 2 + (x - at_x * size / 64) ** 2
+        picture += 0.4 * (distance < (0.03 + 0.12 * radius) ** 2)
+    return picture[None]

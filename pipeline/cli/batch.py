@@ -1,7 +1,6 @@
 """`denoise-batch`: arguments → DenoiseOptions → denoise → table and exit code."""
 
 import math
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -180,8 +179,8 @@ def denoise(
         typer.Option(
             "--range",
             metavar="LOW-HIGH",
-            help="Black and white of samples above 8 bits, for all files. Default: what each file "
-            "declares, or else where nearly all of its samples lie.",
+            help="Black and white of samples above 8 bits, for all files. Default: that of the "
+            "weights' training, what each file declares, or where nearly all of its samples lie.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -340,10 +339,11 @@ def denoise(
     with exit_codes(quiet=quiet), ExitStack() as stack:
         from denoise_batch.kernels.errors import DenoiseBatchError, OptionError
 
-        from ..options import DenoiseOptions
+        from ..options import DenoiseOptions, parse_range
         from ..preview import write_preview
         from ..progress import Stop, stopping
         from ..streaming.session import Session, has_urls, open_storage
+        from ..streaming.stream import with_stored_range
         from ..streaming.watch import watch as watch_folders
         from .console import display, write_reports
 
@@ -405,13 +405,14 @@ def denoise(
                 limit=limit,
                 cuda_graphs=cuda_graphs,
                 measure=measure,
-                value_range=None if value_range is None else _range(value_range),
+                value_range=None if value_range is None else parse_range(value_range),
                 reports=tuple(report or ()),
                 engine=engine,
                 ray_address=ray_address,
                 files_from=files_from,
                 null=null,
             )
+            options = with_stored_range(options)
             if preview is not None:
                 files, code = write_preview(options, preview, storage, shown.warn, stop)
                 if stop.signal is None:
@@ -453,16 +454,6 @@ def denoise(
         if is_end_last:
             shown.show_summary(summary)
         raise typer.Exit(summary.exit_code)
-
-
-def _range(text: str) -> tuple[float, float]:
-    from denoise_batch.kernels import OptionError
-
-    number = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
-    found = re.fullmatch(rf"\s*{number}\s*-\s*{number}\s*", text)
-    if found is None:
-        raise OptionError(f"--range {text!r}: LOW-HIGH, such as 0-4095 or -0.5-1.5")
-    return float(found[1]), float(found[2])
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -64,8 +64,29 @@ def train(
         str | None,
         typer.Option(
             "--self",
-            metavar="neighbor",
-            help="DATA holds single noisy images; learn from neighbouring pixels.",
+            metavar="neighbor|blind-spot|auto",
+            help="DATA holds single noisy images; learn from neighbouring pixels, from hidden "
+            "pixels, or from what suits their noise.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    axes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYX|ZYX|…",
+            help="What the pages of a file are: T shots of one scene; S, Z, C scenes of their own; "
+            "TZYX by the file's description.",
+            show_default="TYX with --bursts, else SYX",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="LOW-HIGH",
+            help="Black and white of samples above 8 bits, now and for the weights.",
+            show_default="as denoise-batch finds them",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -283,7 +304,7 @@ def train(
 
     Input and target of the network are two noisy versions of one tile: drawn
     independently by --noise, two shots of one scene (--pairs, --bursts, a
-    two-tensor file), or neighbouring pixels of one image (--self neighbor).
+    two-tensor file, pages of a stack), or pixels of one image (--self).
 
     The run folder receives best.safetensors (for denoise-batch --weights),
     last.safetensors, model-card.md (what they are), a checkpoint, config.json,
@@ -349,7 +370,7 @@ def _given(context: typer.Context) -> dict[str, Any]:
     """Return the fields of TrainOptions that the command line sets."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     chosen = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
-    chosen -= {"bursts", "self_supervised", "show_version"}  # no fields; see `_kind`
+    chosen -= {"bursts", "show_version"}  # no fields; see `_kind`
     return {name: context.params[name] for name in chosen}
 
 
@@ -363,8 +384,6 @@ def _kind(
     """Return what DATA holds, as `TrainOptions.kind` names it."""
     from denoise_batch.kernels import OptionError
 
-    if self_supervised not in (None, "neighbor"):
-        raise OptionError(f"--self {self_supervised}: choose neighbor")
     is_tensors = data.suffix.lower() in (".pt", ".pth", ".pkl")
     kinds = {
         "pairs": pairs is not None,
@@ -384,9 +403,12 @@ def _options(chosen: dict[str, Any]) -> "TrainOptions":
     from denoise_batch.kernels import OptionError
 
     from ..models import find_weights, load_weights
+    from ..options import parse_range
     from ..training.distributed import was_restarted
     from ..training.options import TrainOptions, default_rates
 
+    if "value_range" in chosen:
+        chosen["value_range"] = parse_range(chosen["value_range"])
     if "epochs" in chosen and ("steps" in chosen or "minutes" in chosen):
         raise OptionError("--epochs, --steps and --minutes exclude each other")
     network = "tconv"

@@ -131,13 +131,17 @@ _SAMPLES_PER_PIXEL, _PHOTOMETRIC = 277, 262  # TIFF tags
 Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]  # documented, but untyped
 
 
-def read_image(path: Path) -> DecodedImage:
+def read_image(path: Path, value_range: tuple[float, float] | None = None) -> DecodedImage:
     """Read a file of one page; orientation is kept as metadata, pixels are not rotated.
+
+    Args:
+        path: the file.
+        value_range: as for `read_pages`.
 
     Raises:
         ImageError: as for `read_pages`, or the file has several pages.
     """
-    pages = read_pages(path)
+    pages = read_pages(path, value_range=value_range)
     if len(pages) > 1:
         raise ImageError(f"{path}: has {len(pages)} pages; split it into files of one page")
     return pages[0]

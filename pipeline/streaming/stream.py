@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -210,6 +210,17 @@ class LocalEngine(Engine):
                 measure=options.measure,
                 value_range=options.value_range,
             )
+
+
+def with_stored_range(options: DenoiseOptions) -> DenoiseOptions:
+    """Return the options with the range of values of their weights, unless they give another.
+
+    Raises:
+        WeightsError: the weights cannot be used.
+    """
+    if options.value_range is not None:
+        return options
+    return replace(options, value_range=load_weights(find_weights(options.weights)).value_range)
 
 
 def weights_for(options: DenoiseOptions) -> tuple[Path, Weights]:

@@ -10,23 +10,26 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from denoise_batch.kernels import ImageError, OptionError, TrainingError
 
-from ..files.images import as_image_error, read_image
+from ..files.images import as_image_error, read_pages
 from ..files.pixels import from_pil, to_pil
 from ..files.sniff import WIDE_GRAY
 from .graphics import Graphics
 from .noise import ChainedNoise, NoiseModel
+from .noise_kind import CORRELATED, measure_noise
 from .options import TrainOptions
-from .pairs import CropPairs, Pairs, ScenePairs, StoredPairs, Validation, tiles_per_chunk, to_float
+from .pairs import CropPairs, Pairs, StoredPairs, Validation, tiles_per_chunk, to_float
+from .scene_pairs import Scene, ScenePairs
 from .scenes import (
+    Reading,
     load_bursts,
     load_paired_folders,
     load_single_images,
@@ -35,6 +38,8 @@ from .scenes import (
 )
 
 GRAPHICS_PX = 256
+MEASURED_SCENES = 32
+GROWS = 1.3
 VALIDATION_SEED = 1_000_003  # the same held-out tiles for every training seed
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 
@@ -47,11 +52,13 @@ class Counts:
         training: items to train on.
         validation: items held out.
         too_small: items left out.
+        notes: what was found out about the data and done to it, for the user.
     """
 
     training: int
     validation: int
     too_small: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def load_data(options: TrainOptions, device: torch.device) -> tuple[Pairs, Validation, Counts]:
@@ -67,18 +74,62 @@ def load_data(options: TrainOptions, device: torch.device) -> tuple[Pairs, Valid
     if options.kind == "tensors":
         loaded = tensor_pairs(options.data, options.validation_file, share, device)
         return *loaded, Counts(len(loaded[0]), len(loaded[1].noisy))
+    reading = Reading(options.axes, options.value_range, tile_px, share)
+    method = "shots"
     if options.kind == "pairs" and options.pairs is not None:
-        scenes = load_paired_folders(options.data, options.pairs, tile_px, share)
+        scenes = load_paired_folders(options.data, options.pairs, reading)
     elif options.kind == "bursts":
-        scenes = load_bursts(options.data, tile_px, share)
+        scenes = load_bursts(options.data, reading)
     else:
-        scenes = load_single_images(options.data, 2 * tile_px, share)
+        method = options.self_supervised
+        if method != "blind-spot":
+            reading = replace(reading, smallest_px=2 * tile_px)
+        scenes = load_single_images(options.data, reading)
+    notes = scenes.notes
+    if options.kind == "single":
+        method, note = choose_method(method, scenes.training)
+        notes = (*notes, note)
     training = [scene.to(device) for scene in scenes.training]
     validation = scene_validation(
-        scenes.validation, tile_px, options.validation_tiles, VALIDATION_SEED, device
+        scenes.validation, tile_px, options.validation_tiles, VALIDATION_SEED, device, method
     )
-    counts = Counts(len(scenes.training), len(scenes.validation), scenes.too_small)
-    return ScenePairs(training, tile_px, options.tiles), validation, counts
+    counts = Counts(len(scenes.training), len(scenes.validation), scenes.too_small, notes)
+    return ScenePairs(training, tile_px, options.tiles, method), validation, counts
+
+
+def choose_method(asked: str, scenes: Sequence[Scene]) -> tuple[str, str]:
+    """Choose how to learn from single shots, by their noise.
+
+    Args:
+        asked: as `--self` spells it.
+        scenes: of one shot each.
+
+    Returns:
+        The method, and why, for the user.
+
+    Raises:
+        TrainingError: "auto" was asked for, and no method would remove the noise.
+    """
+    noise = measure_noise([scene.unit(0) for scene in scenes[:MEASURED_SCENES]])
+    found = (
+        f"the noise of neighbouring pixels correlates by {noise.across:.2f} across and "
+        f"{noise.down:.2f} down"
+    )
+    if noise.correlation >= CORRELATED:
+        remedy = (
+            "a network that learns from one shot takes such noise for detail: use two shots of "
+            "each scene (--pairs) or bursts (--bursts), or images from before they were scaled, "
+            "demosaiced or compressed"
+        )
+        if asked == "auto":
+            raise TrainingError(f"--self auto: {found}; {remedy}")
+        return asked, f"warning: {found}; {remedy}"
+    if asked != "auto":
+        return asked, found
+    grows = noise.growth > GROWS
+    method = "blind-spot" if grows else "neighbor"
+    light = f"its σ is {noise.growth:.1f} times as large in bright areas as in dark ones"
+    return method, f"--self {method}: {found}, and {light}"
 
 
 def _load_clean(options: TrainOptions, device: torch.device) -> tuple[Pairs, Validation, Counts]:
@@ -91,6 +142,7 @@ def _load_clean(options: TrainOptions, device: torch.device) -> tuple[Pairs, Val
         tile_px=tile_px,
         seed=VALIDATION_SEED,
         device=device,
+        value_range=options.value_range,
     )
     pairs = training_pairs(
         split.training,
@@ -103,6 +155,7 @@ def _load_clean(options: TrainOptions, device: torch.device) -> tuple[Pairs, Val
         has_clean_targets=options.targets == "clean",
         gray_share=options.gray_share,
         graphics_share=options.graphics_share,
+        value_range=options.value_range,
     )
     return pairs, validation, Counts(len(split.training), len(split.validation), split.too_small)
 
@@ -136,9 +189,7 @@ def split_photographs(folder: Path, smallest_px: int, validation_share: float) -
             continue
         if not path.is_file():  # a folder may be called IMG_0001.JPG
             continue
-        with _as_training_error(path), Image.open(path) as image:
-            short_side = min(image.size)
-        if short_side < smallest_px:
+        if _short_side(path) < smallest_px:
             too_small += 1
             continue
         digest = hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest()
@@ -164,6 +215,7 @@ def training_pairs(
     has_clean_targets: bool = False,
     gray_share: float = 0.0,
     graphics_share: float = 0.0,
+    value_range: tuple[float, float] | None = None,
 ) -> Pairs:
     """Return pairs of tiles of side `tile_px`, on the device.
 
@@ -176,7 +228,12 @@ def training_pairs(
         OptionError: clean targets or graphics with subpixel noise, which stores noisy tiles.
     """
     if noise.factor == 1:
-        loaded = [load_photograph(path).to(device) for path in photographs]
+        loaded = [
+            page.to(device)
+            for path in photographs
+            for page in load_photographs(path, value_range)
+            if min(page.shape[1:]) >= tile_px
+        ]
         graphics = Graphics(seed, size_px=max(GRAPHICS_PX, tile_px))
         shares = (gray_share, graphics, graphics_share)
         return CropPairs(loaded, noise, tile_px, count, has_clean_targets, *shares)
@@ -196,7 +253,9 @@ def training_pairs(
         return torch.stack([models[0].draw(squares, generator) for _ in range(versions)], 1)
 
     source_px = tile_px * noise.factor
-    stored = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=True)
+    stored = map_tiles(
+        photographs, count, source_px, seed, draw, is_zoomed=True, value_range=value_range
+    )
     return StoredPairs(stored.to(device), rest, gray_share)
 
 
@@ -208,6 +267,7 @@ def validation_tiles(
     tile_px: int,
     seed: int,
     device: torch.device,
+    value_range: tuple[float, float] | None = None,
 ) -> Validation:
     """Cut `count` tiles and draw one noisy version of each."""
 
@@ -222,7 +282,9 @@ def validation_tiles(
             rows.append(torch.cat(row, 1))
         return torch.cat(rows)
 
-    rows = map_tiles(photographs, count, source_px, seed, draw, is_zoomed=is_zoomed).to(device)
+    rows = map_tiles(
+        photographs, count, source_px, seed, draw, is_zoomed=is_zoomed, value_range=value_range
+    ).to(device)
     shape = (count, 3, tile_px, tile_px)
     noisy, clean = (part.reshape(shape) for part in rows[:, :-1].chunk(2, 1))
     return Validation(noisy.contiguous(), clean.contiguous(), rows[:, -1].contiguous())
@@ -236,6 +298,7 @@ def map_tiles(
     reduce: Callable[[Tensor, torch.Generator], Tensor],
     *,
     is_zoomed: bool,
+    value_range: tuple[float, float] | None = None,
 ) -> Tensor:
     """Apply `reduce` to `count` random squares, an equal number from each photograph.
 
@@ -251,6 +314,7 @@ def map_tiles(
             holds the squares of only a few photographs at once.
         is_zoomed: False cuts squares of side `size_px`; True draws sides log-uniformly from
             `size_px` to the photograph's short side and resizes them by area averaging.
+        value_range: as for `load_photographs`.
 
     Returns:
         (count, …), with the shape and dtype that `reduce` returns.
@@ -266,7 +330,7 @@ def map_tiles(
         if not share:
             return share, None
         seeds = [f"{seed}:{i}" for i in share]
-        squares = _cut_squares(photographs[number], seeds, size_px, is_zoomed)
+        squares = _cut_squares(photographs[number], seeds, size_px, is_zoomed, value_range)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         return share, reduce(squares, generator)
 
@@ -283,21 +347,46 @@ def map_tiles(
     return result
 
 
-def load_photograph(path: Path) -> Tensor:
-    """Read a photograph as uint8 (3, H, W).
+def load_photographs(path: Path, value_range: tuple[float, float] | None = None) -> list[Tensor]:
+    """Read the pages of a file of photographs.
+
+    Args:
+        path: the file.
+        value_range: black and white of samples above 8 bits; None: as `denoise-batch` finds them.
+
+    Returns:
+        uint8 (3, H, W) for 8 bits; else float32 (1 or 3, H, W) in [0, 1].
 
     Raises:
         TrainingError: it cannot be read.
     """
-    return from_pil(_open_rgb(path)).permute(2, 0, 1).contiguous()
+    with _as_training_error(path):
+        if not _is_beyond_pillow(path):
+            with Image.open(path) as file:
+                return [from_pil(file.convert("RGB")).permute(2, 0, 1).contiguous()]
+        pages = []
+        for page in read_pages(path, value_range=value_range):
+            if page.samples.dtype == torch.uint8:
+                pages.append(page.samples.expand(-1, -1, 3).permute(2, 0, 1).contiguous())
+            else:
+                pages.append(page.to_unit().clamp_(0, 1).contiguous())
+        return pages
 
 
-def _cut_squares(path: Path, seeds: list[str], size_px: int, is_zoomed: bool) -> Tensor:
-    image = _open_rgb(path)
-    width, height = image.size
+def _cut_squares(
+    path: Path,
+    seeds: list[str],
+    size_px: int,
+    is_zoomed: bool,
+    value_range: tuple[float, float] | None,
+) -> Tensor:
+    pages = _open_rgb(path, value_range)
+    pages = [page for page in pages if min(page.size) >= size_px] or pages[:1]
     tiles = []
     for seed in seeds:
         rng = random.Random(seed)
+        image = pages[0] if len(pages) == 1 else rng.choice(pages)
+        width, height = image.size
         longest = min(width, height) if is_zoomed else size_px
         side = round(math.exp(rng.uniform(math.log(size_px), math.log(longest))))
         left, top = rng.randint(0, width - side), rng.randint(0, height - side)
@@ -307,17 +396,32 @@ def _cut_squares(path: Path, seeds: list[str], size_px: int, is_zoomed: bool) ->
     return torch.stack(tiles).permute(0, 3, 1, 2)
 
 
-def _open_rgb(path: Path) -> Image.Image:
-    """Open a photograph in 8-bit RGB; wide gray is rounded, where Pillow would clip it to white."""
-    with _as_training_error(path), Image.open(path) as file:
-        if file.mode not in WIDE_GRAY:
-            return file.convert("RGB")
+def _open_rgb(path: Path, value_range: tuple[float, float] | None) -> list[Image.Image]:
+    """Open the pages of a file in 8-bit RGB."""
+    pages = []
+    for page in load_photographs(path, value_range):
+        levels = page if page.dtype == torch.uint8 else (page * 255).round().to(torch.uint8)
+        pages.append(to_pil(levels.permute(1, 2, 0)).convert("RGB"))
+    return pages
+
+
+def _short_side(path: Path) -> int:
+    with _as_training_error(path):
+        try:
+            with Image.open(path) as image:
+                return min(image.size)
+        except UnidentifiedImageError:
+            return min(read_pages(path)[0].size)
+
+
+def _is_beyond_pillow(path: Path) -> bool:
+    """Whether Pillow would clip or round a file's samples, or see its first page only."""
     try:
-        pixels = read_image(path).as_photograph()
-    except ImageError as error:
-        raise TrainingError(str(error)) from error
-    levels = (pixels * 255).round().to(torch.uint8)
-    return to_pil(levels.permute(1, 2, 0)).convert("RGB")
+        with Image.open(path) as image:
+            is_16_bit = any("16" in str(tile[3]) for tile in image.tile)
+            return image.format == "TIFF" or image.mode in WIDE_GRAY or is_16_bit
+    except UnidentifiedImageError:
+        return True
 
 
 @contextmanager

@@ -9,7 +9,10 @@ from typing import Any
 from denoise_batch.kernels import OptionError
 
 from ..models import ARCHITECTURES
+from ..options import check_range
 from .noise import NoiseModel, parse_noise
+from .scene_pairs import METHODS
+from .scenes import parse_axes
 
 LOSSES = ("mse", "log")
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
@@ -40,6 +43,9 @@ class TrainOptions:
             shots, with the second ones in `pairs`; "bursts", a folder of noisy shots per scene;
             "single" noisy images; "tensors", the course's two-tensor file.
         pairs: folder of the second shots.
+        self_supervised: how "single" images are learnt from: "neighbor", "blind-spot" or "auto".
+        axes: what the pages of a file are, as `--axes` spells it; None by the kind of data.
+        value_range: (black, white) of samples above 8 bits; None: as `denoise-batch` does.
         validation_file: two-tensor file (noisy, clean) to validate on, for "tensors".
         targets: "noisy" (Noise2Noise) or "clean".
         gray_share: share of tiles turned gray, with the same noise in all channels.
@@ -84,6 +90,9 @@ class TrainOptions:
     noise: str = "subpixel:8"
     kind: str = "clean"
     pairs: Path | None = None
+    self_supervised: str = "neighbor"
+    axes: str | None = None
+    value_range: tuple[float, float] | None = None
     validation_file: Path | None = None
     targets: str = "noisy"
     gray_share: float = 0.0
@@ -122,6 +131,7 @@ class TrainOptions:
         choices = {
             "network": tuple(ARCHITECTURES),
             "kind": ("clean", "pairs", "bursts", "single", "tensors"),
+            "self_supervised": (*METHODS, "auto"),
             "targets": ("noisy", "clean"),
             "loss": LOSSES,
             "optimizer": OPTIMIZERS,
@@ -130,7 +140,8 @@ class TrainOptions:
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise OptionError(f"--{name} {getattr(self, name)!r}: choose {', '.join(known)}")
+                flag = "self" if name == "self_supervised" else name
+                raise OptionError(f"--{flag} {getattr(self, name)!r}: choose {', '.join(known)}")
         if not 0 < self.validation_share < 1:
             raise OptionError(
                 f"--validation-share {self.validation_share}: must be between 0 and 1"
@@ -171,6 +182,13 @@ class TrainOptions:
                 "unet-level"
             )
         parse_noise(self.noise)
+        if self.value_range is not None:
+            check_range(*self.value_range)
+        if self.axes is not None and "T" in parse_axes(self.axes) and self.kind == "single":
+            raise OptionError(
+                f"--axes {self.axes}: T are shots of one scene, which teach more than --self: use "
+                "--bursts, or S instead of T if every page shows another scene"
+            )
         if self.kind != "clean" and self.targets == "clean":
             raise OptionError("--targets clean: real noisy shots have no clean targets")
         if self.kind != "clean" and self.gray_share:
@@ -193,6 +211,9 @@ class TrainOptions:
         if self.kind == "tensors":
             names = ("tiles", "tile_px", "validation_tiles")
             reasons |= dict.fromkeys(names, "a two-tensor file contains its own tiles")
+            reasons |= dict.fromkeys(("axes", "value_range"), "a two-tensor file has neither")
+        if self.kind == "clean":
+            reasons["axes"] = "every page is a photograph"
         if self.estimator:
             reasons["loss"] = "the estimator has a loss of its own"
         if self.optimizer in ("adam", "adamw"):
@@ -209,7 +230,7 @@ class TrainOptions:
         reasons = self.ignored
         for name in given:
             if name in reasons:
-                flag = name.replace("_", "-")
+                flag = "range" if name == "value_range" else name.replace("_", "-")
                 raise OptionError(f"--{flag}: has no effect: {reasons[name]}; leave it out")
 
     @property
@@ -219,4 +240,5 @@ class TrainOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for config.json."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}

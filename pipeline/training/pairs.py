@@ -19,8 +19,6 @@ CHUNK_PX = 1 << 22
 # Share of the crops of large photographs that are halved, and of the tiles that end in mirrors.
 HALVED_SHARE = 0.15
 MIRRORED_SHARE = 0.25
-# Weight of Neighbor2Neighbor's regulariser, γ/(1 + γ) with the paper's γ = 2.
-NEIGHBOR_SHARE = 2 / 3
 
 Denoise = Callable[[Tensor], Tensor]
 
@@ -60,7 +58,13 @@ class Batch(NamedTuple):
 
 
 class Pairs(ABC):
-    """Training tiles by index, each as two independently noisy versions."""
+    """Training tiles by index, each as two independently noisy versions.
+
+    Attributes:
+        known_share: share of the target that is known, where every tile has the same.
+    """
+
+    known_share: float = 1.0
 
     @abstractmethod
     def __len__(self) -> int:
@@ -94,8 +98,8 @@ class CropPairs(Pairs):
     the tiles ends in such an extension too.
 
     Args:
-        photographs: uint8 (3, H, W), each side at least `tile_px`; a share of the crops is twice
-            as large and halved.
+        photographs: uint8 (3, H, W), or float32 (1 or 3, H, W) in [0, 1]; each side at least
+            `tile_px`. A share of the crops is twice as large and halved.
         noise: a model with factor 1.
         tile_px: side of a crop.
         count: tiles per epoch.
@@ -143,7 +147,7 @@ class CropPairs(Pairs):
         for gray in (False, True):
             rows = [row for row in range(count) if is_gray[row] == gray]
             if rows:
-                clean = to_float(torch.stack([crops[row] for row in rows]))
+                clean = _stacked([crops[row] for row in rows])
                 drawn = self._draw(luma(clean) if gray else clean, generators.device)
                 tiles |= dict(zip(rows, zip(*drawn, strict=True), strict=True))
         batch = Batch(*map(torch.stack, zip(*(tiles[row] for row in range(count)), strict=True)))
@@ -151,7 +155,7 @@ class CropPairs(Pairs):
         return batch
 
     def _crop(self, number: int, down: float, across: float, kind: float, half: float) -> Tensor:
-        """Cut uint8 (3, tile_px, tile_px) from a photograph or from graphics."""
+        """Cut (3, tile_px, tile_px) from a photograph or from graphics, of their type."""
         size, picture = self._tile_px, self._photographs[number]
         is_graphic = self._graphics is not None and kind < self._graphics_share
         if self._graphics and is_graphic:
@@ -163,9 +167,11 @@ class CropPairs(Pairs):
             int(down * (picture.shape[1] - cut + 1)),
             int(across * (picture.shape[2] - cut + 1)),
         )
-        crop = picture[:, top : top + cut, left : left + cut]
+        crop = picture[:, top : top + cut, left : left + cut].expand(3, -1, -1)
         if not is_halved:
             return crop
+        if crop.is_floating_point():
+            return crop.reshape(3, size, 2, size, 2).mean((2, 4))
         rows = crop[:, ::2].to(torch.int16) + crop[:, 1::2]
         total = rows[:, :, ::2] + rows[:, :, 1::2]
         return total.add_(2).bitwise_right_shift_(2).to(torch.uint8)
@@ -224,79 +230,6 @@ class StoredPairs(Pairs):
         return Batch(_share_noise(noisy, is_gray), _share_noise(target, is_gray), level)
 
 
-class ScenePairs(Pairs):
-    """Random crops of random scenes: two different shots, or neighbouring pixels of a single shot.
-
-    Neighbor2Neighbor (Huang et al., 2021) draws two adjacent pixels from every 2×2 cell; the first
-    ones make the input, the second ones the target. Its regulariser, the squared distance of
-    (output − target) to g₁(f(y)) − g₂(f(y)), equals the plain loss against a target shifted by
-    γ/(1 + γ) of that difference (scaled by 1 + γ), which is how it is computed here.
-
-    Args:
-        scenes: uint8 (V, 3, H, W), on the device; either all with V ≥ 2 or all with V = 1.
-        tile_px: side of a tile.
-        count: tiles per epoch.
-    """
-
-    def __init__(self, scenes: Sequence[Tensor], tile_px: int, count: int) -> None:
-        self._scenes = scenes
-        self._tile_px = tile_px
-        self._count = count
-        self._is_single = len(scenes[0]) == 1
-        areas = [scene.shape[2] * scene.shape[3] for scene in scenes]
-        self._areas = torch.tensor(areas, dtype=torch.float64)
-
-    def __len__(self) -> int:
-        """Return the number of tiles per epoch."""
-        return self._count
-
-    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
-        """Return one random crop per index."""
-        count, size = len(indices), self._tile_px * (2 if self._is_single else 1)
-        host = generators.host
-        chosen = torch.multinomial(self._areas, count, True, generator=host).tolist()
-        draws = torch.rand(count, 4, generator=host, dtype=torch.float64).tolist()
-        first, second = [], []
-        for number, (down, across, one, other) in zip(chosen, draws, strict=True):
-            scene = self._scenes[number]
-            top = int(down * (scene.shape[2] - size + 1))
-            left = int(across * (scene.shape[3] - size + 1))
-            crop = scene[:, :, top : top + size, left : left + size]
-            shot = int(one * len(scene))
-            first.append(crop[shot])
-            second.append(crop[(shot + 1 + int(other * (len(scene) - 1))) % len(scene)])
-        noisy = to_float(torch.stack(first))
-        if not self._is_single:
-            target = to_float(torch.stack(second))
-            return Batch(noisy, target, level_of_two(noisy, target))
-        neighbors = _Neighbors(noisy, generators)
-        input, target = neighbors.pick(noisy)
-        level = level_of_two(input, target)
-        output, output_neighbor = neighbors.pick(denoise(noisy))
-        return Batch(input, target + NEIGHBOR_SHARE * (output - output_neighbor), level)
-
-
-class _Neighbors:
-    """Two adjacent pixels for every 2×2 cell of a batch."""
-
-    def __init__(self, like: Tensor, generators: Generators) -> None:
-        n, _, height, width = like.shape
-        shape = (n, 1, height // 2, width // 2, 1)
-        first = torch.randint(4, shape, generator=generators.device, device=like.device)
-        # Pixels 0 1 / 2 3: horizontal neighbours differ in bit 0, vertical ones in bit 1.
-        step = torch.randint(1, 3, shape, generator=generators.device, device=like.device)
-        self._first, self._second = first, first ^ step
-
-    def pick(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the first and the second pixels as two images (N, C, H/2, W/2)."""
-        n, c, height, width = images.shape
-        cells = images.reshape(n, c, height // 2, 2, width // 2, 2).permute(0, 1, 2, 4, 3, 5)
-        cells = cells.reshape(n, c, height // 2, width // 2, 4)
-        places = (index.expand(-1, c, -1, -1, -1) for index in (self._first, self._second))
-        one, other = (cells.gather(4, place)[..., 0] for place in places)
-        return one, other
-
-
 def _end_in_mirrors(batch: Batch, generator: torch.Generator) -> None:
     """Overwrite the last rows and columns of a share of the tiles by their mirrored neighbours.
 
@@ -349,6 +282,13 @@ def level_of_two(one: Tensor, other: Tensor) -> Tensor:
 def to_float(pixels: Tensor) -> Tensor:
     """Convert uint8 to float32 in [0, 1]."""
     return pixels.to(torch.float32).div_(255)
+
+
+def _stacked(crops: Sequence[Tensor]) -> Tensor:
+    """Join uint8 and float crops as float32 in [0, 1]."""
+    if all(crop.dtype == torch.uint8 for crop in crops):
+        return to_float(torch.stack(crops))
+    return torch.stack([c if c.is_floating_point() else to_float(c) for c in crops])
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:

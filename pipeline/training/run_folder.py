@@ -270,9 +270,12 @@ class RunFolder:
 def draw_samples(path: Path, clean: Tensor, noisy: Tensor, output: Tensor) -> None:
     """Draw rows of clean | noisy | output, as in the course paper's Figures 2 and 3.
 
+    All are stretched alike, to the range of the clean ones.
+
     Args:
         path: PNG to write.
-        clean: (N, 3, H, W) in [0, 1]; the first `SAMPLES` are drawn.
+        clean: (N, 3, H, W) in [0, 1], NaN where only `noisy` is known; the first `SAMPLES` are
+            drawn.
         noisy: same shape.
         output: same shape.
     """
@@ -280,8 +283,12 @@ def draw_samples(path: Path, clean: Tensor, noisy: Tensor, output: Tensor) -> No
     zoom = max(1, 128 // width)
     size = (3 * (width * zoom + GAP_PX) - GAP_PX, count * (height * zoom + GAP_PX) - GAP_PX)
     sheet = Image.new("RGB", size, "white")
+    clean, noisy, output = (images[:count].cpu().float() for images in (clean, noisy, output))
+    clean = torch.where(clean.isnan(), noisy, clean)
+    low, high = _ends(clean)
+    columns = [(images - low) / (high - low) for images in (clean, noisy, output)]
     for row in range(count):
-        for column, images in enumerate((clean, noisy, output)):
+        for column, images in enumerate(columns):
             tile = _to_image(images[row]).resize(
                 (width * zoom, height * zoom), Image.Resampling.BOX
             )
@@ -355,6 +362,14 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=120)
     return True
+
+
+def _ends(images: Tensor) -> tuple[float, float]:
+    """Return what all but a thousandth of the values at either end lie in."""
+    values = images.flatten().sort().values
+    dropped = len(values) // 1000
+    low, high = float(values[dropped]), float(values[-1 - dropped])
+    return (low, high) if high > low else (0.0, 1.0)
 
 
 def _to_image(pixels: Tensor) -> Image.Image:

@@ -1,12 +1,16 @@
-"""Real noise: paired folders, bursts, single noisy images and the course's two-tensor files.
+"""Real noise: pairs, bursts, single noisy images, stacks, and the course's two-tensor files.
 
-A scene is a stack of aligned shots of one subject, uint8 (V, 3, H, W). With two or more shots,
-Noise2Noise takes one as input and another as target; with one, neighbouring pixels act as two.
+With two or more aligned shots of a scene, Noise2Noise takes one as input and another as target;
+with one, a scene is learnt from itself.
 """
 
 import hashlib
+import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,86 +19,154 @@ from torch import Tensor
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.kernels.errors import first_line
 
-from ..files.images import READABLE_SUFFIXES, read_image
-from ..files.pixels import DecodedImage
-from ..files.ranges import BITS_8, UNIT, ValueRange, find_range
+from ..files.images import READABLE_SUFFIXES, read_pages
+from ..files.metadata import Metadata
+from ..files.pixels import DecodedImage, prepare
+from ..files.ranges import UNIT
 from ..streaming.references import find_reference
-from .pairs import Generators, ScenePairs, StoredPairs, Validation, level_of_two, to_float
+from .alignment import Shift, common_area, find_shift
+from .pairs import Generators, StoredPairs, Validation, level_of_two, to_float
+from .scene_pairs import Scene, ScenePairs
 
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _INTEGERS = {torch.uint8, torch.int16, torch.int32, torch.int64}
+# Letters of `--axes` → what ImageJ's description calls their number.
+_COUNTS = {"T": "frames", "Z": "slices", "C": "channels", "S": "scenes"}
+_DESCRIPTION = 270  # TIFF tag
+
+
+def parse_axes(text: str) -> str:
+    """Return the letters of `--axes` that pages run along, the slowest first.
+
+    Raises:
+        OptionError: another spelling.
+    """
+    letters = text.upper()
+    along = letters.removesuffix("YX")
+    is_known = set(along) <= _COUNTS.keys() and len(set(along)) == len(along)
+    if not (along and is_known and along != letters):
+        raise OptionError(
+            f"--axes {text!r}: letters of what the pages of a file are, then YX, such as TYX "
+            "(shots of one scene), SYX or ZYX (scenes of their own) or TZYX"
+        )
+    return along
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
+
+    Attributes:
+        axes: what the pages of a file are, as `--axes` spells it: T shots of one scene, S, Z and C
+            scenes of their own; None by the kind of data.
+        value_range: black and white of samples above 8 bits; None: as `denoise-batch` does, from
+            all pages of the shots that belong together.
+        smallest_px: side of a scene that is used.
+        share: of the scenes that are held out.
+    """
+
+    axes: str | None = None
+    value_range: tuple[float, float] | None = None
+    smallest_px: int = 32
+    share: float = 0.2
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Scenes for training and for validation, and the number of those that are too small."""
+    """Scenes for training and for validation.
 
-    training: tuple[Tensor, ...]
-    validation: tuple[Tensor, ...]
+    Attributes:
+        training: to train on.
+        validation: held out.
+        too_small: number of those that are smaller than a tile.
+        notes: what was done to them, for the user.
+    """
+
+    training: tuple[Scene, ...]
+    validation: tuple[Scene, ...]
     too_small: int
+    notes: tuple[str, ...] = ()
 
 
-def load_paired_folders(first: Path, second: Path, smallest_px: int, share: float) -> Scenes:
-    """Load two folders of noisy shots of the same scenes under the same names.
+def load_paired_folders(first: Path, second: Path, reading: Reading) -> Scenes:
+    """Load two folders, or files, of noisy shots of the same scenes under the same names.
+
+    Page k of one file pairs with page k of the other.
 
     Raises:
         OptionError: one of them is not a folder.
-        TrainingError: a shot has no partner or another size, or there are too few scenes.
+        TrainingError: a shot has no partner, another size or other parts elsewhere, or there are
+            too few scenes.
         ImageError: a shot cannot be read.
     """
-    if not second.is_dir():
+    if not second.is_dir() and not (first.is_file() and second.is_file()):
         raise OptionError(f"--pairs {second}: not a folder")
     named = {}
-    for path in _images_below(first):
-        name = path.relative_to(first).as_posix()
-        partner = find_reference(second, name)
+    for name, path in _images_below(first):
+        partner = second if second.is_file() else find_reference(second, name)
         if partner is None:
             raise TrainingError(f"{path}: has no partner of the same name in {second}")
-        named[name] = _stack([path, partner])
-    return _split(named, smallest_px, share, first)
+        named[name] = _read(_decoded([path, partner], reading), reading, reading.axes or "SYX")
+    return _split(named, reading, first)
 
 
-def load_bursts(folder: Path, smallest_px: int, share: float) -> Scenes:
-    """Load a folder of folders, each with two or more aligned shots of one scene.
+def load_bursts(folder: Path, reading: Reading) -> Scenes:
+    """Load a folder of bursts: folders of aligned shots of one scene, and stacks of such shots.
 
     Raises:
         OptionError: not a folder.
-        TrainingError: a burst has one shot or shots of different sizes, or there are too few.
+        TrainingError: a burst has one shot, shots of different sizes or with other parts elsewhere,
+            or there are too few.
         ImageError: a shot cannot be read.
     """
-    bursts: dict[str, list[Path]] = {}
-    for path in _images_below(folder):
-        bursts.setdefault(path.parent.relative_to(folder).as_posix(), []).append(path)
-    for name, shots in bursts.items():
-        if len(shots) < 2:
+    folders: dict[str, list[Path]] = {}
+    for name, path in _images_below(folder):
+        folders.setdefault(Path(name).parent.as_posix(), []).append(path)
+    named: dict[str, list[Scene]] = {}
+    for name, shots in folders.items():
+        rest = _decoded(shots, reading)
+        if "T" in parse_axes(reading.axes or "TYX"):
+            for path in [path for path, pages in rest.items() if len(pages) > 1]:
+                stack = {path: rest.pop(path)}
+                named[f"{name}/{path.name}"] = _read(stack, reading, reading.axes or "TYX")
+        if len(rest) == 1:
             raise TrainingError(f"{folder / name}: a burst needs at least two shots; found one")
-    named = {name: _stack(shots) for name, shots in bursts.items()}
-    return _split(named, smallest_px, share, folder)
+        if rest:
+            named[name] = _read(rest, reading, reading.axes or "SYX")
+    return _split(named, reading, folder)
 
 
-def load_single_images(folder: Path, smallest_px: int, share: float) -> Scenes:
-    """Load a folder of noisy images, one per scene.
+def load_single_images(folder: Path, reading: Reading) -> Scenes:
+    """Load a folder of noisy images; every page is a scene.
 
     Raises:
         OptionError: not a folder.
         TrainingError: there are too few images.
         ImageError: an image cannot be read.
     """
-    named = {path.relative_to(folder).as_posix(): _stack([path]) for path in _images_below(folder)}
-    return _split(named, smallest_px, share, folder)
+    named = {
+        name: _read(_decoded([path], reading), reading, reading.axes or "SYX")
+        for name, path in _images_below(folder)
+    }
+    return _split(named, reading, folder)
 
 
 def scene_validation(
-    scenes: Sequence[Tensor], tile_px: int, count: int, seed: int, device: torch.device
+    scenes: Sequence[Scene],
+    tile_px: int,
+    count: int,
+    seed: int,
+    device: torch.device,
+    method: str = "shots",
 ) -> Validation:
-    """Cut fixed crops of held-out scenes: one shot, and another one or its neighbouring pixels.
+    """Cut fixed crops of held-out scenes, as `ScenePairs` does.
 
     There is no clean image: the PSNR against this reference is lower than against the truth, but
     rises and falls with it.
     """
     generators = Generators(device)
     generators.seed(seed, 0)
-    crops = ScenePairs([scene.to(device) for scene in scenes], tile_px, count)
+    crops = ScenePairs([scene.to(device) for scene in scenes], tile_px, count, method)
     return Validation(*crops.batch(torch.arange(count), generators, torch.zeros_like))
 
 
@@ -183,57 +255,233 @@ def _levels(part: Tensor, scale: int) -> Tensor:
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
-        raise OptionError(f"{folder}: not a folder of noisy images")
-    for path in sorted(folder.rglob("*")):
-        is_image = path.suffix.lower() in READABLE_SUFFIXES and not path.name.startswith(".")
-        if is_image and path.is_file():  # a folder may be called IMG_0001.JPG
-            yield path
+def _images_below(path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the names and paths of the images in a folder, or of the file itself."""
+    if path.is_file():
+        yield path.name, path
+        return
+    if not path.is_dir():
+        raise OptionError(f"{path}: not a folder of noisy images")
+    for file in sorted(path.rglob("*")):
+        is_image = file.suffix.lower() in READABLE_SUFFIXES and not file.name.startswith(".")
+        if is_image and file.is_file():  # a folder may be called IMG_0001.JPG
+            yield file.relative_to(path).as_posix(), file
 
 
-def _stack(shots: Sequence[Path]) -> Tensor:
-    decoded = [read_image(path) for path in shots]
-    float_scale, deep_scale = _shared_float_range(decoded), _shared_deep_range(decoded)
-    images = []
-    for path, shot in zip(shots, decoded, strict=True):
-        samples = shot.samples
-        is_deep = samples.dtype != torch.uint8
-        scale = float_scale if samples.is_floating_point() else deep_scale if is_deep else BITS_8
-        levels = (scale.to_unit(samples) * 255).round().clamp(0, 255).to(torch.uint8)
-        images.append(levels.permute(2, 0, 1).expand(3, -1, -1))
-        if images[-1].shape != images[0].shape:
-            raise TrainingError(f"{path}: differs in size from {shots[0]}")
-    return torch.stack(images)
+def _decoded(files: Sequence[Path], reading: Reading) -> dict[Path, tuple[DecodedImage, ...]]:
+    return {path: read_pages(path, value_range=reading.value_range) for path in files}
 
 
-def _shared_float_range(shots: Sequence[DecodedImage]) -> ValueRange:
-    """Return one range for all: float files state none, and shots shall differ in noise only."""
-    floats = [shot.samples for shot in shots if shot.samples.is_floating_point()]
-    if not floats:
-        return UNIT
-    low = min(float(samples.min()) for samples in floats)
-    high = max(float(samples.max()) for samples in floats)
-    return UNIT if low >= 0 and high <= 1 else ValueRange(low, (high - low) or 1.0)
+def _read(
+    files: Mapping[Path, tuple[DecodedImage, ...]], reading: Reading, axes: str
+) -> list[Scene]:
+    """Return the scenes of files that belong together.
+
+    Raises:
+        TrainingError: the files differ in number or size of pages.
+    """
+    along, pages = parse_axes(axes), list(files.values())
+    if len(files) > 1:  # one range of values for all
+        stored = [
+            replace(page, samples=page.stored(page.samples), kept=None)
+            for of_file in pages
+            for page in of_file
+        ]
+        ready = iter(prepare(stored, reading.value_range))
+        pages = [tuple(next(ready) for _ in of_file) for of_file in pages]
+    first = next(iter(files))
+    groups = [_grouped(path, of_file, along) for path, of_file in zip(files, pages, strict=True)]
+    for path, of_file in zip(files, groups, strict=True):
+        if len(of_file) != len(groups[0]):
+            raise TrainingError(
+                f"{path}: has {len(of_file)} scenes, but {first} has {len(groups[0])}; shots of "
+                "the same scenes must have as many pages"
+            )
+    scenes = []
+    for number in range(len(groups[0])):
+        shots: list[DecodedImage] = []
+        for path, of_file in zip(files, groups, strict=True):
+            shots += of_file[number]
+            if any(page.size != shots[0].size for page in shots):
+                raise TrainingError(f"{path}: differs in size from {first}")
+        scenes.append(_scene(shots))
+    return scenes
 
 
-def _shared_deep_range(shots: Sequence[DecodedImage]) -> ValueRange:
-    """Return one range for all shots in integers above 8 bits, as it is found in a file's pages."""
-    deep = [s.samples for s in shots if not s.samples.is_floating_point()]
-    deep = [samples for samples in deep if samples.dtype != torch.uint8]
-    return find_range(deep)[0] if deep else BITS_8
+def _grouped(path: Path, pages: Sequence[DecodedImage], along: str) -> list[list[DecodedImage]]:
+    """Group the pages of a file by scene: those that differ along T alone belong together.
 
-
-def _split(named: Mapping[str, Tensor], smallest_px: int, share: float, folder: Path) -> Scenes:
-    """Split by a hash of the name, as for photographs; at least one scene on each side."""
-    large = {n: scene for n, scene in named.items() if min(scene.shape[2:]) >= smallest_px}
-    if len(large) < 2:
+    Raises:
+        TrainingError: the file does not say how many pages run along each of the axes.
+    """
+    sizes = _sizes(pages[0].metadata)
+    if len(along) == 1:
+        sizes = {along: len(pages)}
+    unknown = [letter for letter in along if letter not in sizes]
+    product = math.prod(sizes[letter] for letter in along if letter in sizes)
+    if len(unknown) == 1 and len(pages) % product == 0:
+        sizes[unknown.pop()] = len(pages) // product
+    elif unknown or product != len(pages):
+        found = [f"{sizes[letter]} {_COUNTS[letter]}" for letter in along if letter in sizes]
+        missing = " and ".join(_COUNTS[letter] for letter in unknown)
+        reason = (
+            f"does not say how many {missing} it has" if unknown else f"says {' × '.join(found)}"
+        )
         raise TrainingError(
-            f"{folder}: found {len(large)} scenes of at least {smallest_px} px a side "
-            f"({len(named) - len(large)} are smaller); at least two are required"
+            f"{path}: its {len(pages)} pages cannot be told apart by --axes {along}YX: it {reason} "
+            "(ImageJ's frames=, slices= and channels=); save it as a hyperstack, or split it into "
+            "files of one axis"
+        )
+    groups: dict[tuple[int, ...], list[DecodedImage]] = {}
+    for number, page in enumerate(pages):
+        place, rest = [], number
+        for letter in reversed(along):
+            rest, index = divmod(rest, sizes[letter])
+            if letter != "T":
+                place.append(index)
+        groups.setdefault(tuple(reversed(place)), []).append(page)
+    return [groups[place] for place in sorted(groups)]
+
+
+def _sizes(metadata: Metadata) -> dict[str, int]:
+    """Return what ImageJ's, OME's or tifffile's description says of a file's axes."""
+    text = next((tag.data for tag in metadata.tags if tag.code == _DESCRIPTION), b"")
+    said = text.rstrip(b"\0").decode("utf-8", "replace")
+    sizes = {letter: int(size) for letter, size in re.findall(r'\bSize([TZC])="(\d+)"', said)}
+    for letter, name in _COUNTS.items():
+        if found := re.search(rf"^{name}=(\d+)\s*$", said, re.MULTILINE):
+            sizes[letter] = int(found[1])
+    with suppress(ValueError, KeyError, TypeError):
+        shaped = json.loads(said)
+        sizes |= dict(zip(shaped["axes"], map(int, shaped["shape"]), strict=True))
+    return {letter: size for letter, size in sizes.items() if size > 0}
+
+
+def _scene(shots: Sequence[DecodedImage]) -> Scene:
+    """Join prepared pages of one size; integers stay as they are, floats are brought to [0, 1]."""
+    scale = replace(shots[0].value_range, ceiling=None)
+    kinds = {
+        (shot.samples.dtype, shot.samples.shape, replace(shot.value_range, ceiling=None))
+        for shot in shots
+    }
+    dtype = shots[0].samples.dtype
+    if len(kinds) > 1 or dtype not in (torch.uint8, torch.uint16):
+        scale, dtype = UNIT, torch.float32
+    channels = max(shot.samples.shape[2] for shot in shots)
+    samples = torch.empty(len(shots), channels, *shots[0].size, dtype=dtype)
+    for target, shot in zip(samples, shots, strict=True):
+        target.copy_(shot.samples.permute(2, 0, 1) if scale is not UNIT else shot.to_unit())
+    unknown = None
+    if any(shot.kept is not None for shot in shots):
+        unknown = torch.zeros(len(shots), 1, *shots[0].size, dtype=torch.bool)
+        for mask, shot in zip(unknown, shots, strict=True):
+            if shot.kept is not None:
+                mask[0] = shot.kept.mask
+    return Scene(samples, scale, unknown)
+
+
+def _aligned(scene: Scene, name: str) -> tuple[Scene, tuple[Shift, ...]]:
+    """Crop shots that lie apart by whole pixels to what all of them show.
+
+    Returns:
+        The scene, and the shift of each shot; none if they are aligned.
+
+    Raises:
+        TrainingError: parts of a shot moved otherwise than the rest.
+    """
+    first = scene.unit(0)
+    shifts = [Shift(0, 0)]
+    for shot in range(1, len(scene)):
+        shift = find_shift(first, scene.unit(shot))
+        parts, of, pixels = shift.moved
+        if parts:
+            raise TrainingError(
+                f"{name}: {parts} of {of} parts of shot {shot + 1} lie up to {pixels:.0f} px from "
+                "where shot 1 has them, beyond a shift of the whole: something moved, or the "
+                "camera turned; leave this scene out, or align its shots first"
+            )
+        shifts.append(shift)
+    if not any(shifts):
+        return scene, ()
+    areas = common_area(shifts, scene.size)
+    masks = scene.unknown
+    cut = [scene.samples[shot, :, rows, columns] for shot, (rows, columns) in enumerate(areas)]
+    samples = torch.empty(len(scene), *cut[0].shape, dtype=scene.samples.dtype)
+    for target, crop in zip(samples, cut, strict=True):
+        target.copy_(crop)
+    if masks is not None:
+        masks = torch.stack(
+            [masks[shot, :, rows, columns] for shot, (rows, columns) in enumerate(areas)]
+        )
+    return replace(scene, samples=samples, unknown=masks), tuple(shifts)
+
+
+def _split(named: Mapping[str, Sequence[Scene]], reading: Reading, folder: Path) -> Scenes:
+    """Align shots, and hold out files by a hash of their names, as for photographs.
+
+    Of a single file the last scenes are held out, of a single scene the end of its longer side.
+    """
+    smallest = reading.smallest_px
+    large: dict[str, list[Scene]] = {}
+    shifted: list[tuple[str, tuple[Shift, ...]]] = []
+    too_small = count = 0
+    for name, scenes in named.items():
+        for number, scene in enumerate(scenes):
+            place = f"{folder / name}" + (f", scene {number + 1}" if len(scenes) > 1 else "")
+            scene, shifts = _aligned(scene, place)
+            if shifts:
+                shifted.append((place, shifts))
+            if min(scene.size) < smallest:
+                too_small += 1
+                continue
+            large.setdefault(name, []).append(scene)
+            count += 1
+    if count == 1:
+        ((name, [scene]),) = large.items()
+        large = {name: _halves(scene, smallest, reading.share)}
+    if sum(map(len, large.values())) < 2:
+        raise TrainingError(
+            f"{folder}: found {count} scenes of at least {smallest} px a side ({too_small} are "
+            "smaller); at least two are required, or one that can be divided"
         )
     order = sorted(large, key=lambda name: hashlib.sha256(name.encode()).digest())
-    held_out = min(max(1, round(share * len(order))), len(order) - 1)
-    validation = tuple(large[name] for name in order[:held_out])
-    training = tuple(large[name] for name in order[held_out:])
-    return Scenes(training, validation, len(named) - len(large))
+    if len(order) == 1:
+        parts = large[order[0]]
+        held_out = _held_out(len(parts), reading.share)
+        training, validation = parts[:-held_out], parts[-held_out:]
+    else:
+        held_out = _held_out(len(order), reading.share)
+        validation = [scene for name in order[:held_out] for scene in large[name]]
+        training = [scene for name in order[held_out:] for scene in large[name]]
+    notes = (_shift_note(shifted, count + too_small),) if shifted else ()
+    return Scenes(tuple(training), tuple(validation), too_small, notes)
+
+
+def _held_out(count: int, share: float) -> int:
+    """Return how many of so many are held out: at least one, and never all."""
+    return min(max(1, round(share * count)), count - 1)
+
+
+def _halves(scene: Scene, smallest_px: int, share: float) -> list[Scene]:
+    """Divide a scene across its longer side; one part if it is too small for two."""
+    dim = 2 if scene.size[0] >= scene.size[1] else 3
+    extent = scene.samples.shape[dim]
+    held_out = max(smallest_px, round(share * extent))
+    if extent - held_out < smallest_px:
+        return [scene]
+    parts = []
+    for start, length in ((0, extent - held_out), (extent - held_out, held_out)):
+        unknown = None if scene.unknown is None else scene.unknown.narrow(dim, start, length)
+        parts.append(
+            replace(scene, samples=scene.samples.narrow(dim, start, length), unknown=unknown)
+        )
+    return parts
+
+
+def _shift_note(shifted: Sequence[tuple[str, tuple[Shift, ...]]], count: int) -> str:
+    name, shifts = shifted[0]
+    offsets = ", ".join(f"{shift.down:+d} {shift.right:+d}" for shift in shifts[1:])
+    return (
+        f"shots of {len(shifted)} of {count} scenes lay apart; each was cropped to what all of its "
+        f"shots show ({name}: {offsets} px down and right)"
+    )

@@ -46,6 +46,7 @@ from .model_card import model_card
 from .options import TrainOptions
 from .pairs import Generators, Pairs, StoredPairs, Validation, mean_and_std, tiles_per_chunk
 from .run_folder import Curves, RunFolder, TrainingState, ValidationResult, draw_samples
+from .scene_pairs import ScenePairs
 
 # Too low an estimate leaves noise, too high a one costs little.
 ESTIMATOR_TAU = 0.65
@@ -277,7 +278,7 @@ def training_step(
         noisy, target = _random_symmetry(noisy, target, generators)
     told = _roughly(level, generators) if network.spec.takes_level else level
     rows = (group.local_rows(global_rows) for global_rows in (noisy, target, level, told))
-    loss, grad_output = _loss_and_gradient(network, options, *rows)
+    loss, grad_output = _loss_and_gradient(network, options, *rows, pairs.known_share)
     state.optimizer.zero_grad()
     loss = group.backward(trainee, loss, grad_output, len(indices))
     if options.clip_norm:
@@ -306,6 +307,7 @@ def _loss_and_gradient(
     target: Tensor,
     level: Tensor,
     told: Tensor,
+    known: float,
 ) -> tuple[Tensor, Tensor]:
     """Run the trained part forward on a batch; return its loss and its output's gradient.
 
@@ -316,13 +318,14 @@ def _loss_and_gradient(
         target: the same shape; NaN where a pixel is unknown.
         level: of the noise, (N,).
         told: the level that the network is told, (N,).
+        known: share of the target that is known.
     """
     if options.estimator:
         criterion: Loss = ExpectileLoss(ESTIMATOR_TAU)
         output = trained_part(network, options)(network.pad(noisy))
         target = (255 * level.clamp(max=LARGEST_LEVEL)).sqrt().view(-1, 1, 1, 1)
     else:
-        criterion = LogMSELoss(level) if options.loss == "log" else MSELoss()
+        criterion = LogMSELoss(level, known) if options.loss == "log" else MSELoss(known)
         network.set_level(told)
         output = network.restorer(noisy).to(noisy.dtype)
         # An unknown target pixel is replaced by the output: no error, no gradient.
@@ -574,7 +577,11 @@ def _describe(
     """Return what a weights file says about its training."""
     # Only a two-tensor file brings tiles of its own number and size.
     tile_px = pairs.tile_px if isinstance(pairs, StoredPairs) else options.tile_px
+    method = pairs.method if isinstance(pairs, ScenePairs) else "shots"
     return {
+        **({} if options.value_range is None else {"range": list(options.value_range)}),
+        **({} if options.axes is None else {"axes": options.axes}),
+        **({} if method == "shots" else {"self": method}),
         "noise": options.noise if options.kind == "clean" else options.kind,
         "targets": options.targets,
         "loss": "expectile" if options.estimator else options.loss,

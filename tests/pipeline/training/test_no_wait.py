@@ -14,14 +14,16 @@ from launches import Operations, record_launches
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from denoise_batch.files.ranges import BITS_8, BITS_16
 from denoise_batch.kernels import SGD, AdamW, ExponentialMovingAverage, Muon, dispatch
 from denoise_batch.models import Network
-from denoise_batch.training import pairs
+from denoise_batch.training import pairs, scene_pairs
 from denoise_batch.training.distributed import ProcessGroup
 from denoise_batch.training.noise import parse_noise
 from denoise_batch.training.options import TrainOptions
-from denoise_batch.training.pairs import CropPairs, Generators, Pairs, ScenePairs, StoredPairs
+from denoise_batch.training.pairs import CropPairs, Generators, Pairs, StoredPairs
 from denoise_batch.training.run_folder import TrainingState
+from denoise_batch.training.scene_pairs import Scene, ScenePairs
 from denoise_batch.training.train import training_step
 
 DEVICE = torch.device("meta")
@@ -57,8 +59,11 @@ def stored(noise: str | None = None) -> Pairs:
     return StoredPairs(versions, parse_noise(noise) if noise else None)
 
 
-def scenes(shots: int) -> Pairs:
-    return ScenePairs([torch.empty(shots, 3, 50, 40, dtype=torch.uint8, device=DEVICE)], 16, 8)
+def scenes(method: str, dtype: torch.dtype = torch.uint8) -> Pairs:
+    samples = torch.empty(3, 1, 50, 40, dtype=dtype, device=DEVICE)
+    unknown = torch.empty(3, 1, 50, 40, dtype=torch.bool, device=DEVICE)
+    scale = BITS_8 if dtype == torch.uint8 else BITS_16
+    return ScenePairs([Scene(samples, scale), Scene(samples, scale, unknown)], 16, 8, method)
 
 
 PAIRS: dict[str, Callable[[], Pairs]] = {
@@ -66,8 +71,9 @@ PAIRS: dict[str, Callable[[], Pairs]] = {
     "poisson-bernoulli": lambda: crops("poisson:30+bernoulli:0.3"),
     "stored": stored,
     "stored-noise": lambda: stored("bernoulli:0.3+gaussian:5"),
-    "bursts": lambda: scenes(3),
-    "single": lambda: scenes(1),
+    "bursts": lambda: scenes("shots"),
+    "neighbor": lambda: scenes("neighbor", torch.uint16),
+    "blind-spot": lambda: scenes("blind-spot", torch.uint16),
 }
 
 
@@ -80,7 +86,8 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         given.append(host)
         return torch.empty(host.shape, dtype=host.dtype, device=device)
 
-    monkeypatch.setattr(pairs, "upload", upload)
+    for module in (pairs, scene_pairs):
+        monkeypatch.setattr(module, "upload", upload)
     return given
 
 
@@ -110,7 +117,7 @@ def test_a_step_reads_nothing_from_the_device_and_uploads_only_pinned(
     assert state.step == 2
     assert state.loss_sum.device == DEVICE
     assert not copies.seen
-    assert all(host.numel() <= 4 for host in uploads)
+    assert all(host.numel() <= 8 for host in uploads)
 
 
 def test_copies_and_reads_would_be_seen() -> None:

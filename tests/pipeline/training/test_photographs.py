@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
+import numpy as np
 import pytest
+import tifffile
 import torch
 from pictures import picture
 from PIL import Image
@@ -12,7 +15,7 @@ from torch import Tensor
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.training import pairs as pairs_module
 from denoise_batch.training.data import (
-    load_photograph,
+    load_photographs,
     map_tiles,
     split_photographs,
     training_pairs,
@@ -89,26 +92,43 @@ def test_an_unreadable_photograph_is_one_line_with_its_name(
         split_photographs(tmp_path, 32, 0.2)
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I;16", "tif"), ("F", "tif")])
-def test_wide_gray_photographs_are_brought_to_8_bits(
-    tmp_path: Path, mode: str, suffix: str
-) -> None:
-    eight = picture(96, 80).convert("L")
-    wide = eight.convert("F").point(lambda value: value * (257 if mode == "I;16" else 1 / 255))
-    path = tmp_path / f"wide.{suffix}"
-    (wide.convert("I").convert("I;16") if mode == "I;16" else wide).save(path)
-    expected = load_photograph_of(eight.convert("RGB"), tmp_path / "eight.png")
-    assert torch.equal(load_photograph(path), expected)
-    first, second = (
-        map_tiles([name], 5, 16, 0, squares_as_they_are, is_zoomed=True)
-        for name in (path, tmp_path / "eight.png")
-    )
-    assert torch.equal(first, second)
+@pytest.mark.parametrize("kind", ["I;16.png", "I;16.tif", "F.tif", "RGB;16.png", "stack.tif"])
+def test_photographs_above_8_bits_keep_their_depth_and_range(tmp_path: Path, kind: str) -> None:
+    """992 … 5312 counts are 17 of 255 levels of 16 bits."""
+    chance = np.random.default_rng(0)
+    shape = {"RGB;16.png": (80, 96, 3), "stack.tif": (3, 80, 96)}.get(kind, (80, 96))
+    counts = chance.integers(992, 5312, shape).astype(np.float32 if kind[0] == "F" else np.uint16)
+    path = tmp_path / kind
+    if path.suffix == ".png":
+        path.write_bytes(imagecodecs.png_encode(counts))
+    else:
+        tifffile.imwrite(path, counts, photometric="minisblack")
+    pages = load_photographs(path)
+    assert len(pages) == (3 if kind == "stack.tif" else 1)
+    values = torch.stack(pages)
+    assert len(values.unique()) > 2000
+    assert values.min() == 0
+    assert values.max() == 1
+    assert abs(values.mean() - 0.5) < 0.02
+    given = load_photographs(path, (0.0, 10_000.0))[0]
+    assert abs(given.mean() - 0.3152) < 0.002
+    tiles = map_tiles([path], 5, 16, 0, squares_as_they_are, is_zoomed=True)
+    assert abs(tiles.float().mean() - 127.5) < 8
+    pairs = CropPairs(pages, GaussianNoise(25, 25), 32, 8, has_clean_targets=True)
+    _, target, _ = pairs.batch(torch.arange(8), step_generators(), nothing)
+    assert target.shape == (8, 3, 32, 32)
+    assert len(target.unique()) > 1000
+
+
+def step_generators() -> Generators:
+    generators = Generators(CPU)
+    generators.seed(0, 0)
+    return generators
 
 
 def load_photograph_of(image: Image.Image, path: Path) -> Tensor:
     image.save(path)
-    return load_photograph(path)
+    return load_photographs(path)[0]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
@@ -118,7 +138,7 @@ def test_photographs_of_8_bits_are_what_pillow_makes_of_them(tmp_path: Path, mod
     with Image.open(path) as file:
         assert file.mode == mode
         expected = file.convert("RGB")
-    rows = load_photograph(path).permute(1, 2, 0)
+    rows = load_photographs(path)[0].permute(1, 2, 0)
     assert bytes(rows.flatten().tolist()) == expected.tobytes()
 
 

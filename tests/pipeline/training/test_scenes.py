@@ -9,11 +9,18 @@ from PIL import Image
 
 from denoise_batch.cli.train import main
 from denoise_batch.files.pixels import to_pil
+from denoise_batch.files.ranges import BITS_8, UNIT, ValueRange
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.models import load_weights
 from denoise_batch.training.options import TrainOptions
-from denoise_batch.training.pairs import NEIGHBOR_SHARE, Generators, ScenePairs
-from denoise_batch.training.scenes import load_bursts, load_paired_folders, load_single_images
+from denoise_batch.training.pairs import Generators
+from denoise_batch.training.scene_pairs import NEIGHBOR_SHARE, Scene, ScenePairs, hide_spots
+from denoise_batch.training.scenes import (
+    Reading,
+    load_bursts,
+    load_paired_folders,
+    load_single_images,
+)
 from denoise_batch.training.train import train
 
 SHORT = ["--tiles", "16", "--validation-tiles", "4", "--epochs", "1", "--device", "cpu"]
@@ -48,11 +55,11 @@ def bursts(tmp_path: Path) -> Path:
 
 
 def test_paired_shots_find_each_other_whatever_their_suffix(shots: Path) -> None:
-    scenes = load_paired_folders(shots / "first", shots / "second", 32, 0.2)
+    scenes = load_paired_folders(shots / "first", shots / "second", Reading())
     assert len(scenes.training) == 4
     assert len(scenes.validation) == 1
     for scene in (*scenes.training, *scenes.validation):
-        assert torch.equal(scene[1], scene[0] + 1)
+        assert torch.equal(scene.samples[1], scene.samples[0] + 1)
 
 
 def _save_float(path: Path, values: torch.Tensor) -> None:
@@ -68,33 +75,25 @@ def test_float_shots_of_a_scene_are_brought_to_one_scale(tmp_path: Path) -> None
         _save_float(tmp_path / "first" / f"{number}.tif", scene)
         scene[0, 0] = 2000.0
         _save_float(tmp_path / "second" / f"{number}.tif", scene)
-    scenes = load_paired_folders(tmp_path / "first", tmp_path / "second", 32, 0.2)
+    scenes = load_paired_folders(tmp_path / "first", tmp_path / "second", Reading())
     for scene in (*scenes.training, *scenes.validation):
-        assert torch.equal(scene[0].flatten(1)[:, 1:], scene[1].flatten(1)[:, 1:])
-        assert scene[1].max() == 255
-        assert scene[0].min() == 0
-
-
-def test_float_shots_within_0_and_1_stay_as_they_are(tmp_path: Path) -> None:
-    for number in range(2):
-        for shot in range(2):
-            path = tmp_path / f"scene {number}" / f"{shot}.tif"
-            _save_float(path, torch.full((32, 32), 0.2 + 0.2 * shot))
-    for scene in load_bursts(tmp_path, 32, 0.5).training:
-        assert scene.flatten(1).unique(dim=1).tolist() == [[51], [102]]
+        one, other = scene.unit(0).flatten(), scene.unit(1).flatten()
+        assert torch.equal(one[1:], other[1:])
+        assert other.max() == 1.5, "the hot pixel does not move the range"
+        assert one.min() > -0.01
 
 
 def test_a_folder_with_the_name_of_a_picture_is_none(shots: Path, bursts: Path) -> None:
     (shots / "first" / "x").rename(shots / "first" / "x.png")
     (shots / "second" / "x").rename(shots / "second" / "x.png")
-    assert len(load_paired_folders(shots / "first", shots / "second", 32, 0.2).training) == 4
+    assert len(load_paired_folders(shots / "first", shots / "second", Reading()).training) == 4
     (bursts / "scene 1").rename(bursts / "IMG_0001.JPG")
-    scenes = load_bursts(bursts, 32, 0.2)
+    scenes = load_bursts(bursts, Reading())
     assert len(scenes.training) + len(scenes.validation) == 3
 
 
 def test_a_batch_is_two_different_shots_of_one_scene(bursts: Path) -> None:
-    scenes = load_bursts(bursts, 32, 0.3)
+    scenes = load_bursts(bursts, Reading(share=0.3))
     pairs = ScenePairs(scenes.training, 32, 100)
     one, other, _ = pairs.batch(torch.arange(64), step(), torch.zeros_like)
     assert one.shape == other.shape == (64, 3, 32, 32)
@@ -107,8 +106,8 @@ def test_a_batch_is_two_different_shots_of_one_scene(bursts: Path) -> None:
 def test_neighbours_are_adjacent_pixels_of_one_cell() -> None:
     rows = torch.arange(64, dtype=torch.uint8).view(64, 1).expand(64, 64)
     columns = torch.arange(64, dtype=torch.uint8).view(1, 64).expand(64, 64)
-    scene = torch.stack([rows, columns, rows * 0])[None]
-    pairs = ScenePairs([scene], 16, 8)
+    scene = Scene(torch.stack([rows, columns, rows * 0])[None], BITS_8)
+    pairs = ScenePairs([scene], 16, 8, "neighbor")
     one, other, _ = pairs.batch(torch.arange(8), step(), torch.zeros_like)
     assert one.shape == (8, 3, 16, 16)
     apart = (255 * (one - other)).round().abs().sum(1)
@@ -116,8 +115,8 @@ def test_neighbours_are_adjacent_pixels_of_one_cell() -> None:
 
 
 def test_the_regulariser_moves_the_target_by_what_the_network_says() -> None:
-    scene = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
-    pairs = ScenePairs([scene], 16, 8)
+    scene = Scene(torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8), BITS_8)
+    pairs = ScenePairs([scene], 16, 8, "neighbor")
     plain = pairs.batch(torch.arange(8), step(), torch.zeros_like)
     moved = pairs.batch(torch.arange(8), step(), lambda images: images)
     assert torch.equal(plain[0], moved[0])
@@ -125,22 +124,68 @@ def test_the_regulariser_moves_the_target_by_what_the_network_says() -> None:
     torch.testing.assert_close(moved[1], expected)
 
 
+def test_a_hidden_pixel_of_every_cell_is_the_target() -> None:
+    noisy = torch.rand(4, 3, 24, 16)
+    input, target = hide_spots(noisy, step())
+    known = ~target.isnan()
+    assert torch.equal(known.any(1), known.all(1)), "in all channels"
+    cells = known[:, 0].reshape(4, 3, 8, 2, 8).sum((2, 4))
+    assert (cells == 1).all()
+    assert torch.equal(target[known], noisy[known])
+    assert torch.equal(input[~known], noisy[~known])
+    row, column = known[0, 0].nonzero()[0].tolist()
+    rows, columns = (
+        slice(max(0, min(at - 2, extent - 5)), max(0, min(at - 2, extent - 5)) + 5)
+        for at, extent in ((row, 24), (column, 16))
+    )
+    around = noisy[0, 1].clone()
+    around[row, column] = torch.nan
+    seen = around[rows, columns].flatten()
+    median = seen[~seen.isnan()].sort().values[11:13].mean()
+    torch.testing.assert_close(input[0, 1, row, column], median)
+
+
+def test_crops_are_what_denoise_batch_sees_of_the_file() -> None:
+    samples = torch.randint(900, 5400, (2, 1, 40, 40)).to(torch.uint16)
+    scene = Scene(samples, ValueRange(992.0, 4320.0))
+    noisy, target, _ = ScenePairs([scene], 40, 1).batch(torch.arange(1), step(), torch.zeros_like)
+    shots = [scene.unit(0).expand(3, -1, -1), scene.unit(1).expand(3, -1, -1)]
+    order = shots if torch.equal(noisy[0], shots[0]) else shots[::-1]
+    torch.testing.assert_close(noisy[0], order[0])
+    torch.testing.assert_close(target[0], order[1])
+    assert len(noisy.unique()) > 1000, "no gray level is lost"
+
+
+def test_pixels_without_meaning_are_no_targets() -> None:
+    unknown = torch.zeros(2, 1, 32, 32, dtype=torch.bool)
+    unknown[1, 0, :5] = True
+    scene = Scene(torch.rand(2, 1, 32, 32), UNIT, unknown)
+    seen = set()
+    for number in range(8):
+        _, target, level = ScenePairs([scene], 32, 1).batch(
+            torch.arange(1), step(number), torch.zeros_like
+        )
+        assert level.isfinite().all()
+        seen.add(int(target.isnan().sum()))
+    assert seen == {0, 3 * 5 * 32}
+
+
 def test_bad_folders_are_named(shots: Path, bursts: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="not a folder"):
-        load_paired_folders(shots / "first", shots / "none", 32, 0.2)
+        load_paired_folders(shots / "first", shots / "none", Reading())
     (shots / "second" / "x" / "3.bmp").unlink()
     with pytest.raises(TrainingError, match="no partner"):
-        load_paired_folders(shots / "first", shots / "second", 32, 0.2)
+        load_paired_folders(shots / "first", shots / "second", Reading())
     picture(40, 47).save(bursts / "scene 1" / "9.png")
     with pytest.raises(TrainingError, match="differs in size"):
-        load_bursts(bursts, 32, 0.2)
+        load_bursts(bursts, Reading())
     lonely = tmp_path / "lonely" / "scene"
     lonely.mkdir(parents=True)
     picture(40, 40).save(lonely / "0.png")
     with pytest.raises(TrainingError, match="found one"):
-        load_bursts(lonely.parent, 32, 0.2)
+        load_bursts(lonely.parent, Reading())
     with pytest.raises(TrainingError, match="0 scenes of at least 64 px"):
-        load_single_images(shots / "first", 64, 0.2)
+        load_single_images(shots / "first", Reading(smallest_px=64))
 
 
 def test_every_kind_of_data_trains_from_the_command_line(
@@ -166,7 +211,8 @@ def test_every_kind_of_data_trains_from_the_command_line(
         assert (training["tiles"], training["tile_px"]) == tiles, kind
 
 
-def test_single_noisy_images_alone_teach_to_denoise(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["neighbor", "blind-spot", "auto"])
+def test_single_noisy_images_alone_teach_to_denoise(tmp_path: Path, method: str) -> None:
     """Flat pictures with noise: their neighbours tell what the noise is."""
     generator = torch.Generator().manual_seed(0)
     for number in range(12):
@@ -175,7 +221,7 @@ def test_single_noisy_images_alone_teach_to_denoise(tmp_path: Path) -> None:
         path = tmp_path / "noisy" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.frombytes("RGB", (64, 64), bytes(pixels)).save(path)
-    arguments = ["--self", "neighbor", "--tile-px", "24", "--tiles", "128", "--epochs", "4"]
+    arguments = ["--self", method, "--tile-px", "24", "--tiles", "128", "--epochs", "4"]
     output = ["-o", str(tmp_path / "run"), "--validation-tiles", "8", "--device", "cpu"]
     assert main([str(tmp_path / "noisy"), *arguments, *output]) == 0
     network = load_weights(tmp_path / "run" / "best.safetensors").network

@@ -1,0 +1,234 @@
+"""Tiles of real noisy scenes: two shots of one, neighbouring pixels, or pixels that are hidden."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..files.ranges import BEYOND, ValueRange
+from ..noise_level import NORMAL_MAD
+from .pairs import Batch, Denoise, Generators, Pairs, level_of_two, to_float, upload
+
+METHODS = ("neighbor", "blind-spot")
+# Weight of Neighbor2Neighbor's regulariser, γ/(1 + γ) with the paper's γ = 2.
+NEIGHBOR_SHARE = 2 / 3
+SPOT_CELL_PX = 8  # one pixel of every such cell is hidden: 1.6 %
+_WINDOW_PX = 5  # side of the window whose median takes the hidden pixel's place
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Aligned shots of one subject, as their files store them.
+
+    Attributes:
+        samples: (V, C, H, W), uint8, uint16 or float32, C = 1 or 3.
+        value_range: stored samples ↔ [0, 1].
+        unknown: (V, 1, H, W), pixels without meaning; None if there are none.
+    """
+
+    samples: Tensor
+    value_range: ValueRange
+    unknown: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Return the number of shots."""
+        return len(self.samples)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.samples.shape[2], self.samples.shape[3]
+
+    def unit(self, shot: int) -> Tensor:
+        """Return a shot, (C, H, W), float32 in unit range, as `denoise-batch` sees it."""
+        return self.value_range.to_unit(self.samples[shot])
+
+    def to(self, device: torch.device) -> "Scene":
+        """Return the scene on a device."""
+        unknown = None if self.unknown is None else self.unknown.to(device)
+        return replace(self, samples=self.samples.to(device), unknown=unknown)
+
+
+class ScenePairs(Pairs):
+    """Random crops of random scenes; what is learnt from a crop depends on the method.
+
+    "shots": one shot is the input and another the target (Noise2Noise).
+
+    "neighbor": Neighbor2Neighbor (Huang et al., 2021) draws two adjacent pixels from every 2×2
+    cell; the first ones make the input, the second ones the target. Its regulariser, the squared
+    distance of (output − target) to g₁(f(y)) − g₂(f(y)), equals the plain loss against a target
+    shifted by γ/(1 + γ) of that difference (scaled by 1 + γ), which is how it is computed here.
+
+    "blind-spot": Noise2Void (Krull et al., 2019) hides a pixel of every cell from the network and
+    takes it as the target; its place takes the median of its neighbours, as in N2V2 (Höck et al.,
+    2022). The target is unknown elsewhere.
+
+    Args:
+        scenes: on the device; of at least two shots each for "shots", whose first one is used by
+            the other methods.
+        tile_px: side of a tile.
+        count: tiles per epoch.
+        method: as above.
+    """
+
+    def __init__(
+        self, scenes: Sequence[Scene], tile_px: int, count: int, method: str = "shots"
+    ) -> None:
+        self._scenes = scenes
+        self._tile_px = tile_px
+        self._count = count
+        self.method = method
+        if method == "blind-spot":
+            self.known_share = (tile_px // SPOT_CELL_PX) ** 2 / tile_px**2
+        areas = [scene.size[0] * scene.size[1] for scene in scenes]
+        self._areas = torch.tensor(areas, dtype=torch.float64)
+
+    def __len__(self) -> int:
+        """Return the number of tiles per epoch."""
+        return self._count
+
+    def batch(self, indices: Tensor, generators: Generators, denoise: Denoise) -> Batch:
+        """Return one random crop per index."""
+        count, size = len(indices), self._tile_px * (2 if self.method == "neighbor" else 1)
+        host = generators.host
+        chosen = torch.multinomial(self._areas, count, True, generator=host).tolist()
+        draws = torch.rand(count, 4, generator=host, dtype=torch.float64).tolist()
+        scenes, first, second = [self._scenes[number] for number in chosen], [], []
+        for scene, (down, across, one, other) in zip(scenes, draws, strict=True):
+            top = int(down * (scene.size[0] - size + 1))
+            left = int(across * (scene.size[1] - size + 1))
+            rows, columns = slice(top, top + size), slice(left, left + size)
+            shot = int(one * len(scene))
+            if self.method == "shots":
+                other_shot = (shot + 1 + int(other * (len(scene) - 1))) % len(scene)
+            else:
+                other_shot = shot
+            first.append((shot, rows, columns))
+            second.append((other_shot, rows, columns))
+        noisy, unknown = _cut(scenes, first), _unknown(scenes, second)
+        if self.method == "neighbor":
+            return _neighbor_batch(noisy, unknown, generators, denoise)
+        if self.method == "blind-spot":
+            input, target = hide_spots(noisy, generators)
+            level = _level_of_one(noisy)
+        else:
+            input, target = noisy, _cut(scenes, second)
+            level = level_of_two(input, target)
+        return Batch(input, _without(target, unknown), level)
+
+
+def hide_spots(noisy: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
+    """Hide one random pixel of every cell of `SPOT_CELL_PX`, in all channels.
+
+    Args:
+        noisy: (N, C, H, W), sides of at least a cell.
+        generators: of the step.
+
+    Returns:
+        The tiles, with the median of each hidden pixel's neighbours in its place; and the hidden
+        pixels, NaN elsewhere.
+    """
+    n, channels, height, width = noisy.shape
+    rows, columns = height // SPOT_CELL_PX, width // SPOT_CELL_PX
+    device = noisy.device
+    draw = torch.randint(
+        SPOT_CELL_PX**2, (n, rows, columns), generator=generators.device, device=device
+    )
+    down = draw // SPOT_CELL_PX + SPOT_CELL_PX * torch.arange(rows, device=device).view(-1, 1)
+    across = draw % SPOT_CELL_PX + SPOT_CELL_PX * torch.arange(columns, device=device)
+    place = (down * width + across).view(n, 1, -1)
+    # The window lies inside the tile, so the spot may be anywhere in it.
+    at = torch.arange(_WINDOW_PX, device=device)
+    top = (down - _WINDOW_PX // 2).clamp(0, height - _WINDOW_PX).view(n, -1, 1, 1)
+    left = (across - _WINDOW_PX // 2).clamp(0, width - _WINDOW_PX).view(n, -1, 1, 1)
+    window = ((top + at.view(-1, 1)) * width + left + at).view(n, 1, -1, _WINDOW_PX**2)
+    flat = noisy.flatten(2)
+    values = flat.gather(2, window.flatten(2).expand(-1, channels, -1))
+    values = values.view(n, channels, -1, _WINDOW_PX**2)
+    is_spot = window == place[..., None]
+    middle = values.masked_fill(is_spot, torch.inf).sort(3).values
+    half = (_WINDOW_PX**2 - 1) // 2
+    medians = (middle[..., half - 1] + middle[..., half]) / 2
+    places = place.expand(-1, channels, -1)
+    input = flat.scatter(2, places, medians)
+    target = torch.full_like(flat, torch.nan).scatter_(2, places, flat.gather(2, places))
+    return input.view_as(noisy), target.view_as(noisy)
+
+
+class _Neighbors:
+    """Two adjacent pixels for every 2×2 cell of a batch."""
+
+    def __init__(self, like: Tensor, generators: Generators) -> None:
+        n, _, height, width = like.shape
+        shape = (n, 1, height // 2, width // 2, 1)
+        first = torch.randint(4, shape, generator=generators.device, device=like.device)
+        # Pixels 0 1 / 2 3: horizontal neighbours differ in bit 0, vertical ones in bit 1.
+        step = torch.randint(1, 3, shape, generator=generators.device, device=like.device)
+        self._first, self._second = first, first ^ step
+
+    def pick(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first and the second pixels as two images (N, C, H/2, W/2)."""
+        n, c, height, width = images.shape
+        cells = images.reshape(n, c, height // 2, 2, width // 2, 2).permute(0, 1, 2, 4, 3, 5)
+        cells = cells.reshape(n, c, height // 2, width // 2, 4)
+        places = (index.expand(-1, c, -1, -1, -1) for index in (self._first, self._second))
+        one, other = (cells.gather(4, place)[..., 0] for place in places)
+        return one, other
+
+
+def _neighbor_batch(
+    noisy: Tensor, unknown: Tensor | None, generators: Generators, denoise: Denoise
+) -> Batch:
+    neighbors = _Neighbors(noisy, generators)
+    input, target = neighbors.pick(noisy)
+    level = level_of_two(input, target)
+    output, output_neighbor = neighbors.pick(denoise(noisy))
+    target = target + NEIGHBOR_SHARE * (output - output_neighbor)
+    if unknown is not None:
+        unknown = neighbors.pick(unknown)[1]
+    return Batch(input, _without(target, unknown), level)
+
+
+def _cut(scenes: Sequence[Scene], places: Sequence[tuple[int, slice, slice]]) -> Tensor:
+    """Return crops as `Scene.unit` gives them, float32 (N, 3, H, W)."""
+    crops = [
+        scene.samples[shot, :, rows, columns].expand(3, -1, -1)
+        for scene, (shot, rows, columns) in zip(scenes, places, strict=True)
+    ]
+    if all(crop.dtype == torch.uint8 for crop in crops):
+        return to_float(torch.stack(crops))
+    ranges = [scene.value_range for scene in scenes]
+    ends = torch.tensor([[scale.offset for scale in ranges], [scale.span for scale in ranges]])
+    offset, span = upload(ends, crops[0].device).view(2, -1, 1, 1, 1)
+    # torch joins no uint16.
+    values = torch.stack([crop.to(torch.float32) for crop in crops])
+    return values.sub_(offset).div_(span).clamp_(-BEYOND, 1 + BEYOND)
+
+
+def _unknown(scenes: Sequence[Scene], places: Sequence[tuple[int, slice, slice]]) -> Tensor | None:
+    """Return where the crops are unknown, (N, 1, H, W); None if nowhere."""
+    if all(scene.unknown is None for scene in scenes):
+        return None
+    masks = []
+    for scene, (shot, rows, columns) in zip(scenes, places, strict=True):
+        crop = scene.samples[shot, :1, rows, columns]
+        found = scene.unknown
+        masks.append(
+            torch.zeros_like(crop, dtype=torch.bool)
+            if found is None
+            else found[shot, :, rows, columns]
+        )
+    return torch.stack(masks)
+
+
+def _without(target: Tensor, unknown: Tensor | None) -> Tensor:
+    return target if unknown is None else target.masked_fill(unknown, torch.nan)
+
+
+def _level_of_one(noisy: Tensor) -> Tensor:
+    """Return the level (N,) of tiles by Donoho's median of the diagonal differences."""
+    a, b, c, d = (noisy[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1))
+    height, width = d.shape[2:]
+    detail = (a[:, :, :height, :width] - b[:, :, :height] - c[:, :, :, :width] + d) / 2
+    return detail.abs().flatten(1).median(1).values / NORMAL_MAD

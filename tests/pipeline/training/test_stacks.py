@@ -1,0 +1,275 @@
+"""Training on what microscopes write: 16-bit stacks of few counts, by the command line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from pictures import blobs
+from PIL import Image
+
+from denoise_batch import Denoiser
+from denoise_batch.cli.batch import main as batch
+from denoise_batch.cli.train import main
+from denoise_batch.files.images import read_pages
+from denoise_batch.models import load_weights
+from denoise_batch.training.options import TrainOptions
+from denoise_batch.training.scenes import Reading, load_bursts, load_single_images
+from denoise_batch.training.train import train
+
+SHORT = ["--tiles", "16", "--validation-tiles", "4", "--epochs", "1", "--device", "cpu"]
+BLACK, WHITE = 992, 5312
+Array = np.ndarray[Any, Any]
+
+
+def counts(pages: int, seed: int, size: int = 64, is_one_scene: bool = False) -> Array:
+    """(pages, size, size) of 0 to 40 photons and read noise, as 992 … 5312 counts and more."""
+    chance = np.random.default_rng(seed)
+    pictures = [
+        blobs(size, 100 * seed + (0 if is_one_scene else page))[0].numpy() for page in range(pages)
+    ]
+    photons = chance.poisson(40 * np.stack(pictures).clip(0, 1)) + chance.normal(
+        0, 0.3, (pages, size, size)
+    )
+    return (BLACK + photons * (WHITE - BLACK) / 40).round().clip(0, 65535).astype(np.uint16)
+
+
+@pytest.fixture
+def stacks(tmp_path: Path) -> Path:
+    """Three stacks of six pages, each page a scene."""
+    (tmp_path / "stacks").mkdir()
+    for number in range(3):
+        tifffile.imwrite(
+            tmp_path / "stacks" / f"{number}.tif", counts(6, number), photometric="minisblack"
+        )
+    return tmp_path / "stacks"
+
+
+@pytest.fixture
+def bursts(tmp_path: Path) -> Path:
+    """Three stacks of six shots of one scene."""
+    (tmp_path / "bursts").mkdir()
+    for number in range(3):
+        pages = counts(6, number, is_one_scene=True)
+        tifffile.imwrite(tmp_path / "bursts" / f"{number}.tif", pages, photometric="minisblack")
+    return tmp_path / "bursts"
+
+
+def test_stacks_train_in_every_way_and_draw_what_is_there(
+    stacks: Path, bursts: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "second").mkdir()
+    for path in stacks.iterdir():
+        tifffile.imwrite(tmp_path / "second" / path.name, tifffile.imread(path)[:, ::-1][:, ::-1])
+    runs: dict[str, list[object]] = {
+        "bursts": [bursts, "--bursts"],
+        "pairs": [stacks, "--pairs", tmp_path / "second"],
+        "single": [stacks, "--self", "blind-spot", "--axes", "ZYX"],
+    }
+    for kind, arguments in runs.items():
+        output = tmp_path / "runs" / kind
+        assert main([*map(str, arguments), "-o", str(output), *SHORT]) == 0, kind
+        training = load_weights(output / "best.safetensors").training
+        assert training.get("self") == ("blind-spot" if kind == "single" else None)
+        assert training.get("axes") == ("ZYX" if kind == "single" else None)
+        with Image.open(output / "samples.png") as samples:
+            seen = np.asarray(samples.convert("L"), float)
+        first = seen[4:124, 4:124]
+        assert 60 < first.mean() < 200, kind
+        assert first.std() > 30, kind
+
+
+def test_training_sees_the_values_that_denoise_batch_sees(stacks: Path) -> None:
+    scenes = load_single_images(stacks, Reading())
+    for scene in (*scenes.training, *scenes.validation):
+        assert scene.samples.dtype == torch.uint16
+    found = [scene.unit(0) for scene in (*scenes.training, *scenes.validation)]
+    pages = [page.to_unit() for path in sorted(stacks.iterdir()) for page in read_pages(path)]
+    assert len(found) == len(pages) == 18
+    for unit in pages:
+        assert any(torch.equal(unit, other) for other in found)
+    assert len(torch.stack(pages).unique()) > 1000, "31 levels of 8 bits before"
+
+
+def test_all_shots_of_a_scene_have_one_range(tmp_path: Path) -> None:
+    """A hot pixel in one file must not darken its shots alone."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    for number in range(2):
+        pages = counts(2, number).astype(np.float32)
+        tifffile.imwrite(tmp_path / "first" / f"{number}.tif", pages, photometric="minisblack")
+        pages[:, :8, :8] *= 5
+        tifffile.imwrite(tmp_path / "second" / f"{number}.tif", pages, photometric="minisblack")
+    from denoise_batch.training.scenes import load_paired_folders
+
+    scenes = load_paired_folders(tmp_path / "first", tmp_path / "second", Reading())
+    for scene in (*scenes.training, *scenes.validation):
+        assert torch.equal(scene.unit(0)[:, 8:], scene.unit(1)[:, 8:])
+
+
+def test_a_given_range_goes_with_the_weights(stacks: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = [str(stacks), "--self", "neighbor", "--range", f"{BLACK}-{WHITE}"]
+    assert main([*arguments, "-o", str(output), *SHORT]) == 0
+    weights = output / "best.safetensors"
+    assert load_weights(weights).training["range"] == [BLACK, WHITE]
+    assert load_weights(weights).value_range == (BLACK, WHITE)
+    assert main([*arguments, "-o", str(output), *SHORT, "--resume"]) == 0
+
+    def denoised(name: str, *options: str) -> Array:
+        target = tmp_path / name
+        files = [str(stacks / "1.tif"), "-o", str(target), "--weights", str(weights), "-d", "cpu"]
+        assert batch([*files, "--no-measure", *options]) == 0
+        return tifffile.imread(target / "1.tif")
+
+    stored = denoised("stored")
+    assert np.array_equal(stored, denoised("same", "--range", f"{BLACK}-{WHITE}"))
+    assert not np.array_equal(stored, denoised("other", "--range", "0-65535"))
+    page = tifffile.imread(stacks / "1.tif")[0]
+    assert np.array_equal(Denoiser(weights, device="cpu")(page), stored[0])
+
+
+def test_weights_with_a_damaged_range_are_refused(stacks: Path, tmp_path: Path) -> None:
+    from denoise_batch.kernels import WeightsError
+    from denoise_batch.models import Network, save_weights
+
+    for found in ([3, 1], "wide", [1], [0, float("nan")]):
+        save_weights(tmp_path / "x.safetensors", Network("tconv", 0.5, 0.2), {"range": found})
+        with pytest.raises(WeightsError, match="range"):
+            load_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("how", ["imagej", "ome", "tifffile"])
+def test_hyperstacks_are_sorted_by_what_they_say(how: str, tmp_path: Path) -> None:
+    """Four times of three slices: three scenes of four shots."""
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        pages = counts(12, number, 40).reshape(4, 3, 40, 40)
+        for slice in range(3):
+            pages[:, slice] = 1000 * (slice + 1) + np.arange(4)[:, None, None] + pages[:, slice] % 2
+        path = tmp_path / "data" / f"{number}.{'ome.tif' if how == 'ome' else 'tif'}"
+        options: dict[str, Any] = {"imagej": {"imagej": True}, "ome": {"ome": True}}.get(how, {})
+        tifffile.imwrite(path, pages, metadata={"axes": "TZYX"}, **options)
+    scenes = load_bursts(tmp_path / "data", Reading("TZYX"))
+    found = [*scenes.training, *scenes.validation]
+    assert [len(scene) for scene in found] == [4] * 6
+    for scene in found:
+        means = scene.samples.float().mean((1, 2, 3))
+        assert (means.diff() - 1).abs().max() < 0.2, "the shots of one slice, in order"
+    assert len(load_single_images(tmp_path / "data", Reading("SYX")).training) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [(["--bursts", "--axes", "TZYX"], "does not say how many frames and slices"),
+     (["--bursts", "--axes", "TXY"], "letters of what the pages of a file are"),
+     (["--bursts", "--axes", "QYX"], "letters of what the pages of a file are"),
+     (["--self", "neighbor", "--axes", "TYX"], "use --bursts"),
+     (["--axes", "TYX"], "--axes: has no effect"),
+     (["--self", "neighbor", "--range", "5-1"], "LOW below HIGH"),
+     (["--self", "neighbor", "--range", "much"], "LOW-HIGH")],
+    ids=str,
+)  # fmt: skip
+def test_axes_and_ranges_that_cannot_be_are_refused(
+    arguments: list[str], reason: str, stacks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["-o", str(stacks.parent / "run")]
+    assert main([str(stacks), *arguments, *output, *SHORT]) in (1, 2)
+    error = capsys.readouterr().err
+    assert reason in " ".join(error.split())
+    assert "Traceback" not in error
+
+
+def test_one_stack_alone_is_enough(stacks: Path, bursts: Path, tmp_path: Path) -> None:
+    """Of one file the last pages are held out, of one scene the end of its longer side."""
+    scenes = load_single_images(stacks / "0.tif", Reading())
+    assert (len(scenes.training), len(scenes.validation)) == (5, 1)
+    wide = np.concatenate([tifffile.imread(bursts / "0.tif")] * 2, 2)
+    tifffile.imwrite(tmp_path / "wide.tif", wide, photometric="minisblack")
+    scenes = load_bursts(tmp_path / "wide.tif", Reading(smallest_px=32))
+    assert scenes.training[0].size == (64, 96)
+    assert scenes.validation[0].size == (64, 32)
+
+
+def test_bursts_that_lie_apart_are_cropped_to_what_they_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    offsets = [(0, 0), (3, -2), (-4, 1)]
+    for number in range(3):
+        whole = blobs(140, number)[0].numpy()
+        chance = np.random.default_rng(number)
+        shots = []
+        for down, right in offsets if number == 1 else [(0, 0)] * 3:
+            part = whole[20 - down : 116 - down, 20 - right : 116 - right]
+            shots.append(1000 + 100 * chance.poisson(40 * part.clip(0, 1)))
+        pages = np.stack(shots).astype(np.uint16)
+        tifffile.imwrite(tmp_path / "data" / f"{number}.tif", pages, photometric="minisblack")
+    assert main([str(tmp_path / "data"), "--bursts", "-o", str(tmp_path / "run"), *SHORT]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 of 3 scenes" in told
+    assert "1.tif: +3 -2, -4 +1 px" in told
+    scenes = load_bursts(tmp_path / "data", Reading())
+    found = {scene.size: scene for scene in (*scenes.training, *scenes.validation)}
+    assert set(found) == {(96, 96), (89, 93)}
+    one, two, three = (found[89, 93].unit(shot) for shot in range(3))
+    apart = found[96, 96]
+    noise = (apart.unit(0) - apart.unit(1)).std()
+    assert max((one - two).std(), (one - three).std()) < 1.2 * noise
+
+
+def test_what_moves_is_refused_by_its_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        first = (1000 + 4000 * blobs(200, number)[0].numpy()).astype(np.uint16)
+        second = first.copy()
+        if number == 1:
+            second[:, :100] = np.roll(first, 6, 1)[:, :100]
+        pages = np.stack([first, second])
+        tifffile.imwrite(tmp_path / "data" / f"{number}.tif", pages, photometric="minisblack")
+    assert main([str(tmp_path / "data"), "--bursts", "-o", str(tmp_path / "run"), *SHORT]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "1.tif" in error
+    assert "up to 6 px" in error
+    assert "leave this scene out" in error
+
+
+def test_auto_says_what_it_chose_and_refuses_what_no_way_removes(
+    stacks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert main([str(stacks), "--self", "auto", "-o", str(output), *SHORT]) == 0
+    told = capsys.readouterr().err
+    chosen = load_weights(output / "best.safetensors").training["self"]
+    assert f"--self {chosen}" in told
+    (tmp_path / "blurred").mkdir()
+    for path in stacks.iterdir():
+        pages = tifffile.imread(path).astype(float)
+        wide = pages[:, :, 1:] + pages[:, :, :-1]
+        wide = (wide[:, 1:] + wide[:, :-1]) / 4
+        wide = np.concatenate([wide, wide[:, ::-1]], 2)
+        tifffile.imwrite(
+            tmp_path / "blurred" / path.name,
+            wide.round().astype(np.uint16),
+            photometric="minisblack",
+        )
+    blurred = [str(tmp_path / "blurred"), "-o", str(tmp_path / "other"), *SHORT]
+    assert main([*blurred, "--self", "auto"]) == 1
+    refused = " ".join(capsys.readouterr().err.split())
+    assert "correlates" in refused
+    assert "--pairs" in refused
+    assert main([*blurred, "--self", "neighbor"]) == 0
+    assert "warning" in capsys.readouterr().err
+
+
+def test_hidden_pixels_alone_train_and_resume_bit_for_bit(stacks: Path, tmp_path: Path) -> None:
+    options = {"kind": "single", "self_supervised": "blind-spot", "tiles": 32, "validation_tiles": 4,
+               "device": "cpu", "epochs": 2}  # fmt: skip
+    train(TrainOptions(stacks, tmp_path / "one", "tconv", **options))
+    train(TrainOptions(stacks, tmp_path / "two", "tconv", **options))
+    one, two = (tmp_path / name / "best.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
