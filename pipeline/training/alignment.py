@@ -14,7 +14,8 @@ from torch import Tensor
 
 _MOST_PX = 1024  # side of the middle of a shot that is looked at
 _PASS = 0.1  # deviation of the low-pass, in cycles per pixel
-_SIGNIFICANT = 6.0  # standard errors
+_SIGNIFICANT = 6.0  # standard errors, of many squares …
+_FEW = 20  # … and twice as many, of so few
 _CELL_PX = 8  # side of the squares whose differences are compared
 _LEAST_CELLS = 16
 _PARTS = 4  # a side
@@ -80,7 +81,8 @@ def _middle(shot: Tensor) -> Tensor:
         side = min(extent, _MOST_PX)
         start = (extent - side) // 2
         slices.append(slice(start, start + side))
-    return shot[:, slices[0], slices[1]].mean(0)
+    middle: Tensor = shot[:, slices[0], slices[1]].mean(0)
+    return middle
 
 
 def _overlap(first: Tensor, other: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
@@ -129,7 +131,8 @@ def _is_better(pair: Tensor, shift: tuple[int, int], than: tuple[int, int]) -> b
     if at.numel() < _LEAST_CELLS:
         return False
     error = at.std() * (2 / at.numel()) ** 0.5
-    return bool((before - at).mean() > _SIGNIFICANT * error)
+    least = _SIGNIFICANT * (1 + _FEW / at.numel())  # few squares tell their deviation badly
+    return bool((before - at).mean() > least * error)
 
 
 def _differences(pair: Tensor, shift: tuple[int, int], among: Sequence[tuple[int, int]]) -> Tensor:

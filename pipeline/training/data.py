@@ -27,9 +27,10 @@ from .noise import ChainedNoise, NoiseModel
 from .noise_kind import CORRELATED, measure_noise
 from .options import TrainOptions
 from .pairs import CropPairs, Pairs, StoredPairs, Validation, tiles_per_chunk, to_float
-from .scene_pairs import Scene, ScenePairs
+from .scene_pairs import ScenePairs
 from .scenes import (
     Reading,
+    Scenes,
     load_bursts,
     load_paired_folders,
     load_single_images,
@@ -39,7 +40,7 @@ from .scenes import (
 
 GRAPHICS_PX = 256
 MEASURED_SCENES = 32
-GROWS = 1.3
+FINE = 2.0  # differences of neighbours, in σ: from here on, hidden pixels teach more
 VALIDATION_SEED = 1_000_003  # the same held-out tiles for every training seed
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 
@@ -82,12 +83,12 @@ def load_data(options: TrainOptions, device: torch.device) -> tuple[Pairs, Valid
         scenes = load_bursts(options.data, reading)
     else:
         method = options.self_supervised
-        if method != "blind-spot":
+        if method == "neighbor":
             reading = replace(reading, smallest_px=2 * tile_px)
         scenes = load_single_images(options.data, reading)
     notes = scenes.notes
     if options.kind == "single":
-        method, note = choose_method(method, scenes.training)
+        method, note = choose_method(method, scenes, tile_px)
         notes = (*notes, note)
     training = [scene.to(device) for scene in scenes.training]
     validation = scene_validation(
@@ -97,12 +98,13 @@ def load_data(options: TrainOptions, device: torch.device) -> tuple[Pairs, Valid
     return ScenePairs(training, tile_px, options.tiles, method), validation, counts
 
 
-def choose_method(asked: str, scenes: Sequence[Scene]) -> tuple[str, str]:
+def choose_method(asked: str, scenes: Scenes, tile_px: int) -> tuple[str, str]:
     """Choose how to learn from single shots, by their noise.
 
     Args:
         asked: as `--self` spells it.
         scenes: of one shot each.
+        tile_px: side of a tile.
 
     Returns:
         The method, and why, for the user.
@@ -110,7 +112,7 @@ def choose_method(asked: str, scenes: Sequence[Scene]) -> tuple[str, str]:
     Raises:
         TrainingError: "auto" was asked for, and no method would remove the noise.
     """
-    noise = measure_noise([scene.unit(0) for scene in scenes[:MEASURED_SCENES]])
+    noise = measure_noise([scene.unit(0) for scene in scenes.training[:MEASURED_SCENES]])
     found = (
         f"the noise of neighbouring pixels correlates by {noise.across:.2f} across and "
         f"{noise.down:.2f} down"
@@ -124,12 +126,16 @@ def choose_method(asked: str, scenes: Sequence[Scene]) -> tuple[str, str]:
         if asked == "auto":
             raise TrainingError(f"--self auto: {found}; {remedy}")
         return asked, f"warning: {found}; {remedy}"
+    light = f"its σ grows {noise.growth:.1f} times from dark to bright"
     if asked != "auto":
-        return asked, found
-    grows = noise.growth > GROWS
-    method = "blind-spot" if grows else "neighbor"
-    light = f"its σ is {noise.growth:.1f} times as large in bright areas as in dark ones"
-    return method, f"--self {method}: {found}, and {light}"
+        return asked, f"{found}; {light}"
+    if any(min(scene.size) < 2 * tile_px for scene in (*scenes.training, *scenes.validation)):
+        method, why = "blind-spot", f"some images are smaller than two tiles of {tile_px} px"
+    elif noise.detail > FINE:
+        method, why = "blind-spot", f"those of the picture differ by {noise.detail:.1f} σ"
+    else:
+        method, why = "neighbor", f"those of the picture differ by {noise.detail:.1f} σ only"
+    return method, f"--self {method}: {found}, {why}; {light}"
 
 
 def _load_clean(options: TrainOptions, device: torch.device) -> tuple[Pairs, Validation, Counts]:

@@ -287,7 +287,7 @@ def to_float(pixels: Tensor) -> Tensor:
 def _stacked(crops: Sequence[Tensor]) -> Tensor:
     """Join uint8 and float crops as float32 in [0, 1]."""
     if all(crop.dtype == torch.uint8 for crop in crops):
-        return to_float(torch.stack(crops))
+        return to_float(torch.stack(list(crops)))
     return torch.stack([c if c.is_floating_point() else to_float(c) for c in crops])
 
 

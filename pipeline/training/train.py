@@ -278,7 +278,7 @@ def training_step(
         noisy, target = _random_symmetry(noisy, target, generators)
     told = _roughly(level, generators) if network.spec.takes_level else level
     rows = (group.local_rows(global_rows) for global_rows in (noisy, target, level, told))
-    loss, grad_output = _loss_and_gradient(network, options, *rows, pairs.known_share)
+    loss, grad_output = _loss_and_gradient(network, options, pairs.known_share, *rows)
     state.optimizer.zero_grad()
     loss = group.backward(trainee, loss, grad_output, len(indices))
     if options.clip_norm:
@@ -303,22 +303,22 @@ def trained_part(network: Network, options: TrainOptions) -> Block:
 def _loss_and_gradient(
     network: Network,
     options: TrainOptions,
+    known: float,
     noisy: Tensor,
     target: Tensor,
     level: Tensor,
     told: Tensor,
-    known: float,
 ) -> tuple[Tensor, Tensor]:
     """Run the trained part forward on a batch; return its loss and its output's gradient.
 
     Args:
         network: in training mode.
         options: of the run.
+        known: share of the target that is known.
         noisy: (N, 3, H, W).
         target: the same shape; NaN where a pixel is unknown.
         level: of the noise, (N,).
         told: the level that the network is told, (N,).
-        known: share of the target that is known.
     """
     if options.estimator:
         criterion: Loss = ExpectileLoss(ESTIMATOR_TAU)

@@ -1,6 +1,7 @@
 """The losses against torch."""
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -173,3 +174,18 @@ def test_too_low_costs_more_than_too_high() -> None:
     loss, target = ExpectileLoss(0.65), torch.ones(1, 1, 1, 1)
     assert loss(target - 0.1, target) == pytest.approx(0.0065)
     assert loss(target + 0.1, target) == pytest.approx(0.0035)
+
+
+@pytest.mark.parametrize(
+    "kind", [MSELoss, lambda known=1.0: LogMSELoss(LEVEL[:1], known)], ids=["mse", "log"]
+)
+def test_the_known_elements_alone_count(kind: Any) -> None:
+    """Elsewhere the target is the input."""
+    input, target = torch.rand(2, 1, 3, 8, 8, dtype=torch.float64)
+    target[:, :, 2:] = input[:, :, 2:]
+    loss, part = kind(0.25), kind()
+    expected = part(input[:, :, :2], target[:, :, :2])
+    torch.testing.assert_close(loss(input, target), expected)
+    grad_input = loss.backward()
+    torch.testing.assert_close(grad_input[:, :, :2], part.backward())
+    assert not grad_input[:, :, 2:].any()

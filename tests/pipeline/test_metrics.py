@@ -43,3 +43,13 @@ def test_tiles_in_pieces_have_the_psnr_of_all(at_once: int) -> None:
     own = [min(psnr(a, b), 100.0) for a, b in zip(noisy, clean, strict=True)]
     expected = (psnr(noisy, clean), sum(own) / 7)
     assert psnrs_of_tiles(noisy, clean, at_once) == pytest.approx(expected, abs=1e-9)
+
+
+def test_unknown_pixels_do_not_count() -> None:
+    images, references = torch.rand(2, 4, 3, 8, 8)
+    expected = psnrs_of_tiles(images[:3, :, :4], references[:3, :, :4], 2)
+    references[:, :, 4:] = torch.nan
+    references[3] = torch.nan
+    assert psnrs_of_tiles(images, references, 2) == pytest.approx(expected)
+    images[0, 0, 0, 0] = torch.nan
+    assert math.isnan(psnrs_of_tiles(images, references, 2)[0]), "a diverged network is no best one"
