@@ -92,9 +92,11 @@ def _overlap(first: Tensor, other: Tensor, down: int, right: int) -> tuple[Tenso
 
 
 def _low_pass(height: int, width: int, like: Tensor) -> Tensor:
+    """Weights of the frequencies of `rfft2`."""
     rows = torch.fft.fftfreq(height, device=like.device).view(-1, 1)
     columns = torch.fft.rfftfreq(width, device=like.device)
-    return (-(rows**2 + columns**2) / (2 * _PASS**2)).exp()
+    weights: Tensor = (-(rows**2 + columns**2) / (2 * _PASS**2)).exp()
+    return weights
 
 
 def _shift(pairs: Tensor) -> list[tuple[int, int]]:

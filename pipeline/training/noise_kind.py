@@ -29,13 +29,11 @@ class NoiseKind:
         across: correlation of horizontal neighbours, about.
         down: correlation of vertical neighbours, about.
         growth: σ in the brightest flat areas, as a multiple of that in the darkest.
-        detail: how much neighbouring pixels of the picture differ, as a multiple of σ.
     """
 
     across: float
     down: float
     growth: float
-    detail: float = 0.0
 
     @property
     def correlation(self) -> float:
@@ -56,11 +54,9 @@ def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
     """
     products = torch.zeros(2, 2, dtype=torch.float64)  # (axis; sum, count)
     levels: list[Tensor] = []
-    excess: list[float] = []
     step = -(-len(shots) // _MOST_SHOTS)
     for shot in shots[::step]:
-        middle = _middle(shot)
-        blocks = _flat_blocks(middle)
+        blocks = _flat_blocks(_middle(shot))
         if not len(blocks):
             continue
         details = _second_differences(blocks)
@@ -72,12 +68,8 @@ def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
             products[axis] += torch.stack([product.sum(), product.abs().sum()]).double()
         sigma = details.abs().flatten(1).median(1).values / (6 * NORMAL_MAD)
         levels.append(torch.stack([blocks.mean((1, 2)), sigma], 1))
-        excess.append(_excess(middle))
     across, down = (_correlation(total.item(), count.item()) for total, count in products)
-    if not levels:
-        return NoiseKind(across, down, 1.0)
-    detail = math.sqrt(max(0.0, sum(excess) / len(excess)))
-    return NoiseKind(across, down, _growth(torch.cat(levels)), detail)
+    return NoiseKind(across, down, _growth(torch.cat(levels)) if levels else 1.0)
 
 
 def _middle(shot: Tensor) -> Tensor:
@@ -111,13 +103,6 @@ def _correlation(total: float, count: float) -> float:
         return 0.0
     q = math.sin(math.pi / 2 * total / count)
     return min(1.0, max(-1.0, (6 * q + 4) / (7 + 8 * max(q, -0.8))))
-
-
-def _excess(image: Tensor) -> float:
-    """Mean squared difference of neighbours, beyond that of the noise, in units of its variance."""
-    sigma = _second_differences(image[None]).abs().median().item() / (6 * NORMAL_MAD)
-    steps = [image.diff(dim=axis).square().mean().item() for axis in (0, 1)]
-    return sum(steps) / 2 / sigma**2 - 2 if sigma > 0 else math.inf
 
 
 def _growth(levels: Tensor) -> float:
