@@ -373,7 +373,8 @@ def load_photographs(path: Path, value_range: tuple[float, float] | None = None)
             if page.samples.dtype == torch.uint8:
                 pages.append(page.samples.expand(-1, -1, 3).permute(2, 0, 1).contiguous())
             else:
-                pages.append(page.to_unit().clamp_(0, 1).contiguous())
+                unit = page.value_range.to_unit(page.with_outliers(page.samples))
+                pages.append(unit.clamp_(0, 1).permute(2, 0, 1).contiguous())
         return pages
 
 

@@ -24,7 +24,7 @@ class Scene:
     Attributes:
         samples: (V, C, H, W), uint8, uint16 or float32, C = 1 or 3.
         value_range: stored samples ↔ [0, 1].
-        unknown: (V, 1, H, W), pixels without meaning; None if there are none.
+        unknown: (V, 1, H, W), pixels without meaning, and outliers; None if there are none.
     """
 
     samples: Tensor

@@ -283,7 +283,7 @@ def _read(
     along, pages = parse_axes(axes), list(files.values())
     if len(files) > 1:  # one range of values for all
         stored = [
-            replace(page, samples=page.stored(page.samples), kept=None)
+            replace(page, samples=page.stored(page.samples))
             for of_file in pages
             for page in of_file
         ]
@@ -371,13 +371,12 @@ def _scene(shots: Sequence[DecodedImage]) -> Scene:
     samples = torch.empty(len(shots), channels, *shots[0].size, dtype=dtype)
     for target, shot in zip(samples, shots, strict=True):
         target.copy_(shot.samples.permute(2, 0, 1) if scale is not UNIT else shot.to_unit())
-    unknown = None
-    if any(shot.kept is not None for shot in shots):
-        unknown = torch.zeros(len(shots), 1, *shots[0].size, dtype=torch.bool)
-        for mask, shot in zip(unknown, shots, strict=True):
-            if shot.kept is not None:
-                mask[0] = shot.kept.mask
-    return Scene(samples, scale, unknown)
+    unknown = torch.zeros(len(shots), 1, *shots[0].size, dtype=torch.bool)
+    for mask, shot in zip(unknown, shots, strict=True):
+        for filled in (shot.kept, shot.outliers):
+            if filled is not None:
+                mask |= filled.mask
+    return Scene(samples, scale, unknown if bool(unknown.any()) else None)
 
 
 def _aligned(scene: Scene, name: str) -> tuple[Scene, tuple[Shift, ...]]:

@@ -79,8 +79,10 @@ def test_float_shots_of_a_scene_are_brought_to_one_scale(tmp_path: Path) -> None
     for scene in (*scenes.training, *scenes.validation):
         one, other = scene.unit(0).flatten(), scene.unit(1).flatten()
         assert torch.equal(one[1:], other[1:])
-        assert other.max() == 1.5, "the hot pixel does not move the range"
-        assert one.min() > -0.01
+        assert -0.01 < one.min() < 0.01
+        assert 0.99 < one.max() < 1.01, "the hot pixel does not move the range"
+        assert scene.unknown is not None
+        assert scene.unknown.nonzero().tolist() == [[1, 0, 0, 0]], "nor is it a target"
 
 
 def test_a_folder_with_the_name_of_a_picture_is_none(shots: Path, bursts: Path) -> None:
