@@ -59,6 +59,8 @@ class TrainingBar(Receiver[TrainStart, ValidationResult]):
             f"{counts.training} to train on, {counts.validation} to validate on{skipped}; noisy "
             f"validation tiles: {start.noisy_psnr:.2f} dB"
         )
+        for note in counts.notes:
+            self._print(note)
         length = f"{start.steps} steps" if start.steps else f"{options.minutes:g} minutes"
         self._print(f"{length}, {options.batch_size} tiles a step, {start.tiles} an epoch")
         self._noisy_psnr = start.noisy_psnr
@@ -109,7 +111,8 @@ class TrainingBar(Receiver[TrainStart, ValidationResult]):
         with Image.open(path) as sheet:
             row = sheet.convert("RGB").crop((0, 0, sheet.width, sheet.width // 3))
         console.print(half_blocks(row.resize((width, 2 * height), Image.Resampling.BOX)))
-        first = "clean" if self._options.kind == "clean" else "second shot"
+        names = {"clean": "clean", "single": "of the same noisy image"}
+        first = names.get(self._options.kind, "second shot")
         self._print(f"{first} | noisy | output, more in {path}")
 
     def _print(self, line: str) -> None:
