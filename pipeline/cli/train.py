@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DATA, NOISE, NETWORK = "Data", "Noise", "Network"
 OPTIMISATION, RUN = "Optimisation", "Run"
+OWN_SHOTS = ("pairs", "bursts", "single")  # kinds of data that hold real noise
 EXAMPLES = """[bold]Examples[/]
 
 [cyan]denoise-train photos -o runs/photos --network unet --noise gaussian:0-55[/]
@@ -103,7 +104,12 @@ def train(
         int, typer.Option(help="Training tiles per epoch.", rich_help_panel=DATA)
     ] = 50_000,
     tile_px: Annotated[
-        int, typer.Option(help="Side of a tile in pixels.", rich_help_panel=DATA)
+        int,
+        typer.Option(
+            help="Side of a tile in pixels.",
+            show_default="32; 64 for a U-Net on own shots",
+            rich_help_panel=DATA,
+        ),
     ] = 32,
     validation_tiles: Annotated[
         int, typer.Option(help="Tiles to validate on, from held-out data.", rich_help_panel=DATA)
@@ -188,6 +194,7 @@ def train(
         float,
         typer.Option(
             help="Decay of the moving average of the parameters; 0 disables it.",
+            show_default="0; 0.99 for a U-Net on own shots",
             rich_help_panel=NETWORK,
         ),
     ] = 0.0,
@@ -209,7 +216,12 @@ def train(
         int, typer.Option(help="Tiles per step.", rich_help_panel=OPTIMISATION)
     ] = 8,
     optimizer: Annotated[
-        str, typer.Option(help="sgd, adam, adamw or muon.", rich_help_panel=OPTIMISATION)
+        str,
+        typer.Option(
+            help="sgd, adam, adamw or muon.",
+            show_default="sgd; muon for a U-Net on own shots",
+            rich_help_panel=OPTIMISATION,
+        ),
     ] = "sgd",
     loss: Annotated[
         str,
@@ -415,9 +427,12 @@ def _options(chosen: dict[str, Any]) -> "TrainOptions":
     if "init" in chosen:
         network = load_weights(find_weights(chosen["init"])).network.architecture
     network = chosen.get("network", network)
-    lr, momentum = default_rates(chosen.get("optimizer", TrainOptions.optimizer), network)
+    defaults: dict[str, Any] = {"optimizer": TrainOptions.optimizer, "network": network}
+    if network.startswith("unet") and chosen["kind"] in OWN_SHOTS:
+        defaults |= {"optimizer": "muon", "tile_px": 64, "ema": 0.99}
+    lr, momentum = default_rates(chosen.get("optimizer", defaults["optimizer"]), network)
     resume = chosen.get("resume", False) or was_restarted()
-    defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "network": network}
+    defaults |= {"lr": lr, "momentum": momentum}
     if chosen["kind"] == "clean" and chosen.get("noise") == "real":
         defaults |= {"gray_share": 0.12, "graphics_share": 0.12}
     return TrainOptions(**{**defaults, **chosen, "resume": resume})

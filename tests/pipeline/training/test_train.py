@@ -401,6 +401,26 @@ def test_the_default_rates_suit_optimiser_and_network(
     assert (config["lr"], config["momentum"]) == (lr, momentum)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "recipe"),
+    [
+        (["--network", "unet"], ("muon", 64, 0.99, 1e-3)),
+        (["--init", "unet-gaussian-4"], ("muon", 64, 0.99, 1e-3)),
+        (["--network", "unet", "--optimizer", "sgd", "--ema", "0"], ("sgd", 64, 0.0, 0.1)),
+        ([], ("sgd", 32, 0.0, 4.0)),
+    ],
+)
+def test_a_u_net_learns_own_shots_with_muon(
+    photographs: Path, tmp_path: Path, chosen: list[str], recipe: tuple[str, int, float, float]
+) -> None:
+    short = ["--tiles", "2", "--validation-tiles", "1", "--steps", "1", "--batch-size", "2"]
+    command = [str(photographs), "--pairs", str(photographs), *short, "--device", "cpu"]
+    assert main([*command, *chosen, "-o", str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    names = ("optimizer", "tile_px", "ema", "lr")
+    assert tuple(config[name] for name in names) == recipe
+
+
 def test_shipped_weights_bring_their_network_and_survive_the_default_rate(
     photographs: Path, tmp_path: Path
 ) -> None:
