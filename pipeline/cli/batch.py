@@ -412,7 +412,8 @@ def denoise(
                 files_from=files_from,
                 null=null,
             )
-            options = with_stored_range(options)
+            if not verify:  # which needs no weights
+                options = with_stored_range(options)
             if preview is not None:
                 files, code = write_preview(options, preview, storage, shown.warn, stop)
                 if stop.signal is None:

@@ -32,7 +32,7 @@ from denoise_batch.kernels import (
     TrainingError,
     clip_grad_norm_,
 )
-from denoise_batch.kernels.errors import is_out_of_memory
+from denoise_batch.kernels.errors import first_line, is_out_of_memory
 from denoise_batch.kernels.loss import Loss
 from denoise_batch.kernels.optim import Optimizer
 
@@ -238,9 +238,9 @@ def _clear_errors(options: TrainOptions) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(
-            f"--device {options.device}: its memory is too small; use a smaller --batch-size (now "
-            f"{options.batch_size}), --tile-px ({options.tile_px}) or --validation-tiles "
-            f"({options.validation_tiles})"
+            f"--device {options.device}: its memory is too small ({first_line(error)}); "
+            f"checkpoints are kept; use a smaller --batch-size (now {options.batch_size}), "
+            f"--tile-px ({options.tile_px}) or --validation-tiles ({options.validation_tiles})"
         ) from error
 
 
