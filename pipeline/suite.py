@@ -217,7 +217,11 @@ def _pairs(
         partner = find_reference(folder / "clean", job.name)
         if partner is None:
             raise ImageError(f"{job.source}: no clean image of this name in {folder / 'clean'}")
-        noisy, clean = (read_image(p, value_range).to_unit() for p in (job.source, partner))
+        page = read_image(job.source, value_range)
+        own = page.value_range  # of both: noise makes a file's estimated range wider
+        is_deep = page.samples.dtype != torch.uint8
+        both = (own.offset, own.offset + own.span) if is_deep else value_range
+        noisy, clean = page.to_unit(), read_image(partner, both).to_unit()
         if noisy.shape != clean.shape:
             raise ImageError(f"{job.source}: differs in size from {partner}")
         yield job.name, noisy, clean

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from pictures import picture
 from PIL import Image
@@ -124,6 +126,28 @@ def test_wrong_use_is_said(photos: Path, shots: Path, capsys: pytest.CaptureFixt
     assert "off.png: no clean image" in error("--suite", "--pairs", shots)
     picture(20, 20, 3).save(shots / "clean" / "off.png")
     assert "off.png: differs in size" in error("--suite", "--pairs", shots)
+
+
+def test_deep_pairs_are_scored_in_one_range(
+    photos: Path, shots: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Strong noise makes the range of its file wider than that of the clean one."""
+    for part in ("noisy", "clean"):
+        for path in (shots / part).iterdir():
+            path.unlink()
+    random = np.random.default_rng(0)
+    clean = random.integers(500, 2500, (8, 8)).repeat(8, 0).repeat(8, 1)
+    noisy = clean + random.normal(0, 200, clean.shape).clip(-450, 450)
+    for part, values in (("clean", clean), ("noisy", noisy)):
+        tifffile.imwrite(shots / part / "a.tif", values.round().astype(np.uint16))
+    (row,) = (
+        row
+        for row in suite(capsys, "tconv", photos, "--pairs", shots)["rows"]
+        if row["row"] == "pairs shots"
+    )
+    low, high = np.quantile(noisy, [0, 1])
+    rms = np.sqrt(((noisy - clean) ** 2).mean())
+    assert row["psnr_in"] == pytest.approx(20 * np.log10((high - low) / rms), abs=0.5)
 
 
 def test_the_default_weights_hold_their_floors_on_the_samples(
