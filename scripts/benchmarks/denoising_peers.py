@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Told = Mapping[str, float]
 BLURS_PX = (0.7, 1.0, 1.4, 2.0)
-NLM_STRENGTHS = (0.5, 0.7, 0.9, 1.2)  # times σ
+NLM_STRENGTHS = (0.7, 1.0, 1.4, 2.0)  # times σ
 # CAREamics has no defaults for these; they are ours for a U-Net.
 PATCH_PX, BATCH_SIZE = 64, 8
 PACKAGES = {
