@@ -80,7 +80,8 @@ class Footprint:
         pages = [
             5 * page.total_bytes + self._beside(page, output_format) for page in self._accepted
         ]
-        return max(pages, default=0) + _RECORD_BYTES * len(self.pages) + _RANGE_BYTES
+        is_deep = any(page.sample_bytes > 1 for page in self.pages)
+        return max(pages, default=0) + _RECORD_BYTES * len(self.pages) + _RANGE_BYTES * is_deep
 
     @property
     def disk_bytes(self) -> int:

@@ -196,9 +196,7 @@ def _outline(page: DecodedImage) -> DecodedImage:
     return replace(page, samples=samples, alpha=None, kept=None, outliers=None)
 
 
-@lru_cache(
-    64
-)  # the same for all pages: small blocks between freed large ones would keep these apart
+@lru_cache(64)  # one for all pages: small blocks between large ones keep these apart once freed
 def _shape_alone(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 

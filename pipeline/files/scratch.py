@@ -70,11 +70,15 @@ class Scratch:
     Args:
         folder: whose file system it takes room on.
 
+    Attributes:
+        on_use: called whenever it is written or read; what it raises ends that.
+
     Raises:
         StorageError: it cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.on_use: Callable[[], None] = lambda: None
         self._folder = folder
         self._path = temporary_name(folder / "pages")
         self._lock = threading.Lock()
@@ -101,6 +105,7 @@ class Scratch:
         Raises:
             StorageError: there is no room for them.
         """
+        self.on_use()
         places: list[Place | None] = []
         for tensor, old in zip(tensors, over or [None] * len(tensors), strict=True):
             if tensor is None:
@@ -124,6 +129,7 @@ class Scratch:
         Raises:
             StorageError: they cannot be read.
         """
+        self.on_use()
         return tuple(None if place is None else self._read(place) for place in places)
 
     def _read(self, place: Place) -> Tensor:

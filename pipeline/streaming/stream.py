@@ -43,7 +43,7 @@ from ..device import (
 from ..files.footprint import Footprint
 from ..files.images import output_format
 from ..files.metadata import Metadata, StorageFormat
-from ..files.pixels import DecodedImage
+from ..files.pixels import DecodedImage, PagesOnDisk
 from ..files.ranges import BITS_8
 from ..files.scan import Job
 from ..files.scratch import Lazy, Scratch
@@ -590,7 +590,7 @@ class _Stream:
         self._inbox.put(_ReaderEnded())
 
     def _read(self, job: Job) -> bool:
-        """Decode one file; False if the budget was closed."""
+        """Decode one file; False if the run ended meanwhile."""
         held, waited = 0, 0.0
         started = time.perf_counter()
 
@@ -608,18 +608,22 @@ class _Stream:
             wanted = max(wanted, self.budget.limit + 1) if goes_alone else wanted
             before = time.perf_counter()
             if not self.budget.acquire(wanted):
-                raise _BudgetClosed
+                raise _Ended
             held, waited = wanted, time.perf_counter() - before
             if goes_alone:
                 _refuse_beyond(free_host_bytes(), need, footprint, is_on_disk=is_on_disk)
             if not is_on_disk:
                 return None
-            return scratch_for(footprint, job.root / FOLDER, job.source.stat().st_size)
+            scratch = scratch_for(footprint, job.root / FOLDER, job.source.stat().st_size)
+            scratch.on_use = self._end_if_stopped  # reading alone may take minutes
+            return scratch
 
         try:
             self.fetch(job.source)
             file = decode_file(job, reserve, self.value_range)
-        except _BudgetClosed:
+            if isinstance(file.images, PagesOnDisk):
+                file.images.scratch.on_use = lambda: None
+        except _Ended:
             return False
         except ImageError as error:
             seconds = time.perf_counter() - started - waited
@@ -632,6 +636,10 @@ class _Stream:
             file.assess(probe=self.denoiser.probe)
         self._inbox.put(_Decoded(file))
         return True
+
+    def _end_if_stopped(self) -> None:
+        if self._is_stopping or self.stop:
+            raise _Ended
 
     def _needs(self, footprint: Footprint, job: Job) -> tuple[int, int]:
         """About the most memory that a file takes at once: without the network, and with it."""
@@ -700,8 +708,8 @@ def _refuse_beyond(free: int | None, need: int, footprint: Footprint, *, is_on_d
     )
 
 
-class _BudgetClosed(BaseException):
-    """The budget was closed while a reader waited; not an `Exception`, which reading catches."""
+class _Ended(BaseException):
+    """The run ended while a file was read; not an `Exception`, which reading catches."""
 
 
 class Batches(Generic[Item]):
