@@ -34,7 +34,7 @@ from denoise_batch.kernels import (
 )
 
 from .files.atomic import atomic_write
-from .files.pixels import memory
+from .files.scratch import memory
 from .models import LARGEST_LEVEL, Network, Weights
 
 OPSET, IR_VERSION = 17, 8  # ONNX 1.12, 2022

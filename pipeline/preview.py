@@ -24,6 +24,7 @@ from .options import DenoiseOptions, check_writable
 from .progress import Stop
 from .reports.pictures import in_8_bit
 from .streaming.denoiser import BatchDenoiser
+from .streaming.large import on_disk_if_large
 from .streaming.manifest import Storage
 from .streaming.result import Result
 from .streaming.session import Session
@@ -191,7 +192,7 @@ def _previews(
             if job.fault:
                 raise ImageError(job.fault)
             storage.fetch(job.source)
-            page = read_pages(job.source, value_range=options.value_range)[0]
+            page = read_pages(job.source, on_disk_if_large(), options.value_range)[0]
             image = _preview(job.name, page, ways)
             shown += 1
         except ImageError as error:

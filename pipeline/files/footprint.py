@@ -10,6 +10,9 @@ from PIL import Image
 _CODEC_BYTES = {"JPEG2000": 12, "AVIF": 9, "WEBP": 6}
 _CODEC_BYTES |= {"HEIF": 9, "JXL": 12, "RAW": 6}  # not measured
 _HOLE_BYTES = 24  # of each pixel, while those without meaning are filled from their surroundings
+# Of files whose pages are on disk: of what is known of each page, and of the samples that stand for
+# all while their range is sought.
+_RECORD_BYTES, _RANGE_BYTES = 1 << 14, 1 << 25
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,33 @@ class Footprint:
         Args:
             output_format: Pillow's name of the output's.
         """
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62)
-        pages = [page for page in self.pages if page.pixels <= limit]  # others are refused
-        codec = max(_CODEC_BYTES.get(name, 0) for name in (self.format, output_format))
-        beside = [
-            page.pixels * (2 + max(codec * page.bands, _HOLE_BYTES * page.has_holes))
-            + 2 * page.total_bytes
-            for page in pages
+        held = sum(3 * page.total_bytes for page in self._accepted)
+        return held + max((self._beside(page, output_format) for page in self._accepted), default=0)
+
+    def peak_bytes_on_disk(self, output_format: str) -> int:
+        """The same if the pages are on disk: of two pages at most, which follow each other.
+
+        Args:
+            output_format: Pillow's name of the output's.
+        """
+        pages = [
+            5 * page.total_bytes + self._beside(page, output_format) for page in self._accepted
         ]
-        return sum(3 * page.total_bytes for page in pages) + max(beside, default=0)
+        is_deep = any(page.sample_bytes > 1 for page in self.pages)
+        return max(pages, default=0) + _RECORD_BYTES * len(self.pages) + _RANGE_BYTES * is_deep
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the pages then take on disk: as read, as denoised, and which pixels they keep."""
+        return sum(2 * page.total_bytes + 2 * page.pixels * page.has_holes for page in self.pages)
+
+    @property
+    def _accepted(self) -> Sequence[PageSize]:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62)
+        return [page for page in self.pages if page.pixels <= limit]  # others are refused
+
+    def _beside(self, page: PageSize, output_format: str) -> int:
+        """Bytes for a page that is being coded, beside its samples."""
+        codec = max(_CODEC_BYTES.get(name, 0) for name in (self.format, output_format))
+        holes = _HOLE_BYTES * page.has_holes
+        return page.pixels * (2 + max(codec * page.bands, holes)) + 2 * page.total_bytes

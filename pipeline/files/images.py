@@ -1,23 +1,26 @@
 """Image files: read into tensors, and written back as they were stored.
 
-`read_pages` gives the decoded pages of a file, with alpha, metadata, mode and depth kept aside;
+`read_pages` gives the decoded pages of a file, with alpha, metadata, mode and depth kept aside,
+in memory or on disk;
 `write_pages` stores new samples in the same way, completely or not at all. The output's suffix
 names its format (`output_format`). `output_suffix` gives the suffix of a source's output: its own,
 or `.png` for formats that cannot be written or cannot hold a denoised photograph (GIF, QOI, PCX,
 SGI, Sun raster, and unknown suffixes).
 """
 
+import io
 import os
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, TypeVar
 
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError, is_out_of_memory
@@ -55,15 +58,19 @@ from .payloads import complete_jpeg, jpeg_structure, left_out
 from .pixels import (
     EXTRA_SAMPLES_NOTE,
     DecodedImage,
+    PagesOnDisk,
     as_written,
     decode,
     encode,
+    outlines,
     pnm_bytes,
     prepare,
     rescaled,
     target_mode,
+    with_note,
 )
 from .ranges import BITS_8, Declared
+from .scratch import Scratch
 from .sniff import (
     PNG_MAGIC,
     FileHead,
@@ -80,7 +87,7 @@ from .sniff import (
     without_bad_chunks,
 )
 from .tiff_data import check_segments
-from .tiff_tags import is_tiff, without_odd_tags
+from .tiff_tags import BigTiffWriter, PageChain, exceeds_classic, is_tiff, without_odd_tags
 
 T = TypeVar("T")
 
@@ -149,14 +156,15 @@ def read_image(path: Path, value_range: tuple[float, float] | None = None) -> De
 
 def read_pages(
     path: Path,
-    on_size: Callable[[Footprint], None] = lambda footprint: None,
+    on_size: Callable[[Footprint], Scratch | None] = lambda footprint: None,
     value_range: tuple[float, float] | None = None,
-) -> tuple[DecodedImage, ...]:
+) -> Sequence[DecodedImage]:
     """Read all pages of a file, prepared for a network; pixels are not rotated.
 
     Args:
         path: the file.
-        on_size: called, before anything is decoded, with what the file takes.
+        on_size: called, before anything is decoded, with what the file takes; returns where the
+            pages of a file of several are to be, None for in memory.
         value_range: black and white of samples above 8 bits; None: as declared, or estimated.
 
     Raises:
@@ -166,6 +174,7 @@ def read_pages(
     with as_image_error(path, "read"), suppress_warnings(), collected_complaints() as complaints:
         with _stored(path) as (stored, start, kind):
             try:
+                pages: Sequence[DecodedImage]
                 if kind:
                     pages, note = _read_with_extra(kind, path, stored, on_size), ""
                 else:
@@ -179,8 +188,10 @@ def read_pages(
         if complaints:
             raise _complained(complaints)
         pages = prepare(pages, value_range)
-        notes = "; ".join(filter(None, (pages[0].note, note)))
-        return replace(pages[0], note=notes), *pages[1:]
+        if note:
+            note = "; ".join(filter(None, (outlines(pages)[0].note, note)))
+            pages = with_note(pages, note)
+        return pages
 
 
 def read_head(path: Path) -> Footprint:
@@ -191,7 +202,7 @@ def read_head(path: Path) -> Footprint:
     """
     found: list[Footprint] = []
 
-    def stop(footprint: Footprint) -> None:
+    def stop(footprint: Footprint) -> Scratch | None:
         found.append(footprint)
         raise _HeadIsReadError
 
@@ -241,7 +252,7 @@ def _mended(
 
 
 def _read_with_extra(
-    kind: str, path: Path, file: BinaryIO, on_size: Callable[[Footprint], None]
+    kind: str, path: Path, file: BinaryIO, on_size: Callable[[Footprint], object]
 ) -> tuple[DecodedImage, ...]:
     """Read a file of a kind of `extras.READ`."""
     if kind == RAW:
@@ -259,31 +270,32 @@ def _complained(complaints: Sequence[str]) -> ImageError:
 
 
 def _read_pages(
-    path: Path, file: BinaryIO, start: bytes, on_size: Callable[[Footprint], None]
-) -> tuple[DecodedImage, ...]:
+    path: Path, file: BinaryIO, start: bytes, on_size: Callable[[Footprint], Scratch | None]
+) -> Sequence[DecodedImage]:
     """Read all pages of an open file; `start` are its first bytes."""
     if pnm.is_read_here(start):
         on_size(pnm.footprint(file))
         return (pnm.read(file, start),)
     with _opened(path, file, start) as (image, head, layout):
         _refuse_unsupported(image, file, head)
-        on_size(head.footprint)
-        jpeg = jpeg_structure(file)
+        scratch = on_size(head.footprint)
+        format_name = "TIFF" if image is None else image.format or ""
+        # Whose pages and tags say all: the whole file would be mapped into memory.
+        jpeg = None if format_name == "TIFF" else jpeg_structure(file)
         if jpeg and jpeg.end is None and (whole := complete_jpeg(file, jpeg)) is not None:
             (page,) = _read_pages(path, whole, start, lambda footprint: None)
             said = "its end mark is missing, its pixels are all there; the output has one"
             return (replace(page, note="; ".join(filter(None, (said, page.note)))),)
-        notes = left_out(file, "TIFF" if image is None else image.format or "", jpeg)
+        notes = [] if format_name == "TIFF" else left_out(file, format_name, jpeg)
         if head.is_beyond_pillow:
-            pages = sixteen_bit.read(image, file, head)
+            decoded = sixteen_bit.read(image, file, head)
         else:
             numbers = range(len(head.frames))
-            pages = tuple(_read_page(image, file, head, number) for number in numbers)
-        if any(0 in page.size for page in pages):
-            raise ImageError("is damaged (a page without pixels); copy it again from its source")
-        return tuple(
-            _with_companions(page, number, layout, notes) for number, page in enumerate(pages)
+            decoded = (_read_page(image, file, head, number) for number in numbers)
+        pages = (
+            _with_companions(page, number, layout, notes) for number, page in enumerate(decoded)
         )
+        return tuple(pages) if scratch is None else PagesOnDisk(scratch, pages)
 
 
 @contextmanager
@@ -297,15 +309,17 @@ def _opened(
     layout = tiff.layout(file) if start[:2] in {b"II", b"MM"} else tiff.Layout((0,))
     formats = _formats_for(path, file)
     file.seek(0)
-    try:
-        context: Any = Image.open(without_odd_tags(file, start), formats=formats)
-    except _UNKNOWN:
-        if not is_tiff(start):
-            raise
-        context = nullcontext()
-    with context as image:
-        head = sniff_tiff(file, layout) if image is None else sniff(image, file, layout)
-        yield image, head, layout
+    source = without_odd_tags(file, start)
+    with nullcontext() if source is file else source:
+        try:
+            context: Any = Image.open(source, formats=formats)
+        except _UNKNOWN:
+            if not is_tiff(start):
+                raise
+            context = nullcontext()
+        with context as image:
+            head = sniff_tiff(file, layout) if image is None else sniff(image, file, layout)
+            yield image, head, layout
 
 
 def _refuse_unsupported(image: Any, file: BinaryIO, head: FileHead) -> None:
@@ -327,6 +341,8 @@ def _with_companions(
     page: DecodedImage, number: int, layout: tiff.Layout, notes: Sequence[str]
 ) -> DecodedImage:
     """A page with its masks, without copies of the noisy picture, and with notes on them."""
+    if 0 in page.size:
+        raise ImageError("is damaged (a page without pixels); copy it again from its source")
     metadata, said = page.metadata.without_copies()
     if layout.planes > 1 and number > 0:
         return replace(page, metadata=metadata.with_description(None))
@@ -475,10 +491,9 @@ def write_pages(
         format_name = output_format(path)
         if len(pages) > 1 and format_name != "TIFF":
             raise ImageError(f"{format_name} holds one page, not {len(pages)}; write a .tif file")
-        if software is not None:
-            pages = [replace(p, metadata=p.metadata.with_software(software)) for p in pages]
+        sketches = outlines(pages)
         most_px = _MOST_PX.get(format_name)
-        for page in pages:
+        for page in sketches:
             if most_px is not None and max(page.size) > most_px:
                 raise ImageError(
                     f"{format_name} holds at most {most_px} pixels a side, not {max(page.size)}; "
@@ -486,72 +501,145 @@ def write_pages(
                 )
         make_folder(path.parent)
         modes = [
-            target_mode(page.storage.mode, format_name, _MODES_OF[format_name]) for page in pages
+            target_mode(page.storage.mode, format_name, _MODES_OF[format_name]) for page in sketches
         ]
-        adapted = [
-            as_written(page, page.stored(new), format_name, mode)
-            for page, new, mode in zip(pages, samples, modes, strict=True)
-        ]
-        pages, samples = [page for page, _ in adapted], [new for _, new in adapted]
+
+        def adapted() -> Iterator[tuple[DecodedImage, Tensor, str]]:
+            for page, new, mode in zip(pages, samples, modes, strict=True):
+                if software is not None:
+                    page = replace(page, metadata=page.metadata.with_software(software))
+                yield *as_written(page, page.stored(new), format_name, mode), mode
+
+        output = _Output(path, format_name, quality, png_level, source)
         attributes = None if source is None else Attributes.of(source, times=times)
         with atomic_file(path, on_written, attributes) as file:
-            written: list[Metadata] = []
-            is_portable = format_name == "PPM" and modes[0] in pnm.MODES
-            if is_portable or format_name == "PAM":
-                written = [page.metadata.with_thumbnail(None) for page in pages]
-                pnm.write(file, format_name, pages[0], samples[0])
-            elif format_name == "OPENEXR":
-                written = [pages[0].metadata]
-                render.write(file, pages[0], samples[0], modes[0])
-            elif format_name in phones.FORMATS:
-                page, stored, mode = pages[0], samples[0], modes[0]
-                written = [phones.write(file, format_name, page, stored, mode, quality)]
-            elif sixteen_bit.is_written_here(format_name, pages, modes):
-                written = [page.metadata.with_thumbnail(None) for page in pages]
-                stored_pages = [
-                    replace(page, metadata=metadata)
-                    for page, metadata in zip(pages, written, strict=True)
-                ]
-                both = list(zip(stored_pages, samples, strict=True))
-                sixteen_bit.write(file, format_name, both, png_level)
-            else:
-                with _page_writer(file, len(pages)) as target:
-                    for page, stored, mode in zip(pages, samples, modes, strict=True):
-                        if format_name == "PPM" and page.storage.maximum and mode != "1":
-                            file.write(pnm_bytes(page, stored))
-                            written.append(page.metadata.with_thumbnail(None))
-                            continue
-                        image = encode(page, stored, mode)
-                        if not holds_orientation(format_name):
-                            image = upright(image, page.metadata)
-                        written.append(page.metadata.with_thumbnail(image))
-                        options = save_options(
-                            format_name, written[-1], page.storage, quality, image.mode
-                        )
-                        if path.suffix.lower() in _JPEG_2000_CODESTREAMS:
-                            options["no_jp2"] = True
-                        if format_name == "PNG":
-                            options["compress_level"] = png_level
-                            target = PngWriter(file, png_head(page.metadata, image.mode))
-                        image.save(target, format=format_name, **options)
-                        if format_name == "AVIF" and page.metadata.cicp:
-                            set_avif_code_points(file, page.metadata.cicp)
-                        if len(pages) > 1:
-                            target.newFrame()
-                        if format_name == "TIFF":
-                            set_tiff_tags(file, written[-1], page.storage, mode, page.size[1])
-                        if len(pages) > 1:
-                            target.setup()  # the next page follows the tags
-            if format_name == "TIFF" and any(page.masks for page in pages):
-                tiff.add_masks(file, [page.masks for page in pages])
-        losses = []
-        for page, metadata, mode in zip(pages, written, modes, strict=True):
-            lost = [lost_metadata(page.metadata, format_name, mode)]
-            if page.metadata.has_thumbnail and not metadata.has_thumbnail:
-                lost.append("EXIF thumbnail dropped: there is no room for the new picture's")
-            lost += _lost_with_format(page, format_name, source)
-            losses.append("; ".join(filter(None, lost)))
+            if format_name != "TIFF":
+                return [output.write_one(file, *next(adapted()))]
+            try:
+                losses = output.write_tiff(file, adapted(), sketches, modes)
+            except (ImageError, struct.error):
+                if len(pages) == 1 or not exceeds_classic(file):
+                    raise
+                file.seek(0)
+                file.truncate()
+                losses = output.write_tiff(file, adapted(), sketches, modes, is_big=True)
         return losses
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What pages are written to, and how; arguments as of `write_pages`."""
+
+    path: Path
+    format_name: str
+    quality: int
+    png_level: int
+    source: Path | None
+
+    def write_one(self, file: BinaryIO, page: DecodedImage, stored: Tensor, mode: str) -> str:
+        """Write a file of one page, not TIFF, and return what it lost."""
+        name, metadata = self.format_name, page.metadata.with_thumbnail(None)
+        if (name == "PPM" and mode in pnm.MODES) or name == "PAM":
+            pnm.write(file, name, page, stored)
+        elif name == "OPENEXR":
+            metadata = page.metadata
+            render.write(file, page, stored, mode)
+        elif name in phones.FORMATS:
+            metadata = phones.write(file, name, page, stored, mode, self.quality)
+        elif sixteen_bit.is_written_here(name, [page], [mode]):
+            sixteen_bit.write_png(file, replace(page, metadata=metadata), stored, self.png_level)
+        elif name == "PPM" and page.storage.maximum and mode != "1":
+            file.write(pnm_bytes(page, stored))
+        else:
+            target: Any = file
+            image, metadata, options = self._encoded(page, stored, mode)
+            if self.path.suffix.lower() in _JPEG_2000_CODESTREAMS:
+                options["no_jp2"] = True
+            if name == "PNG":
+                options["compress_level"] = self.png_level
+                target = PngWriter(file, png_head(page.metadata, image.mode))
+            image.save(target, format=name, **options)
+            if name == "AVIF" and page.metadata.cicp:
+                set_avif_code_points(file, page.metadata.cicp)
+        return self._lost(page, metadata, mode)
+
+    def write_tiff(
+        self,
+        file: BinaryIO,
+        pages: Iterator[tuple[DecodedImage, Tensor, str]],
+        sketches: Sequence[DecodedImage],
+        modes: Sequence[str],
+        *,
+        is_big: bool = False,
+    ) -> list[str]:
+        """Write a TIFF file page by page, and return what each page lost.
+
+        Args:
+            file: open for reading and writing, empty.
+            pages: with their new samples and modes, one after the other.
+            sketches: outlines of the pages.
+            modes: of all pages.
+            is_big: write BigTIFF, which holds more than 4 GB.
+        """
+        losses = []
+        if sixteen_bit.is_written_here("TIFF", sketches, modes):
+
+            def both() -> Iterator[tuple[DecodedImage, Tensor]]:
+                for page, stored, mode in pages:
+                    metadata = page.metadata.with_thumbnail(None)
+                    losses.append(self._lost(page, metadata, mode))
+                    yield replace(page, metadata=metadata), stored
+
+            size = sum(map(_stored_bytes, sketches))
+            sixteen_bit.write_tiff(file, both(), len(sketches), size, is_big=is_big)
+        elif is_big:
+            big = BigTiffWriter(file)
+            for page, stored, mode in pages:
+                one = io.BytesIO()
+                image, metadata, options = self._encoded(page, stored, mode)
+                image.save(one, format="TIFF", **options)
+                set_tiff_tags(one, metadata, page.storage, mode, page.size[1])
+                big.add(one)
+                losses.append(self._lost(page, metadata, mode))
+        else:
+            with _page_writer(file, len(sketches)) as target:
+                for page, stored, mode in pages:
+                    image, metadata, options = self._encoded(page, stored, mode)
+                    image.save(target, format="TIFF", **options)
+                    link = target.end_page() if len(sketches) > 1 else None
+                    set_tiff_tags(file, metadata, page.storage, mode, page.size[1], link)
+                    if len(sketches) > 1:
+                        target.setup()  # the next page follows the tags
+                    losses.append(self._lost(page, metadata, mode))
+        if any(page.masks for page in sketches):
+            tiff.add_masks(file, [page.masks for page in sketches])
+        return losses
+
+    def _encoded(
+        self, page: DecodedImage, stored: Tensor, mode: str
+    ) -> tuple[Image.Image, Metadata, dict[str, Any]]:
+        """A page for Pillow, its metadata, and the options to save it with."""
+        image = encode(page, stored, mode)
+        if not holds_orientation(self.format_name):
+            image = upright(image, page.metadata)
+        metadata = page.metadata.with_thumbnail(image)
+        options = save_options(self.format_name, metadata, page.storage, self.quality, image.mode)
+        return image, metadata, options
+
+    def _lost(self, page: DecodedImage, written: Metadata, mode: str) -> str:
+        """What a page lost that a user should know of."""
+        lost = [lost_metadata(page.metadata, self.format_name, mode)]
+        if page.metadata.has_thumbnail and not written.has_thumbnail:
+            lost.append("EXIF thumbnail dropped: there is no room for the new picture's")
+        lost += _lost_with_format(page, self.format_name, self.source)
+        return "; ".join(filter(None, lost))
+
+
+def _stored_bytes(page: DecodedImage) -> int:
+    """Bytes of a page's samples as they are stored, without alpha."""
+    height, width, channels = page.samples.shape
+    channels = 3 if page.storage.mode.startswith("RGB") else channels
+    return height * width * channels * page.samples.element_size()
 
 
 def _lost_with_format(page: DecodedImage, format_name: str, source: Path | None) -> list[str]:
@@ -572,8 +660,8 @@ def _lost_with_format(page: DecodedImage, format_name: str, source: Path | None)
 
 
 def _page_writer(file: BinaryIO, pages: int) -> AbstractContextManager[Any]:
-    """The file itself, or Pillow's writer that chains the pages of a TIFF file."""
-    return nullcontext(file) if pages == 1 else TiffImagePlugin.AppendingTiffWriter(file)
+    """The file itself, or a writer that chains the pages of a TIFF file."""
+    return nullcontext(file) if pages == 1 else PageChain(file)
 
 
 def output_suffix(path: Path) -> str:

@@ -343,7 +343,12 @@ def save_options(
 
 
 def set_tiff_tags(
-    file: BinaryIO, metadata: Metadata, storage: StorageFormat, mode: str, width: int
+    file: BinaryIO,
+    metadata: Metadata,
+    storage: StorageFormat,
+    mode: str,
+    width: int,
+    link: int | None = None,
 ) -> None:
     """Say in a TIFF file, of whose last page only the samples are written, what its source said.
 
@@ -353,6 +358,7 @@ def set_tiff_tags(
         storage: how the source stored the samples.
         mode: the mode that was written.
         width: of the page, in samples; rows that are packed were written as bytes.
+        link: where the file points to the page, if it is known.
 
     Raises:
         ImageError: the file would exceed 4 GB.
@@ -383,7 +389,7 @@ def set_tiff_tags(
         return list(tags.values())
 
     file.flush()
-    replace_last_directory(file, tags_of)
+    replace_last_directory(file, tags_of, link)
 
 
 def upright(image: Image.Image, metadata: Metadata) -> Image.Image:

@@ -17,8 +17,9 @@ from denoise_batch.kernels.errors import ImageError
 
 from .footprint import Footprint, PageSize
 from .metadata import ORIENTATION, Metadata, StorageFormat, exif_block, upright
-from .pixels import DecodedImage, decode, encode, memory
+from .pixels import DecodedImage, decode, encode
 from .ranges import BITS_8, Declared
+from .scratch import memory
 from .sniff import boxes
 
 FORMATS = {"HEIF", "JXL"}
@@ -29,7 +30,7 @@ _GAIN_MAP = "gainmap"  # in what Apple and Samsung call it
 _SRGB_NAMES = (b"sRGB", b"RGB_D65_SRG", b"Gra_D65", "sRGB".encode("utf-16-be"))
 
 
-def read(kind: str, file: BinaryIO, on_size: Callable[[Footprint], None]) -> DecodedImage:
+def read(kind: str, file: BinaryIO, on_size: Callable[[Footprint], object]) -> DecodedImage:
     """Read the primary picture of a file, upright.
 
     Args:
@@ -87,7 +88,7 @@ def profile_is_srgb(profile: bytes) -> bool:
     return any(name in profile for name in _SRGB_NAMES)
 
 
-def _read_heif(file: BinaryIO, on_size: Callable[[Footprint], None]) -> DecodedImage:
+def _read_heif(file: BinaryIO, on_size: Callable[[Footprint], object]) -> DecodedImage:
     import pillow_heif
 
     _check_whole(file)
@@ -171,7 +172,7 @@ def _heif_options(metadata: Metadata, storage: StorageFormat) -> dict[str, Any]:
     return options
 
 
-def _read_jxl(file: BinaryIO, on_size: Callable[[Footprint], None]) -> DecodedImage:
+def _read_jxl(file: BinaryIO, on_size: Callable[[Footprint], object]) -> DecodedImage:
     import pillow_jxl  # noqa: F401 (registers itself)
 
     file.seek(4)

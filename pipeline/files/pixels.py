@@ -3,11 +3,12 @@
 Nothing here needs numpy: bytes are copied straight from and to the tensors' memory.
 """
 
-import ctypes
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import overload
 
 import torch
 from PIL import Image, ImageCms
@@ -29,6 +30,7 @@ from .ranges import (
     is_no_data,
     narrow_pages,
 )
+from .scratch import Lazy, Places, Scratch, memory
 from .sniff import WIDE_GRAY
 from .tiff import RawPage
 
@@ -129,13 +131,96 @@ def _put_back(samples: Tensor, kept: KeptPixels | None) -> Tensor:
     return samples
 
 
+class PagesOnDisk(Sequence[DecodedImage]):
+    """Pages of a file whose samples are in a scratch file: each is read when it is asked for.
+
+    Args:
+        scratch: where they go.
+        pages: of which one at a time is in memory.
+
+    Attributes:
+        scratch: where they are.
+        outlines: the pages with samples that have a shape and a type, but no memory (torch's device
+            "meta"), without alpha, kept pixels and outliers.
+
+    Raises:
+        StorageError: there is no room for them.
+    """
+
+    def __init__(self, scratch: Scratch, pages: Iterable[DecodedImage]) -> None:
+        self.scratch = scratch
+        self.outlines: list[DecodedImage] = []
+        self._places: list[Places] = []
+        for page in pages:
+            self.outlines.append(_outline(page))
+            self._places.append(scratch.put(_tensors(page)))
+
+    def __len__(self) -> int:
+        return len(self.outlines)
+
+    @overload
+    def __getitem__(self, place: int) -> DecodedImage: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[DecodedImage]: ...
+    def __getitem__(self, place: int | slice) -> DecodedImage | Sequence[DecodedImage]:
+        if isinstance(place, slice):
+            return Lazy(self.__getitem__, range(len(self))[place])
+        samples, alpha, *rest = self.scratch.get(self._places[place])
+        kept, outliers = (
+            KeptPixels(mask, values) if mask is not None and values is not None else None
+            for mask, values in (rest[:2], rest[2:])
+        )
+        outline = self.outlines[place]
+        assert samples is not None  # every page has some
+        return replace(outline, samples=samples, alpha=alpha, kept=kept, outliers=outliers)
+
+    def change(self, number: int, page: DecodedImage) -> None:
+        """Put a page in the place of another.
+
+        Raises:
+            StorageError: there is no room for it.
+        """
+        self.outlines[number] = _outline(page)
+        self._places[number] = self.scratch.put(_tensors(page), self._places[number])
+
+
+def _tensors(page: DecodedImage) -> list[Tensor | None]:
+    parts: list[Tensor | None] = [page.samples, page.alpha]
+    for pixels in (page.kept, page.outliers):
+        parts += [None, None] if pixels is None else [pixels.mask, pixels.values]
+    return parts
+
+
+def _outline(page: DecodedImage) -> DecodedImage:
+    samples = _shape_alone(page.samples.shape, page.samples.dtype)
+    return replace(page, samples=samples, alpha=None, kept=None, outliers=None)
+
+
+@lru_cache(64)  # one for all pages: small blocks between large ones keep these apart once freed
+def _shape_alone(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def outlines(pages: Sequence[DecodedImage]) -> Sequence[DecodedImage]:
+    """The pages for what does not depend on their samples' values; nothing is read for them."""
+    return pages.outlines if isinstance(pages, PagesOnDisk) else pages
+
+
+def with_note(pages: Sequence[DecodedImage], note: str) -> Sequence[DecodedImage]:
+    """The pages, the first with this note; pages on disk are changed there."""
+    if isinstance(pages, PagesOnDisk):
+        pages.outlines[0] = replace(pages.outlines[0], note=note)
+        return pages
+    return replace(pages[0], note=note), *pages[1:]
+
+
 YUV_OFF = 1  # levels: decoders of WebP round the three colours of one luma differently
 FLAT_PX = 17  # side: beyond a JPEG's blocks, whose noise is in their mean
 
 
 def prepare(
     pages: Sequence[DecodedImage], asked: tuple[float, float] | None = None
-) -> tuple[DecodedImage, ...]:
+) -> Sequence[DecodedImage]:
     """Pages of one file as a network takes them.
 
     All pages above 8 bits share one range of values. RGB with R = G = B throughout has one channel.
@@ -143,55 +228,74 @@ def prepare(
     from their surroundings, and remembered.
 
     Args:
-        pages: as read.
+        pages: as read; those on disk are changed there, one after the other.
         asked: black and white of samples above 8 bits; None: by `find_range`.
     """
-    hidden = [
-        is_no_data(page.samples, [] if (value := page.declared.no_data) is None else [value])
-        for page in pages
-    ]
-    for page, mask in zip(pages, hidden, strict=True):
-        if page.alpha is not None:
-            mask |= (page.alpha == 0)[:, :, 0]
-    deep = [index for index, page in enumerate(pages) if page.samples.dtype != torch.uint8]
-    ranges = [BITS_8] * len(pages)
+    is_on_disk = isinstance(pages, PagesOnDisk)
+
+    def each(make: Callable[[int], Tensor], numbers: Sequence[int]) -> Sequence[Tensor]:
+        return Lazy(make, numbers) if is_on_disk else [make(number) for number in numbers]
+
+    every, sketches = range(len(pages)), outlines(pages)
+    hidden = each(lambda number: _without_meaning(pages[number]), every)
+    deep = [number for number in every if sketches[number].samples.dtype != torch.uint8]
+    ranges, note = [BITS_8] * len(pages), sketches[0].note
     if deep:
+        samples = each(lambda number: pages[number].samples, deep)
         found, voids = find_range(
-            [pages[index].samples for index in deep],
-            [hidden[index] for index in deep],
-            pages[deep[0]].declared,
+            samples,
+            each(hidden.__getitem__, deep),
+            sketches[deep[0]].declared,
             asked,
+            [sketches[number].samples.numel() for number in deep],
         )
-        for index in deep:
-            ranges[index] = replace(found, ceiling=pages[index].storage.maximum)
-            if voids:
-                hidden[index] |= is_no_data(pages[index].samples, voids)
+        for number in deep:
+            ranges[number] = replace(found, ceiling=sketches[number].storage.maximum)
+        if voids:
+            declared, is_deep = hidden, set(deep)
+
+            def with_voids(number: int) -> Tensor:
+                if number not in is_deep:
+                    return declared[number]
+                return declared[number] | is_no_data(pages[number].samples, voids)
+
+            hidden = each(with_voids, every)
         if len(deep) > 1 and asked is None:
-            pages = _with_note_on_narrow_pages(pages, deep, hidden, found)
-    return tuple(
-        _prepared(replace(page, value_range=scale), mask)
-        for page, scale, mask in zip(pages, ranges, hidden, strict=True)
-    )
+            narrow = narrow_pages(samples, each(hidden.__getitem__, deep), found)
+            note = "; ".join(filter(None, (note, _note_on_narrow_pages(narrow, deep, found))))
+
+    def prepared(number: int) -> DecodedImage:
+        page = replace(pages[number], value_range=ranges[number])
+        return _prepared(replace(page, note=note) if number == 0 else page, hidden[number])
+
+    if not isinstance(pages, PagesOnDisk):
+        return tuple(map(prepared, every))
+    for number in every:
+        pages.change(number, prepared(number))
+    return pages
 
 
-def _with_note_on_narrow_pages(
-    pages: Sequence[DecodedImage], deep: Sequence[int], hidden: Sequence[Tensor], scale: ValueRange
-) -> Sequence[DecodedImage]:
-    """The pages, the first with a note on those whose noise is small beside the file's range."""
-    samples, masks = ([part[index] for index in deep] for part in (
-        [page.samples for page in pages], hidden))  # fmt: skip
-    narrow = narrow_pages(samples, masks, scale)
+def _without_meaning(page: DecodedImage) -> Tensor:
+    """(H, W): pixels that, as far as the page itself says, mean nothing."""
+    no_data = page.declared.no_data
+    mask = is_no_data(page.samples, [] if no_data is None else [no_data])
+    return mask if page.alpha is None else mask | (page.alpha == 0)[:, :, 0]
+
+
+def _note_on_narrow_pages(
+    narrow: Mapping[int, tuple[float, float]], deep: Sequence[int], scale: ValueRange
+) -> str:
+    """A note on pages whose noise is small beside the file's range; "" if there are none."""
     if not narrow:
-        return pages
+        return ""
     first, (low, high) = next(iter(narrow.items()))
     named = f"page {deep[first] + 1} holds" if len(narrow) == 1 else (
         f"{len(narrow)} pages, such as page {deep[first] + 1}, hold"
     )  # fmt: skip
-    note = (
+    return (
         f"{named} little of the file's range ({low:.4g} to {high:.4g} of {scale.offset:.4g} to "
         f"{scale.offset + scale.span:.4g}), so that less of the noise is removed; split the file"
     )
-    return [replace(pages[0], note="; ".join(filter(None, (pages[0].note, note)))), *pages[1:]]
 
 
 def _prepared(page: DecodedImage, mask: Tensor) -> DecodedImage:
@@ -576,13 +680,6 @@ def from_pil(image: Image.Image) -> Tensor:
         strip = image if rows >= height else image.crop((0, top, width, bottom))
         target[top * row : bottom * row] = strip.tobytes()
     return samples
-
-
-def memory(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, writable, not copied; valid as long as the tensor."""
-    size = tensor.numel() * tensor.element_size()
-    buffer = (ctypes.c_char * size).from_address(tensor.data_ptr())
-    return memoryview(buffer).cast("B")
 
 
 def _wide_gray(image: Image.Image, bits: int, white_is_zero: bool) -> Tensor:

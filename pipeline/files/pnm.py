@@ -18,8 +18,9 @@ from denoise_batch.kernels.errors import ImageError
 
 from .footprint import Footprint, PageSize
 from .metadata import Metadata, StorageFormat
-from .pixels import DecodedImage, memory
+from .pixels import DecodedImage
 from .ranges import BITS_8
+from .scratch import memory
 
 MODES = ["RGB;16", "RGB;F32"]
 PAM_MODES = ["L", "LA", "RGB", "RGBA", "I;16", "LA;16", "RGB;16", "RGBA;16"]

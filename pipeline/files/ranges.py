@@ -27,6 +27,7 @@ SEVERAL = 3  # samples of one value, far from all others, that stand for no data
 NARROW = 1 / 8  # of a file's range: a page that takes less of it is noted
 _MOST_SAMPLES = 2**18  # of a file that its range is estimated from
 _MOST_PAGE_SAMPLES = 2**14  # of a page, to compare its range with the file's
+_MOST_CHANNELS = 4
 _MOST_STRAYS = 1000  # single values far from all others that are stepped over
 _STRIP_SAMPLES = 2**22
 _LEAST_CROWD = 3  # of 3×3 pixels: a line of one pixel's width is no row of hot pixels
@@ -202,6 +203,7 @@ def find_range(
     hidden: Sequence[Tensor] | None = None,
     declared: Declared = NOTHING_DECLARED,
     asked: tuple[float, float] | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> tuple[ValueRange, tuple[float, ...]]:
     """Find the range of a file's samples, and the values that stand for no data.
 
@@ -218,12 +220,14 @@ def find_range(
     it must cover areas.
 
     Args:
-        pages: (H, W, C), of one type above 8 bits.
+        pages: (H, W, C), of one type above 8 bits; asked for one after the other, several times.
         hidden: (H, W) for each page: pixels known to mean nothing; None for none.
         declared: what the file says.
         asked: the ends of the range, whatever the file says.
+        sizes: the pages' numbers of samples, if they are known.
     """
-    seen = _Seen.of(pages, hidden, _MOST_SAMPLES)
+    sizes = [page.numel() for page in pages] if sizes is None else sizes
+    seen = _Seen.of(pages, hidden, _MOST_SAMPLES, sizes)
     if len(seen.values) == 0:
         return (UNIT if asked is None else _between(*asked)), ()
     values, counts = _histogram(seen, pages, hidden)
@@ -262,7 +266,7 @@ def narrow_pages(
     """
     found = {}
     for number, (page, mask) in enumerate(zip(pages, hidden, strict=True)):
-        seen = _Seen.of([page], [mask], _MOST_PAGE_SAMPLES)
+        seen = _Seen.of([page], [mask], _MOST_PAGE_SAMPLES, [page.numel()])
         if len(seen.values):
             low, high = seen.ends(seen.values.min(), seen.values.max())
             if 0 < high - low < NARROW * file_range.span:
@@ -289,12 +293,21 @@ class _Seen:
     starts: Tensor
 
     @classmethod
-    def of(cls, pages: Sequence[Tensor], hidden: Sequence[Tensor] | None, most: int) -> "_Seen":
-        """Take about `most` samples from all pages."""
-        sizes = [page.numel() for page in pages]
+    def of(
+        cls,
+        pages: Sequence[Tensor],
+        hidden: Sequence[Tensor] | None,
+        most: int,
+        sizes: Sequence[int],
+    ) -> "_Seen":
+        """Take about `most` samples from all pages, which have `sizes`."""
         starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
         step = max(1, -(-sum(sizes) // most))
-        values, places = [], []
+        # At once: small blocks between the pages' large ones would keep these apart when freed.
+        room = sum(sizes) // step + _MOST_CHANNELS * len(sizes)
+        values = torch.empty(room, dtype=torch.float64)
+        places = torch.empty(room, dtype=torch.int64)
+        count = 0
         for number, page in enumerate(pages):
             height, width, channels = page.shape
             stride = step
@@ -306,9 +319,10 @@ class _Seen:
             if hidden is not None:
                 is_seen = ~hidden[number].flatten()[::stride]
                 seen, place = seen[is_seen], place[is_seen]
-            values.append(seen.flatten().double())
-            places.append(place.flatten())
-        return cls(torch.cat(values), torch.cat(places), step, pages, starts)
+            more = slice(count, count + seen.numel())
+            values[more], places[more] = seen.flatten().double(), place.flatten()
+            count = more.stop
+        return cls(values[:count], places[:count], step, pages, starts)
 
     def ends(self, lowest: Tensor, highest: Tensor) -> tuple[float, float]:
         """Return the ends of the range of what lies in [lowest, highest], outliers aside."""
@@ -368,14 +382,15 @@ class _Seen:
         found = torch.empty(9, len(places), dtype=torch.float64)
         owners = torch.searchsorted(self.starts, places.contiguous(), right=True) - 1
         for number in torch.unique(owners).tolist():
-            page, is_here = as_bits(self.pages[number]), owners == number
+            page, is_here = self.pages[number], owners == number
+            bits = as_bits(page)
             height, width, channels = page.shape
             place = places[is_here] - self.starts[number]
             row, column = place // (width * channels), place // channels % width
             for index in range(9):
                 rows = (row + index // 3 - 1).clamp(0, height - 1)
                 columns = (column + index % 3 - 1).clamp(0, width - 1)
-                samples = page[rows, columns, place % channels].view(self.pages[number].dtype)
+                samples = bits[rows, columns, place % channels].view(page.dtype)
                 found[index, is_here] = _comparable(samples).double()
         return found
 
@@ -388,18 +403,19 @@ def _histogram(
     Of large files the values come from what is seen, but all are counted that lie beyond these by
     more than their range: a few of them may stand for no data.
     """
-    values, counts = _counted([seen.values])
+    values, counts = _counted(seen.values)
     if seen.step == 1:
         return values, counts
     low, high = seen.ends(values[0], values[-1])
     span = max(high - low, 0.0)
     least, most = low - span, high + span
-    beyond = [torch.zeros(0)]
+    far, far_counts = _counted(torch.zeros(0))
     for number, page in enumerate(pages):
         mask = None if hidden is None else hidden[number].flatten()
         for strip in _strips(page.reshape(-1, page.shape[2]), mask):
-            beyond.append(strip[(strip < least) | (strip > most)])
-    far, far_counts = _counted(beyond)
+            beyond = strip[(strip < least) | (strip > most)]
+            if beyond.numel():  # many samples of no data are one value
+                far, far_counts = _added(far, far_counts, *_counted(beyond))
     is_near = (values >= least) & (values <= most)
     values, counts = (
         torch.cat([values[is_near], far]),
@@ -409,11 +425,19 @@ def _histogram(
     return values[order], counts[order]
 
 
-def _counted(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The values of all parts, ascending, and how often each occurs."""
-    pool = torch.cat([part.flatten().double() for part in parts])
-    values, counts = torch.unique(pool, return_counts=True)
+def _counted(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """The values of samples in float64, ascending, and how often each occurs."""
+    values, counts = torch.unique(samples.flatten().double(), return_counts=True)
     return values, counts
+
+
+def _added(
+    values: Tensor, counts: Tensor, more: Tensor, more_counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Values and how often they occur in two parts together."""
+    both, places = torch.unique(torch.cat([values, more]), return_inverse=True)
+    sums = torch.zeros(len(both), dtype=torch.int64)
+    return both, sums.index_add_(0, places, torch.cat([counts, more_counts]))
 
 
 def _strips(pixels: Tensor, mask: Tensor | None) -> Iterator[Tensor]:

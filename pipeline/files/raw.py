@@ -27,7 +27,7 @@ _MAKER_NOTES = 37500  # full of offsets into the file
 _TIFF_LIKE = {b"II*\0", b"MM\0*", b"IIRO", b"IIRS", b"MMOR", b"IIU\0"}
 
 
-def read(path: Path, file: BinaryIO, on_size: Callable[[Footprint], None]) -> DecodedImage:
+def read(path: Path, file: BinaryIO, on_size: Callable[[Footprint], object]) -> DecodedImage:
     """Develop a file.
 
     Args:

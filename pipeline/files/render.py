@@ -37,7 +37,7 @@ class Companions:
     channels: Mapping[str, Any]
 
 
-def read(path: Path, on_size: Callable[[Footprint], None]) -> DecodedImage:
+def read(path: Path, on_size: Callable[[Footprint], object]) -> DecodedImage:
     """Read a file.
 
     Args:

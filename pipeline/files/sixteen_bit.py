@@ -7,13 +7,12 @@ bands whose photometric interpretation Pillow does not expect. Both packages com
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
-from PIL.TiffImagePlugin import AppendingTiffWriter
 from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError
@@ -32,6 +31,7 @@ from .pixels import EXTRA_SAMPLES_NOTE, DecodedImage
 from .ranges import BITS_8, Declared
 from .sniff import FileHead, png_chunks, rewound, significant_bits
 from .tiff_data import check_segments
+from .tiff_tags import PageChain
 
 _RGB, _MIN_IS_BLACK = 2, 1  # photometric interpretations
 _PHOTOMETRICS = {
@@ -54,8 +54,8 @@ TIFF_MODES = [f"{bands}{kind}" for bands in _BANDS.values() for kind in _KINDS.v
 PNG_MODES = ["LA;16", "RGB;16", "RGBA;16"]
 
 
-def read(image: Image.Image | None, file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
-    """Read the pages of a PNG or TIFF file.
+def read(image: Image.Image | None, file: BinaryIO, head: FileHead) -> Iterator[DecodedImage]:
+    """Read the pages of a PNG or TIFF file, one after the other.
 
     Args:
         image: opened by Pillow, not loaded; None for TIFF that it cannot open.
@@ -66,8 +66,9 @@ def read(image: Image.Image | None, file: BinaryIO, head: FileHead) -> tuple[Dec
         ImageError: a page is damaged.
     """
     if image is not None and image.format == "PNG":
-        return (_read_png(image, file),)
-    return _read_tiff(file, head)
+        yield _read_png(image, file)
+    else:
+        yield from _read_tiff(file, head)
 
 
 def refuse_unsupported(image: Image.Image | None, file: BinaryIO, head: FileHead) -> None:
@@ -104,26 +105,62 @@ def is_written_here(format_name: str, pages: Sequence[DecodedImage], modes: Sequ
     return format_name == "TIFF" and photometrics != {None} and bool(photometrics)
 
 
-def write(
+def write_png(file: BinaryIO, page: DecodedImage, samples: Tensor, level: int) -> None:
+    """Write a page with all that its source said.
+
+    Args:
+        file: open for writing, empty.
+        page: the source.
+        samples: its new ones.
+        level: zlib's, 0 to 9.
+
+    Raises:
+        ImageError: the extra is missing.
+    """
+    _require_extra()
+    file.write(_png(page, samples, level))
+
+
+def write_tiff(
     file: BinaryIO,
-    format_name: str,
-    pages: Sequence[tuple[DecodedImage, Tensor]],
-    png_level: int,
+    pages: Iterable[tuple[DecodedImage, Tensor]],
+    count: int,
+    size: int,
+    *,
+    is_big: bool = False,
 ) -> None:
     """Write pages with all that their sources said.
 
     Args:
         file: open for reading and writing, empty.
-        format_name: PNG (one page) or TIFF.
-        pages: each with its new samples.
-        png_level: zlib's, 0 to 9.
+        pages: each with its new samples, one after the other.
+        count: number of pages.
+        size: bytes of all these samples.
+        is_big: write BigTIFF, however many bytes these are.
+
+    Raises:
+        ImageError: the extra is missing.
     """
+    _require_extra()
+    is_big = is_big or size * 4 // 3 > _BIG_TIFF_BYTES
+    if count == 1:
+        for page, samples in pages:
+            _write_page(file, page, samples, is_big)
+            _set_tags(file, page)
+        return
+    with PageChain(file) as target:
+        for page, samples in pages:
+            one = io.BytesIO()
+            _write_page(one, page, samples, is_big)
+            target.write(one.getbuffer())
+            link = target.end_page()
+            _set_tags(file, page, link)
+            target.setup()  # the next page follows the tags
+
+
+def _require_extra() -> None:
     if not (find_spec("imagecodecs") and find_spec("tifffile")):
         raise ImageError("needs the extra: pip install 'denoise-batch[scientific]'")
-    if format_name == "PNG":
-        file.write(_png(*pages[0], png_level))
-    else:
-        _write_tiff(file, pages)
 
 
 def _described(head: FileHead) -> str:
@@ -150,10 +187,9 @@ def _read_png(image: Image.Image, file: BinaryIO) -> DecodedImage:
     return _page(array, "PNG", metadata, Declared(bits=significant_bits(image, file)))
 
 
-def _read_tiff(file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
+def _read_tiff(file: BinaryIO, head: FileHead) -> Iterator[DecodedImage]:
     import tifffile
 
-    decoded = []
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         for number, directory in zip(head.frames, head.directories, strict=True):
@@ -180,14 +216,11 @@ def _read_tiff(file: BinaryIO, head: FileHead) -> tuple[DecodedImage, ...]:
                 array, note = array[:, :, :kept], EXTRA_SAMPLES_NOTE if planes > kept else ""
             elif planes in (2, 4) and extra != _ALPHA:
                 note = "the last sample of each pixel is kept as it is: it is not denoised"
-            decoded.append(
-                _page(
-                    array, "TIFF", tiff_metadata(directory), declared, note,
-                    compression=_COMPRESSIONS.get(int(page.compression)),
-                    photometric=photometric, extra_sample=extra,
-                )
+            yield _page(
+                array, "TIFF", tiff_metadata(directory), declared, note,
+                compression=_COMPRESSIONS.get(int(page.compression)),
+                photometric=photometric, extra_sample=extra,
             )  # fmt: skip
-    return tuple(decoded)
 
 
 def _refuse(page: Any, where: str) -> None:
@@ -274,25 +307,9 @@ def _start_of(chunks: bytes, wanted: bytes) -> int:
     return at
 
 
-def _write_tiff(file: BinaryIO, pages: Sequence[tuple[DecodedImage, Tensor]]) -> None:
-    size = sum(samples.numel() * samples.element_size() for _, samples in pages)
-    is_big = size * 4 // 3 > _BIG_TIFF_BYTES
-    if len(pages) == 1:
-        _write_page(file, *pages[0], is_big)
-        _set_tags(file, pages[0][0])
-        return
-    with AppendingTiffWriter(file) as target:
-        for page, samples in pages:
-            one = io.BytesIO()
-            _write_page(one, page, samples, is_big)
-            target.write(one.getbuffer())
-            target.newFrame()
-            _set_tags(file, page)
-            target.setup()  # the next page follows the tags
-
-
-def _set_tags(file: BinaryIO, page: DecodedImage) -> None:
-    set_tiff_tags(file, page.metadata, page.storage, page.storage.mode, page.size[1])
+def _set_tags(file: BinaryIO, page: DecodedImage, link: int | None = None) -> None:
+    mode, width = page.storage.mode, page.size[1]
+    set_tiff_tags(file, page.metadata, page.storage, mode, width, link)
 
 
 def _write_page(file: BinaryIO, page: DecodedImage, samples: Tensor, is_big: bool) -> None:

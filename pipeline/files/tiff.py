@@ -215,8 +215,9 @@ def layout(file: BinaryIO) -> Layout:
     masks: dict[int, list[RawPage]] = {}
     dropped: dict[int, list[str]] = {}
     owner, is_of_copy = directories.index(pictures[0]), False
+    are_pictures = set(map(id, pictures))
     for number, directory in enumerate(directories):
-        if directory in pictures:
+        if id(directory) in are_pictures:
             owner, is_of_copy = number, False
             frames.append(number)
             others = directory.children

@@ -5,10 +5,14 @@ what the file says. TIFF 6.0 (Adobe, 1992), sections 2 and 8; BigTIFF with offse
 """
 
 import io
+import shutil
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
+
+from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from denoise_batch.kernels.errors import ImageError
 
@@ -26,7 +30,9 @@ _DEPTH = 3  # of directories in directories
 _LEVELS = {280, 281, 340, 341}  # tags whose values libtiff checks, and fails
 _RESOLUTION = {282: 5, 283: 5, 296: 3}  # tag → the type, of one value, that Pillow computes with
 _COMPRESSION = 259
-_CLASSIC_LIMIT = 1 << 32
+_CLASSIC_LIMIT, _NEARLY = 1 << 32, 1 << 24
+_MOST_IN_MEMORY = 1 << 28  # of a copy; a larger one is a temporary file
+_SEGMENTS = ((324, 325), (273, 279))  # tags: where tiles and strips are, and their sizes
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,62 @@ def with_text(block: bytes | None, code: int, text: str) -> bytes:
     return bytes(result + b"".join(codes[key] for key in sorted(codes)) + link)
 
 
-def replace_last_directory(file: BinaryIO, tags_of: Callable[[Directory], Sequence[Tag]]) -> None:
+class PageChain(AppendingTiffWriter):
+    """Pillow's writer of several pages, which walks along all of them for each; this one does not.
+
+    Args:
+        file: open for reading and writing, empty.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._link: int | None = None
+        super().__init__(file)
+
+    def end_page(self) -> int | None:
+        """Join a page that was saved; return where the file points to it, None for the first."""
+        self._link = self.whereToWriteNewIFDOffset
+        self.newFrame()
+        return self._link
+
+    def skipIFDs(self) -> None:  # noqa: N802
+        """Go to the end of the chain, from the last page but one."""
+        if self._link is not None:
+            self.f.seek(self._link)
+        super().skipIFDs()
+
+
+class BigTiffWriter:
+    """Joins pages to a BigTIFF file, which may exceed 4 GB.
+
+    Args:
+        file: open for writing, empty.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._layout = file, _Layout("<", is_big=True)
+        self._pointer = self._layout.first
+        file.write(b"II+\0" + struct.pack("<HHQ", self._layout.word, 0, 0))
+
+    def add(self, page: BinaryIO) -> None:
+        """Add the only page of a TIFF file."""
+        tags = dict(next(read_directories(page)).tags)
+        place, size = next(pair for pair in _SEGMENTS if pair[0] in tags)
+        places = []
+        for offset, count in zip(tags[place].values, tags[size].values, strict=True):
+            places.append(self._file.seek(0, io.SEEK_END))
+            self._file.write(_at(page, offset, count))
+        tags[place] = Tag(place, _LONG8, struct.pack(f"<{len(places)}Q", *places))
+        self._pointer = _put_directory(self._file, self._layout, self._pointer, [*tags.values()])
+
+
+def exceeds_classic(file: BinaryIO) -> bool:
+    """Whether a file has about the size that only BigTIFF can have."""
+    return file.seek(0, io.SEEK_END) >= _CLASSIC_LIMIT - _NEARLY
+
+
+def replace_last_directory(
+    file: BinaryIO, tags_of: Callable[[Directory], Sequence[Tag]], link: int | None = None
+) -> None:
     """Give the last page of a TIFF file other tags, behind its samples, which stay where they are.
 
     Page by page, since ImageJ and tifffile take a stack whose directories are all behind its
@@ -190,12 +251,13 @@ def replace_last_directory(file: BinaryIO, tags_of: Callable[[Directory], Sequen
     Args:
         file: open for reading and writing.
         tags_of: the page's new tags, also those that say where its samples are, from its old ones.
+        link: where the file points to this page; None: it is sought from the first one.
 
     Raises:
         ImageError: the file would exceed 4 GB, which only BigTIFF holds.
     """
     layout = _Layout.of(file)
-    pointer, offset = layout.first, 0
+    pointer, offset = layout.first if link is None else link, 0
     while at := layout.number(_at(file, pointer, layout.word)):
         offset, last = at, pointer
         count = layout.number(_at(file, at, layout.head))
@@ -218,11 +280,14 @@ def _put_directory(file: BinaryIO, layout: "_Layout", pointer: int, tags: Sequen
 
 
 def without_odd_tags(file: BinaryIO, start: bytes) -> BinaryIO:
-    """The file, or a copy in memory without tags that would stop Pillow or libtiff.
+    """The file, or a copy without tags that would stop Pillow or libtiff.
 
     Args:
         file: at any position; it is moved to the beginning.
         start: what it begins with.
+
+    Returns:
+        To be closed if it is not the file.
     """
     if not is_tiff(start):
         return file
@@ -231,7 +296,10 @@ def without_odd_tags(file: BinaryIO, start: bytes) -> BinaryIO:
     odd = {code for page in pages for code, tag in page.tags.items() if _is_odd(tag, page)}
     if not odd:
         return file
-    copy = io.BytesIO(file.read())
+    is_small = file.seek(0, io.SEEK_END) <= _MOST_IN_MEMORY
+    copy: BinaryIO = io.BytesIO() if is_small else tempfile.TemporaryFile()  # noqa: SIM115
+    file.seek(0)
+    shutil.copyfileobj(file, copy, 1 << 20)
     layout = _Layout.of(copy)
     pointer = layout.first
     for page in pages:

@@ -3,6 +3,7 @@
 A run skips what its manifest says is done, and so knows nothing of these but their names.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,8 +11,11 @@ from dataclasses import replace
 from denoise_batch.kernels import ImageError
 
 from ..files.images import read_pages
+from ..files.pixels import outlines
+from ..files.scratch import Lazy
 from ..options import DenoiseOptions
 from ..quality import Quality, assess, measure
+from ..streaming.large import on_disk_if_large
 from ..streaming.references import find_reference, psnr_in_and_out
 from ..streaming.result import Result, add_up
 from ..streaming.session import UNCHANGED
@@ -56,17 +60,23 @@ def _read(result: Result, options: DenoiseOptions) -> Result:
 
 def _measured(result: Result, options: DenoiseOptions) -> Result:
     job = result.job
-    pages = read_pages(job.source, value_range=options.value_range)
-    height, width = pages[0].size
+    place = on_disk_if_large(job.output.parent)
+    pages = read_pages(job.source, place, options.value_range)
+    sketches = outlines(pages)
+    height, width = sketches[0].size
     known = replace(
         result,
         size=(width, height),
         pages=len(pages),
-        pixels_of_pages=sum(page.samples[:, :, 0].numel() for page in pages),
+        pixels_of_pages=sum(math.prod(page.size) for page in sketches),
     )
-    samples = [page.samples for page in read_pages(job.output, value_range=options.value_range)]
-    kinds = [(page.samples.shape, page.samples.dtype) for page in pages]
-    if kinds != [(page.shape, page.dtype) for page in samples]:
+    written = read_pages(job.output, place, options.value_range)
+    kinds = [
+        [(page.samples.shape, page.samples.dtype) for page in outlines(file)]
+        for file in (pages, written)
+    ]
+    samples = Lazy(lambda number: written[number].samples, range(len(written)))
+    if kinds[0] != kinds[1]:
         return known  # written in another format, whose values are others
     psnr: tuple[float, float] | None = None
     if options.reference is not None:

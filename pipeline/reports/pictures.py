@@ -15,6 +15,7 @@ from ..files.images import read_pages
 from ..files.metadata import upright
 from ..files.pixels import DecodedImage, to_pil
 from ..files.ranges import ValueRange
+from ..streaming.large import on_disk_if_large
 
 VIEW_PX = 1280  # long side of an image in full, which more may have if there is room
 _MOST_WEBP_PX = 16_383  # a side
@@ -69,7 +70,7 @@ def load(path: Path, scale: ValueRange | None = None) -> tuple[Image.Image, Valu
     Raises:
         ImageError: the file cannot be read.
     """
-    page = read_pages(path)[0]
+    page = read_pages(path, on_disk_if_large())[0]
     own = page.value_range
     return _shown(page, scale if scale and page.samples.is_floating_point() else own), own
 

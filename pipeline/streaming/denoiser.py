@@ -24,6 +24,7 @@ from denoise_batch.kernels.work import WORK
 
 from ..device import Download, Mark, Transfer
 from ..files.pixels import DecodedImage
+from ..files.scratch import Scratch
 from ..models import LevelEstimator, Network
 from ..quality import MIN_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_slices
 from .guard import limit_residual
@@ -54,16 +55,69 @@ class Output:
 
     def wait(self) -> tuple[Tensor, bool, dict[str, float]]:
         """Return samples (H, W, C) on the host, whether all are finite, and seconds by stage."""
-        samples, is_finite = self.download.wait()
+        return self.samples(), *self.outcome()
+
+    def samples(self) -> Tensor:
+        """Wait, and return samples (H, W, C) on the host."""
+        return self.download.wait()[0]
+
+    def outcome(self) -> tuple[bool, dict[str, float]]:
+        """Wait, and return whether all samples are finite, and seconds by stage."""
+        _, is_finite = self.download.wait()
         if not self.marks:
-            return samples, bool(is_finite), self.seconds
+            return bool(is_finite), self.seconds
         start, ready, made, done, probed = self.marks
         seconds = {
             "transfer": start.seconds_until(ready) + made.seconds_until(done),
             "compute": ready.seconds_until(made),
             "measure": done.seconds_until(probed),
         }
-        return samples, bool(is_finite), {k: v * self.share for k, v in seconds.items()}
+        return bool(is_finite), {k: v * self.share for k, v in seconds.items()}
+
+
+class OutputOnDisk:
+    """A denoised page in a scratch file: what an `Output` is, read when it is asked for.
+
+    Args:
+        output: waited for, then no longer needed.
+        scratch: where its samples go.
+
+    Attributes:
+        level: as of an `Output`, as a number.
+
+    Raises:
+        StorageError: there is no room for them.
+    """
+
+    def __init__(self, output: Output, scratch: Scratch) -> None:
+        self._outcome = output.outcome()
+        self._scratch = scratch
+        self._probe: tuple[bool, float] | None = None
+        self._places = scratch.put([output.samples()])
+        self.level = None if output.level is None else float(output.level)
+        if (probe := output.probe) is not None:
+            self._places += scratch.put([probe.responses, probe.spreads])
+            self._probe = probe.is_whole, probe.strength
+
+    def samples(self) -> Tensor:
+        """Return samples (H, W, C)."""
+        return _there(self._scratch.get(self._places[:1]))[0]
+
+    def outcome(self) -> tuple[bool, dict[str, float]]:
+        """Return whether all samples are finite, and seconds by stage."""
+        return self._outcome
+
+    @property
+    def probe(self) -> Probe | None:
+        """As of an `Output`."""
+        if self._probe is None:
+            return None
+        responses, spreads = _there(self._scratch.get(self._places[1:]))
+        return Probe(responses, spreads, *self._probe)
+
+
+def _there(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def are_finite(values: Tensor) -> Tensor:

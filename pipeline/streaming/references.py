@@ -1,7 +1,7 @@
 """The clean images of `--reference`, and the PSNR against them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError
 
 from ..files.images import LOSSY_FORMATS, READABLE_SUFFIXES, output_format, read_pages
-from ..files.pixels import DecodedImage
+from ..files.pixels import DecodedImage, PagesOnDisk, outlines
 from ..metrics import psnr_of_mse
 
 _STRIP_SAMPLES = 1 << 20
@@ -45,14 +45,16 @@ def psnr_in_and_out(
     Raises:
         ImageError: the reference cannot be read or has another size or number of channels.
     """
-    clean = read_pages(reference)
-    if [(p.size, _channels(p)) for p in clean] != [(p.size, _channels(p)) for p in noisy]:
-        sizes = f"{_size(clean)}, the image {_size(noisy)}"
+    scratch = noisy.scratch if isinstance(noisy, PagesOnDisk) else None
+    clean = read_pages(reference, lambda footprint: scratch)
+    kinds = [[(p.size, _channels(p)) for p in outlines(pages)] for pages in (clean, noisy)]
+    if kinds[0] != kinds[1]:
+        sizes = f"{_size(outlines(clean))}, the image {_size(outlines(noisy))}"
         raise ImageError(f"{reference}: cannot be compared: the reference is {sizes}")
     if written is not None and output_format(written) in LOSSY_FORMATS:
-        stored = [page.stored(page.samples) for page in read_pages(written)]
+        stored: Iterable[Tensor] = [page.stored(page.samples) for page in read_pages(written)]
     else:
-        stored = [page.stored(new) for page, new in zip(noisy, denoised, strict=True)]
+        stored = (page.stored(new) for page, new in zip(noisy, denoised, strict=True))
     sums, count = [0.0, 0.0], 0
     scales = _scales(clean), _scales(noisy)
     for page, new, target in zip(noisy, stored, clean, strict=True):

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from denoise_batch.kernels import ImageError, NoImagesError, OptionError
+from denoise_batch.kernels.errors import StorageError
 
 from ..files.atomic import remove_abandoned
 from ..files.images import read_head, read_pages
@@ -17,6 +18,7 @@ from ..files.scan import FileStat, Job, canonical_paths, look, real_path, scan
 from ..options import DenoiseOptions
 from ..progress import Progress, Stop
 from .estimate import estimate, keep_speed, last_speed
+from .large import on_disk_if_large
 from .manifest import (
     FOLDER,
     Entry,
@@ -516,7 +518,9 @@ def _is_damaged(manifest: Manifest, output: Path, known: Sequence[Entry]) -> boo
                 return True
             if not any(is_left_of(path, entry) for entry in known):
                 return False
-            read_pages(path)
+            read_pages(path, on_disk_if_large(output.parent))
+    except StorageError:
+        return False  # no room to look at it
     except ImageError:
         return True
     except OSError:

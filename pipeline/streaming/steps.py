@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,11 +17,12 @@ from denoise_batch.kernels.errors import StorageError, first_line
 
 from ..files.footprint import Footprint
 from ..files.images import read_pages, write_pages
-from ..files.pixels import DecodedImage
+from ..files.pixels import DecodedImage, PagesOnDisk, outlines
 from ..files.scan import FileStat, Job
+from ..files.scratch import Scratch
 from ..models import LARGEST_LEVEL
 from ..quality import Noise, Probe, Quality, assess, measure
-from .denoiser import Output
+from .denoiser import Output, OutputOnDisk
 from .manifest import Manifest, sha256_of
 from .references import find_reference, psnr_in_and_out
 from .result import Result
@@ -41,7 +43,7 @@ class FileInFlight:
 
     Attributes:
         job: where it comes from and where it goes.
-        images: its pages.
+        images: its pages, in memory or on disk.
         source: the input's stat from before it was read.
         source_sha256: of the input's bytes.
         held: bytes of the budget that it occupies.
@@ -54,34 +56,42 @@ class FileInFlight:
     """
 
     job: Job
-    images: tuple[DecodedImage, ...]
+    images: Sequence[DecodedImage]
     source: FileStat
     source_sha256: str
     held: int = 0
     noises: tuple[Noise, ...] = ()
     levels: tuple[float, ...] = ()
-    outputs: dict[int, Output] = field(default_factory=dict)
+    outputs: dict[int, Output | OutputOnDisk] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     is_retried: bool = False
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the first page."""
-        height, width = self.images[0].size
-        return width, height
+    def outlines(self) -> Sequence[DecodedImage]:
+        """Its pages, for what does not depend on their samples' values."""
+        return outlines(self.images)
 
     @property
+    def is_on_disk(self) -> bool:
+        """Whether its pages, and their outputs, are in a scratch file."""
+        return isinstance(self.images, PagesOnDisk)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the first page."""
+        height, width = self.outlines[0].size
+        return width, height
+
+    @cached_property
     def pixels(self) -> int:
         """Sum over all pages."""
-        sizes = [image.size for image in self.images]
-        return sum(height * width for height, width in sizes)
+        return sum(math.prod(image.size) for image in self.outlines)
 
     @property
     def pixels_done(self) -> int:
         """Those that the network has done."""
-        sizes = [self.images[number].size for number in self.outputs]
-        return sum(height * width for height, width in sizes)
+        return sum(math.prod(self.outlines[number].size) for number in self.outputs)
 
     @property
     def level_255(self) -> float | None:
@@ -109,6 +119,16 @@ class FileInFlight:
             for stage, value in seconds.items():
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + value
 
+    def put_away(self, number: int) -> None:
+        """Move a page's output to where the pages are, if they are on disk; wait for it.
+
+        Raises:
+            StorageError: there is no room for it.
+        """
+        output = self.outputs.get(number)
+        if isinstance(self.images, PagesOnDisk) and isinstance(output, Output):
+            self.outputs[number] = OutputOnDisk(output, self.images.scratch)
+
     def note_no_estimate(self, error: Exception) -> None:
         """Say why there are no estimates; a missing number never costs the image."""
         reason = first_line(error)
@@ -129,14 +149,15 @@ class FileInFlight:
 
 def decode_file(
     job: Job,
-    reserve: Callable[[Footprint], None],
+    reserve: Callable[[Footprint], Scratch | None],
     value_range: tuple[float, float] | None = None,
 ) -> FileInFlight:
     """Read a job's source: its stat, digest and pages, all from the same bytes.
 
     Args:
         job: what to read.
-        reserve: called with what the file takes, before it is decoded; may wait, or raise.
+        reserve: called with what the file takes, before it is decoded; may wait, or raise; returns
+            where its pages are to be, None for in memory.
         value_range: black and white of samples above 8 bits; None: as the file says or shows.
 
     Raises:
@@ -327,7 +348,7 @@ def _change_255(page: DecodedImage, samples: Tensor) -> float:
 
 def _loss_notes(file: FileInFlight, losses: Sequence[str]) -> list[str]:
     """Notes on what the output could not keep, and on a retry in float32."""
-    name, pairs = file.job.name, zip(file.images, losses, strict=True)
+    name, pairs = file.job.name, zip(file.outlines, losses, strict=True)
     said = [note for page, loss in pairs for note in (page.note, loss)]
     notes = [f"{name}: {note}" for note in dict.fromkeys(said) if note]
     if file.is_retried:

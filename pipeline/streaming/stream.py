@@ -43,14 +43,16 @@ from ..device import (
 from ..files.footprint import Footprint
 from ..files.images import output_format
 from ..files.metadata import Metadata, StorageFormat
-from ..files.pixels import DecodedImage
+from ..files.pixels import DecodedImage, PagesOnDisk
 from ..files.ranges import BITS_8
 from ..files.scan import Job
+from ..files.scratch import Lazy, Scratch
 from ..models import Weights, find_weights, load_weights
 from ..options import DenoiseOptions
 from ..progress import READER, Progress, Stop
 from .denoiser import BatchDenoiser
-from .manifest import Manifest, Storage
+from .large import LARGE, is_large, scratch_for
+from .manifest import FOLDER, Manifest, Storage
 from .result import Plan, Result
 from .steps import FileInFlight, Writer, decode_file
 
@@ -256,7 +258,6 @@ _MOST_FILES = 256  # in flight, however small: a run that is told to stop finish
 # Per file in flight: its samples, those of the output, and a copy in Pillow during decoding or
 # encoding.
 _COPIES = 3
-_LARGE = 4  # a file that needs more than one such part of the free memory goes alone
 _BACKLOG_FILES, _BACKLOG_PIXELS = 6, 1 << 24  # per writer, or in all: seconds of the network
 
 Item = TypeVar("Item")
@@ -314,6 +315,10 @@ class _Page:
     @property
     def image(self) -> DecodedImage:
         return self.file.images[self.number]
+
+    @property
+    def outline(self) -> DecodedImage:
+        return self.file.outlines[self.number]
 
 
 # What readers and writers report; any exception is reported as itself.
@@ -376,7 +381,7 @@ class _Stream:
         self._in_flight: set[FileInFlight] = set()  # decoded, and no result yet
         self._finished: list[FileInFlight] = []  # by the network, waiting for the writers
         self._writing = 0
-        self._on_device: deque[Download] = deque()
+        self._on_device: deque[tuple[Download, list[_Page]]] = deque()
         self._is_stopping = False
         self._jobs_lock = threading.Lock()
 
@@ -450,7 +455,7 @@ class _Stream:
 
     def _add(self, page: _Page) -> None:
         """Let a page wait for others of its kind; a tiled one goes alone."""
-        image, denoiser = page.image, self.denoiser
+        image, denoiser = page.outline, self.denoiser
         height, width = denoiser.padded_shape(image)
         if denoiser.is_tiled(image):
             self._batches.add(page, page, 1)
@@ -484,8 +489,14 @@ class _Stream:
             if is_of_one:  # the others' images are small
                 self._tell(first, done + pixels)
 
+        try:
+            images = [page.image for page in batch]
+        except ImageError as error:  # of pages on disk, whose file goes alone
+            for file in {page.file for page in batch}:
+                self._fail(file, error)
+            return
         outputs = self.denoiser.denoise(
-            [page.image for page in batch],
+            images,
             is_float32=batch[0].is_float32,
             probe=batch[0].file.wants_probe,
             on_pixels=tell,
@@ -504,11 +515,34 @@ class _Stream:
             if len(file.outputs) == len(file.images):
                 self._finished.append(file)
             last = output.download
-        if last is not None and self.denoiser.is_asynchronous:
+        if last is not None:
             # Wait for an older batch, so that the device's queue stays short and never empty.
-            self._on_device.append(last)
-            if len(self._on_device) > _BATCHES_IN_FLIGHT:
-                self._on_device.popleft().wait()
+            self._on_device.append((last, [page for page in batch if page.file.is_on_disk]))
+            if len(self._on_device) > self._most_batches - 1:
+                download, pages = self._on_device.popleft()
+                download.wait()
+                self._put_away(pages)
+
+    @property
+    def _most_batches(self) -> int:
+        """Number of batches whose outputs are in memory, of pages on disk too."""
+        return 1 + _BATCHES_IN_FLIGHT if self.denoiser.is_asynchronous else 1
+
+    def _put_away(self, pages: Sequence[_Page]) -> None:
+        """Move outputs to the disk where their pages are; the last ones may wait for the writer."""
+        for page in pages:
+            file = page.file
+            if file in self._in_flight and len(file.outputs) < len(file.images):
+                try:
+                    file.put_away(page.number)
+                except ImageError as error:
+                    self._fail(file, error)
+
+    def _fail(self, file: FileInFlight, error: ImageError) -> None:
+        """Give a file up for what its scratch file does."""
+        if file in self._in_flight:
+            reason, is_fault = f"{file.job.source}: {error}", isinstance(error, StorageError)
+            self._finish(file, file.failed(reason, is_storage_fault=is_fault))
 
     def _tell(self, file: FileInFlight, pixels: int) -> None:
         self.progress.on_step(file.job.name, pixels, file.pixels)
@@ -522,6 +556,8 @@ class _Stream:
     def _finish(self, file: FileInFlight, result: Result | None) -> None:
         """Give a file's bytes back and report its result; None: it was given up."""
         self._in_flight.discard(file)
+        for _, pages in self._on_device:
+            pages[:] = [page for page in pages if page.file is not file]
         self.budget.release(file.held)
         if result is not None:
             self._results.append(result)
@@ -555,28 +591,40 @@ class _Stream:
         self._inbox.put(_ReaderEnded())
 
     def _read(self, job: Job) -> bool:
-        """Decode one file; False if the budget was closed."""
+        """Decode one file; False if the run ended meanwhile."""
         held, waited = 0, 0.0
         started = time.perf_counter()
 
-        def reserve(footprint: Footprint) -> None:
+        def reserve(footprint: Footprint) -> Scratch | None:
             nonlocal held, waited
             wanted = max(self.budget.limit // _MOST_FILES, footprint.sample_bytes * _COPIES)
             coding, need = self._needs(footprint, job)
+            is_on_disk = is_large(footprint, coding, need)
+            if is_on_disk:
+                coding, need = self._needs_on_disk(footprint, job)
+                wanted = coding
             free = free_host_bytes()
-            is_large = free is not None and (coding > free // _LARGE or need > free)
-            wanted = max(wanted, self.budget.limit + 1) if is_large else wanted  # alone
+            is_much = free is not None and (coding > free // LARGE or need > free)
+            goes_alone = is_on_disk or is_much
+            wanted = max(wanted, self.budget.limit + 1) if goes_alone else wanted
             before = time.perf_counter()
             if not self.budget.acquire(wanted):
-                raise _BudgetClosed
+                raise _Ended
             held, waited = wanted, time.perf_counter() - before
-            if is_large:
-                _refuse_beyond(free_host_bytes(), need, footprint)
+            if goes_alone:
+                _refuse_beyond(free_host_bytes(), need, footprint, is_on_disk=is_on_disk)
+            if not is_on_disk:
+                return None
+            scratch = scratch_for(footprint, job.root / FOLDER, job.source.stat().st_size)
+            scratch.on_use = self._end_if_stopped  # reading alone may take minutes
+            return scratch
 
         try:
             self.fetch(job.source)
             file = decode_file(job, reserve, self.value_range)
-        except _BudgetClosed:
+            if isinstance(file.images, PagesOnDisk):
+                file.images.scratch.on_use = lambda: None
+        except _Ended:
             return False
         except ImageError as error:
             seconds = time.perf_counter() - started - waited
@@ -590,6 +638,10 @@ class _Stream:
         self._inbox.put(_Decoded(file))
         return True
 
+    def _end_if_stopped(self) -> None:
+        if self._is_stopping or self.stop:
+            raise _Ended
+
     def _needs(self, footprint: Footprint, job: Job) -> tuple[int, int]:
         """About the most memory that a file takes at once: without the network, and with it."""
         samples = footprint.sample_bytes
@@ -599,12 +651,23 @@ class _Stream:
         largest = max((page.pixels for page in footprint.pages), default=0)
         return coding, max(coding, 2 * samples + self.denoiser.host_bytes(largest))
 
+    def _needs_on_disk(self, footprint: Footprint, job: Job) -> tuple[int, int]:
+        """The same with the pages on disk, of which a batch is in memory."""
+        largest = max(page.pixels for page in footprint.pages)
+        sample_bytes = max(page.total_bytes // max(1, page.pixels) for page in footprint.pages)
+        pixels = max(largest, min(footprint.pixels, self.batch_pixels))
+        coding = footprint.peak_bytes_on_disk(output_format(job.output))
+        if self.writer.reference is not None:
+            coding += 3 * largest * sample_bytes
+        batches = (1 + 2 * self._most_batches) * pixels * sample_bytes  # and their outputs
+        return coding, max(coding, batches + self.denoiser.host_bytes(pixels))
+
     # In writer threads
 
     def _write(self, file: FileInFlight) -> None:
         try:
             outputs = [file.outputs[number] for number in range(len(file.images))]
-            samples, are_finite, spent = zip(*(output.wait() for output in outputs), strict=True)
+            are_finite, spent = zip(*(output.outcome() for output in outputs), strict=True)
             not_finite = [number for number, is_finite in enumerate(are_finite) if not is_finite]
             if not_finite and not file.is_retried and self.denoiser.precision is not None:
                 # The other pages' outputs are kept, and counted when the file is written.
@@ -618,13 +681,17 @@ class _Stream:
                 file.levels = tuple(
                     float(output.level) for output in outputs if output.level is not None
                 )
-                result = self.writer.write(file, samples, [output.probe for output in outputs])
+                result = self.writer.write(
+                    file,
+                    Lazy(lambda output: output.samples(), outputs),
+                    Lazy(lambda output: output.probe, outputs),
+                )
             self._inbox.put(_Written(file, result))
         except BaseException as error:
             self._inbox.put(error)
 
 
-def _refuse_beyond(free: int | None, need: int, footprint: Footprint) -> None:
+def _refuse_beyond(free: int | None, need: int, footprint: Footprint, *, is_on_disk: bool) -> None:
     """Refuse a file, before it is decoded, for which the system would end the whole run.
 
     Raises:
@@ -633,7 +700,8 @@ def _refuse_beyond(free: int | None, need: int, footprint: Footprint) -> None:
     if free is None or need <= free:
         return
     pages = f"{len(footprint.pages)} pages, " if len(footprint.pages) > 1 else ""
-    split = "split it into files of fewer pages" if pages else "split it into smaller images"
+    is_of_all = pages and not is_on_disk
+    split = "split it into files of fewer pages" if is_of_all else "split it into smaller images"
     raise ImageError(
         f"needs about {need / 1e9:.2g} GB of memory ({pages}{footprint.pixels / 1e6:.0f} "
         f"megapixels), {free / 1e9:.2g} GB are free within this process's limits; {split}, or give "
@@ -641,8 +709,8 @@ def _refuse_beyond(free: int | None, need: int, footprint: Footprint) -> None:
     )
 
 
-class _BudgetClosed(BaseException):
-    """The budget was closed while a reader waited; not an `Exception`, which reading catches."""
+class _Ended(BaseException):
+    """The run ended while a file was read; not an `Exception`, which reading catches."""
 
 
 class Batches(Generic[Item]):

@@ -269,7 +269,7 @@ def _images_below(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _decoded(files: Sequence[Path], reading: Reading) -> dict[Path, tuple[DecodedImage, ...]]:
-    return {path: read_pages(path, value_range=reading.value_range) for path in files}
+    return {path: tuple(read_pages(path, value_range=reading.value_range)) for path in files}
 
 
 def _read(

@@ -1,0 +1,71 @@
+"""Files of many pages that would take much of the memory: their pages go to disk (ADR 29)."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from denoise_batch.kernels import ImageError
+from denoise_batch.kernels.errors import StorageError
+
+from ..device import available_host_bytes
+from ..files.footprint import Footprint
+from ..files.scratch import Scratch
+
+LARGE = 4  # what takes more than one such part of the free memory is large
+
+
+def is_large(footprint: Footprint, coding: int, need: int) -> bool:
+    """Whether the pages of a file are to be on disk.
+
+    Args:
+        footprint: of the file.
+        coding: bytes that it takes in memory without the network.
+        need: with the network.
+    """
+    free = available_host_bytes()
+    return len(footprint.pages) > 1 and (coding > free // LARGE or need > free)
+
+
+def scratch_for(footprint: Footprint, folder: Path, output_bytes: int = 0) -> Scratch:
+    """Make a scratch file for the pages of a file.
+
+    Args:
+        footprint: of the file.
+        folder: whose file system it takes room on.
+        output_bytes: that the output will take there, about.
+
+    Raises:
+        ImageError: there is too little room, or the scratch file cannot be made.
+    """
+    need = footprint.disk_bytes + output_bytes
+    with suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        if free < need:
+            raise ImageError(
+                f"needs about {need / 1e9:.2g} GB of disk ({len(footprint.pages)} pages, "
+                f"{footprint.pixels / 1e6:.0f} megapixels), {free / 1e9:.2g} GB are free in "
+                f"{folder}; make room there, or choose another --output"
+            )
+    return Scratch(folder)
+
+
+def on_disk_if_large(folder: Path | None = None) -> Callable[[Footprint], Scratch | None]:
+    """For `read_pages`: where pages are to be that are only looked at.
+
+    Args:
+        folder: whose file system they take room on; None: that of temporary files. `read_pages`
+            raises `StorageError` if there is too little room.
+    """
+
+    def place(footprint: Footprint) -> Scratch | None:
+        need = footprint.peak_bytes(footprint.format)
+        if not is_large(footprint, need, need):
+            return None
+        try:
+            return scratch_for(footprint, folder or Path(tempfile.gettempdir()))
+        except ImageError as error:
+            raise StorageError(str(error)) from error  # the file is not to blame
+
+    return place
