@@ -21,6 +21,9 @@ TRITON_OPS = (
     "conv_transpose2d_backward",
     "conv2d_fused",
     "conv_transpose2d_fused",
+    "conv2d_image",
+    "unit_padded",
+    "stored_samples",
     "mse_loss",
 )
 
