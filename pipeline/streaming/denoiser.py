@@ -566,13 +566,14 @@ class BatchDenoiser:
         told = [] if level is None else [level]
         download = transfer.download([*stored, is_finite, *told, *answers])
         arrived = download.tensors
-        flags, answers = arrived[len(stored)], list(arrived[len(stored) + 1 + len(told) :])
+        flags, *rest = (each for each in arrived[len(stored) :] if isinstance(each, Tensor))
+        answers = rest[len(told) :]
         total = sum(page.numel() for page in stored)
         return [
             Output(
                 Download((page, flags[index]), download.event),
                 marks,
-                page.numel() / total,
+                stored[index].numel() / total,
                 probe=(
                     replace(
                         probes[index],
@@ -582,7 +583,7 @@ class BatchDenoiser:
                     if probes
                     else None
                 ),
-                level=arrived[len(stored) + 1][index] if told else None,
+                level=rest[0][index] if told else None,
             )
             for index, page in enumerate(arrived[: len(stored)])
         ]

@@ -253,7 +253,7 @@ MOST_IMAGES = 64  # in an automatic batch
 _BATCHES_IN_FLIGHT = 3  # on a device that computes while the host goes on
 _MOST_FILES = 256  # in flight, however small: a run that is told to stop finishes them
 # Per file in flight: its samples, those of the output, and a copy in Pillow during decoding or
-# encoding.
+# encoding. On a GPU those of the output wait for a writer in pinned blocks, an eighth larger.
 _COPIES = 3
 _LARGE = 4  # a file that needs more than one such part of the free memory goes alone
 _BACKLOG_FILES, _BACKLOG_PIXELS = 6, 1 << 24  # per writer, or in all: seconds of the network
@@ -507,7 +507,7 @@ class _Stream:
             # Wait for an older batch, so that the device's queue stays short and never empty.
             self._on_device.append(last)
             if len(self._on_device) > _BATCHES_IN_FLIGHT:
-                self._on_device.popleft().wait()
+                self._on_device.popleft().arrive()
 
     def _tell(self, file: FileInFlight, pixels: int) -> None:
         self.progress.on_step(file.job.name, pixels, file.pixels)
