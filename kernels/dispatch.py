@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import geometry, reference, samples
+from . import geometry, guard, reference, samples
 from .cuda.tiles import rows_of_call, trial
 from .errors import (
     DenoiseBatchError,
@@ -111,6 +111,7 @@ class Ops:
     conv2d_image: Callable[..., Tensor] = fused.conv2d_image
     unit_padded: Callable[..., Tensor] = samples.unit_padded
     stored_samples: Callable[..., tuple[Tensor, Tensor]] = samples.stored_samples
+    limit_residual: Callable[..., Tensor] = guard.limit_residual
     detail: str = ""
     disabled: Mapping[str, str] = field(default_factory=dict)
     compiled: "Compilations | None" = None
@@ -325,6 +326,7 @@ def _why_triton_fails(error: Exception) -> str:
 def launchers() -> Mapping[str, Op]:
     """All of them, whatever the device can do."""
     from .cuda import conv, loss
+    from .cuda import guard as limits
     from .cuda import samples as pages
 
     return {
@@ -337,6 +339,7 @@ def launchers() -> Mapping[str, Op]:
         "conv2d_image": conv.conv2d_image,
         "unit_padded": pages.unit_padded,
         "stored_samples": pages.stored_samples,
+        "limit_residual": limits.limit_residual,
         "mse_loss": loss.mse_loss,
     }
 

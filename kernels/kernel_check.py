@@ -187,6 +187,7 @@ def example_inputs(
             (pixels, stored[1], 0.0, 1.0, 0.5, (0, 255), True, 4),
             (pixels, stored[2], 0.0, 1.0, 0.5, None, True, 4),
         ]
+        calls["limit_residual"] = [(pixels, pixels, single(1), 2.0)]
         vectors = [new(5), new(1000)]
         calls["sgd_step"] = [
             (vectors, vectors, vectors, 0.1, 0.9, True, 1e-2),
@@ -450,6 +451,14 @@ def _pixel_shuffle(input: Tensor, factor: int) -> Arguments:
     return _normal((BATCH, input.shape[1], *EXTENTS), input, _generator()), factor
 
 
+def _limit_residual(input: Tensor, output: Tensor, level: Tensor, most: float) -> Arguments:
+    generator = _generator()
+    shape = (BATCH, input.shape[1], 24, 40)
+    before, noise = (_normal(shape, input, generator) for _ in range(2))
+    levels = torch.tensor([0.3, 0.9]).to(level.device, level.dtype)  # some blocks are limited
+    return before, (before + noise).to(output.dtype), levels, most
+
+
 # Of a small problem: any, within 8 bits, and what reflects to and fro.
 _OFFSET, _SPAN, _MARGIN = 20.0, 200.0, 14
 
@@ -537,6 +546,7 @@ SMALL_PROBLEM_FOR: Mapping[str, Callable[..., Arguments]] = {
     "pixel_shuffle": _pixel_shuffle,
     "unit_padded": _unit_padded,
     "stored_samples": _stored_samples,
+    "limit_residual": _limit_residual,
     "residual_pair": _residual_pair,
     "sgd_step": _sgd_step,
     "orthogonalize": _orthogonalize,

@@ -24,6 +24,7 @@ TRITON_OPS = (
     "conv2d_image",
     "unit_padded",
     "stored_samples",
+    "limit_residual",
     "mse_loss",
 )
 

@@ -51,6 +51,7 @@ def record_launches(
     from denoise_batch.kernels.cuda import (
         conv_forward,
         conv_transpose,
+        guard,
         loss,
         relu_backward,
         samples,
@@ -58,7 +59,8 @@ def record_launches(
     )
 
     found = [] if found is None else found
-    for module in (conv_forward, conv_transpose, loss, relu_backward, samples, weight_grad):
+    modules = (conv_forward, conv_transpose, guard, loss, relu_backward, samples, weight_grad)
+    for module in modules:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, _Recording(name, found))
     return found

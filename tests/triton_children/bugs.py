@@ -142,6 +142,27 @@ MUTANTS = (
         ("stored-samples-uint8",),
     ),
     Mutant(
+        "guard: blocks beyond the edge count",
+        "guard.py",
+        "count += is_there.to(tl.float32)",
+        "count += 1.0",
+        ("limit-residual-float32",),
+    ),
+    Mutant(
+        "guard: the first image's level for all",
+        "guard.py",
+        "tl.load(level_ptr + band // rows)",
+        "tl.load(level_ptr + band // rows * 0)",
+        ("limit-residual-float32",),
+    ),
+    Mutant(
+        "guard: factors are not between the blocks' centres",
+        "guard.py",
+        "offset = (position % SIDE + 0.5) / SIDE - 0.5",
+        "offset = (position % SIDE) / SIDE - 0.5",
+        ("limit-residual-gray-float32",),
+    ),
+    Mutant(
         "weight gradient: parts overlap",
         "weight_grad.py",
         "end = tl.minimum(start + part, positions)",

@@ -299,8 +299,19 @@ def _stored(dtype: torch.dtype) -> Arguments:
     ), {}
 
 
+def _limit(channels: int, size: Pair) -> Callable[[torch.dtype], Arguments]:
+    def make(dtype: torch.dtype) -> Arguments:
+        image, noise = torch.randn(2, 2, channels, *size, dtype=dtype)
+        return (image, image + noise, torch.tensor([0.4, 0.7]), 2.0), {}
+
+    return make
+
+
 def _sample_cases() -> list[Case]:
     return [
+        Case("limit-residual-float32", "limit_residual", "float32", _limit(3, (24, 40))),
+        Case("limit-residual-gray-float32", "limit_residual", "float32", _limit(1, (8, 272))),
+    ] + [
         Case(f"{op.replace('_', '-')}-{dtype}", op, dtype, make)
         for op, make in (("unit_padded", _unit), ("stored_samples", _stored))
         for dtype in ("uint8", "uint16", "int16", "float16", "float32")

@@ -110,6 +110,7 @@ def between_files_and_networks() -> None:
         values = ops.unit_padded(samples, 0.0, 255.0, 0.5, (1024, 1024), 16)
         is_relative = dtype != torch.uint8
         ops.stored_samples(values, samples, 0.0, 255.0, 0.5, levels, is_relative, 16)
+    ops.limit_residual(values, values, torch.empty(2, device=META), 2.0)
     standard = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     for width, planes in ((32, 0), (64, 2)):
         stem, head = (

@@ -38,5 +38,6 @@ def test_every_kernel_is_among_the_cases() -> None:
         "conv2d_image",
         "unit_padded",
         "stored_samples",
+        "limit_residual",
         "mse_loss",
     }
