@@ -205,7 +205,8 @@ def forward_fused(blocks: Sequence[Block], input: Tensor, residual: Tensor | Non
 
     An intermediate's memory goes back to the pool as soon as nothing reads it.
     """
-    steps = fusion.plan(_flat(blocks, ops_for(input.device)))
+    ops = ops_for(input.device)
+    steps = fusion.plan(_flat(blocks, ops), has_ends=ops.has_fused_ends)
     output = input
     for index, step in enumerate(steps):
         before, is_last = output, index == len(steps) - 1

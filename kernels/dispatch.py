@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import geometry, reference
+from . import geometry, guard, reference, samples
 from .cuda.tiles import rows_of_call, trial
 from .errors import (
     DenoiseBatchError,
@@ -108,6 +108,10 @@ class Ops:
     residual_pair: Callable[..., Tensor] = fused.residual_pair
     conv2d_fused: Callable[..., Tensor] = fused.conv2d_fused
     conv_transpose2d_fused: Callable[..., Tensor] = fused.conv_transpose2d_fused
+    conv2d_image: Callable[..., Tensor] = fused.conv2d_image
+    unit_padded: Callable[..., Tensor] = samples.unit_padded
+    stored_samples: Callable[..., tuple[Tensor, Tensor]] = samples.stored_samples
+    limit_residual: Callable[..., Tensor] = guard.limit_residual
     detail: str = ""
     disabled: Mapping[str, str] = field(default_factory=dict)
     compiled: "Compilations | None" = None
@@ -133,6 +137,16 @@ class Ops:
     def has_fused_upsample(self) -> bool:
         """Whether such a launch upsamples what it reads, at no cost."""
         return self.implementation == "triton"
+
+    @property
+    def has_fused_ends(self) -> bool:
+        """Whether a network's first and last launch do what stands between them and images."""
+        return self.conv2d_image is not fused.conv2d_image
+
+    @property
+    def has_sample_kernels(self) -> bool:
+        """Whether a file's samples become padded values, and these samples, in one launch each."""
+        return self.unit_padded is not samples.unit_padded
 
     @property
     def has_residual_pair(self) -> bool:
@@ -312,6 +326,8 @@ def _why_triton_fails(error: Exception) -> str:
 def launchers() -> Mapping[str, Op]:
     """All of them, whatever the device can do."""
     from .cuda import conv, loss
+    from .cuda import guard as limits
+    from .cuda import samples as pages
 
     return {
         "conv2d_forward": conv.conv2d_forward,
@@ -320,6 +336,10 @@ def launchers() -> Mapping[str, Op]:
         "conv_transpose2d_backward": conv.conv_transpose2d_backward,
         "conv2d_fused": conv.conv2d_fused,
         "conv_transpose2d_fused": conv.conv_transpose2d_fused,
+        "conv2d_image": conv.conv2d_image,
+        "unit_padded": pages.unit_padded,
+        "stored_samples": pages.stored_samples,
+        "limit_residual": limits.limit_residual,
         "mse_loss": loss.mse_loss,
     }
 

@@ -1,13 +1,16 @@
 """Inference on a device with fused kernels: which blocks become one launch, and the launch.
 
 A convolution includes the upsampling or pixel unshuffle before it, the ReLU or sigmoid and the
-pixel shuffle after it, and what is added to its result. Results are those of the blocks' own
-forwards, up to rounding, and so are the errors: shapes are checked here, since a launch reads and
-writes wherever they say.
+pixel shuffle after it, and what is added to its result. Where there is an op for a network's ends
+(`conv2d_image`), that includes what stands between them and an image of higher precision:
+standardisation, the noise level's planes and gate, and the sum with the image. Results are those
+of the blocks' own forwards, up to rounding, and so are the errors: shapes are checked here, since a
+launch reads and writes wherever they say.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -19,11 +22,14 @@ from .layers import (
     Convolution,
     ConvTranspose2d,
     NearestUpsample2d,
+    Normalize,
     PixelShuffle,
     PixelUnshuffle,
     ReLU,
     Sigmoid,
 )
+from .level import AppendLevel, LevelGate
+from .weight_cache import cast
 from .work import WORK
 
 
@@ -36,34 +42,49 @@ class Launch:
         before: upsampling or unshuffling of its input.
         activation: applied to its output.
         shuffle: factor of the pixel shuffle after it, 1 for none.
+        normalize: of its input, before everything else.
+        append: channels behind those of its input, after `before`.
+        gate: of its output, after the shuffle.
     """
 
     conv: Convolution
     before: NearestUpsample2d | PixelUnshuffle | None = None
     activation: FusedActivation = None
     shuffle: int = 1
+    normalize: Normalize | None = None
+    append: AppendLevel | None = None
+    gate: LevelGate | None = None
 
 
-def plan(blocks: Sequence[Block]) -> list[Launch | Block]:
-    """Group the blocks, none of which is a Sequential, into launches."""
+def plan(blocks: Sequence[Block], *, has_ends: bool = False) -> list[Launch | Block]:
+    """Group the blocks, none of which is a Sequential, into launches.
+
+    Args:
+        blocks: in order.
+        has_ends: there are launches for a network's ends.
+    """
     steps: list[Launch | Block] = []
     while blocks:
-        count, step = _first_step(blocks)
+        count, step = _first_step(blocks, has_ends)
         steps.append(step)
         blocks = blocks[count:]
     return steps
 
 
-def _first_step(blocks: Sequence[Block]) -> tuple[int, Launch | Block]:
+def _first_step(blocks: Sequence[Block], has_ends: bool) -> tuple[int, Launch | Block]:
     """Return (number of blocks, what they are together)."""
-    before = blocks[0] if isinstance(blocks[0], (NearestUpsample2d, PixelUnshuffle)) else None
-    rest = list(blocks[1:] if before is not None else blocks)
-    if not rest or not isinstance(rest[0], Conv2d if before is not None else Convolution):
+    rest = list(blocks)
+    normalize = _taken(rest, Normalize) if has_ends else None
+    before = _taken(rest, NearestUpsample2d) or _taken(rest, PixelUnshuffle)
+    append = _taken(rest, AppendLevel) if has_ends else None
+    has_front = len(rest) < len(blocks)
+    conv: Convolution | None = _taken(rest, Conv2d)
+    if conv is None and not has_front and rest and isinstance(rest[0], Convolution):
+        conv, rest = rest[0], rest[1:]
+    if conv is None:
         return 1, blocks[0]
-    conv = rest.pop(0)
-    assert isinstance(conv, Convolution)
     is_padded_first = conv.input_padding is not None  # so that no launch can read or write more
-    if before is not None and is_padded_first:
+    if has_front and is_padded_first:
         return 1, blocks[0]
     activation: FusedActivation = None
     if rest and isinstance(rest[0], (ReLU, Sigmoid)):
@@ -75,7 +96,21 @@ def _first_step(blocks: Sequence[Block]) -> tuple[int, Launch | Block]:
         if conv.out_channels % factor**2 == 0:  # or the block alone will refuse them
             shuffle = factor
             rest.pop(0)
-    return len(blocks) - len(rest), Launch(conv, before, activation, shuffle)
+    gate = _taken(rest, LevelGate) if has_ends and can_shuffle else None
+    count = len(blocks) - len(rest)
+    return count, Launch(conv, before, activation, shuffle, normalize, append, gate)
+
+
+Kind = TypeVar("Kind", bound=Block)
+
+
+def _taken(rest: list[Block], kind: type[Kind]) -> Kind | None:
+    """Remove and return the first block, if it is of this kind."""
+    if rest and isinstance(rest[0], kind):
+        first = rest[0]
+        del rest[0]
+        return first
+    return None
 
 
 # Values of a map from which on a pair is one pass over memory. The L3 cache holds smaller ones, and
@@ -128,28 +163,51 @@ def launch(step: Launch, input: Tensor, residual: Tensor | None) -> tuple[Tensor
         ShapeError: what the blocks raise for this input.
     """
     conv, before = step.conv, step.before
-    seen = input.shape if before is None else before.output_shape(input.shape)
+    if step.normalize is not None:
+        step.normalize.check(input.shape)
+    seen: Sequence[int] = input.shape if before is None else before.output_shape(input.shape)
+    planes = None if step.append is None else step.append.planes(input).flatten(1)
+    if planes is not None:
+        seen = (seen[0], seen[1] + planes.shape[1], *seen[2:])
     shape = conv.output_shape(seen)
     if step.shuffle > 1:
         check_nchw(shape, None, "PixelShuffle input")
+    gate = None if step.gate is None else step.gate.factors(input).flatten()
     if input.ndim == 3:
         output, is_added = launch(step, input[None], None if residual is None else residual[None])
         return output[0], is_added
     dtype = conv.compute_dtype or conv.weight.dtype
-    # In mixed precision a sum with a float32 image is float32, which this launch could not write.
-    fused = residual if residual is not None and residual.dtype == dtype else None
-    arguments = input.to(dtype), conv.weight, conv.bias, conv.geometry, step.activation
     ops = ops_for(input.device)
+    # In mixed precision a sum with a float32 image is float32, which not all launches can write.
+    is_summed = residual is None or residual.dtype == dtype
+    is_plain = isinstance(conv, Conv2d) and conv.input_padding is None
+    upsample = before.scale_factor if isinstance(before, NearestUpsample2d) else (1, 1)
+    unshuffle = before.downscale_factor if isinstance(before, PixelUnshuffle) else 1
+    between = step.activation, upsample, unshuffle, step.shuffle
+    is_end = any(part is not None for part in (step.normalize, planes, gate))
+    if is_end or (is_plain and not is_summed and ops.has_fused_ends):
+        standard = None
+        if step.normalize is not None:
+            standard = step.normalize.mean, step.normalize.std
+        # What is standardised is converted behind it, in the launch, to the weight's precision.
+        is_converted = input.dtype.itemsize > dtype.itemsize
+        image = input if is_converted else input.to(dtype)
+        weight = cast(conv.weight, dtype) if is_converted else conv.weight
+        arguments = image, weight, conv.bias, conv.geometry
+        output = ops.conv2d_image(*arguments, *between, residual, standard, planes, gate)
+        WORK.add(conv.weight, seen, shape)
+        return output, residual is not None
+    fused = residual if is_summed else None
+    image = input.to(dtype)
+    arguments = image, conv.weight, conv.bias, conv.geometry
     is_merged = not isinstance(conv, (Conv2d, ConvTranspose2d))  # with an upsampling
     if is_merged or conv.input_padding is not None:
         output = conv.forward(input, "relu" if step.activation == "relu" else None)
         return ops.sigmoid_forward_(output) if step.activation == "sigmoid" else output, False
     if isinstance(conv, ConvTranspose2d):
-        output = ops.conv_transpose2d_fused(*arguments, fused)
+        output = ops.conv_transpose2d_fused(*arguments, step.activation, fused)
         WORK.add(conv.weight, seen, shape)
         return output, fused is not None
-    upsample = before.scale_factor if isinstance(before, NearestUpsample2d) else (1, 1)
-    unshuffle = before.downscale_factor if isinstance(before, PixelUnshuffle) else 1
-    output = ops.conv2d_fused(*arguments, upsample, unshuffle, step.shuffle, fused)
+    output = ops.conv2d_fused(*arguments, *between, fused)
     WORK.add(conv.weight, seen, shape)
     return output, fused is not None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .errors import ShapeError
@@ -13,6 +14,7 @@ Shape = tuple[int, int, int, int]
 Int2 = int | Sequence[int]
 Activation = Literal["relu"] | None
 FusedActivation = Literal["relu", "sigmoid"] | None
+Standard = tuple[tuple[float, ...], tuple[float, ...]]  # (means, deviations), one or per channel
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,11 @@ def check_nchw(shape: Sequence[int], channels: int | None, what: str) -> None:
             f"{what} has shape {tuple(shape)}: expected 4 dimensions (N, C, H, W){hint}"
         )
     check_image(shape, channels, what)
+
+
+def lower_precision(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The type of fewer bytes; the first, if both have as many."""
+    return other if other.itemsize < one.itemsize else one
 
 
 def pixel_unshuffle(input: Tensor, factor: int) -> Tensor:

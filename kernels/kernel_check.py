@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import NotCoveredError, UncheckableError, first_line, is_out_of_memory
-from .geometry import Activation, ConvGeometry, FusedActivation, IntPair
+from .geometry import Activation, ConvGeometry, FusedActivation, IntPair, Standard
 
 Op = Callable[..., Any]
 Arguments = tuple[Any, ...]
@@ -73,7 +73,7 @@ def check_call(
         if is_out_of_memory(cause):
             raise
         raise UncheckableError(name) from cause
-    dtype = next(_tensors(small)).dtype
+    dtype = _precision(small)
     tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
     label = f"{name} {str(dtype).removeprefix('torch.')}"
     try:
@@ -93,8 +93,8 @@ def check_call(
 
 def kind_in_words(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """The kind of a call for the user: op, precision and, of a convolution, the weight's shape."""
-    tensors = list(_tensors([*args, *kwargs.values()]))
-    words = f"{name} {str(tensors[0].dtype).removeprefix('torch.')}"
+    precision = _precision([*args, *kwargs.values()])
+    words = f"{name} {str(precision).removeprefix('torch.')}"
     if name in WEIGHT:
         words += " " + "×".join(map(str, args[WEIGHT[name]].shape))
     return words
@@ -102,6 +102,9 @@ def kind_in_words(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 def signature(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Hashable, ...]:
     """The kind of a call: equal for calls that one check speaks for."""
+    if name in SAMPLES:  # whose numbers differ with every file
+        given = [*args, *kwargs.values()]
+        return name, *(each.dtype if isinstance(each, Tensor) else each is None for each in given)
     weight = WEIGHT.get(name)
     traits = (_trait(value, index == weight) for index, value in enumerate(args))
     return name, *traits, *((key, _trait(value, False)) for key, value in kwargs.items())
@@ -148,6 +151,21 @@ def example_inputs(
             (wider, new(2, 64, 1, 1), new(2), ConvGeometry()),
             (new(1, 24, 1, 1), new(3, 24, 3, 3), new(3), square, "sigmoid", (2, 2)),
         ]
+        # The ends, between them and images in float32.
+        single = torch.empty(0, device=device).new_empty
+        pixels, standard = single(1, 3, 1, 1), ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+        stem, told, level = new(32, 12, 3, 3), new(64, 14, 3, 3), single(1, 2)
+        calls["conv2d_image"] = [
+            (pixels, stem, new(32), square, None, none, 2, 1, None, standard),
+            (pixels, stem, new(32), square, "relu", none, 2, 1, None, ((0.5,), (0.25,))),
+            (pixels, told, new(64), square, None, none, 2, 1, None, standard, level),
+            (pixels, new(24, 3, 4, 4), new(24), stride, "relu", none, 1, 1, None, standard),
+            (wide, single(12, 32, 3, 3), new(12), square, None, none, 1, 2, pixels),
+            (
+                *(wider, single(12, 64, 3, 3), new(12), square, None, none, 1, 2, pixels),
+                *(None, None, single(1)),
+            ),
+        ]
         calls["conv_transpose2d_fused"] = [
             (new(1, 64, 1, 1), new(64, 32, 2, 2), new(32), stride, None, wide),
             (new(1, 48, 1, 1), new(48, 32, 3, 3), new(32), stride, None, wide),
@@ -161,6 +179,15 @@ def example_inputs(
         calls["normalize"] = [(image, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))]
         calls["pixel_unshuffle"] = [(image, 2)]
         calls["pixel_shuffle"] = [(new(1, 12, 1, 1), 2)]
+        stored = [single(1, 8, 8, 3).to(kind) for kind in (torch.uint8, torch.uint16)]
+        stored.append(single(1, 8, 8, 3))
+        calls["unit_padded"] = [(each, 0.0, 1.0, 0.5, (32, 32), 4) for each in stored]
+        calls["stored_samples"] = [
+            (pixels, stored[0], 0.0, 1.0, 0.5, (0, 255), False, 4),
+            (pixels, stored[1], 0.0, 1.0, 0.5, (0, 255), True, 4),
+            (pixels, stored[2], 0.0, 1.0, 0.5, None, True, 4),
+        ]
+        calls["limit_residual"] = [(pixels, pixels, single(1), 2.0)]
         vectors = [new(5), new(1000)]
         calls["sgd_step"] = [
             (vectors, vectors, vectors, 0.1, 0.9, True, 1e-2),
@@ -188,6 +215,11 @@ def _as_float64(value: Any) -> Any:
     return value.to("cpu", torch.float64, copy=True) if isinstance(value, Tensor) else value
 
 
+def _precision(arguments: Sequence[Any]) -> torch.dtype:
+    """That of a call's arithmetic: the lowest of its tensors', of equal ones the first's."""
+    return min((each.dtype for each in _tensors(arguments)), key=lambda dtype: dtype.itemsize)
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -201,6 +233,7 @@ def _error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     for ours, theirs in zip(actual, expected, strict=True):
         if ours.shape != theirs.shape:
             return math.inf
+        theirs = theirs.to(torch.float64)  # flags, too
         scale = theirs.abs().max().clamp_min(1e-30)
         error = ((ours.to("cpu", torch.float64) - theirs).abs().max() / scale).item()
         worst = max(worst, error if math.isfinite(error) else math.inf)
@@ -337,6 +370,30 @@ def _conv2d_fused(
     return image, *parameters, geometry, activation, upsample, unshuffle, shuffle, small_residual
 
 
+def _conv2d_image(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: FusedActivation = None,
+    upsample: IntPair = (1, 1),
+    unshuffle: int = 1,
+    shuffle: int = 1,
+    residual: Tensor | None = None,
+    standard: Standard | None = None,
+    planes: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Arguments:
+    between = activation, upsample, unshuffle, shuffle, residual
+    drawn = _conv2d_fused(input, weight, bias, geometry, *between)
+    generator = _generator()
+    if planes is not None:
+        planes = _normal((BATCH, planes.shape[1]), planes, generator)
+    if gate is not None:
+        gate = _normal((BATCH,), gate, generator)
+    return *drawn, standard, planes, gate
+
+
 def _conv_transpose2d_fused(
     input: Tensor,
     weight: Tensor,
@@ -394,6 +451,53 @@ def _pixel_shuffle(input: Tensor, factor: int) -> Arguments:
     return _normal((BATCH, input.shape[1], *EXTENTS), input, _generator()), factor
 
 
+def _limit_residual(input: Tensor, output: Tensor, level: Tensor, most: float) -> Arguments:
+    generator = _generator()
+    shape = (BATCH, input.shape[1], 24, 40)
+    before, noise = (_normal(shape, input, generator) for _ in range(2))
+    levels = torch.tensor([0.3, 0.9]).to(level.device, level.dtype)  # some blocks are limited
+    return before, (before + noise).to(output.dtype), levels, most
+
+
+# Of a small problem: any, within 8 bits, and what reflects to and fro.
+_OFFSET, _SPAN, _MARGIN = 20.0, 200.0, 14
+
+
+def _unit_padded(
+    samples: Tensor, offset: float, span: float, beyond: float, size: IntPair, margin: int
+) -> Arguments:
+    drawn = _samples(samples, _generator())
+    size = (EXTENTS[0] + 2 * _MARGIN + 3, EXTENTS[1] + 2 * _MARGIN + 5)
+    return drawn, _OFFSET, _SPAN, beyond, size, _MARGIN
+
+
+def _stored_samples(
+    values: Tensor,
+    samples: Tensor,
+    offset: float,
+    span: float,
+    beyond: float,
+    levels: IntPair | None,
+    is_relative: bool,
+    margin: int,
+) -> Arguments:
+    generator = _generator()
+    drawn = _samples(samples, generator)
+    shape = (BATCH, *(extent + 2 * _MARGIN + 3 for extent in EXTENTS), drawn.shape[3])
+    # Off the middle between two levels, where a rounding decides.
+    new = torch.randint(0, 256, shape, generator=generator)
+    new = new + 0.6 * (torch.rand(shape, generator=generator) - 0.5)
+    offset = _OFFSET if is_relative else 0.0
+    small = ((new - offset) / _SPAN).permute(0, 3, 1, 2).to(values.device, values.dtype)
+    levels = None if levels is None else (0, 255)
+    return small, drawn, offset, _SPAN, beyond, levels, is_relative, _MARGIN
+
+
+def _samples(samples: Tensor, generator: torch.Generator) -> Tensor:
+    shape = (BATCH, *EXTENTS, samples.shape[3])
+    return torch.randint(0, 256, shape, generator=generator).to(samples.device, samples.dtype)
+
+
 def _residual_pair(
     input: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None
 ) -> Arguments:
@@ -430,6 +534,7 @@ SMALL_PROBLEM_FOR: Mapping[str, Callable[..., Arguments]] = {
     "conv_transpose2d_backward": _conv_transpose2d_backward,
     "conv2d_fused": _conv2d_fused,
     "conv_transpose2d_fused": _conv_transpose2d_fused,
+    "conv2d_image": _conv2d_image,
     "upsample_nearest2d_forward": _upsample_forward,
     "upsample_nearest2d_backward": _upsample_backward,
     "sigmoid_forward": _elementwise,
@@ -439,10 +544,16 @@ SMALL_PROBLEM_FOR: Mapping[str, Callable[..., Arguments]] = {
     "normalize": _normalize,
     "pixel_unshuffle": _pixel_unshuffle,
     "pixel_shuffle": _pixel_shuffle,
+    "unit_padded": _unit_padded,
+    "stored_samples": _stored_samples,
+    "limit_residual": _limit_residual,
     "residual_pair": _residual_pair,
     "sgd_step": _sgd_step,
     "orthogonalize": _orthogonalize,
 }
+
+# Ops on files' samples: every file has its own range and size, which kernels take as they are.
+SAMPLES = ("unit_padded", "stored_samples")
 
 # Where a convolution's weight stands among its arguments: its whole shape belongs to the kind.
 WEIGHT: Mapping[str, int] = {
@@ -451,5 +562,6 @@ WEIGHT: Mapping[str, int] = {
     "conv_transpose2d_forward": 1,
     "conv_transpose2d_backward": 2,
     "conv2d_fused": 1,
+    "conv2d_image": 1,
     "conv_transpose2d_fused": 1,
 }

@@ -613,9 +613,17 @@ class Normalize(Block):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W); the same shape."""
-        check_nchw(input.shape, self._channels, "Normalize input")
+        self.check(input.shape)
         self._save((), input)
         return ops_for(input.device).normalize(input, self.mean, self.std)
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise unless `shape` is (N, C, H, W) with as many channels as there are values.
+
+        Raises:
+            ShapeError: it is not.
+        """
+        check_nchw(shape, self._channels, "Normalize input")
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """grad_output / std."""

@@ -58,13 +58,23 @@ class AppendLevel(LevelBlock):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C + 2, H, W), channels-last."""
-        level = self._level_255(input) / 50
+        planes = self.planes(input)
         n, channels, height, width = input.shape
         output = POOL.alloc((n, height, width, channels + 2), input).permute(0, 3, 1, 2)
         output[:, :channels] = input
-        output[:, channels:] = torch.cat([level, level.sqrt()], 1)
+        output[:, channels:] = planes
         self._save((), output)
         return output
+
+    def planes(self, input: Tensor) -> Tensor:
+        """Return what is appended to (N, C, H, W): (N, 2, 1, 1), float32 or wider.
+
+        Raises:
+            StateError: there is no level.
+            ShapeError: not one for each image.
+        """
+        level = self._level_255(input) / 50
+        return torch.cat([level, level.sqrt()], 1)
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
         """The gradient without that of the planes."""
@@ -80,7 +90,7 @@ class LevelGate(LevelBlock):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W); the same shape."""
-        gate = self._gate(input)
+        gate = self.factors(input)
         output = (input * gate).to(input.dtype)
         self._save(gate, output)
         return output
@@ -94,14 +104,20 @@ class LevelGate(LevelBlock):
         """Return g·x + `residual`."""
         if self.training or input.dtype != residual.dtype:
             return super().forward_plus(input, residual)
-        return torch.addcmul(residual, input, self._gate(input).to(input.dtype))
+        return torch.addcmul(residual, input, self.factors(input).to(input.dtype))
 
     @property
     def saves_output(self) -> bool:
         """Backward reads the gate only."""
         return False
 
-    def _gate(self, input: Tensor) -> Tensor:
+    def factors(self, input: Tensor) -> Tensor:
+        """Return g for (N, C, H, W): (N, 1, 1, 1), float32 or wider.
+
+        Raises:
+            StateError: there is no level.
+            ShapeError: not one for each image.
+        """
         level = self._level_255(input)
         return level / (level + 1)
 

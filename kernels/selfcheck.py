@@ -21,6 +21,10 @@ TRITON_OPS = (
     "conv_transpose2d_backward",
     "conv2d_fused",
     "conv_transpose2d_fused",
+    "conv2d_image",
+    "unit_padded",
+    "stored_samples",
+    "limit_residual",
     "mse_loss",
 )
 

@@ -1,8 +1,9 @@
 """The device of a run: which one, how much memory there is, and copies to and from it.
 
-Copies are asynchronous on CUDA: an upload packs its tensors into one block of pinned memory and
-copies it on a stream of its own; downloads have another. Copies overlap the computation, which
-waits on the device and never on the host. On other devices tensors are passed on as they are, or
+Copies are asynchronous on CUDA: an upload packs its tensors into pinned memory and copies it on a
+stream of its own; downloads have another. Copies overlap the computation, which waits on the device
+and never on the host. Torch rounds pinned blocks up to powers of two, so that a large copy takes
+several, of which little is left over. On other devices tensors are passed on as they are, or
 copied at once.
 """
 
@@ -12,12 +13,14 @@ import os
 import platform
 import re
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +364,41 @@ _HAS_SYSCONF = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
 _ALIGNMENT = 16  # bytes; every tensor of a block starts at a multiple
 
 
+def pinned_sizes(size: int) -> list[int]:
+    """Sizes of the blocks for `size` bytes of pinned memory: one up to a mebibyte, else at most 4.
+
+    What torch rounds them up to is then at most an eighth more than they hold.
+    """
+    sizes, left = [], size
+    while left > MIB and (1 << (left - 1).bit_length()) - left > size // 8:
+        sizes.append(1 << (left.bit_length() - 1))
+        left -= sizes[-1]
+    return [*sizes, left]
+
+
+class Split:
+    """A tensor that arrives in several pinned blocks, which are given back once it is whole.
+
+    Args:
+        blocks: its bytes.
+        like: a tensor of its type and shape.
+    """
+
+    def __init__(self, blocks: Sequence[Tensor], like: Tensor) -> None:
+        self._blocks = blocks
+        self._dtype, self._shape = like.dtype, like.shape
+        self._whole: Tensor | None = None
+        self._lock = threading.Lock()
+
+    def whole(self) -> Tensor:
+        """Return the tensor, after the copies; every time the same one."""
+        with self._lock:
+            if self._whole is None:
+                joined = torch.cat(list(self._blocks))
+                self._whole, self._blocks = joined.view(self._dtype).view(self._shape), ()
+            return self._whole
+
+
 @dataclass(frozen=True)
 class Download:
     """Tensors that are being copied to the host.
@@ -370,14 +408,18 @@ class Download:
         event: on CUDA, recorded after the copies.
     """
 
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Tensor | Split, ...]
     event: Any = None
+
+    def arrive(self) -> None:
+        """Wait for the copies."""
+        if self.event is not None:
+            self.event.synchronize()
 
     def wait(self) -> tuple[Tensor, ...]:
         """Wait for the copies and return the tensors; any thread may call this, repeatedly."""
-        if self.event is not None:
-            self.event.synchronize()
-        return self.tensors
+        self.arrive()
+        return tuple(x.whole() if isinstance(x, Split) else x for x in self.tensors)
 
 
 class Transfer:
@@ -385,7 +427,7 @@ class Transfer:
 
     Args:
         device: to copy to and from.
-        is_packed: pack uploads into one block; by default on CUDA only.
+        is_packed: pack uploads; by default on CUDA only.
     """
 
     def __init__(self, device: torch.device, *, is_packed: bool | None = None) -> None:
@@ -399,9 +441,9 @@ class Transfer:
         """Copy tensors to the device; work that is queued there after this call may read them."""
         if not self._is_packed:
             return [tensor.to(self.device) for tensor in tensors]
-        block, places = self._packed(tensors)
+        blocks, places = self._packed(tensors)
         with self._on(self._up):
-            there = block.to(self.device, non_blocking=True)
+            there = self._sent(blocks)
         if self._up is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self._up)
@@ -420,8 +462,7 @@ class Transfer:
         arrived = []
         with self._on(self._down):
             for tensor in tensors:
-                host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-                arrived.append(host.copy_(tensor, non_blocking=True))
+                arrived.append(self._received(tensor))
                 tensor.record_stream(self._down)
             event.record(self._down)
         return Download(tuple(arrived), event)
@@ -434,18 +475,46 @@ class Transfer:
         event.record(torch.cuda.current_stream(self.device))
         return Mark(0.0, event)
 
-    def _packed(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Pack all bytes into one pinned block; return it and each tensor's (start, size)."""
+    def _sent(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The blocks' bytes as one tensor on the device."""
+        if len(blocks) == 1:
+            return blocks[0].to(self.device, non_blocking=True)
+        there = torch.empty(sum(map(len, blocks)), dtype=torch.uint8, device=self.device)
+        parts = torch.split(there, [len(block) for block in blocks])
+        for part, block in zip(parts, blocks, strict=True):
+            part.copy_(block, non_blocking=True)
+        return there
+
+    def _received(self, tensor: Tensor) -> Tensor | Split:
+        """A tensor on its way to pinned memory."""
+        sizes = pinned_sizes(tensor.numel() * tensor.element_size())
+        if len(sizes) == 1:
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            return host.copy_(tensor, non_blocking=True)
+        blocks = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
+        parts = torch.split(tensor.contiguous().view(-1).view(torch.uint8), sizes)
+        for block, part in zip(blocks, parts, strict=True):
+            block.copy_(part, non_blocking=True)
+        return Split(blocks, tensor)
+
+    def _packed(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[int, int]]]:
+        """Pack all bytes into pinned blocks; return these and each tensor's (start, size)."""
         places, total = [], 0
         for tensor in tensors:
             size = tensor.numel() * tensor.element_size()
             places.append((total, size))
             total += -(-size // _ALIGNMENT) * _ALIGNMENT
+        sizes = pinned_sizes(total) if self._is_cuda else [total]
         # The caching allocator hands a pinned block out again only when its copies are done.
-        block = torch.empty(total, dtype=torch.uint8, pin_memory=self._is_cuda)
+        blocks = [torch.empty(n, dtype=torch.uint8, pin_memory=self._is_cuda) for n in sizes]
+        begins = [0, *accumulate(sizes)]
         for tensor, (start, size) in zip(tensors, places, strict=True):
-            block[start : start + size] = tensor.contiguous().view(-1).view(torch.uint8)
-        return block, places
+            content = tensor.contiguous().view(-1).view(torch.uint8)
+            for block, begin in zip(blocks, begins, strict=False):
+                first, last = max(start, begin), min(start + size, begin + len(block))
+                if first < last:
+                    block[first - begin : last - begin] = content[first - start : last - start]
+        return blocks, places
 
     def _on(self, stream: Any) -> AbstractContextManager[Any]:
         return torch.cuda.stream(stream) if stream is not None else nullcontext()

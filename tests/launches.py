@@ -51,13 +51,16 @@ def record_launches(
     from denoise_batch.kernels.cuda import (
         conv_forward,
         conv_transpose,
+        guard,
         loss,
         relu_backward,
+        samples,
         weight_grad,
     )
 
     found = [] if found is None else found
-    for module in (conv_forward, conv_transpose, loss, relu_backward, weight_grad):
+    modules = (conv_forward, conv_transpose, guard, loss, relu_backward, samples, weight_grad)
+    for module in modules:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, _Recording(name, found))
     return found
@@ -77,11 +80,13 @@ class Operations(TorchDispatchMode):
 
     Attributes:
         counts: by name.
+        bytes: of the tensors that they read and write.
     """
 
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.bytes = 0
         self._device = device
 
     def __torch_dispatch__(
@@ -89,12 +94,20 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = str(func).split(".")[1]
-        leaves = tree_leaves((args, kwargs, result))
-        if name not in _FREE and any(
-            isinstance(leaf, Tensor) and leaf.device.type == self._device for leaf in leaves
-        ):
+        given, made = (_tensors(value) for value in ((args, kwargs), result))
+        is_here = any(tensor.device.type == self._device for tensor in [*given, *made])
+        # In inference mode views have names of their own: "flatten", "to" of the same type.
+        memory = {tensor.untyped_storage()._cdata for tensor in given}
+        is_view = bool(made) and all(x.untyped_storage()._cdata in memory for x in made)
+        is_written = name.endswith("_") or "out" in (kwargs or {})
+        if is_here and name not in _FREE and (is_written or not is_view):
             self.counts[name] += 1
+            self.bytes += sum(x.numel() * x.itemsize for x in [*given, *made])
         return result
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 class LiveBytes(TorchDispatchMode):

@@ -10,11 +10,21 @@ float32 whatever the operands, since that is what parameters are kept in. float6
 kernels and groups are declined: `gemm/` does those.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from ..errors import NotCoveredError
-from ..geometry import Activation, ConvGeometry, FusedActivation, IntPair
+from ..geometry import (
+    Activation,
+    ConvGeometry,
+    FusedActivation,
+    IntPair,
+    Standard,
+    lower_precision,
+)
+from ..weight_cache import kept
 from .conv_forward import conv_forward
 from .conv_transpose import conv_transpose
 from .packed_weights import packed
@@ -48,6 +58,46 @@ def conv2d_fused(
     residual: Tensor | None = None,
 ) -> Tensor:
     """Triton implementation of `gemm.fused.conv2d_fused`."""
+    arguments = bias, geometry, activation, upsample, unshuffle, shuffle, residual
+    return _conv2d(input.dtype, input, weight, *arguments)
+
+
+def conv2d_image(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: FusedActivation = None,
+    upsample: IntPair = (1, 1),
+    unshuffle: int = 1,
+    shuffle: int = 1,
+    residual: Tensor | None = None,
+    standard: Standard | None = None,
+    planes: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """Triton implementation of `gemm.fused.conv2d_image`."""
+    dtype = lower_precision(input.dtype, weight.dtype)
+    arguments = bias, geometry, activation, upsample, unshuffle, shuffle, residual
+    return _conv2d(dtype, input, weight, *arguments, standard, planes, gate)
+
+
+def _conv2d(
+    dtype: torch.dtype,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    activation: FusedActivation,
+    upsample: IntPair,
+    unshuffle: int,
+    shuffle: int,
+    residual: Tensor | None,
+    standard: Standard | None = None,
+    planes: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """`conv2d_image`, computed in `dtype`."""
     _check_covered(input, geometry)
     if unshuffle > 1 and upsample != (1, 1):
         raise NotCoveredError("upsampling and unshuffling at once")
@@ -56,12 +106,15 @@ def conv2d_fused(
     )
     size = geometry.conv2d_output_size((height, width), weight.shape[2:])
     channels = len(weight) // shuffle**2
-    output = _new_image(input, channels, (size[0] * shuffle, size[1] * shuffle))
+    written = dtype if residual is None else torch.promote_types(dtype, residual.dtype)
+    if written not in DTYPES:
+        raise NotCoveredError(f"a residual of {written}")
+    output = _new_image(input, channels, (size[0] * shuffle, size[1] * shuffle), written)
     if bias is not None and shuffle > 1:
-        bias = bias.view(channels, shuffle**2).T.contiguous().flatten()
+        bias = _shuffled(bias, channels)
     conv_forward(
         _nhwc(input),
-        packed(weight, input.dtype, shuffle),
+        packed(weight, dtype, shuffle),
         bias,
         output,
         geometry,
@@ -72,6 +125,9 @@ def conv2d_fused(
         upsample=upsample,
         unshuffle=unshuffle,
         shuffle=(shuffle, shuffle),
+        standard=None if standard is None else _standard(*standard, input.shape[1], input.device),
+        planes=None if planes is None else planes.float().contiguous(),
+        gate=None if gate is None else gate.float().contiguous(),
     )
     return output.permute(0, 3, 1, 2)
 
@@ -242,6 +298,27 @@ def _nhwc(image: Tensor) -> Tensor:
     return image.permute(0, 2, 3, 1).contiguous()
 
 
-def _new_image(like: Tensor, channels: int, size: IntPair) -> Tensor:
+def _shuffled(bias: Tensor, channels: int) -> Tensor:
+    """(c·r²,) in the order (r², c); kept while it does not change."""
+    return kept(
+        bias, ("shuffled", channels), lambda: bias.view(channels, -1).T.contiguous().flatten()
+    )
+
+
+def _new_image(
+    like: Tensor, channels: int, size: IntPair, dtype: torch.dtype | None = None
+) -> Tensor:
     """An uninitialised (N, H, W, C)."""
-    return like.new_empty((len(like), *size, channels))
+    return like.new_empty((len(like), *size, channels), dtype=dtype)
+
+
+@cache
+def _standard(
+    mean: tuple[float, ...], std: tuple[float, ...], channels: int, device: torch.device
+) -> Tensor:
+    """(2, C) float32: the channels' means, and one by their deviations.
+
+    Kept for good: on CUDA an upload waits, and a recorded graph reads it where it lies.
+    """
+    means, deviations = (torch.tensor(values).expand(channels) for values in (mean, std))
+    return torch.stack([means, 1 / deviations]).to(device)

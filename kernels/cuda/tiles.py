@@ -157,6 +157,7 @@ def _pair(shape: Sequence[int]) -> IntPair:
 _POSITIONS: Mapping[str, Callable[..., int]] = {
     "conv2d_forward": _conv2d,
     "conv2d_fused": _conv2d,
+    "conv2d_image": _conv2d,
     "conv2d_backward": _conv2d_backward,
     "conv_transpose2d_forward": _conv_transpose2d,
     "conv_transpose2d_fused": _conv_transpose2d,
@@ -165,7 +166,13 @@ _POSITIONS: Mapping[str, Callable[..., int]] = {
 
 
 def conv_tile(
-    dtype: torch.dtype, positions: int, depth: int, columns: int, *, is_flat: bool = False
+    dtype: torch.dtype,
+    positions: int,
+    depth: int,
+    columns: int,
+    *,
+    is_flat: bool = False,
+    has_planes: bool = False,
 ) -> Tile:
     """For an implicit GEMM of positions × depth × columns.
 
@@ -176,9 +183,10 @@ def conv_tile(
         columns: of the output.
         is_flat: taps and channels are one axis, so that every element has an address of its own:
             with 64 of them a row the registers spill.
+        has_planes: constant channels follow those of the image; 32 of a row spill.
     """
     tile = _CONV[dtype != torch.float32, _column_class(columns)]
-    k = min(32 if is_flat else tile.k, max(16, _power_of_2(depth)))
+    k = min(16 if has_planes else 32 if is_flat else tile.k, max(16, _power_of_2(depth)))
     # A depth of 48 is three steps of 16 or one of 64, a quarter of it zeros; 96 is three of 32.
     while k > 16 and depth % k and depth // k >= 1 and _waste(depth, k) > 0.35:
         k //= 2

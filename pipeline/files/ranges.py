@@ -100,10 +100,19 @@ class ValueRange:
         levels = samples.to(torch.int64) + change.round_().to(torch.int64)
         return clamped(levels, samples.dtype, self.ceiling).to(samples.dtype)
 
+    def is_exact_in_float32(self, dtype: torch.dtype) -> bool:
+        """Whether float32 neither loses bits of samples of a type nor overflows."""
+        return dtype in _EXACT_IN_FLOAT32 and 1e-30 < self.span < 1e30
+
+    def levels(self, dtype: torch.dtype) -> tuple[int, int] | None:
+        """Least and most that samples of an integer type may be in the file; None for floats."""
+        if dtype not in _INTEGER_LIMITS:
+            return None
+        lowest, highest = _INTEGER_LIMITS[dtype]
+        return lowest, highest if self.ceiling is None else self.ceiling
+
     def _arithmetic(self, samples: Tensor) -> torch.dtype:
-        """Return the type to compute in: float32 unless it would lose bits or overflow."""
-        is_exact = samples.dtype in _EXACT_IN_FLOAT32 and 1e-30 < self.span < 1e30
-        return torch.float32 if is_exact else torch.float64
+        return torch.float32 if self.is_exact_in_float32(samples.dtype) else torch.float64
 
 
 BITS_8 = ValueRange(0.0, 255.0)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -19,11 +20,13 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError
 from denoise_batch.kernels.buffer_pool import POOL
 from denoise_batch.kernels.capture import Captured
+from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.errors import is_out_of_memory
 from denoise_batch.kernels.work import WORK
 
 from ..device import Download, Mark, Transfer
 from ..files.pixels import DecodedImage
+from ..files.ranges import BEYOND, BITS_8, ValueRange
 from ..files.scratch import Scratch
 from ..models import LevelEstimator, Network
 from ..quality import MIN_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_slices
@@ -63,7 +66,8 @@ class Output:
 
     def outcome(self) -> tuple[bool, dict[str, float]]:
         """Wait, and return whether all samples are finite, and seconds by stage."""
-        _, is_finite = self.download.wait()
+        self.download.arrive()
+        _, is_finite = self.download.tensors  # the samples may still be in parts
         if not self.marks:
             return bool(is_finite), self.seconds
         start, ready, made, done, probed = self.marks
@@ -123,6 +127,66 @@ def _there(tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
 def are_finite(values: Tensor) -> Tensor:
     """Whether all values are finite, for each image of (N, C, H, W)."""
     return torch.isfinite(values.amin((1, 2, 3))) & torch.isfinite(values.amax((1, 2, 3)))
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Pages of one size, type and range, on a device that has kernels for their samples.
+
+    Attributes:
+        network: pads them.
+        scale: their range.
+        samples: (N, H, W, C), on the device.
+    """
+
+    network: Network
+    scale: ValueRange
+    samples: Tensor
+
+    @classmethod
+    def of(
+        cls, network: Network, images: Sequence[DecodedImage], samples: Sequence[Tensor]
+    ) -> "_Alike | None":
+        """Those pages; None if they are no such pages."""
+        first, scale = samples[0], images[0].value_range
+        is_one = all(page.shape == first.shape for page in samples)
+        is_one = is_one and all(image.value_range == scale for image in images)
+        is_one = is_one and (first.dtype != torch.uint8 or scale == BITS_8)
+        has_kernels = ops_for(first.device).has_sample_kernels
+        if not (has_kernels and is_one and scale.is_exact_in_float32(first.dtype)):
+            return None
+        return cls(network, scale, _stacked(samples))
+
+    def padded(self) -> Tensor:
+        """As `network.pad` pads them: (N, C, H, W) float32."""
+        _, height, width, _ = self.samples.shape
+        size = self.network.padded_size(height), self.network.padded_size(width)
+        scale, ops = self.scale, ops_for(self.samples.device)
+        arguments = self.samples, scale.offset, scale.span, BEYOND
+        return ops.unit_padded(*arguments, size, self.network.margin)
+
+    def stored(self, values: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Each page's new samples, and whether its values are all finite, (N,)."""
+        scale, dtype = self.scale, self.samples.dtype
+        is_relative = dtype != torch.uint8
+        stored, is_finite = ops_for(values.device).stored_samples(
+            *(values, self.samples, scale.offset, scale.span, BEYOND),
+            *(scale.levels(dtype), is_relative, self.network.margin),
+        )
+        return list(stored), is_finite
+
+
+def _stacked(pages: Sequence[Tensor]) -> Tensor:
+    """Pages of one shape as one tensor; no copy where they lie evenly in one block."""
+    first = pages[0]
+    if len(pages) == 1:
+        return first[None]
+    blocks = {page.untyped_storage().data_ptr() for page in pages}
+    steps = {later.storage_offset() - page.storage_offset() for page, later in pairwise(pages)}
+    is_even = len(blocks) == len(steps) == 1 and all(page.is_contiguous() for page in pages)
+    if not is_even:
+        return torch.stack(list(pages))
+    return first.as_strided((len(pages), *first.shape), (*steps, *first.stride()))
 
 
 class Forward:
@@ -528,7 +592,8 @@ class BatchDenoiser:
         transfer, margin = self._transfer, self.network.margin
         start = transfer.mark()
         samples = transfer.upload([image.samples for image in images])
-        padded = self._padded(images, samples)
+        alike = _Alike.of(self.network, images, samples)
+        padded = self._padded(images, samples) if alike is None else alike.padded()
         ready = transfer.mark()
         with POOL.enabled():  # one for both: leaving it drops the buffers that were not used
             level = self._levels.of_images(padded)
@@ -537,12 +602,15 @@ class BatchDenoiser:
                 values = self._forward(padded, level)
             on_pixels(pixels)
         made = transfer.mark()
-        is_finite = are_finite(values)
-        stored = []
-        for index, (image, before) in enumerate(zip(images, samples, strict=True)):
-            height, width = image.size
-            inside = values[index, :, margin : margin + height, margin : margin + width]
-            stored.append(image.value_range.from_unit(inside.permute(1, 2, 0), before))
+        stored: list[Tensor] = []
+        if alike is not None:
+            stored, is_finite = alike.stored(values)
+        else:
+            is_finite = are_finite(values)
+            for index, (image, before) in enumerate(zip(images, samples, strict=True)):
+                height, width = image.size
+                inside = values[index, :, margin : margin + height, margin : margin + width]
+                stored.append(image.value_range.from_unit(inside.permute(1, 2, 0), before))
         done = transfer.mark()
         probes: list[Probe] = []
         if probe:
@@ -553,13 +621,14 @@ class BatchDenoiser:
         told = [] if level is None else [level]
         download = transfer.download([*stored, is_finite, *told, *answers])
         arrived = download.tensors
-        flags, answers = arrived[len(stored)], list(arrived[len(stored) + 1 + len(told) :])
+        flags, *rest = (each for each in arrived[len(stored) :] if isinstance(each, Tensor))
+        answers = rest[len(told) :]
         total = sum(page.numel() for page in stored)
         return [
             Output(
                 Download((page, flags[index]), download.event),
                 marks,
-                page.numel() / total,
+                stored[index].numel() / total,
                 probe=(
                     replace(
                         probes[index],
@@ -569,7 +638,7 @@ class BatchDenoiser:
                     if probes
                     else None
                 ),
-                level=arrived[len(stored) + 1][index] if told else None,
+                level=rest[0][index] if told else None,
             )
             for index, page in enumerate(arrived[: len(stored)])
         ]

@@ -256,7 +256,7 @@ MOST_IMAGES = 64  # in an automatic batch
 _BATCHES_IN_FLIGHT = 3  # on a device that computes while the host goes on
 _MOST_FILES = 256  # in flight, however small: a run that is told to stop finishes them
 # Per file in flight: its samples, those of the output, and a copy in Pillow during decoding or
-# encoding.
+# encoding. On a GPU those of the output wait for a writer in pinned blocks, an eighth larger.
 _COPIES = 3
 _BACKLOG_FILES, _BACKLOG_PIXELS = 6, 1 << 24  # per writer, or in all: seconds of the network
 
@@ -520,7 +520,7 @@ class _Stream:
             self._on_device.append((last, [page for page in batch if page.file.is_on_disk]))
             if len(self._on_device) > self._most_batches - 1:
                 download, pages = self._on_device.popleft()
-                download.wait()
+                download.arrive()
                 self._put_away(pages)
 
     @property

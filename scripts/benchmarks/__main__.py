@@ -4,6 +4,7 @@
     scripts/bench 'train/*' infer/unet  cases by pattern, or by part of their name
     scripts/bench --list                list the cases
     scripts/bench folder                whole folders: stages, overlap, memory (folder --help)
+    scripts/bench host                  the host's work beside a GPU, and Pillow's (host --help)
     scripts/bench training-peers        training on own shots beside peers (training-peers --help)
 
 Every provider of a case computes in a process of its own, in turn.
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import folder
+import host
 import torch
 import training_peers
 from bounds import measure_peaks
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["folder"]:
         return folder.main(arguments[1:])
+    if arguments[:1] == ["host"]:
+        return host.main(arguments[1:])
     if arguments[:1] == ["training-peers"]:
         return training_peers.main(arguments[1:])
     parser = _parser()

@@ -18,6 +18,7 @@ from denoise_batch.kernels import (
     Conv2d,
     ConvTranspose2d,
     NearestUpsample2d,
+    Normalize,
     PixelShuffle,
     PixelUnshuffle,
     ReflectPadded,
@@ -27,11 +28,13 @@ from denoise_batch.kernels import (
     ShapeError,
     Sigmoid,
     UpsampleConv2d,
+    container,
     fusion,
 )
 from denoise_batch.kernels.container import forward_fused
 from denoise_batch.kernels.dispatch import GEMM
 from denoise_batch.kernels.fusion import Launch, plan
+from denoise_batch.kernels.gemm.fused import conv2d_image
 from denoise_batch.models import ARCHITECTURES, Network
 
 
@@ -75,6 +78,49 @@ def test_a_residual_branch_may_end_in_a_gate() -> None:
     added = forward_fused(network.layers.blocks, image, residual=image)
     assert torch.equal(added[0], image[0])
     torch.testing.assert_close(added, image + forward_fused(network.layers.blocks, image))
+
+
+@pytest.fixture
+def has_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a launch for a network's ends, which does what the specification does."""
+    table = replace(GEMM, conv2d_image=_sound(conv2d_image))
+    for module in (fusion, container):
+        monkeypatch.setattr(module, "ops_for", lambda device: table)
+
+
+def test_what_stands_between_images_and_layers_is_part_of_the_launches_at_the_ends() -> None:
+    normalize = Normalize((0.4, 0.5, 0.6), 0.2)
+    stem, level, head = plan([normalize, *layers("unet-level").blocks], has_ends=True)
+    assert isinstance(stem, Launch)
+    assert stem.normalize is normalize
+    assert isinstance(stem.before, PixelUnshuffle)
+    assert stem.append is not None
+    assert not isinstance(level, Launch)
+    assert isinstance(head, Launch)
+    assert head.shuffle == 2
+    assert head.gate is not None
+    first, *_ = plan([normalize, *layers("tconv").blocks], has_ends=True)
+    assert isinstance(first, Launch)
+    assert first.normalize is normalize
+    (alone,) = plan([normalize], has_ends=True)
+    assert alone is normalize
+
+
+@pytest.mark.usefixtures("has_ends")
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_launches_at_the_ends_give_what_the_blocks_give(
+    name: str, dtype: torch.dtype | None
+) -> None:
+    body = Sequential(Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25)), layers(name))
+    network = Residual(body) if ARCHITECTURES[name].is_residual else body
+    network.eval().set_compute_dtype(dtype)
+    image = torch.rand(1, 3, 32, 48)
+    output, expected = forward_fused([network], image), network.train()(image)
+    assert output.dtype == expected.dtype
+    scale = float(expected.abs().max())
+    allowed = (1e-5 if dtype is None else 0.02) * scale
+    torch.testing.assert_close(output, expected, rtol=0, atol=allowed)
 
 
 def test_tconv_is_four_launches() -> None:
@@ -182,6 +228,10 @@ MISFITS: dict[str, tuple[list[Block], tuple[int, ...]]] = {
     "upsampled-channels": ([NearestUpsample2d(2), Conv2d(3, 4, 3)], (1, 4, 6, 6)),
     "upsampled-three-dimensions": ([NearestUpsample2d(2), Conv2d(3, 4, 3)], (3, 6, 6)),
     "shuffled-channels": ([Conv2d(3, 6, 3), PixelShuffle(2)], (1, 3, 6, 6)),
+    "standardised-channels": (
+        [Normalize(0.5, (1.0, 2.0, 3.0)), PixelUnshuffle(2), Conv2d(12, 4, 3)],
+        (1, 2, 8, 8),
+    ),
     "encoder-channels": ([Conv2d(3, 5, 4, 2), ReLU(), Conv2d(5, 4, 3, 2), ReLU()], (1, 4, 16, 16)),
     "encoder-too-small": ([Conv2d(3, 5, 4, 2), ReLU(), Conv2d(5, 4, 3, 2), ReLU()], (1, 3, 7, 16)),
     "encoder-of-two": ([Conv2d(3, 5, 4, 2), ReLU(), Conv2d(6, 4, 3, 2), ReLU()], (1, 3, 16, 16)),
@@ -193,9 +243,10 @@ MISFITS: dict[str, tuple[list[Block], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("ends", [(), ("conv2d_image",)], ids=["layers", "ends"])
 @pytest.mark.parametrize("name", list(MISFITS))
 def test_what_a_block_refuses_no_launch_is_given(
-    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str, ends: tuple[str, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A launch reads where the shapes say: on a GPU a wrong one goes out of bounds, unnoticed."""
     blocks, shape = MISFITS[name]
@@ -204,9 +255,10 @@ def test_what_a_block_refuses_no_launch_is_given(
     with pytest.raises(ShapeError) as expected:
         row.train()(image)
     row.eval()
-    names = ("conv2d_fused", "conv_transpose2d_fused")
+    names = ("conv2d_fused", "conv_transpose2d_fused", *ends)
     sound = replace(GEMM, **{name: _sound(getattr(GEMM, name)) for name in names})
-    monkeypatch.setattr(fusion, "ops_for", lambda device: sound)
+    for module in (fusion, container):
+        monkeypatch.setattr(module, "ops_for", lambda device: sound)
     with pytest.raises(ShapeError) as caught:
         forward_fused(row.blocks, image)
     assert str(caught.value) == str(expected.value)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from denoise_batch.device import Transfer
+from denoise_batch.device import MIB, Transfer, pinned_sizes
 
 CPU = torch.device("cpu")
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))
@@ -56,15 +56,18 @@ class FakeCuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[str] = []
         self.pinned: set[int] = set()
+        self.reserved = 0  # bytes of pinned memory, as torch rounds them up
         self.current = FakeStream(self, "main")
         names = iter(("up", "down"))
         empty, to, copy = torch.empty, Tensor.to, Tensor.copy_
         fake = self
 
         def new(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+            options.pop("device", None)
             result = empty(*size, **options)
             if pin_memory:
                 fake.pinned.add(result.data_ptr())
+                fake.reserved += _rounded(result.numel() * result.element_size())
             return result
 
         def upload(
@@ -77,7 +80,8 @@ class FakeCuda:
 
         def download(tensor: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
             if non_blocking:
-                fake.copied("down", tensor, non_blocking)
+                is_up = fake.current.name == "up"
+                fake.copied("up" if is_up else "down", source if is_up else tensor, non_blocking)
             return copy(tensor, source)
 
         def record_stream(tensor: Tensor, stream: FakeStream) -> None:
@@ -105,6 +109,11 @@ class FakeCuda:
         is_asynchronous = non_blocking and host.data_ptr() in self.pinned
         kind = "asynchronous" if is_asynchronous else "waiting"
         self.log.append(f"{kind} copy {way} on {self.current.name}")
+
+
+def _rounded(size: int) -> int:
+    """The size of the block that torch's pinned allocator takes."""
+    return 1 << (size - 1).bit_length()
 
 
 class FakeStream:
@@ -156,3 +165,38 @@ def test_a_download_waits_for_the_computation_and_the_host_for_its_event(
     assert first.tolist() == [0, 1, 2, 3, 4, 5]
     # A thread that spins takes a core from the decoders.
     assert cuda.log[-1] == "host sleeps until the event"
+
+
+@given(st.integers(1, 1 << 36))
+def test_little_of_the_pinned_blocks_is_left_over(size: int) -> None:
+    sizes = pinned_sizes(size)
+    assert sum(sizes) == size
+    assert len(sizes) <= 4
+    if size > MIB:
+        assert sum(map(_rounded, sizes)) <= 1.125 * size
+
+
+def test_large_tensors_take_several_pinned_blocks_and_come_out_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    transfer = Transfer(torch.device("cuda"))
+    pages = [torch.randint(0, 256, (700, 601, 3), dtype=torch.uint8), torch.rand(300, 11, 3)]
+    arrived = transfer.upload(pages)
+    held = sum(page.numel() * page.element_size() for page in pages)
+    assert held < cuda.reserved <= 1.125 * held + 16 * len(pages)
+    copies = [line for line in cuda.log if "copy" in line]
+    assert copies == ["asynchronous copy up on up"] * len(copies)
+    assert len(copies) > 1
+    assert all(torch.equal(page, there) for page, there in zip(pages, arrived, strict=True))
+
+    cuda.log.clear()
+    cuda.reserved = 0
+    page = arrived[0][:, 1:]  # not contiguous
+    download = transfer.download([page, torch.tensor(True)])
+    assert page.numel() < cuda.reserved <= 1.125 * page.numel() + 1
+    assert {line for line in cuda.log if "copy" in line} == {"asynchronous copy down on down"}
+    first, flag = download.wait()
+    assert torch.equal(first, pages[0][:, 1:])
+    assert bool(flag)
+    assert download.wait()[0] is first

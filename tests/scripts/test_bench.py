@@ -418,6 +418,69 @@ def test_folder_measures_stages_stream_and_memory(
     assert "peak memory: 2 images" in out
 
 
+needs_affinity = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="needs Linux, which keeps a process on some cores"
+)
+
+
+@needs_affinity
+def test_host_measures_png_and_jpeg_beside_pillow(
+    main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "host.json"
+    small = ["--images", "2", "--megapixels", "0.02", "--rounds", "1", "--cores", "1"]
+    assert main(["host", *small, "--network", "100", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    rows = {(row["kind"], row["cores"], row["provider"]): row for row in result["rows"]}
+    assert rows.keys() == {
+        (kind, 1, provider)
+        for kind in ("png", "jpg")
+        for provider in ("pillow", "ours", "estimates")
+    }
+    for (kind, _, _), row in rows.items():
+        assert row["megapixels_per_s"] == pytest.approx(0.04 / row["seconds"])
+        pillow = rows[kind, 1, "pillow"]["megapixels_per_s"]
+        assert row["ratio"] == pytest.approx(row["megapixels_per_s"] / pillow)
+    for kind, cores in result["cores_needed"].items():
+        rate = rows[kind, 1, "estimates"]["megapixels_per_s"]
+        assert cores == pytest.approx(100 / rate)
+    assert "a network of 100 MP/s takes" in capsys.readouterr().out
+
+
+@needs_affinity
+def test_host_keeps_its_children_on_their_cores() -> None:
+    host = sibling("host")
+    before = os.sched_getaffinity(0)
+    command = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
+    with host._confined(1):
+        child = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert child.stdout.strip() == "1"
+    assert os.sched_getaffinity(0) == before
+
+
+def test_cores_needed_come_from_the_default_command_on_the_most_cores() -> None:
+    host = sibling("host")
+    rows = [
+        host.Row("png", cores, provider, 1.0, rate, 1.0)
+        for cores, provider, rate in (
+            (1, "estimates", 9.0), (2, "estimates", 14.0), (2, "ours", 16.0), (2, "pillow", 20.0),
+        )
+    ]  # fmt: skip
+    assert host.cores_needed(rows, 1400) == {"png": 200.0}
+
+
+def test_host_tells_outputs_with_other_pixels(tmp_path: Path) -> None:
+    host = sibling("host")
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, level in ((one, 1), (other, 9)):
+        folder.mkdir()
+        for name in ("equal", "off"):
+            image = Image.new("RGB", (9, 7), (level if name == "off" else 5, 2, 3))
+            image.save(folder / f"{name}.png", compress_level=level)
+    Image.new("RGB", (3, 3)).save(one / "alone.png")
+    assert host.differing(one, other) == ["alone.png", "off.png"]
+
+
 def test_the_small_folder_of_the_memory_bench_has_the_largest_image(tmp_path: Path) -> None:
     folder = sibling("folder")
     folder.make_images(tmp_path / "images", 9, folder.SAMPLES)

@@ -229,6 +229,95 @@ def _fused_cases() -> list[Case]:
     ]
 
 
+def _ends(
+    layer: Layer, *, shuffle: int = 1, has_gate: bool = False, **options: Any
+) -> Callable[[torch.dtype], Arguments]:
+    """A network's first or last convolution, between float32 images and layers in `dtype`."""
+
+    def make(dtype: torch.dtype) -> Arguments:
+        planes = torch.rand(layer.batch, options.get("planes", 0))
+        unshuffle = options.get("unshuffle", 1)
+        channels = (layer.channels[0] - planes.shape[1]) // unshuffle**2
+        image = torch.rand(layer.batch, channels, *(unshuffle * side for side in layer.size))
+        _, weight, bias = layer.operands(dtype)
+        given = layer.options | options | {"planes": planes if "planes" in options else None}
+        if has_gate:
+            size = [shuffle * side for side in layer.output_size]
+            given["residual"] = torch.rand(layer.batch, layer.channels[1] // shuffle**2, *size)
+            given |= {"gate": torch.rand(layer.batch), "shuffle": shuffle}
+            image = image.to(dtype)
+        return (image, weight, bias.float()), given
+
+    return make
+
+
+def _end_cases() -> list[Case]:
+    padded: Any = {"kernel": (3, 3), "padding": (1, 1)}
+    colours = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    makes = {
+        "stem": _ends(Layer(2, (12, 32), (5, 7), **padded), unshuffle=2, standard=colours),
+        "stem-told": _ends(
+            Layer(2, (14, 34), (5, 4), **padded), unshuffle=2, standard=colours, planes=2
+        ),
+        "told": _ends(Layer(2, (18, 20), (4, 5), **padded), planes=2),
+        "first": _ends(Layer(1, (3, 24), (9, 10), (4, 4), (2, 2)), standard=((0.5,), (0.25,))),
+        "head-gate": _ends(Layer(2, (20, 12), (4, 5), **padded), shuffle=2, has_gate=True),
+    }
+    return [
+        Case(f"end-{name}-{dtype}", "conv2d_image", dtype, make)
+        for name, make in makes.items()
+        for dtype in ("float32", "bfloat16")
+    ]
+
+
+def _pages(dtype: torch.dtype) -> tuple[Tensor, float, float]:
+    """Two images that lie apart in memory, (N, H, W, C), with offset and span of their range."""
+    size = (2, 7, 5, 3)
+    if dtype.is_floating_point:
+        block, offset, span = torch.randn(2, 120).to(dtype), -0.7, 2.3
+    elif dtype == torch.uint8:
+        block, offset, span = torch.randint(0, 256, (2, 112)).to(dtype), 0.0, 255.0
+    else:
+        block, offset, span = torch.randint(0, 4096, (2, 112)).to(dtype), 130.0, 3900.0
+    return block.as_strided(size, (block.stride(0), 15, 3, 1)), offset, span
+
+
+def _unit(dtype: torch.dtype) -> Arguments:
+    samples, offset, span = _pages(dtype)
+    return (samples, offset, span, 0.5, (37, 24), 11), {}
+
+
+def _stored(dtype: torch.dtype) -> Arguments:
+    samples, offset, span = _pages(dtype)
+    new = torch.randint(-50, 4200, (2, 3, 37, 24)) * (span / 3900)
+    if not dtype.is_floating_point:  # off the middle between two levels
+        new = new.round() + 0.6 * (torch.rand(new.shape) - 0.5)
+    levels = {torch.uint8: (0, 255), torch.uint16: (0, 4095), torch.int16: (-40, 4000)}
+    return (
+        *((new - offset) / span, samples, offset, span, 0.5),
+        *(levels.get(dtype), dtype != torch.uint8, 11),
+    ), {}
+
+
+def _limit(channels: int, size: Pair) -> Callable[[torch.dtype], Arguments]:
+    def make(dtype: torch.dtype) -> Arguments:
+        image, noise = torch.randn(2, 2, channels, *size, dtype=dtype)
+        return (image, image + noise, torch.tensor([0.4, 0.7]), 2.0), {}
+
+    return make
+
+
+def _sample_cases() -> list[Case]:
+    return [
+        Case("limit-residual-float32", "limit_residual", "float32", _limit(3, (24, 40))),
+        Case("limit-residual-gray-float32", "limit_residual", "float32", _limit(1, (8, 272))),
+    ] + [
+        Case(f"{op.replace('_', '-')}-{dtype}", op, dtype, make)
+        for op, make in (("unit_padded", _unit), ("stored_samples", _stored))
+        for dtype in ("uint8", "uint16", "int16", "float16", "float32")
+    ]
+
+
 def _loss(*shape: int) -> Callable[[torch.dtype], Arguments]:
     def make(dtype: torch.dtype) -> Arguments:
         image, target = torch.randn(2, *shape).to(dtype)
@@ -248,9 +337,16 @@ def _pointwise_cases() -> list[Case]:
     ]
 
 
-CASES = {case.name: case for case in [*_layer_cases(), *_fused_cases(), *_pointwise_cases()]}
+_ALL = [*_layer_cases(), *_fused_cases(), *_end_cases(), *_sample_cases(), *_pointwise_cases()]
+CASES = {case.name: case for case in _ALL}
 # The third learns for two steps, so that the second's weights are not the first's.
-NETWORKS = ("tconv-bfloat16", "upsample-float32", "tconv_steps-float32", "unet-bfloat16")
+NETWORKS = (
+    "tconv-bfloat16",
+    "upsample-float32",
+    "tconv_steps-float32",
+    "unet-bfloat16",
+    "unet-level-float32",
+)
 # Addresses near 2³¹; see `offsets`.
 OFFSETS = (
     "offsets-conv-many-images",

@@ -2,8 +2,8 @@
 
     python -m triton_children.compiled ARCH/RUN …
 
-A run is a network in inference or training at one size on meta tensors, or "kernels": each kernel
-once, with the largest tile that any layer uses.
+A run is a network in inference or training at one size on meta tensors; "kernels": each kernel
+once, with the largest tile that any layer uses; or "pages": between files' samples and networks.
 """
 
 import json
@@ -48,9 +48,12 @@ def main(names: Sequence[str]) -> None:
 
 
 def perform(run: str) -> dict[str, Any] | None:
-    """A run by its name: kernels, limits, or network-mode-dtype-BxHxW."""
+    """A run by its name: kernels, pages, limits, or network-mode-dtype-BxHxW."""
     if run == "kernels":
         every_kernel()
+        return None
+    if run == "pages":
+        between_files_and_networks()
         return None
     if run == "limits":
         return limits()
@@ -96,6 +99,32 @@ def every_kernel() -> None:
     ops.conv_transpose2d_forward(new(4, 48, 128, 128), new(48, 24, 3, 3), new(24), strided)
     pixels = new(4, 3, 512, 512, dtype=torch.float32)
     ops.mse_loss(pixels, pixels)
+
+
+def between_files_and_networks() -> None:
+    """Samples of every type to values and back; and the ends of each kind of network, bfloat16."""
+    ops, square = ops_for(META), ConvGeometry(padding=(1, 1))
+    for dtype in (torch.uint8, torch.uint16, torch.int16, torch.float16, torch.float32):
+        samples = torch.empty(2, 1000, 990, 3, device=META, dtype=dtype)
+        levels = None if dtype.is_floating_point else (0, 255)
+        values = ops.unit_padded(samples, 0.0, 255.0, 0.5, (1024, 1024), 16)
+        is_relative = dtype != torch.uint8
+        ops.stored_samples(values, samples, 0.0, 255.0, 0.5, levels, is_relative, 16)
+    ops.limit_residual(values, values, torch.empty(2, device=META), 2.0)
+    standard = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    for width, planes in ((32, 0), (64, 2)):
+        stem, head = (
+            torch.empty(shape, device=META, dtype=torch.bfloat16)
+            for shape in ((width, 12 + planes, 3, 3), (12, width, 3, 3))
+        )
+        level = torch.empty(2, planes, device=META) if planes else None
+        gate = torch.empty(2, device=META) if planes else None
+        inside = ops.conv2d_image(
+            *(values, stem, None, square, None, (1, 1), 2, 1, None, standard, level)
+        )
+        ops.conv2d_image(
+            *(inside, head, None, square, None, (1, 1), 1, 2, values, None, None, gate)
+        )
 
 
 def limits() -> dict[str, Any]:

@@ -17,6 +17,7 @@ _SINGLE = ["80/unet-inference-float32-1x512x768", "80/tconv-training-float32-64x
 
 RUNS = [
     *(f"{chip}/kernels" for chip in CHIPS),
+    *(f"{chip}/pages" for chip in (86, 90)),
     "90/limits",
     *_NETWORKS,
     *_TRAINING,

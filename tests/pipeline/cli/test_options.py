@@ -136,7 +136,7 @@ def test_seconds_of_a_page_that_needs_no_second_pass_count_once(
     (tmp_path / "imgs").mkdir()
     pages = [picture(24, 20), picture(40, 48)]
     pages[0].save(tmp_path / "imgs" / "a.tif", save_all=True, append_images=pages[1:])
-    forward, wait = Network.forward_padded, Output.wait
+    forward, outcome = Network.forward_padded, Output.outcome
 
     def overflowing(self: Network, input: torch.Tensor) -> torch.Tensor:
         output = forward(self, input)
@@ -144,12 +144,11 @@ def test_seconds_of_a_page_that_needs_no_second_pass_count_once(
             output[:, :, 5, 5] = float("nan")
         return output
 
-    def wait_a_second(self: Output) -> tuple[torch.Tensor, bool, dict[str, float]]:
-        samples, is_finite, _ = wait(self)
-        return samples, is_finite, {"compute": 1.0}
+    def a_second(self: Output) -> tuple[bool, dict[str, float]]:
+        return outcome(self)[0], {"compute": 1.0}
 
     monkeypatch.setattr(Network, "forward_padded", overflowing)
-    monkeypatch.setattr(Output, "wait", wait_a_second)
+    monkeypatch.setattr(Output, "outcome", a_second)
     assert run(tmp_path / "imgs", "-p", "fp16", "--log", "json", weights=weights) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     (image,) = (event for event in events if event["event"] == "image")
