@@ -23,7 +23,7 @@ EXAMPLES = """[bold]Examples[/]
 
 [cyan]denoise-batch imgs[/]  writes imgs-denoised, the same tree
 
-[cyan]denoise-batch scans/*.tif -o clean --noise-level 1.3x[/]  remove a third more noise than estimated
+[cyan]denoise-batch scans/*.tif -o clean --noise-level 1.3x[/]  remove more noise than estimated
 
 [cyan]denoise-batch imgs --reference clean --report report.html[/]  PSNR against clean images
 
@@ -143,7 +143,7 @@ def denoise(
         typer.Option(
             "--weights",
             "-w",
-            help="A safetensors file, or unet-level-1 (default; any picture), tconv or upsample "
+            help="A safetensors file, or unet-level-1 (default, for any picture), tconv or upsample "
             "(the course paper's networks).",
             rich_help_panel=NETWORK,
         ),

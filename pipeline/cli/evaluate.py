@@ -126,7 +126,8 @@ def evaluate(
     """Score weights on clean images with synthetic noise: PSNR and SSIM.
 
     [bold]--suite[/] prints a row for each kind of noise and picture: mean PSNR, the
-    lowest, the gain of the image that gained least, and seconds in the network.
+    lowest, the gain of the image that gained least, the largest deviation from the
+    clean image, the mean noise level that the network was told, and its seconds.
 
     Two weights are compared on the same noisy images: the difference of each
     image's PSNR, their mean with a 95 % interval (bootstrap), and Wilcoxon's
