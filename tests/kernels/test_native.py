@@ -862,7 +862,7 @@ def test_orthogonalize_matches_the_reference(ops: NativeOps) -> None:
 
 
 def test_numbers_too_small_for_full_precision_count_as_zero_here_alone(ops: NativeOps) -> None:
-    """Momentum of units without gradient becomes such numbers, which made a step three times as long."""
+    """Momentum of units without gradient gets there; on some processors steps took three times."""
     matrices = [torch.randn(64, 48) for _ in range(4)]
     zeros = [matrix.clone() for matrix in matrices]
     for matrix, zero in zip(matrices, zeros, strict=True):
