@@ -112,6 +112,7 @@ void Pool::loop() {
 }
 
 void Pool::work() {
+  TinyIsZero mode;
   for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) body_(argument_, i);
 }
 

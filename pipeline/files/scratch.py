@@ -12,9 +12,10 @@ from typing import Any, Generic, TypeVar, overload
 import torch
 from torch import Tensor
 
-from denoise_batch.kernels.errors import StorageError
+from denoise_batch.kernels import ImageError
+from denoise_batch.kernels.errors import StorageError, is_out_of_memory
 
-from .atomic import lock, temporary_name
+from .atomic import lock, make_folder, temporary_name
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -84,16 +85,23 @@ class Scratch:
         self._lock = threading.Lock()
         self._end = 0
         with self._failures():
+            make_folder(folder)  # somebody may have removed it
             self._file: Any = self._path.open("x+b", buffering=0)
             lock(self._file.fileno())
-            with suppress(PermissionError):  # Windows, where an open file keeps its name
+            with suppress(
+                OSError
+            ):  # Windows, where an open file keeps its name; some shared folders
                 self._path.unlink()
+
+    def close(self) -> None:
+        """Give the room back; nothing can be read any more."""
+        with self._lock, suppress(OSError):
+            self._file.close()
+            self._path.unlink(missing_ok=True)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
-            with suppress(OSError):
-                self._file.close()
-                self._path.unlink(missing_ok=True)
+            self.close()
 
     def put(self, tensors: Sequence[Tensor | None], over: Places = ()) -> Places:
         """Store tensors, and return where they are.
@@ -133,7 +141,14 @@ class Scratch:
         return tuple(None if place is None else self._read(place) for place in places)
 
     def _read(self, place: Place) -> Tensor:
-        tensor = torch.empty(place.shape, dtype=place.dtype)
+        try:
+            tensor = torch.empty(place.shape, dtype=place.dtype)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ImageError(
+                "too little memory for a page; split it into smaller images"
+            ) from error
         with self._lock, self._failures():
             self._file.seek(place.offset)
             left = memory(tensor) if place.size else memoryview(b"")

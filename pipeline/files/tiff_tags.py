@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from PIL.TiffImagePlugin import AppendingTiffWriter
 
-from denoise_batch.kernels.errors import ImageError
+from denoise_batch.kernels.errors import ImageError, StorageError
 
 BYTE, ASCII, SHORT, LONG, UNDEFINED = 1, 2, 3, 4, 7  # types
 _LONG8, _IFD, _IFD8 = 16, 13, 18
@@ -297,9 +297,15 @@ def without_odd_tags(file: BinaryIO, start: bytes) -> BinaryIO:
     if not odd:
         return file
     is_small = file.seek(0, io.SEEK_END) <= _MOST_IN_MEMORY
-    copy: BinaryIO = io.BytesIO() if is_small else tempfile.TemporaryFile()  # noqa: SIM115
     file.seek(0)
-    shutil.copyfileobj(file, copy, 1 << 20)
+    try:
+        copy: BinaryIO = io.BytesIO() if is_small else tempfile.TemporaryFile()  # noqa: SIM115
+        shutil.copyfileobj(file, copy, 1 << 20)
+    except OSError as error:
+        raise StorageError(
+            f"has tags that need a copy of it in {tempfile.gettempdir()}: {error.strerror}; make "
+            "room there, or set TMPDIR"
+        ) from error
     layout = _Layout.of(copy)
     pointer = layout.first
     for page in pages:

@@ -50,6 +50,7 @@ class FileInFlight:
         noises: of the pages, if the run measures.
         levels: noise levels that the network was told, of the pages, for values in [0, 1].
         outputs: of the pages, as they are finished.
+        pixels_done: of these pages.
         seconds: time by stage.
         notes: what the user should know about it.
         is_retried: a page was computed again in float32.
@@ -63,6 +64,7 @@ class FileInFlight:
     noises: tuple[Noise, ...] = ()
     levels: tuple[float, ...] = ()
     outputs: dict[int, Output | OutputOnDisk] = field(default_factory=dict)
+    pixels_done: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     is_retried: bool = False
@@ -87,11 +89,6 @@ class FileInFlight:
     def pixels(self) -> int:
         """Sum over all pages."""
         return sum(math.prod(image.size) for image in self.outlines)
-
-    @property
-    def pixels_done(self) -> int:
-        """Those that the network has done."""
-        return sum(math.prod(self.outlines[number].size) for number in self.outputs)
 
     @property
     def level_255(self) -> float | None:
@@ -242,7 +239,7 @@ class Writer:
             )
             file.seconds["encode"] = time.perf_counter() - started
             started = time.perf_counter()
-            notes = [*_loss_notes(file, losses), *_level_notes(file, samples)]
+            notes = [*_loss_notes(file, losses), *self._notes_on_level(file, samples)]
             psnr = self._compare(file, samples, notes)
             compared = time.perf_counter() - started
             started = time.perf_counter()
@@ -268,6 +265,13 @@ class Writer:
             file.pixels,
             file.level_255,
         )
+
+    def _notes_on_level(self, file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:
+        """Notes on the level; pages that cannot be read again cost no image that is written."""
+        try:
+            return _level_notes(file, samples)
+        except ImageError as error:
+            return [f"{file.job.name}: {error}"]
 
     def _compare(
         self, file: FileInFlight, samples: Sequence[Tensor], notes: list[str]

@@ -10,6 +10,7 @@ pages do: a batch that is not full goes as it is. Readers and writers report to 
 queue.
 """
 
+import math
 import queue
 import threading
 import time
@@ -449,7 +450,9 @@ class _Stream:
                 file.is_retried = True
                 for number in pages:
                     del file.outputs[number]
-                    self._add(_Page(file, number, is_float32=True))
+                    page = _Page(file, number, is_float32=True)
+                    file.pixels_done -= math.prod(page.outline.size)
+                    self._add(page)
             case BaseException():
                 raise message
 
@@ -510,6 +513,7 @@ class _Stream:
                 self._finish(file, file.failed(f"{file.job.source}: {output}"))
                 continue
             file.outputs[page.number] = output
+            file.pixels_done += math.prod(page.outline.size)
             if not is_of_one:
                 self._tell(file, file.pixels_done)
             if len(file.outputs) == len(file.images):
@@ -558,6 +562,10 @@ class _Stream:
         self._in_flight.discard(file)
         for _, pages in self._on_device:
             pages[:] = [page for page in pages if page.file is not file]
+        if len(file.outputs) < len(file.images):
+            self._batches.drop(lambda page: page.file is file)
+        if isinstance(file.images, PagesOnDisk):
+            file.images.scratch.close()  # whose room the next file may need
         self.budget.release(file.held)
         if result is not None:
             self._results.append(result)
@@ -593,10 +601,11 @@ class _Stream:
     def _read(self, job: Job) -> bool:
         """Decode one file; False if the run ended meanwhile."""
         held, waited = 0, 0.0
+        scratch: Scratch | None = None
         started = time.perf_counter()
 
         def reserve(footprint: Footprint) -> Scratch | None:
-            nonlocal held, waited
+            nonlocal held, waited, scratch
             wanted = max(self.budget.limit // _MOST_FILES, footprint.sample_bytes * _COPIES)
             coding, need = self._needs(footprint, job)
             is_on_disk = is_large(footprint, coding, need)
@@ -622,19 +631,21 @@ class _Stream:
         try:
             self.fetch(job.source)
             file = decode_file(job, reserve, self.value_range)
-            if isinstance(file.images, PagesOnDisk):
-                file.images.scratch.on_use = lambda: None
+            file.held = held
+            file.seconds["decode"] = time.perf_counter() - started - waited
+            if self.measure:
+                file.assess(probe=self.denoiser.probe)
+            if scratch is not None:
+                scratch.on_use = lambda: None
         except _Ended:
             return False
         except ImageError as error:
             seconds = time.perf_counter() - started - waited
             is_storage_fault = isinstance(error, StorageError)
+            if scratch is not None:
+                scratch.close()
             self._inbox.put(_Unreadable(job, str(error), held, seconds, is_storage_fault))
             return True
-        file.held = held
-        file.seconds["decode"] = time.perf_counter() - started - waited
-        if self.measure:
-            file.assess(probe=self.denoiser.probe)
         self._inbox.put(_Decoded(file))
         return True
 
@@ -655,7 +666,8 @@ class _Stream:
         """The same with the pages on disk, of which a batch is in memory."""
         largest = max(page.pixels for page in footprint.pages)
         sample_bytes = max(page.total_bytes // max(1, page.pixels) for page in footprint.pages)
-        pixels = max(largest, min(footprint.pixels, self.batch_pixels))
+        wanted = self.batch_size * largest if self.batch_size else self.batch_pixels
+        pixels = max(largest, min(footprint.pixels, wanted))
         coding = footprint.peak_bytes_on_disk(output_format(job.output))
         if self.writer.reference is not None:
             coding += 3 * largest * sample_bytes
@@ -740,6 +752,14 @@ class Batches(Generic[Item]):
         for key, (batch_size, _) in self._waiting.items():
             return self._take(key, batch_size)
         return None
+
+    def drop(self, is_dropped: Callable[[Item], bool]) -> None:
+        """Remove items."""
+        for key, (batch_size, items) in list(self._waiting.items()):
+            if left := [item for item in items if not is_dropped(item)]:
+                self._waiting[key] = (batch_size, left)
+            else:
+                del self._waiting[key]
 
     def clear(self) -> list[Item]:
         """Remove and return everything."""

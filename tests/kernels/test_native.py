@@ -859,3 +859,16 @@ def test_orthogonalize_matches_the_reference(ops: NativeOps) -> None:
         assert_near(actual, wanted, str(tuple(actual.shape)), OUTPUT_ERROR)
     zero = torch.zeros(3, 4)
     assert torch.equal(ops.orthogonalize([zero], 5)[0], zero)
+
+
+def test_numbers_too_small_for_full_precision_count_as_zero_here_alone(ops: NativeOps) -> None:
+    """Momentum of units without gradient gets there; on some processors steps took three times."""
+    matrices = [torch.randn(64, 48) for _ in range(4)]
+    zeros = [matrix.clone() for matrix in matrices]
+    for matrix, zero in zip(matrices, zeros, strict=True):
+        matrix[:20] = 1e-42 * torch.randn(20, 48)
+        zero[:20] = 0
+    found, wanted = ops.orthogonalize(matrices, 5), ops.orthogonalize(zeros, 5)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    # torch, on this thread, goes on as it was.
+    assert (torch.full((64,), 1e-40) * 0.5).min() > 0

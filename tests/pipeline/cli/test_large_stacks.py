@@ -355,6 +355,76 @@ def test_a_full_disk_fails_the_stack_by_name_and_the_rest_is_done(
     assert on_disk == [tmp_path / "out" / FOLDER]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("when", ["reading", "computing"])
+def test_a_stack_that_fails_gives_its_room_back_and_takes_no_other_along(
+    when: str,
+    on_disk: list[Path],
+    run: Callable[..., Said],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pages of one size, so that those of both stacks could share a batch."""
+    folder = tmp_path / "imgs"
+    folder.mkdir()
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(folder / name, np.stack([noisy(41, 37, "u2") for _ in range(6)]))
+    make, get, put = Scratch.__init__, Scratch.get, Scratch.put
+    made: list[Scratch] = []
+    begun: list[int] = []  # files of pages that are open when a new one is made
+    calls: list[Scratch] = []
+
+    def watched(self: Scratch, folder: Path) -> None:
+        opened = Path("/proc/self/fd").iterdir()
+        names = [str(path.readlink()) for path in opened if path.is_symlink()]
+        begun.append(sum("(deleted)" in name and FOLDER in name for name in names))
+        made.append(self)
+        make(self, folder)
+
+    def fail(self: Scratch) -> None:
+        calls.append(self)
+        if self is made[0] and len(calls) == 4:
+            with self._failures():
+                raise OSError(5, os.strerror(5))
+
+    def failing_get(self: Scratch, *arguments: Any) -> Any:
+        if when == "computing":
+            fail(self)
+        return get(self, *arguments)
+
+    def failing_put(self: Scratch, *arguments: Any) -> Any:
+        if when == "reading":
+            fail(self)
+        return put(self, *arguments)
+
+    monkeypatch.setattr(Scratch, "__init__", watched)
+    monkeypatch.setattr(Scratch, "get", failing_get)
+    monkeypatch.setattr(Scratch, "put", failing_put)
+    said = run(folder, tmp_path / "out", "--batch-size", "4", "--workers", "2")
+    assert said.code == 1
+    assert begun == [0, 0]
+    status = sorted(said.events[name]["status"] for name in ("a.tif", "b.tif"))
+    assert status == ["done", "failed"]
+    failed = next(name for name in said.events if said.events[name]["status"] == "failed")
+    assert "Input/output error" in said.events[failed]["reason"]
+
+
+def test_a_folder_of_state_that_is_gone_is_made_again(
+    on_disk: list[Path], run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "imgs"
+    folder.mkdir()
+    microscope(folder / "a.tif")
+    make = Scratch.__init__
+
+    def after_cleaning(self: Scratch, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        make(self, folder)
+
+    monkeypatch.setattr(Scratch, "__init__", after_cleaning)
+    assert run(folder, tmp_path / "out").events["a.tif"]["status"] == "done"
+
+
 @pytest.mark.parametrize("kind", [microscope, colours, masks, wide_colours])
 def test_an_output_beyond_4_gb_is_a_big_tiff(
     kind: Callable[[Path], None],
