@@ -140,8 +140,8 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     folders: list[Path] = []
 
     class Noted(Scratch):
-        def __init__(self, folder: Path) -> None:
-            super().__init__(folder)
+        def __init__(self, folder: Path, *arguments: Any) -> None:
+            super().__init__(folder, *arguments)
             folders.append(folder)
 
     monkeypatch.setattr(large, "LARGE", 1 << 60)
