@@ -66,10 +66,11 @@ Places = tuple[Place | None, ...]
 class Scratch:
     """A file for tensors that ends with this object, or with the process, killed or not.
 
-    Any thread may use it.
+    Any thread may use it. On Windows it keeps its name, and a killed process leaves it.
 
     Args:
         folder: whose file system it takes room on.
+        mend: what to do, beside making room there, if it cannot be used.
 
     Attributes:
         on_use: called whenever it is written or read; what it raises ends that.
@@ -78,7 +79,8 @@ class Scratch:
         StorageError: it cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mend: str = "choose another --output") -> None:
+        self._mend = mend
         self.on_use: Callable[[], None] = lambda: None
         self._folder = folder
         self._path = temporary_name(folder / "pages")
@@ -166,7 +168,7 @@ class Scratch:
         except OSError as error:
             raise StorageError(
                 f"its pages cannot be kept in {self._folder}: {error.strerror}; make room there, "
-                "or choose another --output"
+                f"or {self._mend}"
             ) from error
 
 

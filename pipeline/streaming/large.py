@@ -28,27 +28,29 @@ def is_large(footprint: Footprint, coding: int, need: int) -> bool:
     return len(footprint.pages) > 1 and (coding > free // LARGE or need > free)
 
 
-def scratch_for(footprint: Footprint, folder: Path, output_bytes: int = 0) -> Scratch:
+def scratch_for(
+    folder: Path, footprint: Footprint, need: int, mend: str = "choose another --output"
+) -> Scratch:
     """Make a scratch file for the pages of a file.
 
     Args:
-        footprint: of the file.
         folder: whose file system it takes room on.
-        output_bytes: that the output will take there, about.
+        footprint: of the file.
+        need: bytes of disk, about.
+        mend: what to do, beside making room there, if there is too little.
 
     Raises:
         ImageError: there is too little room, or the scratch file cannot be made.
     """
-    need = footprint.disk_bytes + output_bytes
     with suppress(OSError):
         free = shutil.disk_usage(folder).free
         if free < need:
             raise ImageError(
                 f"needs about {need / 1e9:.2g} GB of disk ({len(footprint.pages)} pages, "
                 f"{footprint.pixels / 1e6:.0f} megapixels), {free / 1e9:.2g} GB are free in "
-                f"{folder}; make room there, or choose another --output"
+                f"{folder}; make room there, or {mend}"
             )
-    return Scratch(folder)
+    return Scratch(folder, mend)
 
 
 def on_disk_if_large(folder: Path | None = None) -> Callable[[Footprint], Scratch | None]:
@@ -64,7 +66,10 @@ def on_disk_if_large(folder: Path | None = None) -> Callable[[Footprint], Scratc
         if not is_large(footprint, need, need):
             return None
         try:
-            return scratch_for(footprint, folder or Path(tempfile.gettempdir()))
+            if folder is not None:
+                return scratch_for(folder, footprint, footprint.disk_bytes // 2)
+            temporary = Path(tempfile.gettempdir())
+            return scratch_for(temporary, footprint, footprint.disk_bytes // 2, "set TMPDIR")
         except ImageError as error:
             raise StorageError(str(error)) from error  # the file is not to blame
 

@@ -624,7 +624,8 @@ class _Stream:
                 _refuse_beyond(free_host_bytes(), need, footprint, is_on_disk=is_on_disk)
             if not is_on_disk:
                 return None
-            scratch = scratch_for(footprint, job.root / FOLDER, job.source.stat().st_size)
+            disk = footprint.disk_bytes + job.source.stat().st_size  # the output is about as large
+            scratch = scratch_for(job.root / FOLDER, footprint, disk)
             scratch.on_use = self._end_if_stopped  # reading alone may take minutes
             return scratch
 

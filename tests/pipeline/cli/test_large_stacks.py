@@ -140,8 +140,8 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     folders: list[Path] = []
 
     class Noted(Scratch):
-        def __init__(self, folder: Path) -> None:
-            super().__init__(folder)
+        def __init__(self, folder: Path, *arguments: Any) -> None:
+            super().__init__(folder, *arguments)
             folders.append(folder)
 
     monkeypatch.setattr(large, "LARGE", 1 << 60)
@@ -374,12 +374,12 @@ def test_a_stack_that_fails_gives_its_room_back_and_takes_no_other_along(
     begun: list[int] = []  # files of pages that are open when a new one is made
     calls: list[Scratch] = []
 
-    def watched(self: Scratch, folder: Path) -> None:
+    def watched(self: Scratch, *arguments: Any) -> None:
         opened = Path("/proc/self/fd").iterdir()
         names = [str(path.readlink()) for path in opened if path.is_symlink()]
         begun.append(sum("(deleted)" in name and FOLDER in name for name in names))
         made.append(self)
-        make(self, folder)
+        make(self, *arguments)
 
     def fail(self: Scratch) -> None:
         calls.append(self)
@@ -417,9 +417,9 @@ def test_a_folder_of_state_that_is_gone_is_made_again(
     microscope(folder / "a.tif")
     make = Scratch.__init__
 
-    def after_cleaning(self: Scratch, folder: Path) -> None:
+    def after_cleaning(self: Scratch, folder: Path, *arguments: Any) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        make(self, folder)
+        make(self, folder, *arguments)
 
     monkeypatch.setattr(Scratch, "__init__", after_cleaning)
     assert run(folder, tmp_path / "out").events["a.tif"]["status"] == "done"
