@@ -174,6 +174,10 @@ class PagesOnDisk(Sequence[DecodedImage]):
         assert samples is not None  # every page has some
         return replace(outline, samples=samples, alpha=alpha, kept=kept, outliers=outliers)
 
+    def has_alpha(self, number: int) -> bool:
+        """Whether a page has an alpha channel; nothing is read for it."""
+        return self._places[number][1] is not None
+
     def change(self, number: int, page: DecodedImage) -> None:
         """Put a page in the place of another.
 
@@ -237,7 +241,18 @@ def prepare(
         return Lazy(make, numbers) if is_on_disk else [make(number) for number in numbers]
 
     every, sketches = range(len(pages)), outlines(pages)
-    hidden = each(lambda number: _without_meaning(pages[number]), every)
+
+    def without_meaning(number: int) -> Tensor:
+        sketch = sketches[number]
+        if isinstance(pages, PagesOnDisk):
+            has_alpha = pages.has_alpha(number)
+        else:
+            has_alpha = pages[number].alpha is not None
+        if has_alpha or sketch.samples.is_floating_point() or sketch.declared.no_data is not None:
+            return _without_meaning(pages[number])
+        return torch.zeros(sketch.size, dtype=torch.bool)  # nothing to read
+
+    hidden = each(without_meaning, every)
     deep = [number for number in every if sketches[number].samples.dtype != torch.uint8]
     ranges, note = [BITS_8] * len(pages), sketches[0].note
     if deep:
