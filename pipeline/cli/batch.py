@@ -143,8 +143,8 @@ def denoise(
         typer.Option(
             "--weights",
             "-w",
-            help="A safetensors file, or unet-level-1 (default; for any picture), tconv or "
-            "upsample (the course paper's networks).",
+            help="A safetensors file, or unet-level-1 (default; any picture), unet-gaussian-4 "
+            "(white noise), unet-camera-2 (cameras), tconv or upsample (the course paper's).",
             rich_help_panel=NETWORK,
         ),
     ] = None,
