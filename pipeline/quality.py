@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -221,7 +221,9 @@ Basis = Literal["reference", "estimate"]
 # Beyond these the estimate would be off by decibels (docs/design/adr/0013, docs/reports.md).
 MIN_SIGMA_255 = 7.5  # weaker noise cannot be told from texture exactly enough
 MAX_CLIPPED = 0.01  # share of black or white samples, whose noise is biased: 0.5 dB from here up
+SMOOTH_RATIO = 1.5  # of the network's estimate and the others, from which on noise is not white
 TOO_SMALL = "too small to estimate"
+NOT_WHITE = "the noise is not white, which an estimate needs"
 SHOWN_STRIDE = 3  # if σ is only shown, a ninth of the patches is enough
 LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"}  # formats that may be
 _STRIP_ROWS = 256  # a multiple of the probe's blocks; a whole page in float32 is large
@@ -263,11 +265,13 @@ class Noise:
     """The noise of an input, judged before the network runs.
 
     Attributes:
-        level: how strong it is.
+        level: how strong it is, by estimators for white noise.
+        sigma_255: how strong it is, in units of 1/255, by the estimate that suits it best.
         reason: why the error cannot be estimated, whatever the network gives; "" if it can.
     """
 
     level: NoiseLevel
+    sigma_255: float
     reason: str = ""
 
 
@@ -279,10 +283,10 @@ def assess(page: DecodedImage, *, probe: bool) -> Noise:
         probe: whether its error is to be estimated.
     """
     level = _level(page, SHOWN_STRIDE)
-    if not probe:
-        return Noise(level)
-    reason = _obstacle(page, level)
-    return Noise(level, reason) if reason else Noise(_level(page, 1))
+    reason = _obstacle(page, level) if probe else ""
+    if probe and not reason:
+        level = _level(page, 1)
+    return Noise(level, level.sigma_255, reason)
 
 
 def measure(
@@ -291,6 +295,7 @@ def measure(
     noises: Sequence[Noise],
     probes: Sequence[Probe | None],
     psnr: tuple[float, float] | None,
+    levels: Sequence[float] = (),
 ) -> Quality:
     """Estimate a file's noise and, without a reference, its error.
 
@@ -300,6 +305,8 @@ def measure(
         noises: their noise, by `assess`; empty if nothing is to be estimated.
         probes: their probes, if there are any.
         psnr: against a reference, before and after.
+        levels: of the pages' noise by the network's estimate, for values in [0, 1], if it makes
+            one. It stands for σ where the noise is not white, which the other estimators need.
     """
     sigmas: tuple[float | None, float | None] = None, None
     if noises:
@@ -307,13 +314,16 @@ def measure(
             wavelet_sigma(_windows(page, after), _step(page)) * 255
             for page, after in zip(pages, samples, strict=True)
         ]
-        sigmas = _mean([noise.level.sigma_255 for noise in noises]), _mean(left)
+        if levels:
+            is_asked = any(noise.reason for noise in noises) or any(probes)
+            pairs = zip(noises, levels, strict=True)
+            noises = [_as_learned(noise, 255 * level, is_asked) for noise, level in pairs]
+        sigmas = _mean([noise.sigma_255 for noise in noises]), _mean(left)
     if psnr is not None:
         return Quality(*sigmas, *psnr, "reference")
-    if reason := next((noise.reason for noise in noises if noise.reason), ""):
+    reason = next((noise.reason for noise in noises if noise.reason), "")
+    if reason or not noises or not probes or any(probe is None for probe in probes):
         return Quality(*sigmas, reason=reason)
-    if not noises or not probes or any(probe is None for probe in probes):
-        return Quality(*sigmas)
     estimates: list[Estimate] = []
     for page, after, probe, noise in zip(pages, samples, probes, noises, strict=True):
         assert probe is not None  # checked above, for all
@@ -321,8 +331,21 @@ def measure(
         if isinstance(estimate, str):
             return Quality(*sigmas, reason=estimate)
         estimates.append(estimate)
-    before, after_ = _mean([e.mse_in for e in estimates]), _mean([e.mse_out for e in estimates])
-    return Quality(*sigmas, psnr_of_mse(before), psnr_of_mse(after_), "estimate")
+    mse_in, mse_out = _mean([e.mse_in for e in estimates]), _mean([e.mse_out for e in estimates])
+    return Quality(*sigmas, psnr_of_mse(mse_in), psnr_of_mse(mse_out), "estimate")
+
+
+def _as_learned(noise: Noise, level_255: float, is_asked: bool) -> Noise:
+    """The noise, as strong as the network says where it is not white.
+
+    Smooth noise hides from the other estimators, and may do so from both alike. `is_asked`: the
+    error is to be estimated, or the reason why not.
+    """
+    if noise.level.is_white and level_255 < SMOOTH_RATIO * noise.sigma_255:
+        return noise
+    is_weak = level_255 < MIN_SIGMA_255 and noise.reason
+    reason = NOT_WHITE if is_asked and not is_weak else noise.reason
+    return replace(noise, sigma_255=level_255, reason=reason)
 
 
 def _obstacle(page: DecodedImage, level: NoiseLevel) -> str:
@@ -333,7 +356,7 @@ def _obstacle(page: DecodedImage, level: NoiseLevel) -> str:
     if level.sigma_255 < MIN_SIGMA_255:
         return f"too little noise to estimate it (σ̂ {level.sigma_255:.1f})"
     if not level.is_white:
-        return "the noise is not white, which an estimate needs"
+        return NOT_WHITE
     clipped = 0
     for top in range(0, height, _STRIP_ROWS):
         noisy = page.value_range.to_unit(page.samples[top : top + _STRIP_ROWS])

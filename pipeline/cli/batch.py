@@ -23,7 +23,7 @@ EXAMPLES = """[bold]Examples[/]
 
 [cyan]denoise-batch imgs[/]  writes imgs-denoised, the same tree
 
-[cyan]denoise-batch scans/*.tif -o clean --weights unet-camera-2[/]  for photographs of cameras
+[cyan]denoise-batch scans/*.tif -o clean --noise-level 1.3x[/]  remove more noise than estimated
 
 [cyan]denoise-batch imgs --reference clean --report report.html[/]  PSNR against clean images
 
@@ -143,8 +143,8 @@ def denoise(
         typer.Option(
             "--weights",
             "-w",
-            help="A safetensors file, or unet-gaussian-4 (default; white noise), unet-camera-2 "
-            "(phones and cameras), tconv or upsample (the course paper's networks).",
+            help="A safetensors file, or unet-level-1 (default; any picture), unet-gaussian-4 "
+            "(white noise), unet-camera-2 (cameras), tconv or upsample (the course paper's).",
             rich_help_panel=NETWORK,
         ),
     ] = None,

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 SCORING, NETWORK, OUTPUT = "Scoring", "Network", "Output"
 EXAMPLES = """[bold]Examples[/]
 
-[cyan]denoise-eval unet-gaussian-4 photos[/]
+[cyan]denoise-eval unet-level-1 photos[/]
   white noise of σ = 25/255
 
 [cyan]denoise-eval runs/photos/best.safetensors photos --noise poisson:30 --noise camera --gray[/]
   two noise models, scored on luminance
 
-[cyan]denoise-eval unet-gaussian-4 runs/photos/best.safetensors photos[/]
+[cyan]denoise-eval unet-level-1 runs/photos/best.safetensors photos[/]
   which of two weights is better, and how surely
 
 [cyan]denoise-eval tconv photos --noise subpixel:8 --json[/]
@@ -126,14 +126,16 @@ def evaluate(
     """Score weights on clean images with synthetic noise: PSNR and SSIM.
 
     [bold]--suite[/] prints a row for each kind of noise and picture: mean PSNR, the
-    lowest, the gain of the image that gained least, and seconds in the network.
+    lowest, the gain of the image that gained least, the largest deviation from the
+    clean image, the mean noise level that the network was told, and its seconds.
 
     Two weights are compared on the same noisy images: the difference of each
     image's PSNR, their mean with a 95 % interval (bootstrap), and Wilcoxon's
     signed-rank test.
 
-    Noise is not clipped and outputs are not rounded. Each image's noise
-    depends only on the seed, the image's name and the noise model.
+    Noise is not clipped, unless its model does so (camera, raw, 8bit), and outputs
+    are not rounded, except 8-bit pictures of --suite. Each image's noise depends
+    only on the seed, the image's name and the noise model.
 
     Exit codes: 0 done, 1 an image cannot be read or a floor is missed, 2 usage,
     3 no images, 4 device, 5 weights.

@@ -191,6 +191,8 @@ class Writer:
         times: outputs get the times of their inputs.
         software: what outputs say made them; None: nothing.
         png_level: of PNG, 0 to 9.
+        level_factor: what the network's own estimates of noise levels were multiplied by; None if
+            the levels were given.
     """
 
     manifests: Mapping[Path, Manifest]
@@ -201,6 +203,7 @@ class Writer:
     times: bool = True
     software: str | None = None
     png_level: int = 2
+    level_factor: float | None = None
 
     def write(
         self, file: FileInFlight, samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
@@ -297,7 +300,8 @@ class Writer:
         if not file.noises and psnr is None:
             return None
         try:
-            return measure(file.images, samples, file.noises, probes, psnr)
+            estimates = [level / self.level_factor for level in file.levels if self.level_factor]
+            return measure(file.images, samples, file.noises, probes, psnr, estimates)
         except Exception as error:
             file.note_no_estimate(error)
             return None if psnr is None else Quality(None, None, *psnr, "reference")

@@ -552,7 +552,14 @@ def _result(
     tiles = schedule.tiles_until(state.step) - schedule.tiles_until(state.validated_step)
     # The first look depends on the clock; of the same run's weights the same shall be the best.
     is_candidate = schedule.options.minutes is not None or schedule.is_mark(state)
-    is_better = state.best is None or psnr > state.best.validation_psnr
+    # The mean over tiles weighs weak noise like strong, as these losses do.
+    is_mean = schedule.options.estimator or schedule.options.loss == "log"
+    if state.best is None:
+        is_better = True
+    elif is_mean:
+        is_better = psnr_mean > state.best.validation_psnr_mean
+    else:
+        is_better = psnr > state.best.validation_psnr
     return ValidationResult(
         number=state.validations + 1,
         step=state.step,

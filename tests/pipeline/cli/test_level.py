@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,37 @@ def test_python_says_it_too(folder: Path, told: Path) -> None:
     )
     with pytest.raises(OptionError, match="--noise-level"):
         Denoiser(told, "cpu", noise_level=-3)
+
+
+def test_the_learned_level_is_the_noise_where_that_is_not_white(tmp_path: Path) -> None:
+    """The estimators for white noise see a third of noise that went through a blur, both alike."""
+    network = Network("unet-level", 0.5, 0.25, torch.Generator().manual_seed(0))
+    assert network.estimator is not None
+    for parameter in network.estimator.parameters():
+        parameter.zero_()
+    root = 12**0.5  # softplus(x) = root
+    network.estimator.parameters()[-1][0] = math.log(math.expm1(root))
+    save_weights(tmp_path / "twelve.safetensors", network, {})
+    folder = tmp_path / "imgs"
+    folder.mkdir()
+    normal = torch.randn(3, 402, 402, generator=torch.Generator().manual_seed(1))
+    coarse = torch.nn.functional.avg_pool2d(normal, 3, 1)
+    for name, noise in (("white", 20 * normal[:, :400, :400]), ("coarse", 36 * coarse)):
+        values = (128 + noise).round().clamp(0, 255).byte().permute(1, 2, 0)
+        Image.fromarray(values.numpy()).save(folder / f"{name}.png")
+
+    def images(*arguments: str) -> dict[str, dict[str, Any]]:
+        out = tmp_path / "r.json"
+        command = (folder, "-o", tmp_path / "out", "--overwrite", "--report", out, *arguments)
+        assert run(*command, weights=tmp_path / "twelve.safetensors") == 0
+        return {image["name"]: image for image in report(out)["images"]}
+
+    for found in (images(), images("--noise-level", "0.5x")):
+        assert found["white.png"]["sigma_in_255"] == pytest.approx(20, rel=0.05)
+        assert found["coarse.png"]["sigma_in_255"] == pytest.approx(12, rel=0.01)
+        assert "not white" in found["coarse.png"]["psnr_reason"]
+    told = images("--noise-level", "30")  # no estimate is made
+    assert told["coarse.png"]["sigma_in_255"] < 7.5
 
 
 def test_a_retired_name_means_the_default(

@@ -175,6 +175,22 @@ def test_the_loss_has_no_effect_on_an_estimator(
     assert "--loss: has no effect" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("loss", ["log", "mse"])
+def test_the_best_weights_are_those_of_the_measure_that_the_loss_lowers(
+    loss: str, options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of strong noise alone, one error over all tiles tells nearly nothing of weak noise."""
+    scores = iter(range(100))
+
+    def rising_and_falling(*tiles: object) -> tuple[float, float]:
+        score = next(scores)
+        return 10.0 + score, 60.0 - score  # over all tiles, mean over tiles
+
+    monkeypatch.setattr("denoise_batch.training.train.psnrs_of_tiles", rising_and_falling)
+    outcome = train(replace(options, loss=loss, steps=9))
+    assert outcome.best.number == (1 if loss == "log" else next(scores) - 1)
+
+
 def test_half_of_the_tiles_are_told_the_exact_level(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -405,7 +405,7 @@ def test_the_default_rates_suit_optimiser_and_network(
     ("chosen", "recipe"),
     [
         (["--network", "unet"], ("muon", 64, 0.99, 1e-3)),
-        (["--init", "unet-gaussian-4"], ("muon", 64, 0.99, 1e-3)),
+        (["--init", "unet-level-1"], ("muon", 64, 0.99, 1e-3)),
         (["--network", "unet", "--optimizer", "sgd", "--ema", "0"], ("sgd", 64, 0.0, 0.1)),
         ([], ("sgd", 32, 0.0, 4.0)),
     ],
@@ -437,7 +437,7 @@ def test_shipped_weights_bring_their_network_and_survive_the_default_rate(
     short = ["--steps", "20", "--tiles", "160", "--validation-tiles", "8"]
     assert main([*command, *short, "-o", str(tmp_path / "run")]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["network"] == "unet"
+    assert config["network"] == load_weights(find_weights(None)).network.architecture
     still = ["--steps", "1", "--lr", "1e-12", "-o", str(tmp_path / "still")]
     assert main([*command, *short, *still]) == 0
     rows = [
