@@ -247,9 +247,10 @@ class RawNoise(NoiseModel):
     """The noise of a camera, taken along its path from the raw image to a finished one of 8 bits.
 
     Shot and read noise in linear light (variance a·v + b, Foi et al., 2008), white balance, Bayer
-    mosaic and bilinear demosaicing, colour matrix, gamma, chroma smoothing and subsampling, blur,
-    sharpening of luma, enlarging, clipping and rounding; each image draws a, b and what it passes.
-    Only the noise is filtered: the clean tile stays the reference.
+    mosaic and bilinear demosaicing, colour matrix, gamma, the camera's own denoising, chroma
+    smoothing and subsampling, blur, sharpening of luma, enlarging, clipping and rounding; each
+    image draws a, b and what it passes. Only the noise is filtered: the clean tile stays the
+    reference.
 
     Attributes:
         strength: scale of the deviation.
@@ -261,7 +262,7 @@ class RawNoise(NoiseModel):
         """Return simulated photographs; gray ones are the luma of colour photographs."""
         image = source.expand(-1, 3, -1, -1)
         difference = self._developed(image, generator) - image
-        noisy = image + self._processed(difference, generator)
+        noisy = image + self._processed(difference, image, generator)
         noisy = luma(noisy) if source.shape[1] == 1 else noisy
         return _eight_bits(noisy)
 
@@ -285,19 +286,20 @@ class RawNoise(NoiseModel):
         developed: Tensor = (light + noise).clamp(0, 1) ** (1 / 2.2)
         return developed
 
-    def _processed(self, noise: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the noise (N, 3, H, W) after smoothing, sharpening and enlarging."""
+    def _processed(self, noise: Tensor, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the noise (N, 3, H, W) after denoising, smoothing, sharpening and enlarging."""
         draw = _Draws(noise, generator)
         none = 1e-3  # a blur of this deviation is the identity
         blur = draw.sometimes(0.3, draw.between(0.4, 1.1), none)
-        smoothing = draw.sometimes(0.25, draw.between(0.8, 2), none)
+        smoothing = draw.sometimes(0.5, draw.between(0.8, 3), none)
         radius, amount = draw.between(0.6, 1.4), draw.sometimes(0.4, draw.between(0.2, 1.2), 0.0)
         scale = draw.sometimes(0.25, draw.between(1.1, 2), 1.0)
         scale = draw.sometimes(0.35, draw.between(1.5, 4), scale)
         is_coarse = draw.between(0, 1) < 0.35
         step = torch.where(is_coarse, 2 + 2 * (draw.between(0, 1) < 0.5), 1)
         weight = torch.where(is_coarse, draw.between(0.3, 1), 1.0)
-        chroma_weight = torch.where(is_coarse, draw.between(1, 2.5), 1.0)
+        weakened = draw.sometimes(0.75, draw.between(0.15, 1), 1.0)
+        chroma_weight = torch.where(is_coarse, draw.between(1, 2.5), weakened)
 
         @cache
         def path(size: int) -> Tensor:
@@ -305,6 +307,8 @@ class RawNoise(NoiseModel):
 
         y = noise.mean(1, keepdim=True)
         chroma = (noise - y)[:, ::2]
+        detail = _detail(image)
+        y, chroma = (_denoised_in_part(part, detail, draw) for part in (y, chroma))
         plain = _filtered(y, path)
         smooth = _filtered(plain, lambda size: _blur(size, radius))
         y = weight * (plain + amount * (plain - smooth))
@@ -579,6 +583,25 @@ def _subsampling(size: int, step: Tensor) -> Tensor:
 def _third_channel(pair: Tensor) -> Tensor:
     """Put a green between red and blue (N, 2, H, W) such that the three sum to 0."""
     return torch.stack([pair[:, 0], -pair[:, 0] - pair[:, 1], pair[:, 1]], 1)
+
+
+def _detail(image: Tensor) -> Tensor:
+    """Return the local variance of fine detail, (N, 1, H, W)."""
+    around = torch.full((len(image), 1, 1, 1), 1.5, device=image.device)
+    y = image.mean(1, keepdim=True)
+    fine = y - _filtered(y, lambda size: _blur(size, around))
+    return _filtered(fine.square_(), lambda size: _blur(size, around))
+
+
+def _denoised_in_part(noise: Tensor, detail: Tensor, draw: "_Draws") -> Tensor:
+    """Smooth noise where the picture is flat, as cameras do to half of the images.
+
+    What is left is smooth and weak in flat areas and whole where detail hides it.
+    """
+    strength, radius = draw.sometimes(0.5, draw.between(0.3, 1), 0.0), draw.between(0.7, 2.5)
+    hidden = draw.between(0.3, 3) * _rms(noise).square()
+    smooth = _filtered(noise, lambda size: _blur(size, radius))
+    return torch.lerp(noise, smooth, strength * hidden / (hidden + detail))
 
 
 def _demosaiced(noise: Tensor, draw: "_Draws") -> Tensor:
