@@ -21,6 +21,7 @@ from denoise_batch.kernels import OptionError
 
 from ..files.pixels import from_pil, to_pil
 from ..metrics import luma
+from .filters import block_means, enlargement, filtered, gaussian
 
 
 class NoiseModel(ABC):
@@ -229,9 +230,9 @@ class CorrelatedNoise(NoiseModel):
         coarser, share = draw.sometimes(0.5, draw.between(1, 3), 1.0), draw.between(0.5, 2.5)
 
         def coarse(like: Tensor, deviation: Tensor) -> Tensor:
-            return _filtered(
+            return filtered(
                 _normal(like, generator),
-                lambda size: _enlargement(size, scale) @ _blur(size, deviation),
+                lambda size: enlargement(size, scale) @ gaussian(size, deviation),
             )
 
         noise = coarse(source[:, :1], blur)
@@ -303,17 +304,17 @@ class RawNoise(NoiseModel):
 
         @cache
         def path(size: int) -> Tensor:
-            return _enlargement(size, scale) @ _blur(size, blur)
+            return enlargement(size, scale) @ gaussian(size, blur)
 
         y = noise.mean(1, keepdim=True)
         chroma = (noise - y)[:, ::2]
         detail = _detail(image)
         y, chroma = (_denoised_in_part(part, detail, draw) for part in (y, chroma))
-        plain = _filtered(y, path)
-        smooth = _filtered(plain, lambda size: _blur(size, radius))
+        plain = filtered(y, path)
+        smooth = filtered(plain, lambda size: gaussian(size, radius))
         y = weight * (plain + amount * (plain - smooth))
-        chroma = _filtered(
-            chroma, lambda size: path(size) @ _blur(size, smoothing) @ _subsampling(size, step)
+        chroma = filtered(
+            chroma, lambda size: path(size) @ gaussian(size, smoothing) @ block_means(size, step)
         )
         return y + chroma_weight * _third_channel(chroma)
 
@@ -544,42 +545,6 @@ class _Draws:
         return torch.where(self.between(0, 1) < share, value, otherwise)
 
 
-def _filtered(images: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
-    """Apply a separable filter to every column and row: A·X·Bᵀ.
-
-    Args:
-        images: (N, C, H, W).
-        matrix: extent → (N, 1, extent, extent), one filter for each image.
-    """
-    height, width = images.shape[2:]
-    rows = matrix(height)[:, 0]
-    columns = (rows if width == height else matrix(width)[:, 0]).transpose(1, 2)
-    # One channel at a time: a product with all of them would first copy the filters for each.
-    return torch.stack([rows @ channel @ columns for channel in images.unbind(1)], 1)
-
-
-def _blur(size: int, sigma: Tensor) -> Tensor:
-    """Return Gaussian filters (N, 1, size, size) of the deviations (N, 1, 1, 1) in pixels."""
-    at = torch.arange(size, device=sigma.device)
-    distance = ((at.view(-1, 1) - at) / sigma).square()
-    weights = torch.exp(-0.5 * distance.clamp_max(60))  # denormal numbers are slow
-    return weights / weights.sum(3, keepdim=True)
-
-
-def _enlargement(size: int, scale: Tensor) -> Tensor:
-    """Return bilinear enlargements of the first pixels by factors (N, 1, 1, 1) to `size` pixels."""
-    at = torch.arange(size, device=scale.device)
-    place = ((at.view(-1, 1) + 0.5) / scale - 0.5).clamp(0, size - 1)
-    return (1 - (place - at).abs()).clamp_min(0)
-
-
-def _subsampling(size: int, step: Tensor) -> Tensor:
-    """Return means of `step` pixels (N, 1, 1, 1), enlarged again."""
-    at = torch.arange(size, device=step.device)
-    means = (at.view(-1, 1) == at // step) / step.to(torch.float32)
-    return _enlargement(size, step) @ means
-
-
 def _third_channel(pair: Tensor) -> Tensor:
     """Put a green between red and blue (N, 2, H, W) such that the three sum to 0."""
     return torch.stack([pair[:, 0], -pair[:, 0] - pair[:, 1], pair[:, 1]], 1)
@@ -589,8 +554,8 @@ def _detail(image: Tensor) -> Tensor:
     """Return the local variance of fine detail, (N, 1, H, W)."""
     around = torch.full((len(image), 1, 1, 1), 1.5, device=image.device)
     y = image.mean(1, keepdim=True)
-    fine = y - _filtered(y, lambda size: _blur(size, around))
-    return _filtered(fine.square_(), lambda size: _blur(size, around))
+    fine = y - filtered(y, lambda size: gaussian(size, around))
+    return filtered(fine.square_(), lambda size: gaussian(size, around))
 
 
 def _denoised_in_part(noise: Tensor, detail: Tensor, draw: "_Draws") -> Tensor:
@@ -600,7 +565,7 @@ def _denoised_in_part(noise: Tensor, detail: Tensor, draw: "_Draws") -> Tensor:
     """
     strength, radius = draw.sometimes(0.5, draw.between(0.3, 1), 0.0), draw.between(0.7, 2.5)
     hidden = draw.between(0.3, 3) * _rms(noise).square()
-    smooth = _filtered(noise, lambda size: _blur(size, radius))
+    smooth = filtered(noise, lambda size: gaussian(size, radius))
     return torch.lerp(noise, smooth, strength * hidden / (hidden + detail))
 
 

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from ..metrics import luma
+from .filters import enlargement, filtered
 from .graphics import Graphics
 from .noise import NoiseModel, rms
 
 # Pixels of the tiles processed at once before the first step: 50 MB as float32, several times that
 # with noise.
 CHUNK_PX = 1 << 22
-# Share of the crops of large photographs that are halved, and of the tiles that end in mirrors.
+# Shares of the crops that are halved (of large photographs only), of those that are enlarged, up to
+# so many times, and of the tiles that end in mirrors.
 HALVED_SHARE = 0.15
+ENLARGED_SHARE = 0.2
+LARGEST_SCALE = 3.0
 MIRRORED_SHARE = 0.25
 
 Denoise = Callable[[Tensor], Tensor]
@@ -99,7 +103,8 @@ class CropPairs(Pairs):
 
     Args:
         photographs: uint8 (3, H, W), or float32 (1 or 3, H, W) in [0, 1]; each side at least
-            `tile_px`. A share of the crops is twice as large and halved.
+            `tile_px`. A share of the crops is twice as large and halved; another is enlarged, as
+            cameras' pictures at full size are softer than those of the web.
         noise: a model with factor 1.
         tile_px: side of a crop.
         count: tiles per epoch.
@@ -154,14 +159,14 @@ class CropPairs(Pairs):
         _end_in_mirrors(batch, host)
         return batch
 
-    def _crop(self, number: int, down: float, across: float, kind: float, half: float) -> Tensor:
+    def _crop(self, number: int, down: float, across: float, kind: float, scale: float) -> Tensor:
         """Cut (3, tile_px, tile_px) from a photograph or from graphics, of their type."""
         size, picture = self._tile_px, self._photographs[number]
         is_graphic = self._graphics is not None and kind < self._graphics_share
         if self._graphics and is_graphic:
             graphic = self._graphics[int(kind / self._graphics_share * len(self._graphics))]
             picture = upload(graphic, picture.device)
-        is_halved = not is_graphic and half < HALVED_SHARE and min(picture.shape[1:]) >= 2 * size
+        is_halved = not is_graphic and scale < HALVED_SHARE and min(picture.shape[1:]) >= 2 * size
         cut = 2 * size if is_halved else size
         top, left = (
             int(down * (picture.shape[1] - cut + 1)),
@@ -169,7 +174,8 @@ class CropPairs(Pairs):
         )
         crop = picture[:, top : top + cut, left : left + cut].expand(3, -1, -1)
         if not is_halved:
-            return crop
+            enlarged = 0 if is_graphic else (scale - 1) / ENLARGED_SHARE + 1
+            return _enlarged(crop, 1 + (LARGEST_SCALE - 1) * enlarged) if enlarged > 0 else crop
         if crop.is_floating_point():
             return crop.reshape(3, size, 2, size, 2).mean((2, 4))
         rows = crop[:, ::2].to(torch.int16) + crop[:, 1::2]
@@ -228,6 +234,13 @@ class StoredPairs(Pairs):
         target = self._noise.draw_target(target, generators.device)
         level = (level.square() + added.square()).sqrt()
         return Batch(_share_noise(noisy, is_gray), _share_noise(target, is_gray), level)
+
+
+def _enlarged(tile: Tensor, scale: float) -> Tensor:
+    """Enlarge the upper left of a tile (3, size, size) to all of it."""
+    factor = torch.full((1, 1, 1, 1), scale, device=tile.device)
+    large = filtered(tile[None].float(), lambda size: enlargement(size, factor))[0]
+    return large if tile.is_floating_point() else large.round_().to(tile.dtype)
 
 
 def _end_in_mirrors(batch: Batch, generator: torch.Generator) -> None:
