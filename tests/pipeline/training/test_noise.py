@@ -252,6 +252,17 @@ def test_raw_noise_is_of_8_bits_coarse_and_centred() -> None:
     assert weak.mean() < 0.5 * each.mean()
 
 
+def test_raw_noise_is_often_weak_where_the_picture_is_flat_and_in_chroma() -> None:
+    clean = torch.full((200, 3, 64, 64), 0.5)
+    texture = torch.randint(2, (200, 1, 64, 32), generator=generator())
+    clean[..., 32:] += 0.1 * (2 * texture - 1)
+    residual = RawNoise().draw(clean, generator()) - clean
+    ratio = rms(residual[..., 4:28]) / rms(residual[..., 36:60])
+    assert 0.2 < (ratio < 0.8).float().mean() < 0.5
+    luma = residual.mean(1, keepdim=True)
+    assert 0.2 < (rms(residual - luma) < 0.5 * rms(luma)).float().mean() < 0.5
+
+
 def test_raw_noise_of_gray_is_the_luma_of_colour() -> None:
     clean = torch.full((40, 1, 32, 32), 0.5)
     gray = 255 * rms(RawNoise().draw(clean, generator()) - clean).mean()
