@@ -132,12 +132,13 @@ class ConfidentMean(Block):
     LIMIT = 6.0  # of |x₁|, so that no cell outweighs a million others
 
     def sums(self, input: Tensor) -> Tensor:
-        """(N, 2, H, W) → (N, 2): Σ c·v and Σ c of each image."""
+        """(N, 2, H, W) → (N, 2): Σ c·v and Σ c of each image; 0 without cells."""
         value, confidence = self._value_and_confidence(input)
         return torch.cat([(confidence * value).sum((2, 3)), confidence.sum((2, 3))], 1)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, 2, H, W) → (N, 1, 1, 1), float32 or wider."""
+        check_nchw(input.shape, 2, "ConfidentMean input")
         value, confidence = self._value_and_confidence(input)
         weight = confidence / confidence.sum((2, 3), keepdim=True)
         mean = (weight * value).sum((2, 3), keepdim=True)
@@ -154,7 +155,6 @@ class ConfidentMean(Block):
         return (grad_output * torch.cat([of_value, of_confidence], 1)).to(input.dtype)
 
     def _value_and_confidence(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        check_nchw(input.shape, 2, "ConfidentMean input")
         wide = input.to(torch.promote_types(input.dtype, torch.float32))
         zero = wide.new_zeros(())
         value = torch.logaddexp(wide[:, :1], zero)

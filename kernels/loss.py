@@ -106,10 +106,10 @@ class ExpectileLoss(Loss):
     element is 2·|τ − [x > y]|·(x − y)/n.
 
     Args:
-        tau: in (0, 1).
+        tau: in (0, 1); a tensor has one for each image, (N, 1, 1, 1).
     """
 
-    def __init__(self, tau: float) -> None:
+    def __init__(self, tau: float | Tensor) -> None:
         super().__init__()
         self.tau = tau
 

@@ -110,19 +110,22 @@ class LevelEstimator(Block):
 
     Every cell of `CELL_PX` pixels gives the square root of a level and its confidence in it; the
     confident mean over the image is the estimate. One number an image is enough, and an image has
-    some cells where noise shows.
+    some cells where noise shows. The convolutions do not pad, as a network that saw padding while
+    it was trained on small tiles would read large images too high: five cells are lost.
 
     Args:
         generator: source of the initial weights.
     """
 
     CELL_PX = 16
+    LOST = 2, 3  # cells at the beginning and at the end of rows and columns
+    MINIMUM_PX = CELL_PX * (sum(LOST) + 1)
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
 
         def conv(channels: int, out_channels: int, stride: int = 1) -> Sequence[Block]:
-            conv = Conv2d(channels, out_channels, 3, stride, padding=1, generator=generator)
+            conv = Conv2d(channels, out_channels, 3, stride, generator=generator)
             kaiming_normal_(conv.weight, generator)
             return conv, ReLU()
 
@@ -145,7 +148,10 @@ class LevelEstimator(Block):
         self.mean = ConfidentMean()
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, 3, H, W), multiples of a cell, → (N, 1, 1, 1): √level, level in units of 1/255."""
+        """(N, 3, H, W) → (N, 1, 1, 1): √level, level in units of 1/255.
+
+        H and W are multiples of a cell and at least `MINIMUM_PX`.
+        """
         return self.mean.forward(self.cells.forward(input))
 
     def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
@@ -155,7 +161,8 @@ class LevelEstimator(Block):
     def sums(self, input: Tensor, rows: slice, columns: slice) -> Tensor:
         """Return what these rows and columns of pixels add to the mean's sums, (N, 2)."""
         rows, columns = (
-            slice(span.start // self.CELL_PX, span.stop // self.CELL_PX) for span in (rows, columns)
+            slice(*(max(0, at // self.CELL_PX - self.LOST[0]) for at in (span.start, span.stop)))
+            for span in (rows, columns)
         )
         cells = self.cells.forward(input)
         sums = self.mean.sums(cells[:, :, rows, columns])
@@ -213,8 +220,9 @@ class Network(Block):
         self._padded = ReflectPadded(
             self.layers, multiple=spec.multiple, minimum=spec.minimum, margin=spec.margin
         )
+        framed = max(spec.minimum, LevelEstimator.MINIMUM_PX if spec.takes_level else 0)
         self._framed = ReflectPadded(
-            self.layers, multiple=spec.multiple, minimum=spec.minimum, margin=self.margin
+            self.layers, multiple=spec.multiple, minimum=framed, margin=self.margin
         )
         body = Sequential(self.normalize, self._padded)
         self.restorer: Block = Residual(body) if spec.is_residual else body
@@ -342,7 +350,7 @@ class Network(Block):
         image = input.expand(-1, 3, -1, -1) if is_gray else input
         with nullcontext() if self.training else POOL.enabled():
             if level is None and self.spec.takes_level:
-                level = self.estimate_level(self._padded.pad(image))
+                level = self.estimate_level(self.pad(image))
             self.set_level(level)
             output = self.restorer.forward(image)
         output = (output.mean(1, keepdim=True) if is_gray else output).to(input.dtype)

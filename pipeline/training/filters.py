@@ -40,3 +40,11 @@ def block_means(size: int, step: Tensor) -> Tensor:
     at = torch.arange(size, device=step.device)
     means = (at.view(-1, 1) == at // step) / step.to(torch.float32)
     return enlargement(size, step) @ means
+
+
+def fine_variance(images: Tensor) -> Tensor:
+    """Return the local variance of what is finer than 1.5 pixels, (N, C, H, W) → (N, 1, H, W)."""
+    around = torch.full((len(images), 1, 1, 1), 1.5, device=images.device)
+    y = images.mean(1, keepdim=True)
+    fine = y - filtered(y, lambda size: gaussian(size, around))
+    return filtered(fine.square_(), lambda size: gaussian(size, around))

@@ -21,7 +21,7 @@ from denoise_batch.kernels import OptionError
 
 from ..files.pixels import from_pil, to_pil
 from ..metrics import luma
-from .filters import block_means, enlargement, filtered, gaussian
+from .filters import block_means, enlargement, filtered, fine_variance, gaussian
 
 
 class NoiseModel(ABC):
@@ -306,10 +306,9 @@ class RawNoise(NoiseModel):
         def path(size: int) -> Tensor:
             return enlargement(size, scale) @ gaussian(size, blur)
 
+        noise = _denoised_in_part(noise, image, draw)
         y = noise.mean(1, keepdim=True)
         chroma = (noise - y)[:, ::2]
-        detail = _detail(image)
-        y, chroma = (_denoised_in_part(part, detail, draw) for part in (y, chroma))
         plain = filtered(y, path)
         smooth = filtered(plain, lambda size: gaussian(size, radius))
         y = weight * (plain + amount * (plain - smooth))
@@ -450,12 +449,12 @@ WHITE = GaussianNoise(0, 75, 1.5)
 # Weights as tried in plain torch before (issue 19): what a network for any picture should see.
 REAL = MixedNoise(
     (
-        (0.30, WHITE),
-        (0.21, ChainedNoise((WHITE, EightBits()))),
+        (0.24, WHITE),
+        (0.17, ChainedNoise((WHITE, EightBits()))),
         (0.04, ChainedNoise((WHITE, EightBits(), JpegNoise()))),
         (0.04, PoissonGaussianNoise()),
         (0.04, ChainedNoise((PoissonGaussianNoise(), EightBits()))),
-        (0.22, ChainedNoise((RawNoise(), MixedNoise(((0.6, JpegNoise()),))))),
+        (0.32, ChainedNoise((RawNoise(), MixedNoise(((0.7, JpegNoise()),))))),
         (0.08, ChainedNoise((CorrelatedNoise(), EightBits(), MixedNoise(((0.4, JpegNoise()),))))),
     )
 )
@@ -550,23 +549,16 @@ def _third_channel(pair: Tensor) -> Tensor:
     return torch.stack([pair[:, 0], -pair[:, 0] - pair[:, 1], pair[:, 1]], 1)
 
 
-def _detail(image: Tensor) -> Tensor:
-    """Return the local variance of fine detail, (N, 1, H, W)."""
-    around = torch.full((len(image), 1, 1, 1), 1.5, device=image.device)
-    y = image.mean(1, keepdim=True)
-    fine = y - filtered(y, lambda size: gaussian(size, around))
-    return filtered(fine.square_(), lambda size: gaussian(size, around))
-
-
-def _denoised_in_part(noise: Tensor, detail: Tensor, draw: "_Draws") -> Tensor:
-    """Smooth noise where the picture is flat, as cameras do to half of the images.
+def _denoised_in_part(noise: Tensor, image: Tensor, draw: "_Draws") -> Tensor:
+    """Smooth noise where the picture is flat, as cameras do to most of their images.
 
     What is left is smooth and weak in flat areas and whole where detail hides it.
     """
-    strength, radius = draw.sometimes(0.5, draw.between(0.3, 1), 0.0), draw.between(0.7, 2.5)
-    hidden = draw.between(0.3, 3) * _rms(noise).square()
+    strength, radius = draw.sometimes(0.7, draw.between(0.6, 1), 0.0), draw.between(1, 3)
+    detail = fine_variance(image)
+    most = draw.between(0.05, 1) * detail.mean((1, 2, 3), keepdim=True).clamp_min(1e-9)
     smooth = filtered(noise, lambda size: gaussian(size, radius))
-    return torch.lerp(noise, smooth, strength * hidden / (hidden + detail))
+    return torch.lerp(noise, smooth, strength * most / (most + detail))
 
 
 def _demosaiced(noise: Tensor, draw: "_Draws") -> Tensor:

@@ -42,6 +42,7 @@ from ..models import LARGEST_LEVEL, LevelEstimator, Network, find_weights, load_
 from ..progress import Progress, Stop
 from .data import Counts, load_data
 from .distributed import ProcessGroup
+from .filters import fine_variance
 from .model_card import model_card
 from .options import TrainOptions
 from .pairs import Generators, Pairs, StoredPairs, Validation, mean_and_std, tiles_per_chunk
@@ -49,7 +50,11 @@ from .run_folder import Curves, RunFolder, TrainingState, ValidationResult, draw
 from .scene_pairs import ScenePairs
 
 # Too low an estimate leaves noise, too high a one costs little.
-ESTIMATOR_TAU = 0.65
+# Of the estimator's loss: the weight of detail beside noise, the level from which noise is seen
+# whatever the picture is, and the range of τ below it.
+DETAIL_WEIGHT = 0.3
+STRONG_LEVEL = 10 / 255
+TAU_RANGE = 0.1, 0.97
 # Half of the tiles are told a level that is a little wrong, as an estimate is.
 EXACT_SHARE = 0.5
 LEVEL_SPREAD = 0.3  # deviation of its logarithm
@@ -321,7 +326,7 @@ def _loss_and_gradient(
         told: the level that the network is told, (N,).
     """
     if options.estimator:
-        criterion: Loss = ExpectileLoss(ESTIMATOR_TAU)
+        criterion: Loss = ExpectileLoss(estimator_tau(level, target))
         output = trained_part(network, options)(network.pad(noisy))
         target = (255 * level.clamp(max=LARGEST_LEVEL)).sqrt().view(-1, 1, 1, 1)
     else:
@@ -331,6 +336,22 @@ def _loss_and_gradient(
         # An unknown target pixel is replaced by the output: no error, no gradient.
         target = torch.where(target.isnan(), output, target)
     return criterion(output, target), criterion.backward()
+
+
+def estimator_tau(level: Tensor, target: Tensor) -> Tensor:
+    """Return τ of the estimator's loss for each tile, (N, 1, 1, 1).
+
+    A level that is too high takes fine detail for noise, and a picture without any loses nothing:
+    weak noise is rather estimated too high there, and too low where detail prevails.
+
+    Args:
+        level: of the noise, (N,).
+        target: (N, 3, H, W).
+    """
+    level, detail = level.view(-1, 1, 1, 1), fine_variance(target).mean((1, 2, 3), keepdim=True)
+    share = level.square() / (level.square() + DETAIL_WEIGHT * detail.nan_to_num() + 1e-9)
+    weak = 1 / (1 + (level / STRONG_LEVEL).square())
+    return torch.lerp(torch.full_like(share, 0.5), share.clamp(*TAU_RANGE), weak)
 
 
 def _roughly(level: Tensor, generators: Generators) -> Tensor:

@@ -117,14 +117,18 @@ def log_twin(input: Tensor, target: Tensor) -> Tensor:
     return torch.log(error / reference + 0.1).mean()
 
 
+TAU = torch.tensor([0.65, 0.1, 0.5, 0.97]).view(4, 1, 1, 1)
+
+
 def expectile_twin(input: Tensor, target: Tensor) -> Tensor:
     difference = target - input
-    return (torch.where(difference > 0, 0.65, 0.35) * difference.pow(2)).mean()
+    tau = TAU.to(input.dtype)
+    return (torch.where(difference > 0, tau, 1 - tau) * difference.pow(2)).mean()
 
 
 LOSSES = {
     "log": (lambda dtype: LogMSELoss(LEVEL.to(dtype)), log_twin),
-    "expectile": (lambda dtype: ExpectileLoss(0.65), expectile_twin),
+    "expectile": (lambda dtype: ExpectileLoss(TAU.to(dtype)), expectile_twin),
 }
 
 

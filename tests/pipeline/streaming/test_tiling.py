@@ -141,7 +141,7 @@ def test_tiles_are_told_the_level_of_their_image(
 
 @names
 def test_the_ensemble_is_the_mean_of_eight_and_the_same_in_tiles(name: str) -> None:
-    network, picture = network_of(name), page(32, 48)
+    network, picture = network_of(name), page(64, 80)
     image = picture.to_unit()[None]
     level = network.estimate_level(network.pad(image))
     versions = []

@@ -23,7 +23,7 @@ from denoise_batch.models import (
 from denoise_batch.progress import Progress
 from denoise_batch.training.options import TrainOptions
 from denoise_batch.training.run_folder import ValidationResult
-from denoise_batch.training.train import TrainStart, train
+from denoise_batch.training.train import TrainStart, estimator_tau, train
 
 
 class StopAt(Progress[TrainStart, ValidationResult]):
@@ -98,11 +98,22 @@ def test_a_killed_run_resumes_bit_for_bit(options: TrainOptions, tmp_path: Path)
     assert (options.output / "last.safetensors").read_bytes() == expected
 
 
+def test_a_level_is_rather_too_high_where_nothing_is_lost_by_it() -> None:
+    smooth = torch.linspace(0, 1, 64).expand(2, 3, 64, 64)
+    busy = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    weak, strong = torch.tensor([2.0, 4.0]) / 255, torch.tensor([75.0, 75.0]) / 255
+    assert estimator_tau(weak, smooth).min() > 0.9
+    assert estimator_tau(weak, busy).max() < 0.2
+    assert (estimator_tau(strong, smooth) - 0.5).abs().max() < 0.02
+    assert estimator_tau(torch.zeros(2), smooth).max() < 0.2
+    assert estimator_tau(weak, torch.full_like(busy, torch.nan)).isfinite().all()
+
+
 def test_the_estimator_learns_alone(options: TrainOptions, restorer: Path, tmp_path: Path) -> None:
     options = replace(
-        options, init=str(restorer), estimator=True, loss="mse", optimizer="adamw", lr=2e-3
+        options, init=str(restorer), estimator=True, loss="mse", optimizer="adamw", lr=4e-3
     )
-    outcome = train(replace(options, epochs=6))
+    outcome = train(replace(options, epochs=12))
     losses = [row["training_loss"] for row in rows(options.output)]
     assert losses[-1] < 0.5 * losses[0]
     made, before = load_weights(outcome.weights), load_weights(restorer)
@@ -115,7 +126,8 @@ def test_the_estimator_learns_alone(options: TrainOptions, restorer: Path, tmp_p
     # It tells weak noise from strong.
     flat = torch.full((2, 3, 64, 64), 0.5)
     noise = torch.tensor([4.0, 45.0]).view(2, 1, 1, 1) / 255 * torch.randn(2, 3, 64, 64)
-    levels = load_weights(options.output / "last.safetensors").network.estimate_level(flat + noise)
+    network = load_weights(options.output / "last.safetensors").network
+    levels = network.estimate_level(network.pad(flat + noise))
     assert levels is not None
     assert float(levels[1]) > 1.5 * float(levels[0])
 
