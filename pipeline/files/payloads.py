@@ -16,6 +16,9 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from denoise_batch.kernels.errors import ImageError
+
+from .complaints import MOST_EXTRANEOUS, extraneous_bytes, jpeg_complaints
 from .sniff import rewound
 
 
@@ -27,11 +30,15 @@ class JpegStructure:
         end: position after its end mark; None if there is none.
         segments: marker and data of the application segments before the picture.
         is_every_scan_there: as far as scans and restart marks tell, no pixel is missing.
+        size: (width, height).
+        sampling: of each component, across and down.
     """
 
     end: int | None
     segments: tuple[tuple[int, bytes], ...]
     is_every_scan_there: bool
+    size: tuple[int, int] = (0, 0)
+    sampling: tuple[tuple[int, int], ...] = ()
 
 
 def jpeg_structure(file: BinaryIO) -> JpegStructure | None:
@@ -52,6 +59,8 @@ def complete_jpeg(file: BinaryIO, end: JpegStructure) -> BinaryIO | None:
         file.seek(0)
         data = file.read().removesuffix(b"\xff")
     whole = data + b"\xff\xd9"
+    if jpeg_complaints(whole, end.size, end.sampling):
+        return None
     pictures = []
     for filling in (b"", b"\x55" * 64, b"\xaa" * 64):
         try:
@@ -61,6 +70,27 @@ def complete_jpeg(file: BinaryIO, end: JpegStructure) -> BinaryIO | None:
         except Exception:  # Pillow raises almost anything
             return None
     return io.BytesIO(whole) if pictures[0] == pictures[1] == pictures[2] else None
+
+
+def damage_of_jpeg(file: BinaryIO, jpeg: JpegStructure) -> str:
+    """What libjpeg complains about in a JPEG file's pixels; "" if it does not, or not of much.
+
+    Returns:
+        a note, if all that is wrong is padding behind the pixels.
+
+    Raises:
+        ImageError: pixels are damaged or missing.
+    """
+    with rewound(file), _bytes_of(file) as data:
+        for complaint in jpeg_complaints(data, jpeg.size, jpeg.sampling):
+            count = extraneous_bytes(complaint)
+            end = (jpeg.end or len(data)) - 2
+            is_padding = count is not None and not data[end - count : end].strip(b"\0\xff")
+            if count is None or (count > MOST_EXTRANEOUS and not is_padding):
+                raise ImageError(f"is damaged ({complaint}); copy it again from its source")
+            if count > MOST_EXTRANEOUS:
+                return f"its pixels end {count} bytes before its end mark; check the last of them"
+    return ""
 
 
 def left_out(file: BinaryIO, format_name: str, jpeg: JpegStructure | None) -> list[str]:
@@ -114,10 +144,10 @@ def _walk(data: "mmap.mmap | bytes") -> JpegStructure | None:
         while 0 <= at < len(data) - 1 and data[at + 1] == 0xFF:
             at += 1
         if at < 0 or at >= len(data) - 1:
-            return JpegStructure(None, tuple(segments), scans.are_complete())
+            return scans.structure(None, segments, is_whole=scans.are_complete())
         marker = data[at + 1]
         if marker == 0xD9:
-            return JpegStructure(at + 2, tuple(segments), True)
+            return scans.structure(at + 2, segments, is_whole=True)
         if 0xD0 <= marker <= 0xD7:
             scans.restarts += 1
         if marker in {0x00, 0x01} or 0xD0 <= marker <= 0xD8:  # in a scan, or without data
@@ -126,7 +156,7 @@ def _walk(data: "mmap.mmap | bytes") -> JpegStructure | None:
         size = int.from_bytes(data[at + 2 : at + 4])
         body = data[at + 4 : at + 2 + size]
         if size < 2 or len(body) < size - 2:
-            return JpegStructure(None, tuple(segments), False)
+            return scans.structure(None, segments, is_whole=False)
         if 0xE0 <= marker <= 0xEF:
             segments.append((marker, body))
         elif marker == 0xDD and len(body) >= 2:
@@ -144,7 +174,7 @@ class _Scans:
     def __init__(self) -> None:
         self.restarts = self.interval = 0
         self._size = 0, 0
-        self._sampling: dict[int, tuple[int, int]] = {}
+        self._sampling: dict[int, tuple[int, int]] = {}  # by component, in order
         self._left: set[tuple[int, int]] = set()  # component, coefficient
         self._units = 0  # of the last scan
 
@@ -170,6 +200,13 @@ class _Scans:
             self._units = ceil(ceil(width * h / across) / 8) * ceil(ceil(height * v / down) / 8)
         else:
             self._units = ceil(width / (8 * across)) * ceil(height / (8 * down))
+
+    def structure(
+        self, end: int | None, segments: list[tuple[int, bytes]], *, is_whole: bool
+    ) -> JpegStructure:
+        """Return what the walk has found."""
+        sampling = tuple(self._sampling.values())
+        return JpegStructure(end, tuple(segments), is_whole, self._size, sampling)
 
     def are_complete(self) -> bool:
         """Whether every coefficient came, and every restart mark of the last scan."""

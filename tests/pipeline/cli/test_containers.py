@@ -180,6 +180,17 @@ def test_content_decides_for_pictures_with_another_name(tmp_path: Path) -> None:
 # Passed over
 
 
+@pytest.mark.parametrize("suffix", ["heic", "jxl", "exr", "fits", "dds", "psd", "hdr"])
+def test_tiff_with_the_name_of_another_kind_is_told_to_be_renamed(
+    suffix: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite(folder / f"a.{suffix}", samples(9, 11))
+    run(folder / f"a.{suffix}", code=6)
+    said = capsys.readouterr().out
+    assert f"is named .{suffix} (" in said
+    assert "but holds TIFF; rename it" in said
+
+
 def test_a_folder_says_what_it_passed_over(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +325,23 @@ def test_a_stack_that_lacks_planes_is_an_error_and_a_stale_promise_a_note(
     output = run(folder) / "a.tif"
     assert "promises 6 planes; it holds one" in capsys.readouterr().out
     assert np.array_equal(tifffile.imread(output, key=0), planes[0])
+
+
+@pytest.mark.parametrize(
+    "description", ["ImageJ=1.54f\nimages=7\nslices=7\n", '{"shape": [7, 9, 11]}']
+)
+def test_a_file_of_fewer_pages_than_its_description_promises_is_noted(
+    description: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("short", 3), ("whole", 7)):
+        with tifffile.TiffWriter(folder / f"{name}.tif") as tiff:
+            for number in range(count):
+                said = description if number == 0 else None
+                tiff.write(samples(9, 11), metadata=None, description=said)
+    run(folder)
+    said = capsys.readouterr().out
+    assert "short.tif: its " in said
+    assert said.count("promises 7 planes; it holds 3") == 1
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
