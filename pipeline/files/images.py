@@ -280,7 +280,8 @@ def _read_pages(
     """Read all pages of an open file; `start` are its first bytes."""
     if pnm.is_read_here(start):
         on_size(pnm.footprint(file))
-        return (pnm.read(file, start),)
+        notes = left_out(file, "PPM", None, pnm.end_of_first(start))
+        return (replace(pnm.read(file, start), note="; ".join(notes)),)
     with _opened(path, file, start) as (image, head, layout):
         _refuse_unsupported(image, file, head)
         scratch = on_size(head.footprint)
@@ -291,7 +292,8 @@ def _read_pages(
             (page,) = _read_pages(path, whole, start, lambda footprint: None)
             said = "its end mark is missing, its pixels are all there; the output has one"
             return (replace(page, note="; ".join(filter(None, (said, page.note)))),)
-        notes = [] if format_name == "TIFF" else left_out(file, format_name, jpeg)
+        end = pnm.end_of_first(start) if format_name == "PPM" else None
+        notes = [] if format_name == "TIFF" else left_out(file, format_name, jpeg, end)
         notes += [damage_of_jpeg(file, jpeg)] if jpeg else []
         if head.is_beyond_pillow:
             decoded = sixteen_bit.read(image, file, head)

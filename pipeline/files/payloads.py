@@ -72,6 +72,17 @@ def complete_jpeg(file: BinaryIO, end: JpegStructure) -> BinaryIO | None:
     return io.BytesIO(whole) if pictures[0] == pictures[1] == pictures[2] else None
 
 
+# How a box of JPEG 2000 that Pillow does not read begins.
+_JP2_METADATA = {
+    b"uuid\xbe\x7a\xcf\xcb\x97\xa9\x42\xe8": "XMP",
+    b"uuid\xb1\x4b\xf8\xbd\x08\x3d\x4b\x43": "georeference",
+    b"uuidJpgTiffExif": "EXIF",
+    b"uuid\x33\xc7\xa4\xd2\xb8\x1d\x47\x23": "IPTC",
+    b"xml <": "XML",
+    b"res \0\0\0\x12res": "resolution",
+}
+
+
 def damage_of_jpeg(file: BinaryIO, jpeg: JpegStructure) -> str:
     """What libjpeg complains about in a JPEG file's pixels; "" if it does not, or not of much.
 
@@ -93,13 +104,16 @@ def damage_of_jpeg(file: BinaryIO, jpeg: JpegStructure) -> str:
     return ""
 
 
-def left_out(file: BinaryIO, format_name: str, jpeg: JpegStructure | None) -> list[str]:
+def left_out(
+    file: BinaryIO, format_name: str, jpeg: JpegStructure | None, end: int | None = None
+) -> list[str]:
     """What of a file's contents its output does not hold, for the user.
 
     Args:
         file: open; its position stays.
         format_name: Pillow's name of its format.
         jpeg: if it is a JPEG file.
+        end: where the picture of another file ends, if that is known.
     """
     with rewound(file), _bytes_of(file) as data:
         if jpeg is not None:
@@ -114,8 +128,10 @@ def left_out(file: BinaryIO, format_name: str, jpeg: JpegStructure | None) -> li
             found = ["gain map"] * (b"tmap" in head) + ["film"] * (data.find(b"mpvd") >= 0)
             found += ["HDR metadata (mDCV, cLLI)"] * (b"mdcv" in head or b"clli" in head)
             found += ["depth map"] * (b"aux:depth" in head or b"auxid:2" in head)
+        elif format_name == "JPEG2000":
+            found = [name for key, name in _JP2_METADATA.items() if key in data[: 1 << 16]]
         else:
-            found = []
+            found = [] if end is None else _trailer(data[end:])
     return [f"{', '.join(found)} dropped: only the picture is kept"] if found else []
 
 

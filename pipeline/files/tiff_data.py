@@ -2,7 +2,7 @@
 
 libtiff stops as soon as it has the pixels of a strip: it reads no checksum behind them, and misses
 that a damaged strip holds more. A changed byte of PackBits, or of samples that are not compressed,
-cannot be told; one of Group 3 and 4 and of LZW mostly.
+cannot be told; one of Group 3 and 4, of LZW and of JPEG mostly.
 """
 
 import zlib

@@ -620,12 +620,48 @@ def test_padding_behind_a_picture_is_nothing(
 def test_what_follows_other_pictures_is_noted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("a.png", "a.webp"):
-        picture(40, 30).save(folder / name)
-        with (folder / name).open("ab") as file:
-            file.write(b"more")
+    """Portable maps may hold one picture after another."""
+    picture(41, 30).save(folder / "a.png")
+    picture(41, 30).save(folder / "a.webp")
+    deep = samples(30, 41, 3).astype("f4")
+    for name, header, data in (
+        ("a.pbm", b"P4\n# 1\n41 30\n", bytes(6 * 30)),
+        ("a.pgm", b"P5\n41 30\n255\n", deep[:, :, 0].astype("u1")),
+        ("b.pgm", b"P5 41 30 4095\n", deep[:, :, 0].astype(">u2")),
+        ("a.ppm", b"P6\n41 30 # of 8 bits\n255\n", deep.astype("u1")),
+        ("b.ppm", b"P6\n41 30\n65535\n", deep.astype(">u2")),
+        ("a.pfm", b"PF\n41 30\n-1.0\n", deep),
+        ("b.pfm", b"Pf\n41 30\n-1.0\n", deep[:, :, 0]),
+        ("a.pam", b"P7\nWIDTH 41\nHEIGHT 30\nDEPTH 3\nMAXVAL 255\nENDHDR\n", deep.astype("u1")),
+    ):
+        (folder / name).write_bytes(header + bytes(data))
+    for path in [*folder.iterdir()]:
+        (folder / f"whole-{path.name}").write_bytes(path.read_bytes())
+        path.write_bytes(path.read_bytes() + b"more")
     run(folder)
-    assert capsys.readouterr().out.count("4 bytes after the end of the picture dropped") == 2
+    assert capsys.readouterr().out.count("4 bytes after the end of the picture dropped") == 10
+
+
+def test_metadata_of_jpeg_2000_are_dropped_with_a_note(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(40, 30).save(folder / "whole.jp2")
+    whole = (folder / "whole.jp2").read_bytes()
+    at = whole.index(b"jp2c") - 4
+    for name, key, kind in (
+        ("XMP", "be7acfcb97a942e89c71999491e3afac", b"uuid"),
+        ("georeference", "b14bf8bd083d4b43a5ae8cd7d5a6ce03", b"uuid"),
+        ("EXIF", b"JpgTiffExif->JP2".hex(), b"uuid"),
+        ("XML", b"<a/>".hex(), b"xml "),
+    ):
+        body = bytes.fromhex(key) + b" content"
+        box = struct.pack(">I", len(body) + 8) + kind + body
+        (folder / f"{name}.jp2").write_bytes(whole[:at] + box + whole[at:])
+    run(folder)
+    said = capsys.readouterr().out
+    for name in ("XMP", "georeference", "EXIF", "XML"):
+        assert f"{name}.jp2: {name} dropped: only the picture is kept" in said
+    assert "whole.jp2" not in "".join(line for line in said.splitlines() if "note" in line)
 
 
 @pytest.mark.parametrize("form", ["png", "webp", "tiff", "avif"])

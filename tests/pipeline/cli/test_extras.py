@@ -164,9 +164,8 @@ def test_damaged_openexr_fails_by_name_and_prints_nothing_else(
     exr.File(header, {"RGB": colour}).write(str(folder / "whole.exr"))
     whole = (folder / "whole.exr").read_bytes()
     half = len(whole) // 2
-    for name, content in {
-        "cut": whole[:-9], "half": whole[:half], "hole": whole[:half] + bytes(99) + whole[half + 99 :],
-    }.items():  # fmt: skip
+    hole = whole[:half] + bytes(99) + whole[half + 99 :]
+    for name, content in {"cut": whole[:-9], "half": whole[:half], "hole": hole}.items():
         (folder / f"{name}.exr").write_bytes(content)
     assert main([str(folder), "-d", "cpu", "-w", "tconv", "--log", "json"]) == 1
     out, err = capfd.readouterr()
