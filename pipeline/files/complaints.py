@@ -1,16 +1,23 @@
-"""What libtiff complains about while a file is read: collected, instead of printed.
+"""What libtiff and libjpeg complain about while a file is read: collected, instead of printed.
 
-It prints to the process's standard error, whatever Python does with its own, and Pillow goes on
-with the pixels that it got. Its messages are caught here, for the thread that reads the file.
+libtiff prints to the process's standard error, whatever Python does with its own, and Pillow goes
+on with the pixels that it got. Its messages are caught here, for the thread that reads the file.
+libjpeg's are lost in Pillow; libtiff passes them on if it reads the picture as part of a TIFF file.
 """
 
 import ctypes
+import io
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
-from threading import local
+from threading import Lock, local
+from typing import Any
 
 from PIL import Image
 
@@ -25,9 +32,18 @@ _HANDLER_R = ctypes.CFUNCTYPE(
     ctypes.c_char_p,
     ctypes.c_void_p,
 )
+_READ = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+_SEEK = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int)
+_CLOSE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+_SIZE = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)
 _LENGTH = 500
+_OF_JPEG_DATA = ("Corrupt JPEG data", "Premature end of JPEG")  # libjpeg also warns of side data
+_PHOTOMETRICS = {1: 1, 3: 6, 4: 5}  # bands of a JPEG file → TIFF's interpretation
+
+MOST_EXTRANEOUS = 16  # bytes behind the pixels that some encoders write; damage leaves more
 
 _thread = local()
+_printing = Lock()
 
 
 @contextmanager
@@ -42,15 +58,133 @@ def collected_complaints() -> Iterator[list[str]]:
         _thread.complaints = outer
 
 
-def fax_complaints(path: str, offset: int) -> list[str]:
-    """What libtiff warns of in a page of Group 3 or 4; [] where its library cannot be reached.
+@contextmanager
+def printed_complaints(*marks: str) -> Iterator[list[str]]:
+    """Collect the lines that a library prints, by one of these marks; others are passed on.
 
-    Pillow switches warnings off for good, and Group 3 says nothing else of a line of a wrong
-    length. So the page is decoded once more, with a handler of its own.
+    Standard output and error belong to the process: one thread at a time.
+    """
+    complaints: list[str] = []
+    output = io.StringIO()
+    with _printing, tempfile.TemporaryFile() as errors:
+        saved = os.dup(2)
+        os.dup2(errors.fileno(), 2)
+        try:
+            with redirect_stdout(output):
+                yield complaints
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            errors.seek(0)
+            printed = [(sys.stdout, output.getvalue())]
+            printed.append((sys.stderr, errors.read().decode("utf-8", "replace")))
+            for stream, text in printed:
+                for line in text.splitlines(keepends=True):
+                    if any(mark in line for mark in marks):
+                        complaints.append(line.strip())
+                    else:
+                        stream.write(line)
+
+
+def page_complaints(path: str, offset: int) -> list[str]:
+    """What libtiff warns of in a page; [] where its library cannot be reached.
+
+    Pillow switches warnings off for good, and Group 3 and JPEG say nothing else of damage. So the
+    page is decoded once more, with a handler of its own.
 
     Args:
         path: the TIFF file.
         offset: of the page's directory.
+    """
+
+    def opened(library: ctypes.CDLL, options: int) -> Any:
+        tiff = library.TIFFOpenExt(os.fsencode(path), b"r", options)
+        if tiff and library.TIFFSetSubDirectory(tiff, offset):
+            return tiff
+        return None
+
+    return [text for text in _decoded_again(opened) if not _is_slight(text)]
+
+
+def jpeg_complaints(
+    data: Any, size: tuple[int, int], sampling: Sequence[tuple[int, int]]
+) -> list[str]:
+    """What libjpeg warns of in a JPEG file's pixels; [] where its library cannot be reached.
+
+    Args:
+        data: the file, of which bytes can be taken.
+        size: (width, height).
+        sampling: of each component, across and down.
+    """
+    if len(sampling) not in _PHOTOMETRICS:
+        return []
+    head = _tiff_head(len(data), size, sampling)
+    total, at = len(head) + len(data), 0
+
+    def read(_: int, target: int, count: int) -> int:
+        nonlocal at
+        part = head[at : at + count]
+        start = max(0, at - len(head))
+        part += bytes(data[start : start + count - len(part)])
+        ctypes.memmove(target, part, len(part))
+        at += len(part)
+        return len(part)
+
+    def seek(_: int, offset: int, whence: int) -> int:
+        nonlocal at
+        at = (offset + (0, at, total)[whence]) % (1 << 64)  # an unsigned number
+        return at
+
+    # libtiff calls these until the file is closed.
+    calls = [
+        _READ(read), _READ(lambda *_: 0), _SEEK(seek), _CLOSE(lambda _: 0), _SIZE(lambda _: total)
+    ]  # fmt: skip
+
+    def opened(library: ctypes.CDLL, options: int) -> Any:
+        return library.TIFFClientOpenExt(b"", b"r", None, *calls, None, None, options)
+
+    return [text for text in _decoded_again(opened) if text.startswith(_OF_JPEG_DATA)]
+
+
+def extraneous_bytes(complaint: str) -> int | None:
+    """How many bytes a complaint of libjpeg finds behind the pixels; None of other complaints."""
+    found = re.search(r"(\d+) extraneous bytes before marker", complaint)
+    return int(found[1]) if found else None
+
+
+def _is_slight(complaint: str) -> bool:
+    """Whether a complaint is of a JPEG's coding, or of a few bytes behind its pixels."""
+    if "JPEG" not in complaint:
+        return False
+    return not complaint.startswith(_OF_JPEG_DATA) or (
+        (extraneous_bytes(complaint) or MOST_EXTRANEOUS + 1) <= MOST_EXTRANEOUS
+    )
+
+
+def _tiff_head(count: int, size: tuple[int, int], sampling: Sequence[tuple[int, int]]) -> bytes:
+    """A TIFF file whose only strip is a JPEG file of `count` bytes, up to this."""
+    (width, height), bands = size, len(sampling)
+    tags = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, bands, 8), (259, 3, 1, 7),
+        (262, 3, 1, _PHOTOMETRICS[bands]), (273, 4, 1, 0), (277, 3, 1, bands), (278, 4, 1, height),
+        (279, 4, 1, count),
+    ]  # fmt: skip
+    if bands == 3:
+        across, down = sampling[0]
+        tags.append((530, 3, 2, across | down << 16))
+    bits_at = 8 + 2 + 12 * len(tags) + 4
+    tags[2] = (258, 3, bands, bits_at if bands > 1 else 8)
+    tags[5] = (273, 4, 1, bits_at + 8)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    head += b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return head + bytes(4) + struct.pack("<4H", 8, 8, 8, 8)
+
+
+def _decoded_again(opened: Callable[[ctypes.CDLL, int], Any]) -> list[str]:
+    """What libtiff and libjpeg say, except on tags, while a page is decoded.
+
+    Args:
+        opened: opens a TIFF file at the page, with libtiff's options; None if it cannot.
     """
     found: list[str] = []
     library = _install()
@@ -65,13 +199,14 @@ def fax_complaints(path: str, offset: int) -> list[str]:
     handler, options = _HANDLER_R(on_message), library.TIFFOpenOptionsAlloc()
     library.TIFFOpenOptionsSetErrorHandlerExtR(options, handler, None)
     library.TIFFOpenOptionsSetWarningHandlerExtR(options, handler, None)
-    tiff = library.TIFFOpenExt(os.fsencode(path), b"r", options)
+    tiff = opened(library, options)
     library.TIFFOpenOptionsFree(options)
     if tiff:
-        if library.TIFFSetSubDirectory(tiff, offset) and not library.TIFFIsTiled(tiff):
-            strip = ctypes.create_string_buffer(max(1, library.TIFFStripSize(tiff)))
-            for number in range(library.TIFFNumberOfStrips(tiff)):
-                library.TIFFReadEncodedStrip(tiff, number, strip, -1)
+        kind, parts = ("Tile", "Tiles") if library.TIFFIsTiled(tiff) else ("Strip", "Strips")
+        size = getattr(library, f"TIFF{kind}Size")(tiff)
+        part = ctypes.create_string_buffer(max(1, size))
+        for number in range(getattr(library, f"TIFFNumberOf{parts}")(tiff)):
+            getattr(library, f"TIFFReadEncoded{kind}")(tiff, number, part, -1)
         library.TIFFClose(tiff)
     return found
 
@@ -97,10 +232,30 @@ def _install() -> ctypes.CDLL | None:
             ("OpenExt", pointer, [ctypes.c_char_p, ctypes.c_char_p, pointer]),
             ("Close", None, [pointer]),
             ("SetSubDirectory", ctypes.c_int, [pointer, ctypes.c_uint64]),
+            (
+                "ClientOpenExt",
+                pointer,
+                [
+                    ctypes.c_char_p,
+                    ctypes.c_char_p,
+                    pointer,
+                    _READ,
+                    _READ,
+                    _SEEK,
+                    _CLOSE,
+                    _SIZE,
+                    pointer,
+                    pointer,
+                    pointer,
+                ],
+            ),
             ("IsTiled", ctypes.c_int, [pointer]),
             ("StripSize", ctypes.c_int64, [pointer]),
+            ("TileSize", ctypes.c_int64, [pointer]),
             ("NumberOfStrips", number, [pointer]),
+            ("NumberOfTiles", number, [pointer]),
             ("ReadEncodedStrip", ctypes.c_int64, [pointer, number, pointer, ctypes.c_int64]),
+            ("ReadEncodedTile", ctypes.c_int64, [pointer, number, pointer, ctypes.c_int64]),
         ):
             function = getattr(library, f"TIFF{name}")
             function.restype, function.argtypes = result, arguments

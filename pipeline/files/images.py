@@ -34,6 +34,7 @@ from .kinds import (
     HEAD_BYTES,
     RAW,
     READ_WITH_EXTRAS,
+    begun_format,
     kind_of_name,
     kind_to_read,
     refusal,
@@ -54,7 +55,7 @@ from .metadata import (
     set_tiff_tags,
     upright,
 )
-from .payloads import complete_jpeg, jpeg_structure, left_out
+from .payloads import complete_jpeg, damage_of_jpeg, jpeg_structure, left_out
 from .pixels import (
     EXTRA_SAMPLES_NOTE,
     DecodedImage,
@@ -248,6 +249,10 @@ def _mended(
     except UnidentifiedImageError as error:
         if kind := jpeg_kind(start) or unknown_kind(path, start, _READABLE_FORMATS):
             raise ImageError(refusal(kind)) from error
+        if name := begun_format(start, _READABLE_FORMATS):
+            raise ImageError(
+                f"is a damaged {name} file that cannot be opened; copy it again from its source"
+            ) from error
         raise
 
 
@@ -275,7 +280,8 @@ def _read_pages(
     """Read all pages of an open file; `start` are its first bytes."""
     if pnm.is_read_here(start):
         on_size(pnm.footprint(file))
-        return (pnm.read(file, start),)
+        notes = left_out(file, "PPM", None, pnm.end_of_first(start))
+        return (replace(pnm.read(file, start), note="; ".join(notes)),)
     with _opened(path, file, start) as (image, head, layout):
         _refuse_unsupported(image, file, head)
         scratch = on_size(head.footprint)
@@ -286,7 +292,9 @@ def _read_pages(
             (page,) = _read_pages(path, whole, start, lambda footprint: None)
             said = "its end mark is missing, its pixels are all there; the output has one"
             return (replace(page, note="; ".join(filter(None, (said, page.note)))),)
-        notes = [] if format_name == "TIFF" else left_out(file, format_name, jpeg)
+        end = pnm.end_of_first(start) if format_name == "PPM" else None
+        notes = [] if format_name == "TIFF" else left_out(file, format_name, jpeg, end)
+        notes += [damage_of_jpeg(file, jpeg)] if jpeg else []
         if head.is_beyond_pillow:
             decoded = sixteen_bit.read(image, file, head)
         else:

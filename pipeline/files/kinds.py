@@ -89,6 +89,10 @@ _SIGNATURES = (
 )  # fmt: skip
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"miaf"}
 _TIFF_MAGIC = {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
+# Kinds whose files are TIFF inside; others that hold TIFF have the wrong name.
+_LIKE_TIFF = {RAW, "a microscope's own format", "a whole slide"}
+# Formats whose first bytes cannot be chance.
+_SIGNED_FORMATS = {"PNG", "JPEG", "GIF", "WEBP", "TIFF", "JPEG2000", "AVIF"}
 _ICON_HEADS = {b"\0\0\1\0", b"\0\0\2\0"}
 
 HEAD_BYTES = 4096  # as many as `kind_of_content` looks at
@@ -129,9 +133,11 @@ def kind_to_read(path: Path, head: bytes) -> str:
             return kind
         raise ImageError(refusal(kind))
     kind = kind_of_name(path)
-    held = {b"\xff\xd8\xff": "JPEG", b"\x89PN": "PNG"}.get(head[:3], "")
-    if kind == RAW and held:
-        raise ImageError(f"is named {path.suffix} ({RAW}), but holds {held}; rename it")
+    held = {b"\xff\xd8\xff": "JPEG", b"\x89PN": "PNG"}.get(head[:3], "") if kind == RAW else ""
+    if kind and kind not in _LIKE_TIFF and head[:4] in _TIFF_MAGIC:
+        held = "TIFF"
+    if held:
+        raise ImageError(f"is named {path.suffix} ({kind}), but holds {held}; rename it")
     if kind and (kind == RAW or head[:4] in _TIFF_MAGIC):
         if kind == RAW and kind in READ:
             return kind
@@ -147,15 +153,30 @@ def unknown_kind(path: Path, head: bytes, readable: Collection[str]) -> str:
         head: its first `HEAD_BYTES`.
         readable: Pillow's names of the formats that are read: such a file is damaged.
     """
+    begun = _begun(head)
+    if begun & set(readable):
+        return ""
+    return kind_of_name(path) or next(iter(sorted(begun)), "")
+
+
+def begun_format(head: bytes, readable: Collection[str]) -> str:
+    """Which of the formats that are read a file begins with, surely; "" if none.
+
+    Args:
+        head: its first bytes.
+        readable: Pillow's names of these formats.
+    """
+    return next(iter(sorted(_begun(head) & set(readable) & _SIGNED_FORMATS)), "")
+
+
+def _begun(head: bytes) -> set[str]:
+    """Pillow's names of the formats that a file begins like."""
     Image.init()
-    begun = {
+    return {
         name
         for name, (_, accepts) in Image.OPEN.items()
         if accepts is not None and accepts(head[:16]) is True
     }
-    if begun & set(readable):
-        return ""
-    return kind_of_name(path) or next(iter(sorted(begun)), "")
 
 
 def refusal(kind: str) -> str:

@@ -16,6 +16,9 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from denoise_batch.kernels.errors import ImageError
+
+from .complaints import MOST_EXTRANEOUS, extraneous_bytes, jpeg_complaints
 from .sniff import rewound
 
 
@@ -27,11 +30,15 @@ class JpegStructure:
         end: position after its end mark; None if there is none.
         segments: marker and data of the application segments before the picture.
         is_every_scan_there: as far as scans and restart marks tell, no pixel is missing.
+        size: (width, height).
+        sampling: of each component, across and down.
     """
 
     end: int | None
     segments: tuple[tuple[int, bytes], ...]
     is_every_scan_there: bool
+    size: tuple[int, int] = (0, 0)
+    sampling: tuple[tuple[int, int], ...] = ()
 
 
 def jpeg_structure(file: BinaryIO) -> JpegStructure | None:
@@ -52,6 +59,8 @@ def complete_jpeg(file: BinaryIO, end: JpegStructure) -> BinaryIO | None:
         file.seek(0)
         data = file.read().removesuffix(b"\xff")
     whole = data + b"\xff\xd9"
+    if jpeg_complaints(whole, end.size, end.sampling):
+        return None
     pictures = []
     for filling in (b"", b"\x55" * 64, b"\xaa" * 64):
         try:
@@ -63,13 +72,48 @@ def complete_jpeg(file: BinaryIO, end: JpegStructure) -> BinaryIO | None:
     return io.BytesIO(whole) if pictures[0] == pictures[1] == pictures[2] else None
 
 
-def left_out(file: BinaryIO, format_name: str, jpeg: JpegStructure | None) -> list[str]:
+# How a box of JPEG 2000 that Pillow does not read begins.
+_JP2_METADATA = {
+    b"uuid\xbe\x7a\xcf\xcb\x97\xa9\x42\xe8": "XMP",
+    b"uuid\xb1\x4b\xf8\xbd\x08\x3d\x4b\x43": "georeference",
+    b"uuidJpgTiffExif": "EXIF",
+    b"uuid\x33\xc7\xa4\xd2\xb8\x1d\x47\x23": "IPTC",
+    b"xml <": "XML",
+    b"res \0\0\0\x12res": "resolution",
+}
+
+
+def damage_of_jpeg(file: BinaryIO, jpeg: JpegStructure) -> str:
+    """What libjpeg complains about in a JPEG file's pixels; "" if it does not, or not of much.
+
+    Returns:
+        a note, if all that is wrong is padding behind the pixels.
+
+    Raises:
+        ImageError: pixels are damaged or missing.
+    """
+    with rewound(file), _bytes_of(file) as data:
+        for complaint in jpeg_complaints(data, jpeg.size, jpeg.sampling):
+            count = extraneous_bytes(complaint)
+            end = (jpeg.end or len(data)) - 2
+            is_padding = count is not None and not data[end - count : end].strip(b"\0\xff")
+            if count is None or (count > MOST_EXTRANEOUS and not is_padding):
+                raise ImageError(f"is damaged ({complaint}); copy it again from its source")
+            if count > MOST_EXTRANEOUS:
+                return f"its pixels end {count} bytes before its end mark; check the last of them"
+    return ""
+
+
+def left_out(
+    file: BinaryIO, format_name: str, jpeg: JpegStructure | None, end: int | None = None
+) -> list[str]:
     """What of a file's contents its output does not hold, for the user.
 
     Args:
         file: open; its position stays.
         format_name: Pillow's name of its format.
         jpeg: if it is a JPEG file.
+        end: where the picture of another file ends, if that is known.
     """
     with rewound(file), _bytes_of(file) as data:
         if jpeg is not None:
@@ -84,8 +128,10 @@ def left_out(file: BinaryIO, format_name: str, jpeg: JpegStructure | None) -> li
             found = ["gain map"] * (b"tmap" in head) + ["film"] * (data.find(b"mpvd") >= 0)
             found += ["HDR metadata (mDCV, cLLI)"] * (b"mdcv" in head or b"clli" in head)
             found += ["depth map"] * (b"aux:depth" in head or b"auxid:2" in head)
+        elif format_name == "JPEG2000":
+            found = [name for key, name in _JP2_METADATA.items() if key in data[: 1 << 16]]
         else:
-            found = []
+            found = [] if end is None else _trailer(data[end:])
     return [f"{', '.join(found)} dropped: only the picture is kept"] if found else []
 
 
@@ -114,10 +160,10 @@ def _walk(data: "mmap.mmap | bytes") -> JpegStructure | None:
         while 0 <= at < len(data) - 1 and data[at + 1] == 0xFF:
             at += 1
         if at < 0 or at >= len(data) - 1:
-            return JpegStructure(None, tuple(segments), scans.are_complete())
+            return scans.structure(None, segments, is_whole=scans.are_complete())
         marker = data[at + 1]
         if marker == 0xD9:
-            return JpegStructure(at + 2, tuple(segments), True)
+            return scans.structure(at + 2, segments, is_whole=True)
         if 0xD0 <= marker <= 0xD7:
             scans.restarts += 1
         if marker in {0x00, 0x01} or 0xD0 <= marker <= 0xD8:  # in a scan, or without data
@@ -126,7 +172,7 @@ def _walk(data: "mmap.mmap | bytes") -> JpegStructure | None:
         size = int.from_bytes(data[at + 2 : at + 4])
         body = data[at + 4 : at + 2 + size]
         if size < 2 or len(body) < size - 2:
-            return JpegStructure(None, tuple(segments), False)
+            return scans.structure(None, segments, is_whole=False)
         if 0xE0 <= marker <= 0xEF:
             segments.append((marker, body))
         elif marker == 0xDD and len(body) >= 2:
@@ -144,7 +190,7 @@ class _Scans:
     def __init__(self) -> None:
         self.restarts = self.interval = 0
         self._size = 0, 0
-        self._sampling: dict[int, tuple[int, int]] = {}
+        self._sampling: dict[int, tuple[int, int]] = {}  # by component, in order
         self._left: set[tuple[int, int]] = set()  # component, coefficient
         self._units = 0  # of the last scan
 
@@ -170,6 +216,13 @@ class _Scans:
             self._units = ceil(ceil(width * h / across) / 8) * ceil(ceil(height * v / down) / 8)
         else:
             self._units = ceil(width / (8 * across)) * ceil(height / (8 * down))
+
+    def structure(
+        self, end: int | None, segments: list[tuple[int, bytes]], *, is_whole: bool
+    ) -> JpegStructure:
+        """Return what the walk has found."""
+        sampling = tuple(self._sampling.values())
+        return JpegStructure(end, tuple(segments), is_whole, self._size, sampling)
 
     def are_complete(self) -> bool:
         """Whether every coefficient came, and every restart mark of the last scan."""

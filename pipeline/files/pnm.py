@@ -30,6 +30,9 @@ _SPACE = rb"(?:\s|#[^\n]*\n)+"
 _HEADER = re.compile(
     rb"(P3|P6|PF)" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)" + _SPACE + rb"(-?[\d.eE+-]+)\s"
 )
+_ANY_HEADER = re.compile(
+    rb"(P[4-6fF])" + _SPACE + rb"(\d+)" + _SPACE + rb"(\d+)(?:" + _SPACE + rb"(-?[\d.eE+-]+)\s)?"
+)
 _PAM_HEADER = re.compile(rb"P7\s.*?ENDHDR[^\n]*\n", re.DOTALL)
 
 
@@ -39,6 +42,24 @@ def is_read_here(start: bytes) -> bool:
         header = _HEADER.match(start)
         return header is not None and header[4].isdigit() and 255 < int(header[4]) < 65536
     return re.match(rb"P7\s|PF\s", start) is not None
+
+
+def end_of_first(start: bytes) -> int | None:
+    """Where the first picture of a file ends that begins so; None if its samples are words."""
+    if pam := _PAM_HEADER.match(start):
+        width, height, channels, peak = _pam_extents(pam[0])
+        return pam.end() + width * height * channels * (1 if peak < 256 else 2)
+    header = _ANY_HEADER.match(start)
+    if header is None:
+        return None
+    kind, width, height = header[1], int(header[2]), int(header[3])
+    if kind == b"P4":
+        return header.end(3) + 1 + (width + 7) // 8 * height
+    if header[4] is None:
+        return None
+    channels = 3 if kind in {b"P6", b"PF"} else 1
+    size = 4 if kind in {b"Pf", b"PF"} else 1 if float(header[4]) < 256 else 2
+    return header.end() + width * height * channels * size
 
 
 def footprint(file: BinaryIO) -> Footprint:
@@ -56,10 +77,7 @@ def read(file: BinaryIO, start: bytes) -> DecodedImage:
     pam = _PAM_HEADER.match(start)
     plain = _HEADER.match(start)
     if pam:
-        fields = dict(line.split(maxsplit=1) for line in _lines(pam[0]) if b" " in line)
-        width, height, channels, peak = (
-            int(fields.get(name, 0)) for name in (b"WIDTH", b"HEIGHT", b"DEPTH", b"MAXVAL")
-        )
+        width, height, channels, peak = _pam_extents(pam[0])
         end, is_float, is_swapped = pam.end(), False, sys.byteorder == "little"
     elif plain:
         width, height, channels = int(plain[2]), int(plain[3]), 3
@@ -145,6 +163,15 @@ def _of_words(text: bytes, count: int, peak: int) -> Tensor:
     if bool(((samples < 0) | (samples > peak)).any()):
         raise ImageError(f"is damaged (samples beyond {peak}); copy it again from its source")
     return samples.to(torch.uint16)
+
+
+def _pam_extents(header: bytes) -> tuple[int, int, int, int]:
+    """Width, height, channels and the largest sample of a PAM file; 0 for what it does not say."""
+    fields = dict(line.split(maxsplit=1) for line in _lines(header) if b" " in line)
+    width, height, channels, peak = (
+        int(fields.get(name, 0)) for name in (b"WIDTH", b"HEIGHT", b"DEPTH", b"MAXVAL")
+    )
+    return width, height, channels, peak
 
 
 def _lines(header: bytes) -> list[bytes]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError
 
+from .complaints import printed_complaints
 from .footprint import Footprint, PageSize
 from .metadata import Metadata, StorageFormat
 from .pixels import DecodedImage
@@ -57,7 +58,11 @@ def read(path: Path, on_size: Callable[[Footprint], object]) -> DecodedImage:
         on_size(Footprint([PageSize(width * height, 4, 4, has_holes=True)], "OPENEXR"))
         if "deep" in str(file.header()["type"]):
             raise ImageError("has deep pixels; flatten it first")
-    with OpenEXR.File(str(path), separate_channels=True) as file:
+    with printed_complaints("Warning: Exception raised", "(EXR_ERR_") as complaints:
+        file = OpenEXR.File(str(path), separate_channels=True)
+    if complaints:  # the file then has no parts
+        raise ImageError(f"is damaged ({complaints[0]}); copy it again from its source")
+    with file:
         header, found = dict(file.header()), dict(file.channels())
     if any(channel.xSampling != 1 or channel.ySampling != 1 for channel in found.values()):
         raise ImageError("has subsampled channels (luminance and chroma); save it as RGB")

@@ -83,8 +83,6 @@ def refuse_unsupported(image: Image.Image | None, file: BinaryIO, head: FileHead
             "extra: pip install 'denoise-batch[scientific]'"
         )
     if image is not None and image.format == "PNG":
-        if "transparency" in image.info:
-            raise ImageError("has 16-bit colour with a transparent colour; remove the transparency")
         return
     import tifffile
 

@@ -43,6 +43,7 @@ _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 262, 
 _COMPRESSION, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 259, 338, 339
 _PALETTE, _CMYK = 3, 5  # photometric interpretations
 _SIGNED, _FLOAT = 2, 3  # sample formats
+_WEBP = 50001  # a compression
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def sniff(image: Image.Image, file: BinaryIO, layout: Layout | None = None) -> F
         frames=(0,),
         bits=(bits,),
         footprint=Footprint((_page_size(image, bits),), image.format or ""),
-        is_beyond_pillow=image.format == "PNG" and bits == 16 and image.mode in _COLOUR,
+        is_beyond_pillow=image.format == "PNG"
+        and bits == 16
+        and (image.mode in _COLOUR or "transparency" in image.info),
         is_lossless_webp=image.format == "WEBP" and _is_lossless_webp(file),
     )
 
@@ -125,6 +128,7 @@ def _sniff_tiff(image: Image.Image, file: BinaryIO, layout: Layout) -> FileHead:
             # libtiff has turned their bytes already, and Pillow turns them again.
             is_turned = image.mode == "F" and is_big_endian and directory.value(_COMPRESSION, 1) > 1
             is_beyond_pillow |= is_wide_colour or is_turned or _holds_bands(directory)
+            is_beyond_pillow |= directory.value(_COMPRESSION) == _WEBP  # not in its libtiff
         if image.tell() != 0:
             image.seek(0)
     except _UNREADABLE:
@@ -135,7 +139,8 @@ def _sniff_tiff(image: Image.Image, file: BinaryIO, layout: Layout) -> FileHead:
 def _page_size(image: Image.Image, bits: int) -> PageSize:
     """The size of the only page of a file that is not TIFF."""
     has_alpha = image.has_transparency_data
-    bands = 3 + has_alpha if image.mode == "P" else len(image.getbands())
+    colours = 3 if image.mode == "P" else sum(band not in "Aa" for band in image.getbands())
+    bands = colours + has_alpha
     return PageSize(image.width * image.height, bands, -(-bits // 8), has_alpha or bits > 8)
 
 
@@ -183,8 +188,6 @@ def refuse_unsupported(image: Image.Image, bits: int) -> None:
             f"has {bits}-bit samples, which would be written with 16; convert it to 16-bit PNG or "
             "TIFF"
         )
-    if image.mode in WIDE_GRAY and "transparency" in image.info:
-        raise ImageError("has 16-bit gray with a transparent colour; remove the transparency")
 
 
 def jpeg_kind(start: bytes) -> str:
@@ -295,11 +298,13 @@ def _inflated(name: bytes, data: bytes) -> int:
     """The size of a chunk's text or profile: above the limit if it cannot be inflated."""
     rest = data.partition(b"\0")[2]
     if name == b"iTXt" and rest[:1] == b"\1":
-        rest = rest[2:].split(b"\0", 2)[-1]
+        method, rest = rest[1:2], rest[2:].split(b"\0", 2)[-1]
     elif name in {b"zTXt", b"iCCP"}:
-        rest = rest[1:]  # the method
+        method, rest = rest[:1], rest[1:]
     else:
         return len(data) if name in {b"tEXt", b"iTXt"} else 0
+    if method != b"\0":  # Deflate; there is no other
+        return _CHUNK_LIMIT + 1
     inflator = zlib.decompressobj()
     try:
         size = len(inflator.decompress(rest, _CHUNK_LIMIT + 1))

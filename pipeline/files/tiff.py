@@ -244,8 +244,11 @@ def layout(file: BinaryIO) -> Layout:
     planes, plane_bytes, description = 1, 0, None
     if len(directories) == 1:
         planes, plane_bytes, description, note = _stack(directories[0], file)
-        if note:
-            notes[0] = (*notes.get(0, ()), note)
+    else:
+        promised, source = _promised(directories[0])
+        note = _of_stale_promise(source, promised, len(frames)) if promised > len(frames) else ""
+    if note:
+        notes[frames[0]] = (*notes.get(frames[0], ()), note)
     return Layout(
         tuple(frames),
         planes,
@@ -340,26 +343,17 @@ def _stack(directory: _Directory, file: BinaryIO) -> tuple[int, int, str | None,
     Raises:
         ImageError: the file holds some of the planes, but not all.
     """
-    text = directory.text(IMAGE_DESCRIPTION)
     width, height = directory.size
     samples = directory.number(_SAMPLES, 1)
     bits = sum(directory.numbers(_BITS)) or samples
     is_planar = directory.number(_PLANAR, 1) == 2 and samples > 1
     row = -(-width * bits // 8) if not is_planar else samples * -(-width * bits // samples // 8)
-    plane_bytes, source, description = row * height, "", None
-    planes = 1
-    if text.startswith("ImageJ="):
-        match = re.search(r"^images=(\d+)", text, re.MULTILINE)
-        planes, source = int(match[1]) if match else 1, "ImageJ"
-    elif text.startswith('{"shape"'):
-        with suppress(ValueError, TypeError, KeyError, RecursionError):
-            said = json.loads(text)
-            planes = math.prod(said["shape"]) // max(1, width * height * samples)
-            source = "tifffile"
-            if said.pop("truncated", None):
-                description = json.dumps(said)
-    elif _UIC2 in directory.tags:
-        planes, source = directory._where[_UIC2][1], "MetaMorph"
+    plane_bytes, description = row * height, None
+    planes, source = _promised(directory)
+    if source == "tifffile":
+        said = json.loads(directory.text(IMAGE_DESCRIPTION))
+        if said.pop("truncated", None):
+            description = json.dumps(said)
     if planes <= 1 or not plane_bytes:
         return 1, 0, None, ""
     offsets, sizes = directory.numbers(_STRIP_OFFSETS), directory.numbers(_STRIP_BYTES)
@@ -373,10 +367,30 @@ def _stack(directory: _Directory, file: BinaryIO) -> tuple[int, int, str | None,
     if held >= planes:
         return planes, plane_bytes, description, ""
     if held == 1:
-        return 1, 0, None, f"its {source} description promises {planes} planes; it holds one"
+        return 1, 0, None, _of_stale_promise(source, planes, 1)
     raise ImageError(
         f"promises {planes} planes ({source}), but ends after {held}; copy it again from its source"
     )
+
+
+def _promised(directory: _Directory) -> tuple[int, str]:
+    """How many planes a file's first directory says it holds, and whose description that is."""
+    text = directory.text(IMAGE_DESCRIPTION)
+    if text.startswith("ImageJ="):
+        match = re.search(r"^images=(\d+)", text, re.MULTILINE)
+        return int(match[1]) if match else 1, "ImageJ"
+    if text.startswith('{"shape"'):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            pixels = math.prod(directory.size) * directory.number(_SAMPLES, 1)
+            return math.prod(json.loads(text)["shape"]) // max(1, pixels), "tifffile"
+    if _UIC2 in directory.tags:
+        return directory._where[_UIC2][1], "MetaMorph"
+    return 1, ""
+
+
+def _of_stale_promise(source: str, promised: int, held: int) -> str:
+    holds = "one" if held == 1 else str(held)
+    return f"its {source} description promises {promised} planes; it holds {holds}"
 
 
 def _link(file: BinaryIO, order: str, is_big: bool, at: int) -> int:

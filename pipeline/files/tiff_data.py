@@ -2,7 +2,7 @@
 
 libtiff stops as soon as it has the pixels of a strip: it reads no checksum behind them, and misses
 that a damaged strip holds more. A changed byte of PackBits, or of samples that are not compressed,
-cannot be told; one of Group 3 and 4 and of LZW mostly.
+cannot be told; one of Group 3 and 4, of LZW and of JPEG mostly.
 """
 
 import zlib
@@ -12,14 +12,14 @@ from typing import BinaryIO
 
 from denoise_batch.kernels.errors import ImageError
 
-from .complaints import fax_complaints
+from .complaints import page_complaints
 from .tiff_tags import Directory
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR = 273, 277, 278, 279, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
 _NONE, _LZW, _DEFLATE, _YCBCR, _SEPARATE = 1, 5, {8, 32946}, 6, 2
-_FAX = {2, 3, 4}
+_COMPLAINED_OF = {2, 3, 4, 7}  # fax and JPEG
 _READ_BYTES = 1 << 16
 _MOST_BYTES = 1 << 28  # of a strip that is decoded as a whole, beside the picture
 
@@ -33,8 +33,10 @@ def check_segments(file: BinaryIO, directory: Directory) -> None:
     offsets = directory.values(_TILE_OFFSETS) or directory.values(_STRIP_OFFSETS)
     sizes = directory.values(_TILE_BYTES) or directory.values(_STRIP_BYTES)
     compression = directory.value(_COMPRESSION, _NONE)
-    if compression in _FAX and isinstance(name := getattr(file, "name", None), str | Path):
-        for complaint in fax_complaints(str(name), directory.offset):
+    if compression in _COMPLAINED_OF and isinstance(
+        name := getattr(file, "name", None), str | Path
+    ):
+        for complaint in page_complaints(str(name), directory.offset):
             raise ImageError(f"is damaged ({complaint}); copy it again from its source")
     end = file.seek(0, 2)
     is_plain = directory.value(_FILL_ORDER, 1) == 1
@@ -45,22 +47,24 @@ def check_segments(file: BinaryIO, directory: Directory) -> None:
             continue
         file.seek(offset)
         if compression in _DEFLATE:
-            _check_deflate(file, size, number)
+            _check_deflate(file, size, _segment_bytes(directory, number), number)
         elif compression == _LZW:
             expected = _segment_bytes(directory, number)
             if max(expected, default=0) <= _MOST_BYTES:
                 _check_lzw(file.read(size), expected, number)
 
 
-def _check_deflate(file: BinaryIO, size: int, number: int) -> None:
-    inflator = zlib.decompressobj()
+def _check_deflate(file: BinaryIO, size: int, expected: set[int], number: int) -> None:
+    inflator, found = zlib.decompressobj(), 0
     while size > 0 and not inflator.eof:
         data = file.read(min(size, _READ_BYTES))
         size -= len(data)
         try:
-            inflator.decompress(data)
+            found += len(inflator.decompress(data))
         except zlib.error as error:
             raise _damaged(number, str(error)) from error
+    if not inflator.eof and expected and found > max(expected):  # no checksum came
+        raise _damaged(number, f"{found} bytes instead of {max(expected)}")
 
 
 def _check_lzw(data: bytes, expected: set[int], number: int) -> None:

@@ -1,5 +1,6 @@
 """Files of many pages that would take much of the memory: their pages go to disk (ADR 29)."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -44,6 +45,8 @@ def scratch_for(
     """
     with suppress(OSError):
         free = shutil.disk_usage(folder).free
+        if is_memory(folder):
+            free = min(free, available_host_bytes())
         if free < need:
             raise ImageError(
                 f"needs about {need / 1e9:.2g} GB of disk ({len(footprint.pages)} pages, "
@@ -51,6 +54,23 @@ def scratch_for(
                 f"{folder}; make room there, or {mend}"
             )
     return Scratch(folder, mend)
+
+
+def is_memory(folder: Path) -> bool:
+    """Whether what is in a folder takes memory, as in Linux's tmpfs.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    device = folder.stat().st_dev
+    try:
+        mounts = [*map(str.split, Path("/proc/self/mountinfo").read_text().splitlines())]
+    except OSError:  # not Linux
+        return False
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    return any(
+        mount[2] == wanted and mount[mount.index("-") + 1] in {"tmpfs", "ramfs"} for mount in mounts
+    )
 
 
 def on_disk_if_large(folder: Path | None = None) -> Callable[[Footprint], Scratch | None]:

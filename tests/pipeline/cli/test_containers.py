@@ -180,6 +180,17 @@ def test_content_decides_for_pictures_with_another_name(tmp_path: Path) -> None:
 # Passed over
 
 
+@pytest.mark.parametrize("suffix", ["heic", "jxl", "exr", "fits", "dds", "psd", "hdr"])
+def test_tiff_with_the_name_of_another_kind_is_told_to_be_renamed(
+    suffix: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite(folder / f"a.{suffix}", samples(9, 11))
+    run(folder / f"a.{suffix}", code=6)
+    said = capsys.readouterr().out
+    assert f"is named .{suffix} (" in said
+    assert "but holds TIFF; rename it" in said
+
+
 def test_a_folder_says_what_it_passed_over(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,6 +325,23 @@ def test_a_stack_that_lacks_planes_is_an_error_and_a_stale_promise_a_note(
     output = run(folder) / "a.tif"
     assert "promises 6 planes; it holds one" in capsys.readouterr().out
     assert np.array_equal(tifffile.imread(output, key=0), planes[0])
+
+
+@pytest.mark.parametrize(
+    "description", ["ImageJ=1.54f\nimages=7\nslices=7\n", '{"shape": [7, 9, 11]}']
+)
+def test_a_file_of_fewer_pages_than_its_description_promises_is_noted(
+    description: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("short", 3), ("whole", 7)):
+        with tifffile.TiffWriter(folder / f"{name}.tif") as tiff:
+            for number in range(count):
+                said = description if number == 0 else None
+                tiff.write(samples(9, 11), metadata=None, description=said)
+    run(folder)
+    said = capsys.readouterr().out
+    assert "short.tif: its " in said
+    assert said.count("promises 7 planes; it holds 3") == 1
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
@@ -592,12 +620,48 @@ def test_padding_behind_a_picture_is_nothing(
 def test_what_follows_other_pictures_is_noted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("a.png", "a.webp"):
-        picture(40, 30).save(folder / name)
-        with (folder / name).open("ab") as file:
-            file.write(b"more")
+    """Portable maps may hold one picture after another."""
+    picture(41, 30).save(folder / "a.png")
+    picture(41, 30).save(folder / "a.webp")
+    deep = samples(30, 41, 3).astype("f4")
+    for name, header, data in (
+        ("a.pbm", b"P4\n# 1\n41 30\n", bytes(6 * 30)),
+        ("a.pgm", b"P5\n41 30\n255\n", deep[:, :, 0].astype("u1")),
+        ("b.pgm", b"P5 41 30 4095\n", deep[:, :, 0].astype(">u2")),
+        ("a.ppm", b"P6\n41 30 # of 8 bits\n255\n", deep.astype("u1")),
+        ("b.ppm", b"P6\n41 30\n65535\n", deep.astype(">u2")),
+        ("a.pfm", b"PF\n41 30\n-1.0\n", deep),
+        ("b.pfm", b"Pf\n41 30\n-1.0\n", deep[:, :, 0]),
+        ("a.pam", b"P7\nWIDTH 41\nHEIGHT 30\nDEPTH 3\nMAXVAL 255\nENDHDR\n", deep.astype("u1")),
+    ):
+        (folder / name).write_bytes(header + bytes(data))
+    for path in [*folder.iterdir()]:
+        (folder / f"whole-{path.name}").write_bytes(path.read_bytes())
+        path.write_bytes(path.read_bytes() + b"more")
     run(folder)
-    assert capsys.readouterr().out.count("4 bytes after the end of the picture dropped") == 2
+    assert capsys.readouterr().out.count("4 bytes after the end of the picture dropped") == 10
+
+
+def test_metadata_of_jpeg_2000_are_dropped_with_a_note(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(40, 30).save(folder / "whole.jp2")
+    whole = (folder / "whole.jp2").read_bytes()
+    at = whole.index(b"jp2c") - 4
+    for name, key, kind in (
+        ("XMP", "be7acfcb97a942e89c71999491e3afac", b"uuid"),
+        ("georeference", "b14bf8bd083d4b43a5ae8cd7d5a6ce03", b"uuid"),
+        ("EXIF", b"JpgTiffExif->JP2".hex(), b"uuid"),
+        ("XML", b"<a/>".hex(), b"xml "),
+    ):
+        body = bytes.fromhex(key) + b" content"
+        box = struct.pack(">I", len(body) + 8) + kind + body
+        (folder / f"{name}.jp2").write_bytes(whole[:at] + box + whole[at:])
+    run(folder)
+    said = capsys.readouterr().out
+    for name in ("XMP", "georeference", "EXIF", "XML"):
+        assert f"{name}.jp2: {name} dropped: only the picture is kept" in said
+    assert "whole.jp2" not in "".join(line for line in said.splitlines() if "note" in line)
 
 
 @pytest.mark.parametrize("form", ["png", "webp", "tiff", "avif"])

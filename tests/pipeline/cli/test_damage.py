@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,9 @@ SIDE_CHUNKS = {
     "large iCCP": chunk(b"iCCP", b"p\0\0" + LARGE),
     "broken zTXt": chunk(b"zTXt", b"Comment\0\0" + LARGE[:100]),
     "broken iCCP": chunk(b"iCCP", b"p\0\0" + b"no profile"),
+    "method zTXt": chunk(b"zTXt", b"Comment\0\1" + zlib.compress(b"hello")),
+    "method iTXt": chunk(b"iTXt", b"Comment\0\1\7\0\0" + zlib.compress(b"hello")),
+    "method iCCP": chunk(b"iCCP", b"p\0\2" + zlib.compress(ICC)),
     "checksum tEXt": chunk(b"tEXt", b"Comment\0hello", 1),
     "checksum iCCP": chunk(b"iCCP", b"p\0\0" + zlib.compress(ICC), 1),
     "checksum gAMA": chunk(b"gAMA", struct.pack(">I", 45455), 1),
@@ -182,6 +186,104 @@ def test_a_damaged_chunk_of_pixels_fails_the_file(name: bytes, folder: Path) -> 
     content[at + 4 + 13 if name == b"IHDR" else at + 40] ^= 1
     (folder / "a.png").write_bytes(content)
     assert not (denoised(folder) / "a.png").exists()
+
+
+@pytest.mark.parametrize("name", [b"PLTE", b"tRNS"])
+def test_a_picture_that_cannot_be_opened_is_called_damaged(
+    name: bytes, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "a.png").write_bytes(png(chunk(name, bytes(6), 1)))
+    denoised(folder)
+    assert "a.png: is a damaged PNG file" in capsys.readouterr().err
+
+
+# JPEG: libjpeg goes on with whatever it gets
+
+JPEGS = {
+    "baseline": {}, "gray": {"mode": "L"}, "progressive": {"progressive": True},
+    "full colour": {"subsampling": 0}, "restarts": {"restart_marker_rows": 1},
+    "CMYK": {"mode": "CMYK"},
+}  # fmt: skip
+
+
+def jpeg_of(case: str) -> bytes:
+    options = dict(JPEGS[case])
+    file = io.BytesIO()
+    picture(96, 64).convert(options.pop("mode", "RGB")).save(file, "JPEG", quality=90, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("case", JPEGS)
+def test_damaged_pixels_of_a_jpeg_fail_the_file(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = jpeg_of(case)
+    start = whole.rindex(b"\xff\xda") + 14
+    size = len(whole) - 2 - start
+    third, half = size // 3, start + size // 2
+    cases = {
+        "whole": whole,
+        "hole": whole[:half] + bytes(size // 4) + whole[half + size // 4 :],
+        "no-tail": whole[: -third - 2] + whole[-2:],
+        "zero-tail": whole[: -third - 2] + bytes(third + 2),
+    }
+    for name, content in cases.items():
+        (folder / f"{name}.jpg").write_bytes(content)
+    for number, content in enumerate(changed(whole, start, size, 12)):
+        (folder / f"{number:02}.jpg").write_bytes(content)
+    written = {path.stem for path in denoised(folder).glob("*.jpg")}
+    assert written & cases.keys() == {"whole"}
+    assert len(written) <= 10  # in many a changed byte is a pixel of another colour, and no more
+    assert "zero-tail.jpg: is damaged" in capsys.readouterr().err
+
+
+def test_bytes_behind_the_pixels_of_a_jpeg_are_no_damage(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = jpeg_of("baseline")
+    for name, more in (("few", b"\x17\x2a"), ("zeros", bytes(300)), ("ones", b"\xff" * 99)):
+        (folder / f"{name}.jpg").write_bytes(whole[:-2] + more + whole[-2:])
+    output = denoised(folder, "--format", "png")
+    out = capsys.readouterr().out
+    assert "zeros.jpg: its pixels end" in out
+    assert out.count("its pixels end") == 1
+    with Image.open(io.BytesIO(whole)) as image:
+        before = image.tobytes()
+    for path in output.glob("*.png"):
+        with Image.open(path) as after:
+            assert after.tobytes() == before, path.name
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (32, 32)}, {"rowsperstrip": 16}])
+@pytest.mark.parametrize("photometric", ["ycbcr", "minisblack"])
+def test_a_damaged_jpeg_in_tiff_fails_the_file(
+    photometric: str, options: dict[str, Any], folder: Path
+) -> None:
+    array = np.asarray(picture(96, 64).convert("RGB" if photometric == "ycbcr" else "L"))
+    tifffile.imwrite(
+        folder / "whole.tif", array, photometric=photometric, compression="jpeg", **options
+    )
+    with tifffile.TiffFile(folder / "whole.tif") as file:
+        page = file.pages.first
+        start, size = page.dataoffsets[-1], page.databytecounts[-1]
+    content = (folder / "whole.tif").read_bytes()
+    half = start + size * 2 // 3
+    hole = content[:half] + bytes(size // 5) + content[half + size // 5 :]
+    (folder / "hole.tif").write_bytes(hole)
+    assert {path.stem for path in denoised(folder).glob("*.tif")} == {"whole"}
+
+
+def test_a_deflate_strip_that_goes_on_without_its_checksum_is_damaged(folder: Path) -> None:
+    """Zeros are codes of pixels, too: libtiff stops at the last of them."""
+    samples = np.random.default_rng(0).integers(0, 9000, (64, 96)).astype("u2")
+    for name, array in {"u1": samples.astype("u1"), "u2": samples, "f4": samples / 7.0}.items():
+        array = array.astype("f4") if name == "f4" else array
+        tifffile.imwrite(folder / f"{name}.tif", array, compression="zlib")
+        content, start, size = strip(folder / f"{name}.tif")
+        for share in (2, 3, 5):
+            bad = content[: start + size - size // share] + bytes(size // share)
+            (folder / f"{name}-{share}.tif").write_bytes(bad + content[start + size :])
+    assert {path.stem for path in denoised(folder).glob("*.tif")} == {"u1", "u2", "f4"}
 
 
 # Side data of the other formats

@@ -1,5 +1,6 @@
 """Formats of the extras: camera RAW, HEIC and JPEG XL, OpenEXR, in and out."""
 
+import json
 import math
 import struct
 import subprocess
@@ -151,6 +152,28 @@ def test_a_truncated_file_fails_by_name(
     assert run(tmp_path, "-o", tmp_path / "out") == 1
     assert f"{name}: is damaged or truncated" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["good.png"]
+
+
+def test_damaged_openexr_fails_by_name_and_prints_nothing_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    exr = pytest.importorskip("OpenEXR")
+    (folder := tmp_path / "imgs").mkdir()
+    header = {"compression": exr.ZIP_COMPRESSION, "type": exr.scanlineimage}
+    colour = np.random.default_rng(0).random((64, 48, 3)).astype("f2")
+    exr.File(header, {"RGB": colour}).write(str(folder / "whole.exr"))
+    whole = (folder / "whole.exr").read_bytes()
+    half = len(whole) // 2
+    hole = whole[:half] + bytes(99) + whole[half + 99 :]
+    for name, content in {"cut": whole[:-9], "half": whole[:half], "hole": hole}.items():
+        (folder / f"{name}.exr").write_bytes(content)
+    assert main([str(folder), "-d", "cpu", "-w", "tconv", "--log", "json"]) == 1
+    out, err = capfd.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    reasons = [line["reason"] for line in lines if line.get("status") == "failed"]
+    assert len(reasons) == 3
+    assert all(".exr: is damaged (" in reason for reason in reasons)
+    assert "EXR_ERR" not in err
 
 
 @pytest.mark.parametrize("name", ["tiled.exr", "attributes.exr"])

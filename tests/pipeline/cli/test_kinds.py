@@ -1,6 +1,7 @@
 """Kinds of samples that Pillow has no mode for: bit for bit at strength 0, or refused by name."""
 
 import struct
+import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -87,6 +88,9 @@ def test_other_layouts_of_tiff_come_back(folder: Path) -> None:
         "tiles16": (noise("u2", 40, 70, 3), {"photometric": "rgb", "tile": (16, 32),
                                              "compression": "lzw", "predictor": True}),
         "zstd": (noise("u2", H, W, 3), {"photometric": "rgb", "compression": "zstd"}),
+        "webp": (noise("u1", H, W, 3), {"photometric": "rgb", "compression": "webp"}),
+        "webp4": (noise("u1", H, W, 4), {"photometric": "rgb", "compression": "webp",
+                                         "extrasamples": ["unassalpha"]}),
         "lerc": (noise("f4", H, W), {"compression": "lerc"}),
         "la16": (noise("u2", H, W, 2), {"photometric": "minisblack", "planarconfig": "contig",
                                         "extrasamples": ["unassalpha"]}),
@@ -189,6 +193,20 @@ def pam(array: NDArray[np.generic], kind: str) -> bytes:
     lines = (f"P7\n# made by hand\nWIDTH {width}\nHEIGHT {height}\nDEPTH {depth}\n"
              f"MAXVAL {peak}\nTUPLTYPE {kind}\nENDHDR\n")  # fmt: skip
     return lines.encode() + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_of_16_bits_becomes_alpha(channels: int, folder: Path) -> None:
+    """As it does with 8 bits; the colour below stays."""
+    samples = noise("u2", H, W, channels)
+    samples[3:9, 4:11] = key = samples[0, 0]
+    whole = bytes(imagecodecs.png_encode(samples[:, :, 0] if channels == 1 else samples))
+    said = b"tRNS" + key.astype(">u2").tobytes()
+    chunk = struct.pack(">I", 2 * channels) + said + struct.pack(">I", zlib.crc32(said))
+    (folder / "a.png").write_bytes(whole[:33] + chunk + whole[33:])
+    output = imagecodecs.png_decode((run(folder) / "a.png").read_bytes())
+    assert np.array_equal(output[:, :, :-1], samples)
+    assert np.array_equal(output[:, :, -1] == 0, (samples == key).all(2))
 
 
 def test_portable_maps_come_back(folder: Path) -> None:

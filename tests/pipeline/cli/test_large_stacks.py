@@ -19,7 +19,9 @@ from PIL import Image
 
 from denoise_batch.cli.batch import main
 from denoise_batch.files import tiff_tags
+from denoise_batch.files.footprint import Footprint, PageSize
 from denoise_batch.files.scratch import Scratch
+from denoise_batch.kernels import ImageError
 from denoise_batch.options import DenoiseOptions
 from denoise_batch.progress import Stop
 from denoise_batch.streaming import large
@@ -319,6 +321,17 @@ def test_too_little_disk_is_told_before_anything_is_decoded(
     assert reason.startswith(f"{folder / 'a.tif'}: needs about ")
     assert "GB of disk (3 pages, 0 megapixels), 1e-06 GB are free in OUT" in reason
     assert on_disk == []
+
+
+def test_what_a_file_system_keeps_in_memory_is_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or not large.is_memory(shared):
+        pytest.skip("no tmpfs here")
+    monkeypatch.setattr(large, "available_host_bytes", lambda: 1000)
+    footprint = Footprint([PageSize(100, 1, 2)] * 9)
+    with pytest.raises(ImageError, match="1e-06 GB are free in /dev/shm"):
+        large.scratch_for(shared, footprint, 1800)
+    assert not large.is_memory(Path("/proc"))
 
 
 @pytest.mark.parametrize("most_puts", [2, 5, 8])

@@ -377,11 +377,6 @@ def test_10_bit_samples_of_avif_are_told_from_8(tmp_path: Path) -> None:
         assert sniff(image, io.BytesIO(deep)).bits == (10,)
 
 
-def test_a_transparent_colour_of_16_bit_gray_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="transparent colour"):
-        read_image(saved(tmp_path / "a.png", noise_image("I;16"), transparency=5))
-
-
 def test_dropped_extra_samples_are_said(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     path.write_bytes(tiff_bytes({258: (8,) * 4, 262: 2, 277: 4, 338: 0}, b"\xff\0\xff\7"))
