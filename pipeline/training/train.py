@@ -50,11 +50,12 @@ from .run_folder import Curves, RunFolder, TrainingState, ValidationResult, draw
 from .scene_pairs import ScenePairs
 
 # Too low an estimate leaves noise, too high a one costs little.
-# Of the estimator's loss: the weight of detail beside noise, the level from which noise is seen
-# whatever the picture is, and the range of τ below it.
-DETAIL_WEIGHT = 0.3
+# Of the estimator's loss: the level from which noise is seen whatever the picture is; below it, the
+# range of τ, the weight of detail beside noise, and by what share estimates are to be higher.
 STRONG_LEVEL = 10 / 255
-TAU_RANGE = 0.1, 0.97
+TAU_RANGE = 0.2, 0.85
+DETAIL_WEIGHT = 0.3
+WEAK_EXCESS = 0.3
 # Half of the tiles are told a level that is a little wrong, as an estimate is.
 EXACT_SHARE = 0.5
 LEVEL_SPREAD = 0.3  # deviation of its logarithm
@@ -328,7 +329,8 @@ def _loss_and_gradient(
     if options.estimator:
         criterion: Loss = ExpectileLoss(estimator_tau(level, target))
         output = trained_part(network, options)(network.pad(noisy))
-        target = (255 * level.clamp(max=LARGEST_LEVEL)).sqrt().view(-1, 1, 1, 1)
+        wanted = level * (1 + WEAK_EXCESS * weakness(level))
+        target = (255 * wanted.clamp(max=LARGEST_LEVEL)).sqrt().view(-1, 1, 1, 1)
     else:
         criterion = LogMSELoss(level, known) if options.loss == "log" else MSELoss(known)
         network.set_level(told)
@@ -350,8 +352,12 @@ def estimator_tau(level: Tensor, target: Tensor) -> Tensor:
     """
     level, detail = level.view(-1, 1, 1, 1), fine_variance(target).mean((1, 2, 3), keepdim=True)
     share = level.square() / (level.square() + DETAIL_WEIGHT * detail.nan_to_num() + 1e-9)
-    weak = 1 / (1 + (level / STRONG_LEVEL).square())
-    return torch.lerp(torch.full_like(share, 0.5), share.clamp(*TAU_RANGE), weak)
+    return torch.lerp(torch.full_like(share, 0.5), share.clamp(*TAU_RANGE), weakness(level))
+
+
+def weakness(level: Tensor) -> Tensor:
+    """Return how weak a level is, from 1 for no noise through ½ at `STRONG_LEVEL` to 0."""
+    return 1 / (1 + (level / STRONG_LEVEL).square())
 
 
 def _roughly(level: Tensor, generators: Generators) -> Tensor:

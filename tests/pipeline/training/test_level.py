@@ -102,10 +102,10 @@ def test_a_level_is_rather_too_high_where_nothing_is_lost_by_it() -> None:
     smooth = torch.linspace(0, 1, 64).expand(2, 3, 64, 64)
     busy = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     weak, strong = torch.tensor([2.0, 4.0]) / 255, torch.tensor([75.0, 75.0]) / 255
-    assert estimator_tau(weak, smooth).min() > 0.9
-    assert estimator_tau(weak, busy).max() < 0.2
+    assert estimator_tau(weak, smooth).min() > 0.75
+    assert estimator_tau(weak, busy).max() < 0.3
     assert (estimator_tau(strong, smooth) - 0.5).abs().max() < 0.02
-    assert estimator_tau(torch.zeros(2), smooth).max() < 0.2
+    assert estimator_tau(torch.zeros(2), smooth).max() < 0.3
     assert estimator_tau(weak, torch.full_like(busy, torch.nan)).isfinite().all()
 
 
