@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,12 @@ from denoise_batch.cli.batch import main
 from denoise_batch.files import tiff_tags
 from denoise_batch.files.scratch import Scratch
 from denoise_batch.options import DenoiseOptions
-from denoise_batch.progress import Stop
+from denoise_batch.progress import Progress, Stop
 from denoise_batch.streaming import large
 from denoise_batch.streaming.manifest import FOLDER
+from denoise_batch.streaming.result import Summary
 from denoise_batch.streaming.session import Session
+from denoise_batch.streaming.watch import watch
 
 MIB = 1 << 20
 NOISE = np.random.default_rng(0)
@@ -319,6 +322,31 @@ def test_too_little_disk_is_told_before_anything_is_decoded(
     assert reason.startswith(f"{folder / 'a.tif'}: needs about ")
     assert "GB of disk (3 pages, 0 megapixels), 1e-06 GB are free in OUT" in reason
     assert on_disk == []
+
+
+def test_a_watch_tries_again_what_had_too_little_disk(
+    on_disk: list[Path], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imgs").mkdir()
+    microscope(tmp_path / "imgs" / "a.tif")
+    usage, stop = shutil.disk_usage(tmp_path), Stop()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    statuses: list[str] = []
+
+    def on_round(summary: Summary) -> None:
+        statuses.extend(result.status for result in summary.results)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        if summary.exit_code == 0:
+            stop.set(signal.SIGTERM)
+
+    end = threading.Timer(60, stop.set, [signal.SIGTERM])
+    end.start()
+    options = DenoiseOptions((str(tmp_path / "imgs"),), weights=str(weights), device="cpu")
+    with Session(options) as session:
+        watch(session, 0.01, Progress(), stop, on_round)
+    end.cancel()
+    assert statuses == ["failed", "done"]
+    assert len(on_disk) == 1
 
 
 @pytest.mark.parametrize("most_puts", [2, 5, 8])
