@@ -94,7 +94,7 @@ class Manifest:
         part: whose lines this run adds: "" or a shard's name. The lines of all parts are read.
 
     Raises:
-        OptionError: something else is in the place of a part.
+        OptionError: a part cannot be read, or something else is in its place.
     """
 
     def __init__(self, root: Path, part: str = "") -> None:
@@ -483,14 +483,23 @@ def _age(path: Path) -> tuple[int, str]:
 
 
 def _read(path: Path) -> Iterator[Entry]:
-    """Yield the valid lines of a manifest; a killed run may leave a torn one, others anything."""
+    """Yield the valid lines of a manifest; a killed run may leave a torn one, others anything.
+
+    Raises:
+        OptionError: it cannot be read: without it, no output is known.
+    """
     try:
         with _open_regular(path, os.O_RDONLY, "rb") as file:
             for line in _lines(file):
                 with suppress(ValueError, TypeError, KeyError, RecursionError, struct.error):
                     yield _parse(json.loads(line))
-    except OSError:
-        return
+    except FileNotFoundError:
+        return  # merged meanwhile
+    except OSError as error:
+        raise OptionError(
+            f"{path}: cannot be read: {error.strerror}; correct its permissions, or choose another "
+            "output"
+        ) from error
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -592,6 +601,16 @@ def locked(root: Path, part: str = "") -> Iterator[None]:
     except OSError as error:
         raise OptionError(
             f"{folder}: cannot be made: {error.strerror}; choose another output"
+        ) from error
+    manifest = folder / f"manifest{part}.jsonl"
+    try:
+        _open_regular(manifest, os.O_RDWR, "rb+").close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OptionError(
+            f"{manifest}: cannot be written: {error.strerror}; correct its permissions, or choose "
+            "another output"
         ) from error
     with ExitStack() as held:
         held.callback(_lock(own, root).release)

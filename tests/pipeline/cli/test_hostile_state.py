@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from denials import deny
 from pictures import picture
 
 from denoise_batch.cli import evaluate, train
@@ -107,6 +108,27 @@ def test_a_bad_line_of_the_manifest_counts_as_none(
     assert run(capsys, folder, weights, "--dry-run")[0] == 0
     assert run(capsys, folder, weights, "--strength", "0.5")[:2] == (0, {"done": ALL})
     assert run(capsys, folder, weights, "--strength", "0.5")[:2] == (0, {"skipped": ALL})
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "manifest-1-of-2.jsonl"])
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--verify",), ("--strength", "0.5")])
+def test_a_manifest_that_cannot_be_read_is_an_error(
+    name: str,
+    more: tuple[str, ...],
+    folder: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without it, every output would be somebody else's, and be left as it is."""
+    run(capsys, folder, weights)
+    (state(folder) / "manifest.jsonl").rename(state(folder) / name)
+    with monkeypatch.context() as denied:
+        deny(denied, "open", PermissionError, lambda path: path.endswith(name))
+        code, images, text = run(capsys, folder, weights, *more)
+    assert (code, images) == (2, {})
+    assert f"{state(folder) / name}: cannot be " in text
+    assert run(capsys, folder, weights)[:2] == (0, {"skipped": ALL})
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"], ids=["torn", "whole"])
