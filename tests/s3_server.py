@@ -16,9 +16,11 @@ class Server:
         endpoint: its URL.
         failures: HTTP method and key → how often such a request is still to fail.
         seen: (method, key) of every request, failed ones too.
+        failure: status and code of the answers to those that fail.
     """
 
     endpoint: str = ""
+    failure: tuple[str, str] = ("500 Internal Server Error", "InternalError")
     failures: dict[tuple[str, str], int] = field(default_factory=dict)
     seen: list[tuple[str, str]] = field(default_factory=list)
 
@@ -45,8 +47,10 @@ def s3_server() -> Iterator[Server]:
             server.failures[request] = max(0, left - 1)
         if left:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response("500 Internal Server Error", [("Content-Type", "text/xml")])
-            return [b"<Error><Code>InternalError</Code><Message>told to fail</Message></Error>"]
+            status, code = server.failure
+            start_response(status, [("Content-Type", "text/xml")])
+            message = f"<Error><Code>{code}</Code><Message>told to fail</Message></Error>"
+            return [] if request[0] == "HEAD" else [message.encode()]
         return application(environ, start_response)
 
     http = make_server("127.0.0.1", 0, with_failures, threaded=True, request_handler=Silent)

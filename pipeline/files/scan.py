@@ -8,11 +8,11 @@ Rules:
       pattern's fixed part, and single files go in by name. If the output has an image suffix, is
       not a folder, and there is one single file, that file is written to exactly this path.
     * The suffix is kept; formats that cannot be written become `.png`.
-    * Sources that would share an output are told apart, on every system also those whose outputs
-      would meet where case and Unicode's normal forms do not count (macOS, exFAT, SMB). First,
-      those whose suffix changes keep the old one too (`a.gif` → `a.gif.png` beside `a.png`). Then
-      those of different inputs go into a folder named after their input (`out/monday/a.png`,
-      `out/tuesday/a.png`). Then they are numbered.
+    * Sources that would share an output, or whose output would be another's folder, are told apart,
+      on every system also those whose outputs would meet where case and Unicode's normal forms do
+      not count (macOS, exFAT, SMB). First, those whose suffix changes keep the old one too (`a.gif`
+      → `a.gif.png` beside `a.png`). Then those of different inputs go into a folder named after
+      their input (`out/monday/a.png`, `out/tuesday/a.png`). Then they are numbered.
     * A list of files (`listed.py`) is of paths below the one input, a folder, or else below the
       current one; what it names is mirrored in the output as the folder's tree is, an absolute path
       without its root. With neither input nor output, each name is an input, but never a pattern.
@@ -144,7 +144,8 @@ class FileStat(NamedTuple):
     def from_status(cls, status: os.stat_result) -> "FileStat":
         """What `os.stat` said, as far as it shows a change."""
         inode = status.st_ino & 0xFFFF_FFFF_FFFF_FFFF  # ReFS has longer ones
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, inode)
+        mtime_ns, ctime_ns = map(_in_64_bits, (status.st_mtime_ns, status.st_ctime_ns))
+        return cls(status.st_size, mtime_ns, ctime_ns, inode)
 
     @classmethod
     def of_source(cls, job: Job) -> "FileStat":
@@ -160,6 +161,11 @@ class FileStat(NamedTuple):
     def of_object(self) -> "FileStat":
         """Without what is new each time that an object is shown as a file."""
         return self._replace(ctime_ns=0, inode=0)
+
+
+def _in_64_bits(time_ns: int) -> int:
+    """A time, or the nearest one between 1677 and 2262; file systems have others."""
+    return max(-(1 << 63), min(time_ns, (1 << 63) - 1))
 
 
 @dataclass(frozen=True)
@@ -717,39 +723,50 @@ def _distinct_outputs(found: Sequence[Candidate]) -> list[Path]:
     for rename in (with_old_suffix, under_input):
         meeting = _meeting_names(outputs)
         wanted = Counter(meeting)
-        if len(wanted) == len(outputs):
+        shared = {name for name, count in wanted.items() if count > 1}
+        shared |= wanted.keys() & _folders_of(meeting)
+        if not shared:
             return outputs
         inputs: dict[str, set[Path]] = {}
         for item, name in zip(found, meeting, strict=True):
-            if wanted[name] > 1:
+            if name in shared:
                 inputs.setdefault(name, set()).add(item.input)
         outputs = [
             item.root / rename(item)
-            if wanted[name] > 1 and (rename is with_old_suffix or len(inputs[name]) > 1)
+            if name in shared and (rename is with_old_suffix or len(inputs[name]) > 1)
             else path
             for item, path, name in zip(found, outputs, meeting, strict=True)
         ]
     meeting = _meeting_names(outputs)
-    others = set(meeting)
-    taken: set[str] = set()
+    others, taken = set(meeting), _folders_of(meeting)
     distinct = []
     for path, name in zip(outputs, meeting, strict=True):
         candidate, key, number = path, name, 1
         while key in taken or (number > 1 and key in others):
             number += 1
             candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
-            key = _folded(canonical_path(candidate))
+            key = folded(canonical_path(candidate))
         taken.add(key)
         distinct.append(candidate)
     return distinct
 
 
+def _folders_of(paths: Iterable[str]) -> set[str]:
+    """The folders that files need, and those above them."""
+    folders: set[str] = set()
+    for folder in {os.path.dirname(path) for path in paths}:  # noqa: PTH120 (100 000 paths)
+        while folder not in folders:
+            folders.add(folder)
+            folder = os.path.dirname(folder)  # noqa: PTH120
+    return folders
+
+
 def _meeting_names(paths: Iterable[Path]) -> list[str]:
     """Each path, spelled so that those are equal that are one file on some systems."""
-    return [_folded(path) for path in canonical_paths(paths)]
+    return [folded(path) for path in canonical_paths(paths)]
 
 
-def _folded(path: str) -> str:
+def folded(path: str) -> str:
     """Caseless matching as Unicode defines it (D145)."""
     if path.isascii():
         return path.lower()

@@ -227,13 +227,13 @@ def local_mirror() -> Iterator[LocalMirror]:
         os.close(descriptor)
         for path in (root, unnamed):
             with suppress(OSError):
-                remove_tree(path)
+                _remove(path)
 
 
 def _remove_abandoned(temporary: Path) -> None:
-    for path in temporary.glob("denoise-batch-*"):
+    for path in (*temporary.glob("denoise-batch-*"), *temporary.glob(".denoise-batch-*")):
         with suppress(OSError):
-            if not re.fullmatch(r"denoise-batch-[0-9a-f]{16}", path.name) or path.is_symlink():
+            if not re.fullmatch(r"\.?denoise-batch-[0-9a-f]{16}", path.name) or path.is_symlink():
                 continue
             descriptor = os.open(path / _LOCK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
             try:
@@ -241,7 +241,15 @@ def _remove_abandoned(temporary: Path) -> None:
             finally:
                 os.close(descriptor)
             if is_abandoned:
-                remove_tree(path)
+                _remove(path)
+
+
+def _remove(mirror: Path) -> None:
+    """Delete a mirror, its lock last: who is killed meanwhile leaves one that is abandoned."""
+    for path in mirror.iterdir():
+        if path.name != _LOCK:
+            remove_tree(path)
+    remove_tree(mirror)
 
 
 def local_path(text: str, mirror: LocalMirror) -> str:

@@ -123,7 +123,7 @@ class ObjectStore:
 
         Raises:
             ImageError: it does not exist, is not to be read, or changed meanwhile.
-            StorageError: the store keeps failing.
+            StorageError: the store keeps failing, or lets us in no more.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,9 +137,21 @@ class ObjectStore:
             with suppress(OSError):
                 path.unlink()
             is_of_object = isinstance(error, _FINAL) or _is_of_object(error)
+            if isinstance(error, PermissionError):
+                is_of_object = not self._is_locked(key)
             kind = ImageError if is_of_object else StorageError
             raise kind(f"{self.url(key)}: cannot be read: {_reason(error)}") from error
         return before
+
+    def _is_locked(self, key: str) -> bool:
+        """Whether the store, which let us list this object, lets us in no more: credentials end."""
+        folder, _, name = key.rpartition("/")
+        try:
+            self._files.invalidate_cache()
+            self._files.find(folder, prefix=name)
+        except Exception:  # every store has errors of its own
+            return True
+        return False
 
     def upload(self, path: Path, key: str) -> None:
         """Upload a file as the object of this name, whole or not at all.

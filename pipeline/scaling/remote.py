@@ -184,7 +184,7 @@ class RemoteManifest(Manifest):
         for path in parts:
             self._mirror.delete(path)
 
-    def compact(self) -> None:
+    def compact(self, is_own: Callable[[str], bool] = lambda name: True) -> None:
         """Do nothing: `collect` does it, at the end."""
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from denoise_batch.kernels import ImageError
 from denoise_batch.kernels.errors import StorageError
 
 from ..device import available_host_bytes
@@ -41,14 +40,14 @@ def scratch_for(
         mend: what to do, beside making room there, if there is too little.
 
     Raises:
-        ImageError: there is too little room, or the scratch file cannot be made.
+        StorageError: there is too little room, or the scratch file cannot be made.
     """
     with suppress(OSError):
         free = shutil.disk_usage(folder).free
         if is_memory(folder):
             free = min(free, available_host_bytes())
         if free < need:
-            raise ImageError(
+            raise StorageError(
                 f"needs about {need / 1e9:.2g} GB of disk ({len(footprint.pages)} pages, "
                 f"{footprint.pixels / 1e6:.0f} megapixels), {free / 1e9:.2g} GB are free in "
                 f"{folder}; make room there, or {mend}"
@@ -85,12 +84,9 @@ def on_disk_if_large(folder: Path | None = None) -> Callable[[Footprint], Scratc
         need = footprint.peak_bytes(footprint.format)
         if not is_large(footprint, need, need):
             return None
-        try:
-            if folder is not None:
-                return scratch_for(folder, footprint, footprint.disk_bytes // 2)
-            temporary = Path(tempfile.gettempdir())
-            return scratch_for(temporary, footprint, footprint.disk_bytes // 2, "set TMPDIR")
-        except ImageError as error:
-            raise StorageError(str(error)) from error  # the file is not to blame
+        if folder is not None:
+            return scratch_for(folder, footprint, footprint.disk_bytes // 2)
+        temporary = Path(tempfile.gettempdir())
+        return scratch_for(temporary, footprint, footprint.disk_bytes // 2, "set TMPDIR")
 
     return place

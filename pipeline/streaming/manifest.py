@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from denoise_batch.kernels import OptionError
 
 from ..files.atomic import atomic_file
-from ..files.scan import FileStat, Job
+from ..files.scan import FileStat, Job, folded
 from ..options import DenoiseOptions
 from .result import Result
 
@@ -38,6 +38,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # of the file system
 _SYNC_S = 5.0
 _STAMP = struct.Struct("<QqqQ")
 _PACKED = struct.Struct("<QqqQQqqQ32s32sIB")  # two stamps, two digests, the run, a length
+_LONGEST_LINE = 1 << 20  # paths have some kilobytes, escaped at most six times as many
 _DIGITS = 20  # of a time that is not known yet when its line is written
 
 
@@ -93,7 +94,7 @@ class Manifest:
         part: whose lines this run adds: "" or a shard's name. The lines of all parts are read.
 
     Raises:
-        OptionError: something else is in the place of a part.
+        OptionError: a part cannot be read, or something else is in its place.
     """
 
     def __init__(self, root: Path, part: str = "") -> None:
@@ -105,16 +106,16 @@ class Manifest:
         self._runs: dict[tuple[str, str], int] = {}  # digests of weights and options
         self._run_names: Sequence[tuple[str, str]] = ()
         self._unnamed: dict[str, tuple[Entry, int]] = {}  # and where their lines lack the ctime
+        self._spellings: dict[str, list[str]] = {}  # outputs by their folded names
         self._lock = Lock()
         self._synced = time.monotonic()
-        lines = 0
+        self._lines = 0  # of all parts; of a shard's, of its own
         _refuse_others(root)
         self._parts = _parts(root)
         for path in sorted((root / FOLDER).glob("manifest*.jsonl"), key=_age):
             for entry in _read(path):
-                lines += 1
+                self._lines += path == self.path or not part
                 self._keep(entry)
-        self._is_long = lines > 64 + 2 * len(self._last)
 
     def is_current(self) -> bool:
         """Whether nobody else has added or changed a line since this was read."""
@@ -128,10 +129,25 @@ class Manifest:
         """The entries of an output, whatever is there now; the newest is the last."""
         key = self._key(output)
         if key not in self._last:
+            key = self._other_spelling(output, key)
+        if key not in self._last:
             return []
         return [
             self._unpack(key, packed) for packed in (*self._older.get(key, ()), self._last[key])
         ]
+
+    def _other_spelling(self, output: Path, key: str) -> str:
+        """The name by which an output is known, where case does not count; "" if there is none."""
+        with suppress(OSError):
+            output.stat()
+            if sum(map(len, self._spellings.values())) != len(self._last):
+                self._spellings.clear()
+                for name in self._last:
+                    self._spellings.setdefault(folded(name), []).append(name)
+            for name in self._spellings.get(folded(key), ()):
+                if (self.root / name).samefile(output):
+                    return name
+        return ""
 
     def made_of(self, output: Path, is_stopped: Callable[[], bool] = lambda: False) -> Entry | None:
         """Return the entry of the file at `output`; None if the file is missing or not ours.
@@ -256,6 +272,7 @@ class Manifest:
             with _open_regular(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, "ab+") as file:
                 if _ends_torn(file):
                     file.write(b"\n")
+                self._lines += len(entries)
                 for entry in entries:
                     self._keep(entry)
                     line = entry.to_json()
@@ -272,20 +289,26 @@ class Manifest:
                     self._synced = time.monotonic()
                 self._note_part(file)
 
-    def compact(self) -> None:
-        """Drop outdated lines if there are many; for unsharded runs only."""
-        if not self._is_long:
+    def compact(self, is_own: Callable[[str], bool] = lambda name: True) -> None:
+        """Drop outdated lines if there are many: of all parts, or of a shard's own.
+
+        Args:
+            is_own: whether an output is one of this run.
+        """
+        if self._lines <= 64 + 2 * len(self._last):
             return
         with suppress(OSError):  # a longer manifest is still correct
-            whole = self.root / FOLDER / "manifest.jsonl"
-            with atomic_file(whole) as file:
-                for key in self.names():
+            lines = 0
+            with atomic_file(self.path) as file:
+                for key in filter(is_own, self.names()):
                     for entry in self._useful(self.root / key):
                         file.write(entry.to_json().encode() + b"\n")
-            for path in (self.root / FOLDER).glob("manifest*.jsonl"):
-                if path != whole:
+                        lines += 1
+            if self.path.name == "manifest.jsonl":
+                for path in (self.root / FOLDER).glob("manifest-*.jsonl"):
                     path.unlink()
-            self._parts, self._is_long = _parts(self.root), False
+            self._parts, self._lines = _parts(self.root), lines
+            self._unnamed.clear()  # whose places in the file are others now
 
     def _useful(self, output: Path) -> list[Entry]:
         """The entry of the file at `output`; all entries, if only its bytes would tell."""
@@ -460,14 +483,33 @@ def _age(path: Path) -> tuple[int, str]:
 
 
 def _read(path: Path) -> Iterator[Entry]:
-    """Yield the valid lines of a manifest; a killed run may leave a torn one, others anything."""
+    """Yield the valid lines of a manifest; a killed run may leave a torn one, others anything.
+
+    Raises:
+        OptionError: it cannot be read: without it, no output is known.
+    """
     try:
         with _open_regular(path, os.O_RDONLY, "rb") as file:
-            for line in file:
+            for line in _lines(file):
                 with suppress(ValueError, TypeError, KeyError, RecursionError, struct.error):
                     yield _parse(json.loads(line))
-    except OSError:
-        return
+    except FileNotFoundError:
+        return  # merged meanwhile
+    except OSError as error:
+        raise OptionError(
+            f"{path}: cannot be read: {error.strerror}; correct its permissions, or choose another "
+            "output"
+        ) from error
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield a file's lines, without those that are too long to be ours."""
+    is_begun = False
+    while line := file.readline(_LONGEST_LINE):
+        is_whole = line.endswith(b"\n") or len(line) < _LONGEST_LINE
+        if is_whole and not is_begun:
+            yield line
+        is_begun = not is_whole
 
 
 def _parse(fields: dict[str, Any]) -> Entry:
@@ -559,6 +601,16 @@ def locked(root: Path, part: str = "") -> Iterator[None]:
     except OSError as error:
         raise OptionError(
             f"{folder}: cannot be made: {error.strerror}; choose another output"
+        ) from error
+    manifest = folder / f"manifest{part}.jsonl"
+    try:
+        _open_regular(manifest, os.O_RDWR, "rb+").close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OptionError(
+            f"{manifest}: cannot be written: {error.strerror}; correct its permissions, or choose "
+            "another output"
         ) from error
     with ExitStack() as held:
         held.callback(_lock(own, root).release)

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -192,9 +192,8 @@ class Session:
             for root in dict.fromkeys(job.root for job in jobs):
                 locks.enter_context(locked(root, self._part))
             manifests = self._read_manifests(jobs)
-            if not self._part:
-                for manifest in manifests.values():
-                    manifest.compact()
+            for manifest in manifests.values():
+                manifest.compact(lambda name: is_in_shard(name, *self.options.shard))
             same: dict[Job, Entry] = {}
             plan = self._plan(jobs, manifests, ending, same.__setitem__, damaged.add)
             for root, manifest in manifests.items():
@@ -467,6 +466,9 @@ def split(
         entry, is_damaged = manifest.made_of(job.output, stop.__bool__), False
         if stop:
             return None
+        if entry is None and _is_folder(job.output):
+            reason = "a folder has the output's name; move it, or give another --output"
+            return Result(job, "failed", f"{job.output}: {reason}")
         if entry is None and (known := manifest.entries(job.output)) and _exists(job.output):
             is_damaged = _is_damaged(manifest, job.output, known)
             if not is_damaged:
@@ -508,6 +510,12 @@ def _exists(path: Path) -> bool:
         return path.exists() or path.is_symlink()
     except OSError:
         return False  # writing will say what is wrong
+
+
+def _is_folder(path: Path) -> bool:
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def _is_damaged(manifest: Manifest, output: Path, known: Sequence[Entry]) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +33,9 @@ LEAST_CHANGE_255 = 0.25  # a smaller one rounds to nothing in most pixels of 8 b
 # all of them.
 _STORAGE_FAULTS = {getattr(errno, name, None) for name in (
     "ENOSPC", "EDQUOT", "EROFS", "EIO", "ENXIO", "ENODEV", "ESTALE", "EREMOTEIO", "ETIMEDOUT",
-    "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENOTCONN", "ECONNRESET",
+    "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "ENOTCONN", "ECONNRESET",
+    "ECONNREFUSED", "ECONNABORTED", "ESHUTDOWN", "EMFILE", "ENFILE", "EAGAIN", "ENOLCK",
+    "ENOMEDIUM", "EUCLEAN",
 )}  # fmt: skip
 _STRIP_ROWS = 256  # a whole page in float32 is large
 
@@ -312,6 +315,8 @@ def _is_storage_fault(error: ImageError, file: FileInFlight) -> bool:
     cause = error.__cause__
     if isinstance(error, StorageError) or not isinstance(cause, OSError):
         return isinstance(error, StorageError)
+    if cause.errno in (errno.EACCES, errno.EPERM):  # of the whole output, or of one of its folders
+        return not os.access(file.job.root, os.W_OK | os.X_OK)
     if cause.errno is not None:
         return cause.errno in _STORAGE_FAULTS
     try:  # Encoders in C do not say why; the unfinished file has left its space meanwhile.

@@ -196,6 +196,30 @@ def test_a_run_gives_up_after_ten_faults_of_the_output_in_a_row(
     assert len(list(many.with_name("imgs-denoised").glob("*.png"))) == 40
 
 
+NETWORKS = ["ETIMEDOUT", "EHOSTDOWN", "ENETRESET", "ECONNREFUSED", "ECONNABORTED", "ENOTCONN"]
+DISKS = ["EMFILE", "ENFILE", "ENOLCK", "ENXIO", "EACCES", "EPERM"]
+
+
+def test_other_faults_of_the_output_count_too(
+    many: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each once, in a row; rights are lost for the whole output."""
+    left = [getattr(errno, name) for name in NETWORKS + DISKS]
+    monkeypatch.setattr(os, "access", lambda path, mode: path != many.with_name("imgs-denoised"))
+
+    def fsync(descriptor: int) -> None:
+        if left:
+            number = left.pop()
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert run(capsys, weights, many, "-b", "1")[0] == 7
+    assert len(left) <= 2
+
+
 def test_faults_that_are_not_in_a_row_do_not_end_a_run(
     many: Path,
     weights: Path,

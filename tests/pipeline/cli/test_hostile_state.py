@@ -4,15 +4,18 @@ import json
 import os
 import socket
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from denials import deny
 from pictures import picture
 
 from denoise_batch.cli import evaluate, train
 from denoise_batch.cli.batch import main
+from denoise_batch.streaming.manifest import Manifest
 
 ALL = ["0.png", "1.png", "2.png"]
 posix_only = pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
@@ -105,6 +108,46 @@ def test_a_bad_line_of_the_manifest_counts_as_none(
     assert run(capsys, folder, weights, "--dry-run")[0] == 0
     assert run(capsys, folder, weights, "--strength", "0.5")[:2] == (0, {"done": ALL})
     assert run(capsys, folder, weights, "--strength", "0.5")[:2] == (0, {"skipped": ALL})
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "manifest-1-of-2.jsonl"])
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--verify",), ("--strength", "0.5")])
+def test_a_manifest_that_cannot_be_read_is_an_error(
+    name: str,
+    more: tuple[str, ...],
+    folder: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without it, every output would be somebody else's, and be left as it is."""
+    run(capsys, folder, weights)
+    (state(folder) / "manifest.jsonl").rename(state(folder) / name)
+    with monkeypatch.context() as denied:
+        deny(denied, "open", PermissionError, lambda path: path.endswith(name))
+        code, images, text = run(capsys, folder, weights, *more)
+    assert (code, images) == (2, {})
+    assert f"{state(folder) / name}: cannot be " in text
+    assert run(capsys, folder, weights)[:2] == (0, {"skipped": ALL})
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"], ids=["torn", "whole"])
+def test_a_line_that_never_ends_takes_no_memory(
+    end: bytes, folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Zeros are what a crashed machine leaves; here a hole of 256 MiB, before a good line."""
+    run(capsys, folder, weights)
+    manifest = state(folder) / "manifest.jsonl"
+    good = manifest.read_bytes()
+    with manifest.open("r+b") as file:
+        file.seek(256 << 20)
+        file.write(end + good)
+    tracemalloc.start()
+    names = Manifest(folder.with_name("imgs-denoised")).names()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert names == ALL
+    assert most < 8 << 20
 
 
 def pipe(path: Path, elsewhere: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,12 @@ from denoise_batch.files.footprint import Footprint, PageSize
 from denoise_batch.files.scratch import Scratch
 from denoise_batch.kernels import ImageError
 from denoise_batch.options import DenoiseOptions
-from denoise_batch.progress import Stop
+from denoise_batch.progress import Progress, Stop
 from denoise_batch.streaming import large
 from denoise_batch.streaming.manifest import FOLDER
+from denoise_batch.streaming.result import Summary
 from denoise_batch.streaming.session import Session
+from denoise_batch.streaming.watch import watch
 
 MIB = 1 << 20
 NOISE = np.random.default_rng(0)
@@ -332,6 +335,31 @@ def test_what_a_file_system_keeps_in_memory_is_no_disk(monkeypatch: pytest.Monke
     with pytest.raises(ImageError, match="1e-06 GB are free in /dev/shm"):
         large.scratch_for(shared, footprint, 1800)
     assert not large.is_memory(Path("/proc"))
+
+
+def test_a_watch_tries_again_what_had_too_little_disk(
+    on_disk: list[Path], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imgs").mkdir()
+    microscope(tmp_path / "imgs" / "a.tif")
+    usage, stop = shutil.disk_usage(tmp_path), Stop()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    statuses: list[str] = []
+
+    def on_round(summary: Summary) -> None:
+        statuses.extend(result.status for result in summary.results)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        if summary.exit_code == 0:
+            stop.set(signal.SIGTERM)
+
+    end = threading.Timer(60, stop.set, [signal.SIGTERM])
+    end.start()
+    options = DenoiseOptions((str(tmp_path / "imgs"),), weights=str(weights), device="cpu")
+    with Session(options) as session:
+        watch(session, 0.01, Progress(), stop, on_round)
+    end.cancel()
+    assert statuses == ["failed", "done"]
+    assert len(on_disk) == 1
 
 
 @pytest.mark.parametrize("most_puts", [2, 5, 8])

@@ -19,7 +19,9 @@ from denoise_batch.cli.batch import main
 from denoise_batch.files.atomic import atomic_file, temporary_name
 from denoise_batch.kernels import OptionError
 from denoise_batch.models import Network, save_weights
+from denoise_batch.options import DenoiseOptions
 from denoise_batch.streaming.manifest import locked, sha256_of
+from denoise_batch.streaming.session import Session
 
 
 @pytest.fixture
@@ -219,14 +221,61 @@ def test_a_torn_manifest_loses_its_last_line_only(
     assert run(capsys, folder, weights) == {"skipped": ALL}
 
 
+@pytest.mark.parametrize("way", ["runs", "watch"])
 def test_the_manifest_does_not_grow_for_ever(
-    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
-    for _ in range(25):
-        run(capsys, folder, weights, "--overwrite", "--strength", "0")
+    options = DenoiseOptions(
+        (str(folder),), weights=str(weights), device="cpu", strength=0.0, overwrite=True
+    )
+    with Session(options) as session:
+        for _ in range(25):
+            if way == "watch":
+                session.run(session.jobs())
+            else:
+                run(capsys, folder, weights, "--overwrite", "--strength", "0")
     manifest = folder.with_name("imgs-denoised") / ".denoise-batch" / "manifest.jsonl"
     assert len(manifest.read_text().splitlines()) < 90
     assert run(capsys, folder, weights, "--strength", "0") == {"skipped": ALL}
+
+
+def test_what_a_shard_drops_is_only_its_own(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shard in ("1/3", "2/3"):
+        run(capsys, folder, weights, "--strength", "0", "--shard", shard)
+    state = folder.with_name("imgs-denoised") / ".denoise-batch"
+    other = (state / "manifest-1-of-3.jsonl").read_bytes()
+    own = state / "manifest-2-of-3.jsonl"
+    own.write_bytes(own.read_bytes() * 50)
+    names = run(capsys, folder, weights, "--strength", "0", "--shard", "2/3")["skipped"]
+    assert len(own.read_text().splitlines()) == len(names) == 3
+    assert (state / "manifest-1-of-3.jsonl").read_bytes() == other
+    assert run(capsys, folder, weights, "--strength", "0") == {"skipped": ALL}
+
+
+def test_an_output_that_another_spelling_already_names_is_ours(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where case does not count, a second file meets the first one's output; here by a link."""
+    output = folder.with_name("imgs-denoised")
+    picture(24, 20, 7).save(folder / "a.png")
+    assert run(capsys, folder, weights)["done"] == [*ALL, "a.png"]
+    (output / "A.png").hardlink_to(output / "a.png")
+    picture(24, 20, 8).save(folder / "A.png")
+    assert run(capsys, folder, weights)["done"] == ["A.png", "a.png"]
+    (output / "B.png").write_bytes(b"somebody's")
+    (output / "b.png").write_bytes(b"somebody's too")
+    picture(24, 20, 9).save(folder / "b.png")
+    assert run(capsys, folder, weights) == {"skipped": [*ALL, "A.png", "a.png", "b.png"]}
+
+
+def test_a_folder_in_the_place_of_an_output_is_no_output(
+    folder: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.with_name("imgs-denoised") / "0.png").mkdir(parents=True)
+    assert run(capsys, folder, weights, code=1) == {"done": ALL[1:], "failed": ["0.png"]}
+    assert run(capsys, folder, weights, code=1) == {"skipped": ALL[1:], "failed": ["0.png"]}
 
 
 def test_a_second_run_on_one_output_is_refused(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,29 @@ def test_a_second_signal_ends_the_process_with_its_code(folder: Path, weights: P
 
 
 @posix_only
+def test_a_stage_keeps_its_lock_until_nothing_else_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is killed while it is removed leaves one that the next run removes."""
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    original = Path.rmdir
+
+    def rmdir(path: Path) -> None:
+        original(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying, suppress(KeyboardInterrupt), local_mirror() as mirror:
+        (mirror.root / "s3").mkdir()
+        dying.setattr(Path, "rmdir", rmdir)
+    assert [path.name for path in mirror.root.iterdir()] == ["lock"]
+    with local_mirror():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix_only
 def test_the_stages_of_killed_runs_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +183,9 @@ def test_the_stages_of_killed_runs_are_removed(
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert len(list(tmp_path.iterdir())) == 3
+    begun = tmp_path / ".denoise-batch-0123456789abcdef"  # killed before it had its name
+    begun.mkdir()
+    (begun / "lock").touch()
     with local_mirror() as first, local_mirror() as second:
         assert sorted(tmp_path.iterdir()) == sorted([*others, first.root, second.root])
     assert sorted(tmp_path.iterdir()) == sorted(others)

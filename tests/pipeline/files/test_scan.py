@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from denials import deny
 
-from denoise_batch.files.scan import Job, OutputNaming, scan
+from denoise_batch.files.scan import FileStat, Job, OutputNaming, scan
 from denoise_batch.kernels.errors import NoImagesError, OptionError
 
 
@@ -31,6 +31,15 @@ def plan(jobs: list[Job]) -> dict[str, str]:
     assert len(set(outputs)) == len(outputs)
     assert not {job.source.resolve() for job in jobs} & {path.resolve() for path in outputs}
     return {job.source.as_posix(): job.output.as_posix() for job in jobs}
+
+
+@pytest.mark.parametrize("year", [1600, 2400, 2446])
+def test_a_time_beyond_64_bits_is_the_nearest_one(year: int) -> None:
+    """Of nanoseconds; file systems have others, which a camera without a clock may give."""
+    make("a.png")
+    time_ns = round((year - 1970) * 365.2425 * 86400) * 10**9
+    status = os.stat_result((0, 7, 0, 1, 0, 0, 3, 0, 0, 0, 0, 0, 0, time_ns, time_ns, time_ns))
+    assert abs(FileStat.from_status(status).mtime_ns) in (1 << 63, (1 << 63) - 1)
 
 
 # Default outputs
@@ -209,6 +218,19 @@ def test_a_resolved_collision_makes_no_new_one() -> None:
     outputs = plan(scan(["imgs"], Path("out")))
     assert len(set(outputs.values())) == 4
     assert outputs["imgs/a.png"] == "out/a.png"
+
+
+def test_an_output_is_never_the_folder_of_another(here: Path) -> None:
+    make("imgs/x.gif", "imgs/x.png/b.png", "imgs/A.PNG", "imgs/a.png/deep/c.png")
+    make("more/b.png", "imgs/b.png/d.png")
+    assert plan(scan(["imgs", "more"], Path("out"))) == {
+        "imgs/A.PNG": "out/A-2.PNG",
+        "imgs/a.png/deep/c.png": "out/a.png/deep/c.png",
+        "imgs/b.png/d.png": "out/b.png/d.png",
+        "imgs/x.gif": "out/x.gif.png",
+        "imgs/x.png/b.png": "out/x.png/b.png",
+        "more/b.png": "out/b-2.png",
+    }
 
 
 def test_the_plan_does_not_depend_on_the_order_of_the_directory(

@@ -1,11 +1,16 @@
 """A real S3 server on loopback, through s3fs: what the store promises, over HTTP."""
 
 import json
+import random
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from deaths import forked, is_over, kill
 from pictures import picture
 
 from denoise_batch.cli.batch import main
@@ -245,7 +250,7 @@ class Refusing(dict[tuple[str, str], int]):
 
     def get(self, request: tuple[str, str], default: int = 0) -> int:  # type: ignore[override]
         method, key = request
-        return int(method == self.method and self.part in key)
+        return int(method.startswith(self.method) and self.part in key)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +287,38 @@ def test_a_store_that_keeps_failing_ends_the_run(
     assert [o.key for o in store.listing("pictures/out") if "/." in o.key] == [
         "pictures/out/.denoise-batch/manifest.jsonl"
     ]
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "told"), [("imgs/p", 6, 12), ("", 7, 10)], ids=["objects", "credentials"]
+)
+def test_what_no_object_may_be_read_with_is_the_store_s_fault(
+    store: ObjectStore,
+    server: Server,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
+    code: int,
+    told: int,
+) -> None:
+    """Objects that are locked fail, each alone; where credentials end, none could be read."""
+    picture(24, 20, 1).save(tmp_path / "a.png")
+    for index in range(12):
+        put(server, f"imgs/p{index:02}.png", tmp_path / "a.png")
+    command = ["s3://pictures/imgs", "-o", str(tmp_path / "out"), "-w", str(weights), "-d", "cpu"]
+    refresh = RemoteStorage.refresh
+
+    def refreshed(*arguments: Any) -> Any:
+        found = refresh(*arguments)
+        server.failure, server.failures = ("403 Forbidden", "ExpiredToken"), Refusing("", part)
+        return found
+
+    monkeypatch.setattr(RemoteStorage, "refresh", refreshed)
+    assert main([*command, "-b", "1", "--log", "json"]) == code
+    assert list(statuses(capsys).values()) == ["failed"] * told
+    monkeypatch.undo()
 
 
 def networks(tmp_path: Path) -> tuple[Path, Path]:
@@ -370,3 +407,68 @@ def test_an_object_of_somebody_else_with_the_size_of_a_killed_run_s_is_kept(
     put(server, "out/a.bmp", tmp_path / "other.bmp")
     assert main([*command, "--strength", "0.5"]) == 0
     assert store.read("pictures/out/a.bmp") == (tmp_path / "other.bmp").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_any_request_then_resumed(
+    kills: int,
+    store: ObjectStore,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With weights that change between runs, and outputs that all have one size."""
+    stages = tmp_path / "stages"
+    stages.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(stages))
+    count = 6
+    for index in range(count):
+        picture(24, 20, index).save(tmp_path / "a.bmp")
+        store.upload(tmp_path / "a.bmp", f"pictures/imgs/{index}.bmp")
+
+    def written() -> dict[str, bytes | None]:
+        return {
+            object.key.rpartition("/")[2]: store.read(object.key)
+            for object in store.listing("pictures/out")
+            if "/." not in object.key
+        }
+
+    def run(weights: Path) -> int:
+        return main(
+            ["s3://pictures/imgs", "-o", "s3://pictures/out", "-w", str(weights), "-d", "cpu"]
+        )
+
+    def clear() -> None:
+        store.delete([object.key for object in store.listing("pictures/out")])
+
+    expected, requests = {}, 0
+    for weights in networks(tmp_path):
+        before = len(server.seen)
+        assert run(weights) == 0
+        requests = len(server.seen) - before
+        expected[weights] = written()
+        assert len(expected[weights]) == count
+        clear()
+    chance = random.Random(0)
+    interrupted = 0
+    for _ in range(kills):
+        weights = chance.choice(list(expected))
+        enough = len(server.seen) + chance.randrange(1, requests)
+        child = forked(lambda weights=weights: run(weights))  # type: ignore[misc]
+        while len(server.seen) < enough and not is_over(child):
+            time.sleep(0.001)
+        kill(child)
+        found = written()
+        whole = [output.items() for output in expected.values()]
+        assert all(any(item in output for output in whole) for item in found.items())
+        interrupted += 0 < len(found) < count
+        if len(found) == count and chance.random() < 0.5:
+            clear()
+    assert interrupted >= kills // 5
+    for weights, output in expected.items():
+        assert run(weights) == 0
+        assert written() == output
+    hidden = [o.key for o in store.listing("pictures/out") if "/." in o.key]
+    assert hidden == ["pictures/out/.denoise-batch/manifest.jsonl"]
+    assert list(stages.iterdir()) == []

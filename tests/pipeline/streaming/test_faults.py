@@ -8,8 +8,6 @@ import os
 import random
 import resource
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import pytest
 import tifffile
 import torch
+from deaths import forked, is_over, kill
 from pictures import picture
 from PIL import Image
 
@@ -46,19 +45,6 @@ def make_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def forked(run: Callable[[], int]) -> int:
-    """The process id of a copy of this process that does `run`, silently."""
-    child = os.fork()
-    if child == 0:
-        try:
-            with Path(os.devnull).open("w") as sink:
-                sys.stdout = sys.stderr = sink
-                os._exit(run())
-        finally:
-            os._exit(70)
-    return child
-
-
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_then_resumed(kills: int, weights: Path, tmp_path: Path) -> None:
@@ -78,12 +64,10 @@ def test_killed_at_any_moment_then_resumed(kills: int, weights: Path, tmp_path: 
         child = forked(lambda: main(arguments(out)))
         # Somewhere in the work on the next few files, however slow the machine is.
         enough = before + chance.randrange(4)
-        while len(list(out.glob("*.png"))) < enough and os.waitpid(child, os.WNOHANG) == (0, 0):
+        while len(list(out.glob("*.png"))) < enough and not is_over(child):
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.02))
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        kill(child)
         written = outputs(out) if out.exists() else {}
         interrupted += 0 < len(written) < len(expected)
         assert written.items() <= expected.items()

@@ -2,8 +2,10 @@
 
 import gc
 import os
+import time
 import tracemalloc
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,8 @@ def entry(name: str, index: int, output: FileStat, source: FileStat, run: tuple[
     return Entry(name, output, digest, source, digest, *run, f"/data/scans/{name}", "ab" * 46)
 
 
-def test_an_entry_takes_at_most_a_kilobyte(tmp_path: Path) -> None:
-    count = 5_000
+@pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_an_entry_takes_at_most_a_kilobyte(count: int, tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
     with (tmp_path / FOLDER / "manifest.jsonl").open("w") as file:
         for index in range(count):
@@ -40,6 +42,7 @@ def test_an_entry_takes_at_most_a_kilobyte(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path)
     now, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    print(f"{now / count:.0f} bytes an entry, {most / count:.0f} at most")
     assert len(manifest.names()) == count
     assert now < 800 * count
     assert most < 1_000 * count
@@ -47,12 +50,16 @@ def test_an_entry_takes_at_most_a_kilobyte(tmp_path: Path) -> None:
 
 @pytest.fixture
 def done(tmp_path: Path, weights: Path) -> Session:
-    """A session over 300 files that are done; they are no pictures, so that reading them shows."""
+    return all_done(300, tmp_path, weights)
+
+
+def all_done(count: int, tmp_path: Path, weights: Path) -> Session:
+    """A session over files that are done; they are no pictures, so that reading them shows."""
     imgs, out = tmp_path / "imgs", tmp_path / "out"
     options = DenoiseOptions((str(imgs),), output=out, weights=str(weights), device="cpu")
     session = Session(options)
     lines = []
-    for index in range(300):
+    for index in range(count):
         name = f"day{index % 3}/{index:03}.png"
         for root in (imgs, out):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,3 +113,26 @@ def test_a_look_at_what_is_done_costs_a_stat_a_file(
     new = looks[7] - looks[5]
     assert rounds[1:] == [1]
     assert new["scan"] == 1
+
+
+@pytest.mark.parametrize("count", [1_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_a_look_at_100_000_done_files_takes_less_than_a_second(
+    count: int, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = all_done(count, tmp_path, weights)
+    began: list[float] = []  # each look, in seconds of this processor
+    stop, look = Stop(), Session.look
+
+    def timed(session: Session) -> Any:
+        began.append(time.process_time())
+        if len(began) == 7:
+            stop.set(15)
+        return look(session)
+
+    monkeypatch.setattr(Session, "look", timed)
+    rounds: list[int] = []
+    watch(session, 0.001, Progress(), stop, lambda summary: rounds.append(len(summary.results)))
+    assert rounds == [count]
+    seconds = [after - before for before, after in pairwise(began)]
+    print(f"{count} files: {seconds[1]:.2f} s to plan, then {max(seconds[2:]):.3f} s a look")
+    assert min(seconds[2:]) < max(1.0 * count / 100_000, 0.05)
