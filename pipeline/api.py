@@ -155,7 +155,8 @@ class Denoiser:
                 )
         samples, alpha, mode = decode(image)
         storage = StorageFormat(image.format or "PNG", mode)
-        page = DecodedImage(samples, alpha, BITS_8, storage, Metadata())
+        metadata = Metadata(icc_profile=image.info.get("icc_profile"))
+        page = DecodedImage(samples, alpha, BITS_8, storage, metadata)
         (page,) = prepare([page], self._value_range)
         info = {k: v for k, v in image.info.items() if k != "transparency"}
         if image.mode == "CMYK":  # whose profile does not describe the RGB image

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
+from .light import is_linear
 from .metadata import PACKED_BITS, WHITE_IS_ZERO, Metadata, StorageFormat
 from .ranges import (
     BITS_8,
@@ -97,6 +98,7 @@ class DecodedImage:
         if samples.is_floating_point():
             low, high = samples.aminmax()
             scale = UNIT if low >= 0 and high <= 1 else scale
+        scale = replace(scale, is_linear=self.value_range.is_linear)
         return scale.to_unit(samples).permute(2, 0, 1).clamp(0, 1)
 
     def with_outliers(self, samples: Tensor) -> Tensor:
@@ -265,7 +267,9 @@ def prepare(
             [sketches[number].samples.numel() for number in deep],
         )
         for number in deep:
-            ranges[number] = replace(found, ceiling=sketches[number].storage.maximum)
+            page = sketches[number]
+            is_light = is_linear(page.storage, page.metadata)
+            ranges[number] = replace(found, ceiling=page.storage.maximum, is_linear=is_light)
         if voids:
             declared, is_deep = hidden, set(deep)
 
@@ -368,7 +372,7 @@ def _filled(samples: Tensor, mask: Tensor, scale: ValueRange) -> Tensor:
     if samples.dtype == torch.uint8:
         new = (inside * scale.span).round_().clamp_(0, scale.span)
     else:
-        new = inside.double() * scale.span + scale.offset
+        new = scale.share(inside).double() * scale.span + scale.offset
         new = new if samples.is_floating_point() else new.round_().to(torch.int64)
         new = clamped(new, samples.dtype)
     result = samples.clone()

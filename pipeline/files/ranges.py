@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .light import decoded, encoded
+
 # The network never sees values further than this beyond [0, 1]; what exceeds them passes by it. It
 # denoises up to about here: at 1 stars lose 0.1 to 0.7 dB, without a limit 2 to 20 dB.
 BEYOND = 0.5
@@ -46,26 +48,32 @@ _EXACT_IN_FLOAT32 = {torch.uint8, torch.uint16, torch.int16, torch.float16, torc
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The affine map from stored samples to [0, 1]: (sample − offset) / span.
+    """The map from stored samples to [0, 1]: (sample − offset) / span, through a curve if linear.
 
     Attributes:
         offset: the sample that maps to 0.
         span: the distance to the sample that maps to 1.
         ceiling: the largest sample that the file can hold, if it is below its type's: 4095 for 12
             bits; None otherwise.
+        is_linear: samples are proportional to light, and [0, 1] is what sRGB makes of it.
     """
 
     offset: float
     span: float
     ceiling: int | None = None
+    is_linear: bool = False
 
     def to_unit(self, samples: Tensor) -> Tensor:
-        """Return samples of any shape and type as float32 in [−`BEYOND`, 1 + `BEYOND`], new."""
+        """Return samples of any shape and type as float32 in [−`BEYOND`, 1 + `BEYOND`], new.
+
+        The curve comes behind these limits, if there is one.
+        """
         if samples.dtype == torch.uint8:
             return samples.to(torch.float32).div_(self.span)
         values = samples.to(self._arithmetic(samples), copy=True)
         values = (values.sub_(self.offset) if self.offset else values).div_(self.span)
-        return values.clamp_(-BEYOND, 1 + BEYOND).to(torch.float32)
+        values = values.clamp_(-BEYOND, 1 + BEYOND).to(torch.float32)
+        return encoded(values) if self.is_linear else values
 
     def is_beyond(self, samples: Tensor) -> Tensor:
         """Return (H, W): pixels of (H, W, C) that `to_unit` clamps in any channel."""
@@ -94,11 +102,16 @@ class ValueRange:
             levels = (values * self.span).add_(0.5).clamp_(0, self.span)  # conversion truncates
             return levels.to(torch.uint8)
         arithmetic = self._arithmetic(samples)
-        change = (values.to(torch.float32) - self.to_unit(samples)).to(arithmetic) * self.span
+        shares = self.share(values.to(torch.float32)), self.share(self.to_unit(samples))
+        change = (shares[0] - shares[1]).to(arithmetic) * self.span
         if samples.is_floating_point():
             return (samples.to(arithmetic) + change).to(samples.dtype)
         levels = samples.to(torch.int64) + change.round_().to(torch.int64)
         return clamped(levels, samples.dtype, self.ceiling).to(samples.dtype)
+
+    def share(self, values: Tensor) -> Tensor:
+        """Return which share of the span values in [0, 1] stand for: the same without a curve."""
+        return decoded(values) if self.is_linear else values
 
     def is_exact_in_float32(self, dtype: torch.dtype) -> bool:
         """Whether float32 neither loses bits of samples of a type nor overflows."""
