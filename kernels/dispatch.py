@@ -174,7 +174,7 @@ GEMM = Ops(
     conv.conv_transpose2d_backward,
     torch.sigmoid,
     torch.sigmoid_,
-    reference.sigmoid_backward,
+    torch.ops.aten.sigmoid_backward,
     pointwise.upsample_nearest2d_forward,
     reference.upsample_nearest2d_backward,
     normalize=pointwise.normalize,

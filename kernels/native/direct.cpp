@@ -311,15 +311,17 @@ EXPORT void denoise_direct_transpose(const Geometry *geometry, const float *smal
                                     v = activated(v + load(biases + l + j * VL), activation);
                                     store(row + pixel * padded + l + j * VL, v);
                                   });
-            int64_t run = phase.wide * L;
+            int64_t run = phase.wide * L, end = least((x0 + w) * g.stride_w, g.large_w) * L;
             for (int64_t i = 0; i < least(phase.high, g.large_h - (y0 + q) * g.stride_h); i++) {
               int64_t line = (n * g.large_h + (y0 + q) * g.stride_h + i) * g.large_w * L;
               for (int64_t p = 0; p < w; p++) {
-                int64_t x = (x0 + p) * g.stride_w, values = least(run, (g.large_w - x) * L);
+                int64_t first = (x0 + p) * run, values = end - first;
+                // Whole vectors, whose rest the next position overwrites; AVX-512 masks for nothing.
+                if (VL == 16) values = least(run, values);
                 const float *from_row = row + p * padded + i * run;
-                for (int64_t l = 0; l < values; l += VL) {
+                for (int64_t l = 0; l < least(run, values); l += VL) {
                   int lanes = (int)least(VL, values - l);
-                  int64_t at = line + x * L + l;
+                  int64_t at = line + first + l;
                   vec v = load_lanes(from_row + l, lanes);
                   if (residual) v += load_lanes(residual + at, lanes);
                   store_lanes(large + at, v, lanes);

@@ -224,10 +224,9 @@ class NativeOps:
         self._begin(input, target)
         if input.shape != target.shape:
             raise NotCoveredError(f"{tuple(input.shape)} and {tuple(target.shape)}")
-        # Both in one order of elements, the input's if that is channels-last.
-        layout = torch.contiguous_format
-        if input.ndim == 4 and input.is_contiguous(memory_format=torch.channels_last):
-            layout = torch.channels_last
+        # Both in one order of elements: channels-last, as outputs are, also when they were cropped.
+        is_last = input.ndim == 4 and input.stride(1) == 1
+        layout = torch.channels_last if is_last else torch.contiguous_format
         input, target = (t.contiguous(memory_format=layout) for t in (input, target))
         with torch.inference_mode(False):
             grad = torch.empty_like(input)

@@ -12,26 +12,28 @@ constexpr int64_t RUN = 128;      // pixels that are summed in float32
 // db = Σ gated(dy), and `masked` = gated(dy) if there is a gate.
 EXPORT void denoise_relu_backward(const float *dy, const float *gate, int64_t pixels, int64_t C,
                                   float *masked, float *db) {
-  int64_t jobs = divide_up(pixels, PIXELS), Cv = round_up(C, VL);
+  // So many values on, a lane has the same channel again.
+  int64_t period = C % VL ? C * VL : C, jobs = divide_up(pixels, PIXELS);
   double *totals = (double *)scratch(0, 2 * jobs * C);
   Pool::get().parallel(jobs, [=](int64_t job) {
     double *total = totals + job * C;
     for (int64_t c = 0; c < C; c++) total[c] = 0;
-    float *sum = scratch(1, Cv);
-    int64_t end = least(pixels, (job + 1) * PIXELS);
-    for (int64_t first = job * PIXELS; first < end; first += RUN) {
-      memset(sum, 0, Cv * sizeof(float));
-      for (int64_t pixel = first; pixel < least(end, first + RUN); pixel++)
-        for (int64_t c = 0; c < C; c += VL) {
-          int lanes = (int)least(VL, C - c);
-          vec v = load_lanes(dy + pixel * C + c, lanes);
+    float *sum = scratch(1, period);
+    int64_t end = least(pixels, (job + 1) * PIXELS) * C;
+    for (int64_t first = job * PIXELS * C; first < end; first += RUN * C) {
+      memset(sum, 0, period * sizeof(float));
+      for (int64_t from = first; from < least(end, first + RUN * C); from += period)
+        for (int64_t i = 0; i < least(period, end - from); i += VL) {
+          int lanes = (int)least(VL, end - from - i);
+          vec v = load_lanes(dy + from + i, lanes);
           if (gate) {
-            v = gated(v, load_lanes(gate + pixel * C + c, lanes));
-            store_lanes(masked + pixel * C + c, v, lanes);
+            v = gated(v, load_lanes(gate + from + i, lanes));
+            store_lanes(masked + from + i, v, lanes);
           }
-          store(sum + c, load(sum + c) + v);
+          store(sum + i, load(sum + i) + v);
         }
-      for (int64_t c = 0; c < C; c++) total[c] += sum[c];
+      for (int64_t i = 0; i < period; i += C)
+        for (int64_t c = 0; c < C; c++) total[c] += sum[i + c];
     }
   });
   for (int64_t c = 0; c < C; c++) {

@@ -31,6 +31,9 @@ static INLINE void store(float *p, vec v) { *(vec *)p = v; }
 static INLINE vec load_tail(const float *p, int lanes) {
 #if defined(__AVX512F__)
   return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << lanes) - 1), p);
+#elif defined(__AVX2__)
+  static const int32_t mask[2 * VL] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return (vec)_mm256_maskload_ps(p, _mm256_loadu_si256((const __m256i *)(mask + VL - lanes)));
 #else
   vec v = {};
   memcpy(&v, p, lanes * 4);
@@ -40,6 +43,19 @@ static INLINE vec load_tail(const float *p, int lanes) {
 static INLINE void store_tail(float *p, vec v, int lanes) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << lanes) - 1), (__m512)v);
+#elif defined(__AVX2__)  // its masked stores are slow on AMD
+  __m128 part = _mm256_castps256_ps128((__m256)v);
+  if (lanes & 4) {
+    _mm_storeu_ps(p, part);
+    part = _mm256_extractf128_ps((__m256)v, 1);
+    p += 4;
+  }
+  if (lanes & 2) {
+    _mm_storel_pi((__m64 *)p, part);
+    part = _mm_movehl_ps(part, part);
+    p += 2;
+  }
+  if (lanes & 1) _mm_store_ss(p, part);
 #else
   memcpy(p, &v, lanes * 4);
 #endif

@@ -281,9 +281,11 @@ EXPORT void denoise_winograd_residual(const float *x, int64_t N, int64_t H, int6
                                       int64_t hidden_channels, const float *U1, const float *bias1,
                                       const float *U2, const float *bias2, float *y) {
   int64_t D = hidden_channels, T = block_tiles(C, D), Cv = lanes_of(C), Dv = lanes_of(D);
-  int64_t most_h = 64, most_w = (C + D >= 256 ? 2 : C + D >= 128 ? 4 : 8) * T * 4 - 4;
+  int64_t most_h = 64, most_w = (C + D >= 256 ? 2 : C + D >= 128 ? 3 : 8) * T * 4 - 4;
   int64_t high = divide_up(H, most_h), wide = divide_up(W, most_w);
-  int64_t part_h = round_up(divide_up(H, high), 4), part_w = round_up(divide_up(W, wide), 4);
+  int64_t part_h = round_up(divide_up(H, high), 4);
+  // The hidden map's tiles, one more than the output's, fill whole register tiles.
+  int64_t part_w = 4 * round_up(divide_up(divide_up(W, wide), 4) + 1, 12) - 4;
   high = divide_up(H, part_h), wide = divide_up(W, part_w);
   Map map{x, nullptr, N, H, W, C};
   bool streams = is_streamed(y, N * H * W, C);

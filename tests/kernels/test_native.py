@@ -334,7 +334,8 @@ def test_maps_larger_than_the_caches(ops: NativeOps) -> None:
 
 def test_pixels_move_exactly_and_the_loss_is_right(ops: NativeOps) -> None:
     image = torch.randn(2, 3, 8, 12)
-    for layout in (image, channels_last(2, 3, 8, 12), image[:1].expand(4, 3, 8, 12)):
+    cropped = channels_last(2, 3, 10, 14)[:, :, 1:-1, 1:-1]
+    for layout in (image, channels_last(2, 3, 8, 12), cropped, image[:1].expand(4, 3, 8, 12)):
         small = ops.pixel_unshuffle(layout, 2)
         assert torch.equal(small, pixel_unshuffle(layout, 2))
         assert torch.equal(ops.pixel_shuffle(small, 2), layout)
@@ -343,6 +344,7 @@ def test_pixels_move_exactly_and_the_loss_is_right(ops: NativeOps) -> None:
         expected = reference.mse_loss(layout.double(), layout.flip(3).double())
         torch.testing.assert_close(loss.double(), expected[0], rtol=1e-6, atol=0)
         assert_near(grad, expected[1], "grad", OUTPUT_ERROR)
+        assert grad.stride(1) == layout.stride(1)
         means, deviations = (0.1, 0.2, 0.3), (0.5,)
         ours = ops.normalize(layout, means, deviations)
         assert_near(
