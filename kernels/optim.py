@@ -340,7 +340,7 @@ class Muon(AdamW):
         torch._foreach_lerp_(means, grads, 1 - self.momentum)
         updates = torch._foreach_lerp(grads, means, self.momentum) if self.nesterov else means
         # An update of about 0.2·√max(R, C) for each value, as AdamW's are.
-        flat = [_as_matrix(update) for update in updates]
+        flat = [_as_matrix(u, p) for u, p in zip(updates, parameters, strict=True)]
         updates = ops_for(parameters[0].device).orthogonalize(flat, self.ns_steps)
         rates = [-self.lr * 0.2 * max(update.shape) ** 0.5 for update in updates]
         torch._foreach_mul_(updates, rates)
@@ -349,11 +349,11 @@ class Muon(AdamW):
         torch._foreach_add_(parameters, steps)
 
 
-def _as_matrix(weight: Tensor) -> Tensor:
-    """A weight (C, …) as a matrix of C rows; of C columns where it lies in memory so (packed)."""
-    if weight.ndim == 4 and not weight.is_contiguous():
-        return weight.permute(2, 3, 1, 0).reshape(-1, len(weight))
-    return weight.flatten(1)
+def _as_matrix(update: Tensor, like: Tensor) -> Tensor:
+    """An update (C, …) as a matrix of C rows; of C columns where the weight is packed so."""
+    if like.ndim == 4 and not like.is_contiguous():
+        return update.permute(2, 3, 1, 0).reshape(-1, len(update))
+    return update.flatten(1)
 
 
 def _as_weight(matrix: Tensor, like: Tensor) -> Tensor:

@@ -44,6 +44,20 @@ def test_orthogonalizing_applies_the_quintic_to_the_singular_values(
 SHAPES = [(32, 108), (12, 288), (32, 288), (32, 288), (288, 32), (192, 400), (5, 1), (300, 310)]
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_gradient_may_lie_in_memory_unlike_its_weight(is_packed: bool) -> None:
+    """A weight (L, S, kh, kw) beside its gradient as (kh, kw, S, L), or the other way round."""
+    weight = torch.randn(6, 5, 3, 2, dtype=torch.float64)
+    packed = weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    weight, other = (packed, weight) if is_packed else (weight, packed)
+    expected = weight.clone()
+    expected.grad = torch.randn_like(weight)
+    weight.grad = torch.empty_like(other).copy_(expected.grad)
+    for parameter in (weight, expected):
+        Muon([parameter], 0.1).step()
+    torch.testing.assert_close(weight, expected)
+
+
 @each_dtype
 def test_matrices_of_all_shapes_are_orthogonalised_together(dtype: torch.dtype) -> None:
     matrices = [torch.randn(shape, dtype=dtype) for shape in SHAPES]
