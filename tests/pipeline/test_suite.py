@@ -48,7 +48,7 @@ def suite(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0)
 def test_every_row_says_what_came_in_and_what_came_out(
     photos: Path, shots: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = suite(capsys, "unet-level-1", photos, "--pairs", shots)
+    result = suite(capsys, "unet-level-2", photos, "--pairs", shots)
     rows = {row["row"]: row for row in result["rows"]}
     assert len(rows) == len(result["rows"])
     for sigma in (2, 5, 15, 25, 50, 75):
