@@ -79,7 +79,8 @@ def model(network: Network, said: Mapping[str, str]) -> bytes:
     margin = network.margin
     padded = IMAGE
     for axis in (2, 3):
-        padded = graph.reflected(padded, axis, margin, network.spec.multiple, network.spec.minimum)
+        frame = network.frame
+        padded = graph.reflected(padded, axis, margin, frame.multiple, frame.minimum)
     level = ""
     if network.spec.takes_level:
         inputs.append(_value(LEVEL, ["N"]))

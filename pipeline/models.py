@@ -195,6 +195,7 @@ class Network(Block):
     Attributes:
         layers: between normalised image and output.
         restorer: the layers with normalisation and padding; what is trained, on RGB images.
+        frame: what `pad` adds to an image.
         estimator: tells the layers how much noise there is; None if they take no level, or if it
             has not been trained.
 
@@ -220,9 +221,9 @@ class Network(Block):
         self._padded = ReflectPadded(
             self.layers, multiple=spec.multiple, minimum=spec.minimum, margin=spec.margin
         )
-        framed = max(spec.minimum, LevelEstimator.MINIMUM_PX if spec.takes_level else 0)
-        self._framed = ReflectPadded(
-            self.layers, multiple=spec.multiple, minimum=framed, margin=self.margin
+        least = max(spec.minimum, LevelEstimator.MINIMUM_PX if spec.takes_level else 0)
+        self.frame = ReflectPadded(
+            self.layers, multiple=spec.multiple, minimum=least, margin=self.margin
         )
         body = Sequential(self.normalize, self._padded)
         self.restorer: Block = Residual(body) if spec.is_residual else body
@@ -270,15 +271,15 @@ class Network(Block):
 
     def padded_size(self, size: int) -> int:
         """Padded extent for an image of extent `size`."""
-        return self._framed.padded_size(size)
+        return self.frame.padded_size(size)
 
     def padded_indices(self, size: int, device: torch.device) -> Tensor:
         """Index into the image for every padded position of an extent."""
-        return self._framed.indices(size, device)
+        return self.frame.indices(size, device)
 
     def pad(self, input: Tensor) -> Tensor:
         """Pad (N, C, H, W) by reflection: to the sizes that the layers accept, and by a context."""
-        return self._framed.pad(input)
+        return self.frame.pad(input)
 
     def set_level(self, level: Tensor | None) -> None:
         """Tell the layers the images' noise levels, (N,), for values in [0, 1].

@@ -58,9 +58,9 @@ def torch_equivalent(block: kernels.Block, dtype: torch.dtype = torch.float32) -
             return nn.Sequential(*parts)
         case Network() if block.estimator is not None:
             parts = (torch_equivalent(part, dtype) for part in (block.restorer, block.estimator))
-            return Told(*parts)
+            return Told(*parts, ReflectPadded(block.frame, nn.Identity()))
         case ToldNetwork():
-            return Told(torch_equivalent(block.network.restorer, dtype), None)
+            return Told(torch_equivalent(block.network.restorer, dtype))
         case Network():
             return Float32Output(torch_equivalent(block.restorer, dtype))
     raise TypeError(f"{type(block).__name__} has no torch equivalent: add one to {__file__}")
@@ -215,17 +215,22 @@ class ConfidentMean(nn.Module):
 class Told(nn.Module):
     """Estimate the noise level, or without an estimator know it, then restore."""
 
-    def __init__(self, restorer: nn.Module, estimator: nn.Module | None) -> None:
+    def __init__(
+        self,
+        restorer: nn.Module,
+        estimator: nn.Module | None = None,
+        frame: ReflectPadded | None = None,
+    ) -> None:
         super().__init__()
         self.restorer = restorer
         self.estimator = estimator
+        self.frame = frame
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, 3, H, W), larger than its padding; the same shape."""
         level = torch.full((len(input), 1, 1, 1), 255 * ToldNetwork.LEVEL, device=input.device)
-        if self.estimator is not None:
-            (padded,) = (m for m in self.restorer.modules() if isinstance(m, ReflectPadded))
-            level = self.estimator(padded.pad(input)).float().square()
+        if self.estimator is not None and self.frame is not None:
+            level = self.estimator(self.frame.pad(input)).float().square()
         for module in self.restorer.modules():
             if isinstance(module, LevelModule):
                 module.level = level.clamp_max(255 * LARGEST_LEVEL)

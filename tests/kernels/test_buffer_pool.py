@@ -81,7 +81,7 @@ def counted_new_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 # Bytes of the pool for every byte of a float32 RGB image; measured, with a tenth to spare.
-PEAKS = {"tconv": 6.6, "upsample": 4.4, "unet": 24.0, "unet-level": 40.0}
+PEAKS = {"tconv": 6.6, "upsample": 4.4, "unet": 24.0, "unet-level": 42.0}
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
