@@ -30,7 +30,7 @@ from .layers import (
     Sigmoid,
 )
 from .level import AppendLevel, ConfidentMean, LevelGate
-from .loss import ExpectileLoss, LogMSELoss, MSELoss
+from .loss import LogMSELoss, MSELoss
 from .optim import SGD, Adam, AdamW, ExponentialMovingAverage, Muon, clip_grad_norm_
 from .upsample import UpsampleConv2d
 
@@ -45,7 +45,6 @@ __all__ = [
     "ConvTranspose2d",
     "DenoiseBatchError",
     "DeviceError",
-    "ExpectileLoss",
     "ExponentialMovingAverage",
     "ImageError",
     "LevelGate",

@@ -4,7 +4,6 @@ each takes two tensors and more.
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor
 
 from .dispatch import ops_for
@@ -97,23 +96,3 @@ class LogMSELoss(Loss):
         error = difference.square().mean((1, 2, 3)) + least
         loss = (error / (10 * least)).log().mean()
         return loss, difference * (2 / difference.numel() / error).view(-1, 1, 1, 1)
-
-
-class ExpectileLoss(Loss):
-    """Mean of |τ − [x > y]|·(x − y)²: too low costs τ, too high 1 − τ.
-
-    Newey and Powell, "Asymmetric least squares estimation and testing" (1987); the gradient of an
-    element is 2·|τ − [x > y]|·(x − y)/n.
-
-    Args:
-        tau: in (0, 1); a tensor has one for each image, (N, 1, 1, 1).
-    """
-
-    def __init__(self, tau: float | Tensor) -> None:
-        super().__init__()
-        self.tau = tau
-
-    def _loss(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        difference = input - target
-        weighted = difference * torch.where(difference > 0, 1 - self.tau, self.tau)
-        return (weighted * difference).mean(), weighted * (2 / max(difference.numel(), 1))

@@ -178,11 +178,13 @@ def _level(graph: _Graph, network: Network, padded: str) -> str:
     """The levels that the layers are told, (N, 1, 1, 1), in units of 1/255."""
     level = graph.add("Reshape", LEVEL, graph.ints(-1, 1, 1, 1))
     level = graph.add("Mul", level, graph.number(255.0))
-    if network.estimator is not None:
-        root = _block(graph, network.estimator.cells, padded, "")
-        root = _block(graph, network.estimator.mean, root, "")
-        is_asked = graph.add("Less", level, graph.number(0.0))
-        level = graph.add("Where", is_asked, graph.add("Mul", root, root), level)
+    estimator = network.estimator
+    if estimator is not None:
+        root = _block(graph, estimator.cells, padded, "")
+        root = _block(graph, estimator.mean, root, "")
+        power = graph.add("Pow", root, graph.number(4.0))
+        told = graph.add("Sqrt", graph.add("Add", power, graph.number(estimator.RESERVE_255**2)))
+        level = graph.add("Where", graph.add("Less", level, graph.number(0.0)), told, level)
     return graph.add("Clip", level, graph.number(0.0), graph.number(255 * LARGEST_LEVEL))
 
 

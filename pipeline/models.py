@@ -120,6 +120,9 @@ class LevelEstimator(Block):
     CELL_PX = 16
     LOST = 2, 3  # cells at the beginning and at the end of rows and columns
     MINIMUM_PX = CELL_PX * (sum(LOST) + 1)
+    # What is told beside the estimate: one number does not tell weak noise from grain and texture,
+    # but a network that is told too much looks for itself.
+    RESERVE_255 = 5.0
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -170,10 +173,15 @@ class LevelEstimator(Block):
             POOL.free(cells)
         return sums
 
-    @staticmethod
-    def level(root: Tensor) -> Tensor:
-        """Return the level, for values in [0, 1], of a root that `forward` gave."""
-        return root.square() / 255
+    @classmethod
+    def level(cls, root: Tensor) -> Tensor:
+        """Return the level to tell, √(s² + `RESERVE_255`²)/255, for `forward`'s √s."""
+        return (root.pow(4) + cls.RESERVE_255**2).sqrt() / 255
+
+    @classmethod
+    def noise(cls, level: float) -> float:
+        """Return the noise level s that was estimated where this level is told."""
+        return math.sqrt(max(0.0, (255 * level) ** 2 - cls.RESERVE_255**2)) / 255
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
         """Yield the layers, and the mean, which has no parameters."""
@@ -290,7 +298,7 @@ class Network(Block):
             block.level = None if level is None else level.clamp(0, LARGEST_LEVEL)
 
     def estimate_level(self, padded: Tensor) -> Tensor | None:
-        """Return the noise levels of padded images, (N,); None if the layers take none.
+        """Return the levels to tell of padded images, (N,); None if the layers take none.
 
         Raises:
             OptionError: the network has no estimator.

@@ -21,7 +21,7 @@ from ..files.images import read_pages, write_pages
 from ..files.pixels import DecodedImage, PagesOnDisk, outlines
 from ..files.scan import FileStat, Job
 from ..files.scratch import Scratch
-from ..models import LARGEST_LEVEL
+from ..models import LARGEST_LEVEL, LevelEstimator
 from ..quality import Noise, Probe, Quality, assess, measure
 from .denoiser import Output, OutputOnDisk
 from .manifest import Manifest, sha256_of
@@ -303,7 +303,8 @@ class Writer:
         if not file.noises and psnr is None:
             return None
         try:
-            estimates = [level / self.level_factor for level in file.levels if self.level_factor]
+            factor = self.level_factor
+            estimates = [LevelEstimator.noise(level / factor) for level in file.levels if factor]
             return measure(file.images, samples, file.noises, probes, psnr, estimates)
         except Exception as error:
             file.note_no_estimate(error)

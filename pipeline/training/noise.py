@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 import torch
 from PIL import Image
@@ -295,8 +295,8 @@ class RawNoise(NoiseModel):
         smoothing = draw.sometimes(0.5, draw.between(0.8, 3), none)
         radius, amount = draw.between(0.6, 1.4), draw.sometimes(0.4, draw.between(0.2, 1.2), 0.0)
         scale = draw.sometimes(0.25, draw.between(1.1, 2), 1.0)
-        scale = draw.sometimes(0.35, draw.between(1.5, 4), scale)
-        is_coarse = draw.between(0, 1) < 0.35
+        scale = draw.sometimes(0.2, draw.between(1.5, 4), scale)
+        is_coarse = draw.between(0, 1) < 0.15
         step = torch.where(is_coarse, 2 + 2 * (draw.between(0, 1) < 0.5), 1)
         weight = torch.where(is_coarse, draw.between(0.3, 1), 1.0)
         weakened = draw.sometimes(0.75, draw.between(0.15, 1), 1.0)
@@ -306,9 +306,17 @@ class RawNoise(NoiseModel):
         def path(size: int) -> Tensor:
             return enlargement(size, scale) @ gaussian(size, blur)
 
-        noise = _denoised_in_part(noise, image, draw)
+        is_denoised, detail = draw.between(0, 1) < 0.7, fine_variance(image)
+        most = draw.between(0.05, 1) * detail.mean((1, 2, 3), keepdim=True).clamp_min(1e-9)
+        is_flat = most / (most + detail)
+        least, decay = draw.between(0.1, 0.9), draw.between(0.3, 0.9)
+        chroma_least, chroma_decay = least * draw.between(0, 1), draw.between(0.5, 1)
         y = noise.mean(1, keepdim=True)
         chroma = (noise - y)[:, ::2]
+        y = _denoised_in_part(y, torch.where(is_denoised, least, 1.0), decay, is_flat)
+        chroma = _denoised_in_part(
+            chroma, torch.where(is_denoised, chroma_least, 1.0), chroma_decay, is_flat.sqrt()
+        )
         plain = filtered(y, path)
         smooth = filtered(plain, lambda size: gaussian(size, radius))
         y = weight * (plain + amount * (plain - smooth))
@@ -444,6 +452,7 @@ class ChainedNoise(NoiseModel):
         return source.masked_fill(torch.stack(unknown).any(0), torch.nan)
 
 
+OCTAVES = 0.7, 1.4, 2.8, 5.6  # standard deviations of Gaussian blurs, in pixels
 SUBSAMPLINGS = (2, 2, 2, 2, 2, 2, 1, 0)  # as Pillow numbers 4:2:0, 4:2:2 and 4:4:4
 WHITE = GaussianNoise(0, 75, 1.5)
 # Weights as tried in plain torch before (issue 19): what a network for any picture should see.
@@ -454,7 +463,8 @@ REAL = MixedNoise(
         (0.04, ChainedNoise((WHITE, EightBits(), JpegNoise()))),
         (0.04, PoissonGaussianNoise()),
         (0.04, ChainedNoise((PoissonGaussianNoise(), EightBits()))),
-        (0.32, ChainedNoise((RawNoise(), MixedNoise(((0.7, JpegNoise()),))))),
+        (0.24, ChainedNoise((RawNoise(), MixedNoise(((0.7, JpegNoise()),))))),
+        (0.08, CameraNoise()),
         (0.08, ChainedNoise((CorrelatedNoise(), EightBits(), MixedNoise(((0.4, JpegNoise()),))))),
     )
 )
@@ -549,16 +559,25 @@ def _third_channel(pair: Tensor) -> Tensor:
     return torch.stack([pair[:, 0], -pair[:, 0] - pair[:, 1], pair[:, 1]], 1)
 
 
-def _denoised_in_part(noise: Tensor, image: Tensor, draw: "_Draws") -> Tensor:
-    """Smooth noise where the picture is flat, as cameras do to most of their images.
+def _denoised_in_part(noise: Tensor, least: Tensor, decay: Tensor, is_flat: Tensor) -> Tensor:
+    """Weaken noise as a camera's denoiser does: fine noise more than coarse, most in flat areas.
 
-    What is left is smooth and weak in flat areas and whole where detail hides it.
+    Denoisers remove single octaves (wavelet shrinkage, or alike). Of the noise of four octaves they
+    leave the parts 1 − (1 − l)·dᵇ, b = 0 the finest, here, and all of what is coarser.
+
+    Args:
+        noise: (N, C, H, W).
+        least: l, what is left of the finest octave; 1 for all noise.
+        decay: d, by octaves.
+        is_flat: how much a pixel is removed from, in [0, 1].
     """
-    strength, radius = draw.sometimes(0.7, draw.between(0.6, 1), 0.0), draw.between(1, 3)
-    detail = fine_variance(image)
-    most = draw.between(0.05, 1) * detail.mean((1, 2, 3), keepdim=True).clamp_min(1e-9)
-    smooth = filtered(noise, lambda size: gaussian(size, radius))
-    return torch.lerp(noise, smooth, strength * most / (most + detail))
+    rest, removed = noise, torch.zeros_like(noise)
+    share = (1 - least) * is_flat
+    for radius in OCTAVES:
+        coarser = filtered(noise, partial(gaussian, sigma=torch.full_like(least, radius)))
+        removed += share * (rest - coarser)
+        rest, share = coarser, share * decay
+    return noise - removed
 
 
 def _demosaiced(noise: Tensor, draw: "_Draws") -> Tensor:

@@ -23,7 +23,6 @@ from denoise_batch.kernels import (
     AdamW,
     Block,
     DeviceError,
-    ExpectileLoss,
     ExponentialMovingAverage,
     LogMSELoss,
     MSELoss,
@@ -42,24 +41,18 @@ from ..models import LARGEST_LEVEL, LevelEstimator, Network, find_weights, load_
 from ..progress import Progress, Stop
 from .data import Counts, load_data
 from .distributed import ProcessGroup
-from .filters import fine_variance
 from .model_card import model_card
 from .options import TrainOptions
 from .pairs import Generators, Pairs, StoredPairs, Validation, mean_and_std, tiles_per_chunk
 from .run_folder import Curves, RunFolder, TrainingState, ValidationResult, draw_samples
 from .scene_pairs import ScenePairs
 
-# Too low an estimate leaves noise, too high a one costs little.
-# Of the estimator's loss: the level from which noise is seen whatever the picture is; below it, the
-# range of τ, the weight of detail beside noise, and by what share estimates are to be higher.
-STRONG_LEVEL = 10 / 255
-TAU_RANGE = 0.2, 0.85
-DETAIL_WEIGHT = 0.3
-WEAK_EXCESS = 0.3
-# Half of the tiles are told a level that is a little wrong, as an estimate is.
-EXACT_SHARE = 0.5
-LEVEL_SPREAD = 0.3  # deviation of its logarithm
-LEVEL_OFFSET = 0.5 / 255
+STRONG_LEVEL = 10 / 255  # from which noise is seen whatever the picture is
+# Most tiles are told a level that is a little wrong, as an estimate is, or much too high, and those
+# with weak noise always: so the network looks for itself, and a level too high does little harm.
+EXACT_SHARE, TOO_HIGH_SHARE = 0.4, 0.2
+LEVEL_SPREAD, TOO_HIGH_SPREAD = 0.3, 0.8  # deviations of its logarithm
+LEVEL_OFFSET = 4 / 255
 # A run validates at these parts of its length, but takes a tenth of its time for it at most: a tile
 # costs about three times as much in training as in validation.
 VALIDATION_SHARE = 0.02
@@ -327,10 +320,9 @@ def _loss_and_gradient(
         told: the level that the network is told, (N,).
     """
     if options.estimator:
-        criterion: Loss = ExpectileLoss(estimator_tau(level, target))
+        criterion: Loss = MSELoss()
         output = trained_part(network, options)(network.pad(noisy))
-        wanted = level * (1 + WEAK_EXCESS * weakness(level))
-        target = (255 * wanted.clamp(max=LARGEST_LEVEL)).sqrt().view(-1, 1, 1, 1)
+        target = (255 * level.clamp(max=LARGEST_LEVEL)).sqrt().view(-1, 1, 1, 1)
     else:
         criterion = LogMSELoss(level, known) if options.loss == "log" else MSELoss(known)
         network.set_level(told)
@@ -340,32 +332,19 @@ def _loss_and_gradient(
     return criterion(output, target), criterion.backward()
 
 
-def estimator_tau(level: Tensor, target: Tensor) -> Tensor:
-    """Return τ of the estimator's loss for each tile, (N, 1, 1, 1).
-
-    A level that is too high takes fine detail for noise, and a picture without any loses nothing:
-    weak noise is rather estimated too high there, and too low where detail prevails.
-
-    Args:
-        level: of the noise, (N,).
-        target: (N, 3, H, W).
-    """
-    level, detail = level.view(-1, 1, 1, 1), fine_variance(target).mean((1, 2, 3), keepdim=True)
-    share = level.square() / (level.square() + DETAIL_WEIGHT * detail.nan_to_num() + 1e-9)
-    return torch.lerp(torch.full_like(share, 0.5), share.clamp(*TAU_RANGE), weakness(level))
-
-
 def weakness(level: Tensor) -> Tensor:
     """Return how weak a level is, from 1 for no noise through ½ at `STRONG_LEVEL` to 0."""
     return 1 / (1 + (level / STRONG_LEVEL).square())
 
 
 def _roughly(level: Tensor, generators: Generators) -> Tensor:
-    """Return the level, for half of the tiles a little off, as an estimate or a user's is."""
+    """Return the level, for some tiles a little off and for some too high, as estimates are."""
     draw = torch.randn(3, len(level), generator=generators.device, device=level.device)
-    rough = level * (LEVEL_SPREAD * draw[0]).exp() + LEVEL_OFFSET * draw[1].abs()
-    is_exact = torch.special.ndtr(draw[2]) < EXACT_SHARE
-    return torch.where(is_exact, level, rough)
+    share = torch.special.ndtr(draw[2])
+    is_too_high = share > 1 - TOO_HIGH_SHARE
+    spread = torch.where(is_too_high, TOO_HIGH_SPREAD * draw[0].abs(), LEVEL_SPREAD * draw[0])
+    rough = level * spread.exp() + LEVEL_OFFSET * draw[1].abs()
+    return torch.where(share < EXACT_SHARE * (1 - weakness(level)), level, rough)
 
 
 def denoise_tiles(

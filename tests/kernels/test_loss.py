@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from denoise_batch.kernels import (
-    ExpectileLoss,
     LogMSELoss,
     MSELoss,
     ShapeError,
@@ -117,18 +116,8 @@ def log_twin(input: Tensor, target: Tensor) -> Tensor:
     return torch.log(error / reference + 0.1).mean()
 
 
-TAU = torch.tensor([0.65, 0.1, 0.5, 0.97]).view(4, 1, 1, 1)
-
-
-def expectile_twin(input: Tensor, target: Tensor) -> Tensor:
-    difference = target - input
-    tau = TAU.to(input.dtype)
-    return (torch.where(difference > 0, tau, 1 - tau) * difference.pow(2)).mean()
-
-
 LOSSES = {
     "log": (lambda dtype: LogMSELoss(LEVEL.to(dtype)), log_twin),
-    "expectile": (lambda dtype: ExpectileLoss(TAU.to(dtype)), expectile_twin),
 }
 
 
@@ -172,12 +161,6 @@ def test_a_perfect_image_has_a_finite_log_loss_and_no_gradient() -> None:
     loss = LogMSELoss(LEVEL.float())
     assert loss(image, image) == pytest.approx(torch.log(torch.tensor(0.1)).item(), rel=1e-5)
     assert not loss.backward().any()
-
-
-def test_too_low_costs_more_than_too_high() -> None:
-    loss, target = ExpectileLoss(0.65), torch.ones(1, 1, 1, 1)
-    assert loss(target - 0.1, target) == pytest.approx(0.0065)
-    assert loss(target + 0.1, target) == pytest.approx(0.0035)
 
 
 @pytest.mark.parametrize(

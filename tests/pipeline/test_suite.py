@@ -10,6 +10,7 @@ import torch
 from pictures import picture
 from PIL import Image
 
+from denoise_batch import suite as rows_of_suite
 from denoise_batch.cli.evaluate import main
 from denoise_batch.files.images import read_image
 from denoise_batch.models import ARCHITECTURES, Network, save_weights
@@ -48,7 +49,7 @@ def suite(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0)
 def test_every_row_says_what_came_in_and_what_came_out(
     photos: Path, shots: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = suite(capsys, "unet-level-2", photos, "--pairs", shots)
+    result = suite(capsys, "tconv", photos, "--pairs", shots)
     rows = {row["row"]: row for row in result["rows"]}
     assert len(rows) == len(result["rows"])
     for sigma in (2, 5, 15, 25, 50, 75):
@@ -167,8 +168,13 @@ def test_the_default_weights_hold_their_floors_on_the_samples(
 
 
 def test_the_network_is_told_the_level_that_is_asked_for(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    few = [row for row in rows_of_suite.ROWS if row.name in ("clean", "flat", "white 25")]
+    monkeypatch.setattr(rows_of_suite, "ROWS", few)
     path = tmp_path / "told.safetensors"
     told = next(name for name, spec in ARCHITECTURES.items() if spec.takes_level)
     save_weights(path, Network(told, generator=torch.Generator().manual_seed(0)), {})

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 (the usual name)
 
 from denoise_batch.kernels import OptionError
 from denoise_batch.training.noise import (
@@ -261,6 +262,17 @@ def test_raw_noise_is_often_weak_where_the_picture_is_flat_and_in_chroma() -> No
     assert 0.2 < (ratio < 0.8).float().mean() < 0.5
     luma = residual.mean(1, keepdim=True)
     assert 0.1 < (rms(residual - luma) < 0.5 * rms(luma)).float().mean() < 0.5
+
+
+def test_raw_noise_is_as_strong_in_coarse_octaves_as_in_fine_ones() -> None:
+    """White noise, which a camera's denoiser did not see, has a fifth in the coarser octave."""
+    clean = torch.full((200, 3, 64, 64), 0.5)
+    luma = (RawNoise().draw(clean, generator()) - clean).mean(1, keepdim=True)
+    fine = luma - F.avg_pool2d(luma, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    means = F.avg_pool2d(luma, 4)
+    coarse = means - F.avg_pool2d(means, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    ratio = (rms(coarse) / rms(fine)).median().item()
+    assert 0.6 < ratio < 1.8
 
 
 def test_raw_noise_of_gray_is_the_luma_of_colour() -> None:
