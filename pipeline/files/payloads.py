@@ -128,6 +128,7 @@ def left_out(
             found = ["gain map"] * (b"tmap" in head) + ["film"] * (data.find(b"mpvd") >= 0)
             found += ["HDR metadata (mDCV, cLLI)"] * (b"mdcv" in head or b"clli" in head)
             found += ["depth map"] * (b"aux:depth" in head or b"auxid:2" in head)
+            found += ["crop (clean aperture)"] * (b"clap" in head)
         elif format_name == "JPEG2000":
             found = [name for key, name in _JP2_METADATA.items() if key in data[: 1 << 16]]
         else:

@@ -190,9 +190,16 @@ def test_photoshops_resources_that_were_thumbnails_alone_leave_no_empty_tag(fold
     assert 34377 not in tags_of(denoised(folder) / "a.tif")[0]
 
 
-@pytest.mark.parametrize("box", [b"mdcv" + bytes(24), b"clli" + bytes(4)])
-def test_hdr_metadata_of_avif_are_dropped_with_a_note(
-    box: bytes, folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("box", "name"),
+    [
+        (b"mdcv" + bytes(24), "HDR metadata (mDCV, cLLI)"),
+        (b"clli" + bytes(4), "HDR metadata (mDCV, cLLI)"),
+        (b"clap" + struct.pack(">8I", 30, 1, 20, 1, 0, 1, 0, 1), "crop (clean aperture)"),
+    ],
+)
+def test_what_avif_says_beside_the_picture_is_dropped_with_a_note(
+    box: bytes, name: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     buffer = io.BytesIO()
     picture(40, 30).save(buffer, "AVIF")
@@ -200,7 +207,7 @@ def test_hdr_metadata_of_avif_are_dropped_with_a_note(
     free = struct.pack(">I", len(box) + 4) + box  # at the end: readers skip it there
     (folder / "a.avif").write_bytes(content + free)
     denoised(folder)
-    assert "HDR metadata (mDCV, cLLI) dropped" in capsys.readouterr().out
+    assert f"{name} dropped" in capsys.readouterr().out
 
 
 # Colour beside ICC profiles: code points (CICP, ITU-T H.273), significant bits, HDR metadata
