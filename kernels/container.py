@@ -1,6 +1,7 @@
 """Blocks made of blocks: one after the other, around a shortcut, or as a level of a U-Net."""
 
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 from torch import Tensor
 
@@ -139,7 +140,7 @@ class Residual(Block):
         yield "body", self.body
 
 
-class UNetLevel(Block):
+class UNetLevel(Sequential):
     """A level of a U-Net: decoder(e + up(inner(down(e)))) with e = encoder(x).
 
     Ronneberger et al. (2015), with the skip connection added rather than concatenated, which costs
@@ -156,40 +157,18 @@ class UNetLevel(Block):
     def __init__(
         self, encoder: Block, down: Block, inner: Block, up: Block, decoder: Block
     ) -> None:
-        super().__init__()
+        super().__init__(encoder, Residual(Sequential(down, inner, up)), decoder)
         self.encoder = encoder
         self.down = down
         self.inner = inner
         self.up = up
         self.decoder = decoder
-        self._below = Sequential(down, inner, up)  # for inference only
-        self._below.training = False
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W), H and W multiples of what `down` divides by; the same shape."""
-        encoded = self.encoder.forward(input)
-        if self.training:
-            coarse = self.inner.forward(self.down.forward(encoded))
-            return self.decoder.forward(self.up.forward_plus(coarse, encoded))
-        merged = self._below.forward_plus(encoded, encoded)
-        if not shares_memory(encoded, input) and not shares_memory(encoded, merged):
-            POOL.free(encoded)
-        output = self.decoder.forward(merged)
-        if not any(shares_memory(merged, kept) for kept in (input, output)):
-            POOL.free(merged)
-        return output
-
-    def backward(self, grad_output: Tensor, needs_input_grad: bool = True) -> InputGrad:
-        """The encoder's gradient comes along the skip and up from the inner level."""
-        grad_merged = self.decoder.backward(grad_output)
-        grad_coarse = self.inner.backward(self.up.backward(grad_merged))
-        grad_encoded = self.down.backward_plus(grad_coarse, grad_merged)
-        return self.encoder.backward(grad_encoded, needs_input_grad)
-
-    @property
-    def saves_output(self) -> bool:
-        """Whether the decoder does."""
-        return self.decoder.saves_output
+    def train(self, mode: bool = True) -> Self:
+        """Switch the parts, and what holds them together."""
+        for block in self.blocks:
+            block.train(mode)
+        return super().train(mode)
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
         """Yield the five parts by their names."""
@@ -215,13 +194,6 @@ def forward_fused(blocks: Sequence[Block], input: Tensor, residual: Tensor | Non
             residual = None if is_added else residual
         elif isinstance(step, Residual):
             output = _residual_fused(step, before)
-        elif isinstance(step, UNetLevel):
-            encoded = forward_fused([step.encoder], before)
-            below = [step.down, step.inner, step.up]
-            merged = forward_fused(below, encoded, residual=encoded)
-            _free(encoded, before, merged)
-            output = forward_fused([step.decoder], merged)
-            _free(merged, before, output)
         elif is_last and residual is not None:
             output, residual = step.forward_plus(before, residual), None
         else:

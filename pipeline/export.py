@@ -30,7 +30,6 @@ from denoise_batch.kernels import (
     Residual,
     Sequential,
     Sigmoid,
-    UNetLevel,
 )
 
 from .files.atomic import atomic_write
@@ -199,14 +198,10 @@ def _block(graph: _Graph, block: Block, image: str, level: str) -> str:
     match block:
         case Conv2d() | ConvTranspose2d():
             return _convolution(graph, block, image)
-        case Sequential():  # also UpsampleConv2d
+        case Sequential():  # also UNetLevel and UpsampleConv2d
             return of(*block.blocks, of=image)
         case Residual():
             return graph.add("Add", image, of(block.body, of=image))
-        case UNetLevel():
-            encoded = of(block.encoder, of=image)
-            merged = of(block.down, block.inner, block.up, of=encoded)
-            return of(block.decoder, of=graph.add("Add", merged, encoded))
         case Normalize():
             mean, std = (
                 graph.tensor(torch.tensor(values).view(-1, 1, 1))

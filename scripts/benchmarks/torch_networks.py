@@ -38,15 +38,12 @@ def torch_equivalent(block: kernels.Block, dtype: torch.dtype = torch.float32) -
             return nn.PixelUnshuffle(block.downscale_factor)
         case kernels.UpsampleConv2d():
             return nn.Sequential(torch_equivalent(block.upsample), torch_equivalent(block.conv))
-        case kernels.Sequential():
+        case kernels.Sequential():  # also UNetLevel
             return nn.Sequential(*(_child(block, i, dtype) for i in range(len(block.blocks))))
         case kernels.Normalize():
             return Normalize(block, dtype)
         case kernels.Residual():
             return Residual(torch_equivalent(block.body, dtype))
-        case kernels.UNetLevel():
-            children = block.named_children()
-            return UNetLevel({name: torch_equivalent(child, dtype) for name, child in children})
         case kernels.ReflectPadded():
             return ReflectPadded(block, torch_equivalent(block.body, dtype))
         case kernels.AppendLevel() | kernels.LevelGate():
@@ -121,22 +118,6 @@ class Residual(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W); the same shape."""
         output: Tensor = input + self.body(input)
-        return output
-
-
-class UNetLevel(nn.Module):
-    """decoder(e + up(inner(down(e)))) with e = encoder(x)."""
-
-    def __init__(self, parts: dict[str, nn.Module]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict(parts)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W); the same shape."""
-        parts = self.parts
-        encoded = parts["encoder"](input)
-        coarse = parts["up"](parts["inner"](parts["down"](encoded)))
-        output: Tensor = parts["decoder"](encoded + coarse)
         return output
 
 
