@@ -1,6 +1,6 @@
-"""Inference of a fixed shape as one CUDA graph: recorded once, replayed without Python's launches.
+"""Work of a fixed shape as one CUDA graph: recorded once, replayed without Python's launches.
 
-At small images a network's launches cost the host more than their work costs the GPU. A graph
+For small images a network's launches cost the host more than their work costs the GPU. A graph
 replays them all at once, in the memory that they were recorded with. A recording is used only after
 it gave the plain function's result on other values than it was made from.
 """
@@ -19,6 +19,7 @@ from .kernel_check import TOLERANCES
 logger = logging.getLogger("denoise_batch.kernels")
 
 Function = Callable[..., Tensor]
+Difference = Callable[[Tensor, Tensor], float]
 # Each recording keeps its intermediate tensors.
 MOST_RECORDINGS = 4
 WARM_UPS = 3
@@ -71,6 +72,10 @@ class Captured:
             on the tensors' shapes alone.
         state: what else they depend on, such as the precision; a change needs a new recording.
         recorder: CUDA's graphs by default.
+        difference: of a replay's result from the function's; by default the largest one, relative
+            to the largest element.
+        rechecks: further calls whose replay is compared with the function, for a function that
+            reads what changes from call to call, such as weights.
     """
 
     def __init__(
@@ -78,11 +83,16 @@ class Captured:
         function: Function,
         state: Callable[[], Hashable] = lambda: None,
         recorder: Recorder | None = None,
+        difference: Difference | None = None,
+        rechecks: int = 0,
     ) -> None:
         self._function = function
         self._state = state
         self._recorder = recorder or CudaGraphs()
+        self._difference = difference or _difference
+        self._rechecks = rechecks
         self._recordings: dict[Hashable, _Recording] = {}
+        self._unchecked: dict[Hashable, int] = {}
         self._seen: set[Hashable] = set()
         self._is_disabled = False
 
@@ -93,8 +103,13 @@ class Captured:
         kinds = ((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
         key = (*kinds, self._state())
         recording = self._recordings.get(key)
-        if recording is not None:
+        if recording is not None and not self._unchecked[key]:
             return recording(*inputs)
+        if recording is not None:
+            self._unchecked[key] -= 1
+            expected = self._function(*inputs)
+            self._check(recording(*inputs), expected)
+            return expected
         is_worth_it = key in self._seen and len(self._recordings) < MOST_RECORDINGS
         self._seen.add(key)
         expected = self._function(*inputs)
@@ -109,18 +124,23 @@ class Captured:
             with torch.cuda.device_of(static[0]):  # type: ignore[no-untyped-call]
                 replay, output = self._recorder.record(lambda: self._function(*static))
             recording = _Recording(static, output, replay)
-            error = _difference(recording(*inputs), expected)
+            result = recording(*inputs)
         except RuntimeError as failure:  # torch's, for whatever cannot be recorded
             if is_out_of_memory(failure):
                 self._end()  # the plain function needs the memory
                 return
             self._disable(first_line(failure))
             return
+        if self._check(result, expected):
+            self._recordings[key], self._unchecked[key] = recording, self._rechecks
+
+    def _check(self, actual: Tensor, expected: Tensor) -> bool:
+        """Whether a replay's result is right; a wrong one ends the use of graphs."""
+        error = self._difference(actual, expected)
         allowed = TOLERANCES.get(expected.dtype, TOLERANCES[torch.float32])
         if not error <= allowed:
             self._disable(f"wrong results: error {error:.2g}, allowed {allowed:.2g}")
-            return
-        self._recordings[key] = recording
+        return error <= allowed
 
     def _end(self) -> None:
         """Make no more graphs, and give the recordings' memory back."""

@@ -299,6 +299,14 @@ def train(
         str,
         typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUN),
     ] = "auto",
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graphs",
+            help="On CUDA, record the launches of a step's forward and backward and replay them.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
     checkpoint_minutes: Annotated[
         float,
         typer.Option(

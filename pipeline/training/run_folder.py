@@ -29,6 +29,7 @@ FREE_OPTIONS = {
     "pairs",
     "validation_file",
     "device",
+    "cuda_graphs",
     "checkpoint_minutes",
     "resume",
 }

@@ -21,26 +21,23 @@ from denoise_batch.kernels import (
     SGD,
     Adam,
     AdamW,
-    Block,
     DeviceError,
     ExponentialMovingAverage,
-    LogMSELoss,
-    MSELoss,
     Muon,
     OptionError,
     TrainingError,
     clip_grad_norm_,
 )
 from denoise_batch.kernels.errors import first_line, is_out_of_memory
-from denoise_batch.kernels.loss import Loss
 from denoise_batch.kernels.optim import Optimizer
 
 from ..device import deterministic_algorithms, device_failures, precision_on, torch_dtype
 from ..metrics import psnrs_of_tiles
-from ..models import LARGEST_LEVEL, LevelEstimator, Network, find_weights, load_weights
+from ..models import LevelEstimator, Network, find_weights, load_weights
 from ..progress import Progress, Stop
 from .data import Counts, load_data
 from .distributed import ProcessGroup
+from .gradients import Gradients, trained_part
 from .model_card import model_card
 from .options import TrainOptions
 from .pairs import Generators, Pairs, StoredPairs, Validation, mean_and_std, tiles_per_chunk
@@ -52,7 +49,7 @@ STRONG_LEVEL = 10 / 255  # from which noise is seen whatever the picture is
 # with weak noise always: so the network looks for itself, and a level too high does little harm.
 EXACT_SHARE, TOO_HIGH_SHARE = 0.4, 0.2
 LEVEL_SPREAD, TOO_HIGH_SPREAD = 0.3, 0.8  # deviations of its logarithm
-LEVEL_OFFSET = 4 / 255
+LEVEL_OFFSET, TOO_HIGH_OFFSET = 4 / 255, 12 / 255
 # A run validates at these parts of its length, but takes a tenth of its time for it at most: a tile
 # costs about three times as much in training as in validation.
 VALIDATION_SHARE = 0.02
@@ -154,6 +151,7 @@ def train(
         average = ExponentialMovingAverage(parameters, options.ema)
         loss_sum = torch.zeros((), device=device)
         state = TrainingState(network, _new_optimizer(options, parameters), average, loss_sum)
+        gradients = Gradients(network, options, pairs.known_share, group)
         schedule = Schedule(options, len(pairs), len(validation.noisy))
         folder.start(options)
         folder.load_checkpoint(state)
@@ -208,7 +206,7 @@ def train(
                 if schedule.is_over(state):
                     break
                 lr = schedule.learning_rate(state)
-                training_step(state, pairs, next(batches), lr, options, generators, group)
+                training_step(state, pairs, next(batches), lr, options, generators, gradients)
                 progress.on_step("", state.step, schedule.steps(state))
                 if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
                     folder.save_checkpoint(state)
@@ -250,7 +248,7 @@ def training_step(
     lr: float,
     options: TrainOptions,
     generators: Generators,
-    group: ProcessGroup,
+    gradients: Gradients,
 ) -> None:
     """Train on one batch; the host never waits for the device, except for camera noise (JPEG).
 
@@ -261,10 +259,10 @@ def training_step(
         lr: learning rate of this step.
         options: seed, augmentation and gradient clipping.
         generators: seeded here for this step.
-        group: the processes that share the batch.
+        gradients: of the network, with the processes that share the batch.
     """
     started = time.perf_counter()
-    network, trainee = state.network, trained_part(state.network, options)
+    network, group = state.network, gradients.group
 
     def denoise(images: Tensor) -> Tensor:
         output = network.eval()(group.local_rows(images))
@@ -276,12 +274,9 @@ def training_step(
     if options.augment:
         noisy, target = _random_symmetry(noisy, target, generators)
     told = _roughly(level, generators) if network.spec.takes_level else level
-    rows = (group.local_rows(global_rows) for global_rows in (noisy, target, level, told))
-    loss, grad_output = _loss_and_gradient(network, options, pairs.known_share, *rows)
-    state.optimizer.zero_grad()
-    loss = group.backward(trainee, loss, grad_output, len(indices))
+    loss = gradients(noisy, target, level, told)
     if options.clip_norm:
-        clip_grad_norm_(trainee.parameters(), options.clip_norm)
+        clip_grad_norm_(state.optimizer.parameters, options.clip_norm)
     state.optimizer.lr = lr
     with state.updating():
         state.optimizer.step()
@@ -289,47 +284,6 @@ def training_step(
         state.loss_sum += loss
         state.step += 1
         state.seconds += group.broadcast_time(time.perf_counter() - started)
-
-
-def trained_part(network: Network, options: TrainOptions) -> Block:
-    """Return the part of the network that this run trains."""
-    if options.estimator:
-        assert network.estimator is not None  # `_new_network` made one
-        return network.estimator
-    return network.restorer
-
-
-def _loss_and_gradient(
-    network: Network,
-    options: TrainOptions,
-    known: float,
-    noisy: Tensor,
-    target: Tensor,
-    level: Tensor,
-    told: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Run the trained part forward on a batch; return its loss and its output's gradient.
-
-    Args:
-        network: in training mode.
-        options: of the run.
-        known: share of the target that is known.
-        noisy: (N, 3, H, W).
-        target: the same shape; NaN where a pixel is unknown.
-        level: of the noise, (N,).
-        told: the level that the network is told, (N,).
-    """
-    if options.estimator:
-        criterion: Loss = MSELoss()
-        output = trained_part(network, options)(network.pad(noisy))
-        target = (255 * level.clamp(max=LARGEST_LEVEL)).sqrt().view(-1, 1, 1, 1)
-    else:
-        criterion = LogMSELoss(level, known) if options.loss == "log" else MSELoss(known)
-        network.set_level(told)
-        output = network.restorer(noisy).to(noisy.dtype)
-        # An unknown target pixel is replaced by the output: no error, no gradient.
-        target = torch.where(target.isnan(), output, target)
-    return criterion(output, target), criterion.backward()
 
 
 def weakness(level: Tensor) -> Tensor:
@@ -343,7 +297,8 @@ def _roughly(level: Tensor, generators: Generators) -> Tensor:
     share = torch.special.ndtr(draw[2])
     is_too_high = share > 1 - TOO_HIGH_SHARE
     spread = torch.where(is_too_high, TOO_HIGH_SPREAD * draw[0].abs(), LEVEL_SPREAD * draw[0])
-    rough = level * spread.exp() + LEVEL_OFFSET * draw[1].abs()
+    offset = LEVEL_OFFSET + (TOO_HIGH_OFFSET - LEVEL_OFFSET) * is_too_high
+    rough = level * spread.exp() + offset * draw[1].abs()
     return torch.where(share < EXACT_SHARE * (1 - weakness(level)), level, rough)
 
 

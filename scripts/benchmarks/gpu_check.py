@@ -4,8 +4,9 @@
     scripts/gpu-check --quick           smoke test with small shapes
     scripts/gpu-check --output FILE     default: gpu-check-DEVICE.md
 
-The report has three parts: correctness (the self-check of denoise-doctor), speed (scripts/bench
-beside torch eager and torch.compile) and whole folders (scripts/bench folder).
+The report has four parts: correctness (the self-check of denoise-doctor), speed (scripts/bench
+beside torch eager and torch.compile), training (denoise-train) and whole folders (scripts/bench
+folder).
 `--device cpu` rehearses the command without a GPU. Exit codes: 0 done, 1 something was wrong.
 """
 
@@ -26,8 +27,9 @@ from report import commit, device_name, versions
 
 from denoise_batch.doctor import computing, kernel_checks, self_test
 
-CASES = ("train/*", "infer/tconv/*", "infer/unet/*", "step/*")
+CASES = ("train/*", "infer/tconv/*", "infer/unet/*", "infer/unet-level/*", "step/*")
 QUICK_CASES = ("infer/tconv/*",)
+SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "clean"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for title, part in (
         ("Correctness: every kernel against the reference implementation", _correctness),
         ("Speed", _speed),
+        ("Training", _training),
         ("Whole folders, file to file", _folder),
     ):
         try:
@@ -130,6 +133,28 @@ def _speed(device: torch.device, is_quick: bool) -> tuple[str, bool]:
         + _table((*head, "ours/compile", "GEMM"), rows)
     )
     return text, any(case["red"] for case in chosen["cases"])
+
+
+def _training(device: torch.device, is_quick: bool) -> tuple[str, bool]:
+    precision = "fp32" if device.type == "cpu" else "bf16"
+    size = ["--batch-size", "16", "--tile-px", "96", "--tiles", "8000", "--minutes", "0.4"]
+    if is_quick:
+        size = ["--batch-size", "2", "--tile-px", "32", "--tiles", "8", "--steps", "3"]
+    runs, rows = (("sgd",), ("muon",), ("muon", "--cuda-graphs")), []
+    for optimizer, *graphs in runs[-1:] if is_quick else runs:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            command = [sys.executable, "-m", "denoise_batch.training", str(SAMPLES), "-o", str(run)]
+            command += ["--network", "unet-level", "--noise", "gaussian:0-55", "--loss", "log"]
+            command += ["--targets", "clean", "--optimizer", optimizer, "--precision", precision]
+            command += ["--validation-tiles", "8", "--device", str(device), *size, *graphs]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                raise RuntimeError(f"denoise-train: {result.stderr.strip()[-500:]}")
+            last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        rows.append((" ".join([optimizer, *graphs]), f"{last['images_per_s']:.1f}"))
+    text = f"unet-level in {precision}, {' '.join(size)}; speed between its last two validations."
+    return f"{text}\n\n{_table(('optimizer', 'images/s'), rows)}", False
 
 
 def _folder(device: torch.device, is_quick: bool) -> tuple[str, bool]:

@@ -31,9 +31,11 @@ def test_a_rehearsal_writes_the_whole_report_and_says_that_it_is_none(tmp_path: 
     assert headings == [
         "## Correctness: every kernel against the reference implementation",
         "## Speed",
+        "## Training",
         "## Whole folders, file to file",
     ]
-    for row in ("| conv2d_backward float32 |", "| infer/tconv/1x3x32x32/float32 |", "| stream |"):
+    rows = ("| conv2d_backward float32 |", "| infer/tconv/1x3x32x32/float32 |")
+    for row in (*rows, "| muon --cuda-graphs |", "| stream |"):
         assert row in text
 
 

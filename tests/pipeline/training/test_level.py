@@ -193,7 +193,7 @@ def test_the_best_weights_are_those_of_the_measure_that_the_loss_lowers(
 
 
 @pytest.mark.parametrize(("sigma", "exact"), [(60, (0.2, 0.6)), (2, (0.0, 0.1))])
-def test_levels_are_told_roughly_and_weak_ones_always_too_high(
+def test_levels_are_told_roughly_and_weak_ones_mostly_too_high(
     sigma: int, exact: tuple[float, float], options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Tensor] = []
@@ -214,6 +214,7 @@ def test_levels_are_told_roughly_and_weak_ones_always_too_high(
     rough = levels[~is_exact]
     if sigma == 2:
         assert (rough > 1).float().mean() > 0.6
+        assert 0.02 < (rough > 15).float().mean() < 0.15  # as estimates of hatched drawings are
     else:
         assert (rough < -5).float().mean() > 0.1
         assert (rough > 0).float().mean() > 0.5
