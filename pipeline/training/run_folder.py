@@ -304,12 +304,14 @@ class Curves:
     Args:
         path: PNG to write.
         noisy_psnr: dB of the noisy validation tiles.
+        loss: of the run, as `draw_curves` takes it.
         seconds: shortest interval between two drawings.
     """
 
-    def __init__(self, path: Path, noisy_psnr: float, seconds: float = 20.0) -> None:
+    def __init__(self, path: Path, noisy_psnr: float, loss: str, seconds: float = 20.0) -> None:
         self.path = path
         self.noisy_psnr = noisy_psnr
+        self.loss = loss
         self.seconds = seconds
         self._drawn_at = time.monotonic()
         self._rows: Sequence[Mapping[str, Any]] = ()  # not drawn yet
@@ -323,12 +325,22 @@ class Curves:
     def draw(self) -> None:
         """Draw the lines that are not drawn yet."""
         if self._rows:
-            draw_curves(self.path, self._rows, self.noisy_psnr)
+            draw_curves(self.path, self._rows, self.noisy_psnr, self.loss)
         self._rows = ()
         self._drawn_at = time.monotonic()
 
 
-def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float) -> bool:
+# Names of the losses on the axis; the validation's error is comparable with the first alone.
+LOSS_NAMES = {
+    "mse": "mean squared error",
+    "log": "logarithm of the error, relative to the noise",
+    "estimator": "mean squared error of √level",
+}
+
+
+def draw_curves(
+    path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float, loss: str = "mse"
+) -> bool:
     """Plot losses and PSNR over the steps, as the course paper's Figure 1 does over epochs.
 
     Args:
@@ -336,6 +348,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float
         rows: the lines of metrics.jsonl.
         noisy_psnr: dB of the noisy validation tiles, for the title: as a line far below the curve
             it would flatten it.
+        loss: of the training: a key of `LOSS_NAMES`.
 
     Returns:
         Whether matplotlib (the extra `plots`) is installed; without it nothing is drawn.
@@ -351,9 +364,11 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], noisy_psnr: float
     errors = [10 ** (-value / 10) for value in values]
     style = {"marker": "o", "markersize": 3}
     losses.plot(steps, [row["training_loss"] for row in rows], label="training", **style)
-    losses.plot(steps, errors, label="validation", **style)
-    losses.set(xlabel="step", ylabel="mean squared error", title="loss", yscale="log")
-    losses.legend()
+    losses.set(xlabel="step", ylabel=LOSS_NAMES[loss], title="training loss")
+    if loss == "mse":
+        losses.plot(steps, errors, label="validation", **style)
+        losses.set(title="loss", yscale="log")
+        losses.legend()
     psnrs.plot(steps, values, color="C1", **style)
     psnrs.set(
         xlabel="step", ylabel="dB", title=f"validation PSNR (noisy tiles: {noisy_psnr:.2f} dB)"

@@ -168,7 +168,8 @@ def train(
         )
         batches = _batches(len(pairs), options, state.step)
         saved_at = time.monotonic()
-        curves = Curves(folder.curves, noisy_psnr)
+        loss = "estimator" if options.estimator else options.loss
+        curves = Curves(folder.curves, noisy_psnr, loss)
 
         try:
             network.train()

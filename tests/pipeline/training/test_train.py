@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from denoise_batch.cli.train import main
@@ -119,15 +120,34 @@ def test_without_matplotlib_a_run_has_no_curves(options: TrainOptions) -> None:
 
 
 @pytest.mark.usefixtures("curves")
+@pytest.mark.parametrize("loss", ["mse", "log", "estimator"])
+def test_curves_name_their_loss(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log loss may be negative, and is no validation error."""
+    figures = []
+
+    def watched(*arguments: object, **options: object) -> Figure:
+        figures.append(Figure(*arguments, **options))
+        return figures[-1]
+
+    monkeypatch.setattr("matplotlib.figure.Figure", watched)
+    rows = [{"step": step, "training_loss": 1 - step, "validation_psnr": 30.0} for step in (1, 2)]
+    assert run_folder.draw_curves(tmp_path / "curves.png", rows, 20.0, loss)
+    losses, _ = figures[0].axes
+    assert (losses.get_ylabel() == "mean squared error") == (loss == "mse")
+    assert losses.get_yscale() == ("log" if loss == "mse" else "linear")
+    assert len(losses.lines) == (2 if loss == "mse" else 1)
+
+
+@pytest.mark.usefixtures("curves")
 def test_curves_are_drawn_now_and_then_and_at_the_end(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[list[int]] = []
     draw = run_folder.draw_curves
 
-    def count(path: Path, rows: Sequence[dict[str, Any]], noisy_psnr: float) -> bool:
+    def count(path: Path, rows: Sequence[dict[str, Any]], noisy_psnr: float, loss: str) -> bool:
         drawn.append([row["step"] for row in rows])
-        return draw(path, rows, noisy_psnr)
+        return draw(path, rows, noisy_psnr, loss)
 
     monkeypatch.setattr(run_folder, "draw_curves", count)
     monkeypatch.setattr(run_folder, "time", SimpleNamespace(monotonic=lambda: 100.0))
