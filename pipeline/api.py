@@ -55,7 +55,7 @@ def denoise(
         device: auto (the first available of CUDA, MPS, CPU), cpu, cuda, cuda:N or mps.
         strength: blend; 0 returns the input, 1 the network's output.
         noise_level: that the network is told: σ in units of 1/255 of the image's range, "auto"
-            (estimated), or a factor of the estimate ("1.3x").
+            (estimated, with a reserve), or a factor of what auto tells it ("1.3x").
         tta: average over the eight rotated and flipped versions of the image.
         tile: side of the tiles in pixels, "auto" (tile only if memory demands it) or "off".
         precision: auto (bf16 on GPUs, on V100 and T4 fp16; else fp32), fp32, bf16, fp16.

@@ -121,8 +121,9 @@ class LevelEstimator(Block):
     LOST = 2, 3  # cells at the beginning and at the end of rows and columns
     MINIMUM_PX = CELL_PX * (sum(LOST) + 1)
     # What is told beside the estimate: one number does not tell weak noise from grain and texture,
-    # but a network that is told too much looks for itself.
-    RESERVE_255 = 5.0
+    # but a network that is told too much looks for itself. Below `LEAST_255` it vanishes: no
+    # photograph has so little noise, but drawings have.
+    RESERVE_255, LEAST_255 = 5.0, 0.3
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -175,13 +176,20 @@ class LevelEstimator(Block):
 
     @classmethod
     def level(cls, root: Tensor) -> Tensor:
-        """Return the level to tell, √(s² + `RESERVE_255`²)/255, for `forward`'s √s."""
-        return (root.pow(4) + cls.RESERVE_255**2).sqrt() / 255
+        """Return the level to tell for `forward`'s √s, for values in [0, 1].
+
+        It is √(s² + r²·s²/(s² + l²))/255, r = `RESERVE_255` and l = `LEAST_255`.
+        """
+        power = root.pow(4)
+        told = power.addcdiv(power, power + cls.LEAST_255**2, value=cls.RESERVE_255**2)
+        return told.sqrt() / 255
 
     @classmethod
     def noise(cls, level: float) -> float:
         """Return the noise level s that was estimated where this level is told."""
-        return math.sqrt(max(0.0, (255 * level) ** 2 - cls.RESERVE_255**2)) / 255
+        told, least = (255 * level) ** 2, cls.LEAST_255**2
+        middle = (told - least - cls.RESERVE_255**2) / 2  # of the two roots for s²
+        return math.sqrt(middle + math.sqrt(middle**2 + told * least)) / 255
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
         """Yield the layers, and the mean, which has no parameters."""
@@ -418,8 +426,8 @@ def unet(
     Args:
         generator: source of the initial weights.
         width: channels of the finest level, blind.
-        is_told: the layers take the noise level, and the finest level has twice the channels: 68 k
-            multiply-adds per pixel.
+        is_told: the layers take the noise level, and the finest level has twice the channels and a
+            second body behind the way up: 86 k multiply-adds per pixel.
     """
 
     def body(channels: int) -> Block:
@@ -429,15 +437,20 @@ def unet(
         kaiming_normal_(first.weight, generator)
         return Residual(Sequential(first, ReLU(), second))
 
-    def level(channels: int, inner_channels: int, inner: Block) -> Block:
+    def two(channels: int) -> Block:
+        return Sequential(body(channels), body(channels))
+
+    def level(
+        channels: int, inner_channels: int, inner: Block, decoder: Callable[[int], Block] = body
+    ) -> Block:
         down = Conv2d(channels, inner_channels, 2, stride=2, generator=generator)
         up = ConvTranspose2d(inner_channels, channels, 2, stride=2, generator=generator)
-        return UNetLevel(body(channels), down, inner, up, body(channels))
+        return UNetLevel(body(channels), down, inner, up, decoder(channels))
 
     finest = 2 * width if is_told else width
-    bottom = Sequential(body(6 * width), body(6 * width))
-    levels = level(4 * width, 6 * width, bottom)
-    levels = level(finest, 2 * width, level(2 * width, 4 * width, levels))
+    levels = level(4 * width, 6 * width, two(6 * width))
+    levels = level(2 * width, 4 * width, levels)
+    levels = level(finest, 2 * width, levels, two if is_told else body)
     head = Conv2d(finest, 12, 3, padding=1, generator=generator)
     head.weight.mul_(0.1)
     stem = Conv2d(14 if is_told else 12, finest, 3, padding=1, generator=generator)

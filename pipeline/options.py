@@ -52,8 +52,8 @@ class DenoiseOptions:
         format: a key of `FORMATS`.
         suffix: appended to the outputs' names, before the dot.
         strength: blend; 0 keeps the input, 1 is the network's output.
-        noise_level: that the network is told: "auto" (estimated), σ in units of 1/255 of the file's
-            range ("10"), or the estimate times a factor ("1.3x").
+        noise_level: that the network is told: "auto" (estimated, with a reserve), σ in units of
+            1/255 of the file's range ("10"), or a factor of what auto tells it ("1.3x").
         tta: average over the eight rotated and flipped versions of every image.
         precision: of the convolutions: auto, fp32; on a GPU bf16 or fp16.
         tile: auto (tile only if memory demands it), off, or the side of a tile in pixels.
@@ -166,7 +166,7 @@ class DenoiseOptions:
 
     @property
     def level_factor(self) -> float:
-        """Factor of the estimated noise level."""
+        """Factor of the level that auto tells."""
         return parse_noise_level(self.noise_level)[1]
 
     @property
@@ -256,5 +256,5 @@ def parse_noise_level(text: str) -> tuple[float | None, float]:
         return float(match[1]) / 255, 1.0
     raise OptionError(
         f"--noise-level {text!r}: auto, σ from 0 to 255 in units of 1/255 of the file's range "
-        "(10), or a factor of the estimate from 0.1x to 10x (1.3x)"
+        "(10), or a factor of auto from 0.1x to 10x (1.3x)"
     )

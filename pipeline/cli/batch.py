@@ -143,7 +143,7 @@ def denoise(
         typer.Option(
             "--weights",
             "-w",
-            help="A safetensors file, or unet-level-3 (default; any picture), unet-gaussian-4 "
+            help="A safetensors file, or unet-level-4 (default; any picture), unet-gaussian-4 "
             "(white noise), unet-camera-2 (cameras), tconv or upsample (the course paper's).",
             rich_help_panel=NETWORK,
         ),
@@ -161,8 +161,8 @@ def denoise(
         str,
         typer.Option(
             metavar="LEVEL",
-            help="Noise that the network is told to remove: auto (estimated), σ in 1/255 of the "
-            "file's range (10), or a factor of the estimate (1.3x).",
+            help="Noise that the network is told to remove: auto (estimated, with a reserve), σ in "
+            "1/255 of the file's range (10), or a factor of what auto tells it (1.3x).",
             rich_help_panel=NETWORK,
         ),
     ] = "auto",

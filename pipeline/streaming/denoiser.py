@@ -253,7 +253,7 @@ class Levels:
     Attributes:
         network: takes a level, or none.
         given: the level of all images, for values in [0, 1]; None: each image's estimate.
-        factor: of the estimate.
+        factor: of the level that is told by the estimate.
     """
 
     network: Network
@@ -270,7 +270,7 @@ class Levels:
         estimate = self.network.estimate_level(padded) if self.is_estimated else None
         if estimate is None:
             return self.given_to(len(padded), padded.device)
-        return self.factor * estimate
+        return estimate if self.factor == 1 else self.factor * estimate
 
     def given_to(self, count: int, device: torch.device) -> Tensor | None:
         """The level that is given, for this number of images."""
@@ -445,7 +445,7 @@ class BatchDenoiser:
         precision: of the convolutions; None: float32.
         strength: blend; 0 keeps the input, 1 is the network's output.
         level: noise level that the network is told, for values in [0, 1]; None: the estimate.
-        level_factor: of the estimate.
+        level_factor: of the level that is told by the estimate.
         tta: average over the eight rotated and flipped versions of every image.
         tile_px: side of the tiles; None: as few tiles as memory allows; 0: no tiles.
         cuda_graphs: on CUDA, record the launches of recurring shapes and replay them.

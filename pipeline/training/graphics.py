@@ -7,6 +7,7 @@ seed and on the fonts that it may use.
 import math
 import random
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..files.pixels import from_pil, to_pil
+from ..files.scratch import memory
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -29,7 +31,7 @@ SYLLABLES = "ka-lo-mi-ren-sta-por-tu-vel-qui-dis-gra-fen-ox-hul-yb-jaz-wim-ion-e
 
 
 class Graphics:
-    """Numbered pictures, each drawn when it is first used.
+    """Numbered pictures, each drawn when it is first used, and kept compressed.
 
     Args:
         seed: of the set.
@@ -37,23 +39,24 @@ class Graphics:
         size_px: side of a picture.
     """
 
-    def __init__(self, seed: int, count: int = 900, size_px: int = 256) -> None:
+    def __init__(self, seed: int, count: int = 6000, size_px: int = 256) -> None:
         self._seed = seed
-        self._pictures: list[Tensor | None] = [None] * count
+        self._count = count
+        self._drawn: dict[int, bytes] = {}
         self.size_px = size_px
 
     def __len__(self) -> int:
         """Return the number of pictures."""
-        return len(self._pictures)
+        return self._count
 
     def __getitem__(self, number: int) -> Tensor:
         """Return a picture, uint8 (3, size_px, size_px)."""
-        picture = self._pictures[number]
-        if picture is None:
+        if number not in self._drawn:
             kind = tuple(KINDS)[number % len(KINDS)]
             picture = draw_graphic(kind, f"{self._seed}:{number}", self.size_px, system_fonts())
-            self._pictures[number] = picture
-        return picture
+            self._drawn[number] = zlib.compress(memory(picture), 1)
+        samples = bytearray(zlib.decompress(self._drawn[number]))
+        return torch.frombuffer(samples, dtype=torch.uint8).view(3, self.size_px, self.size_px)
 
 
 def draw_graphic(kind: str, seed: str, size_px: int, fonts: Sequence[Path] = ()) -> Tensor:
@@ -370,6 +373,31 @@ def _halftone(canvas: _Canvas) -> None:
     canvas.show(torch.where(tone > threshold, ink, paper).float())
 
 
+def _hatching(canvas: _Canvas) -> None:
+    """Dense lines, as of an engraving: of up to three directions, straight or bent, thin to fat."""
+    rng, size = canvas.rng, canvas.size_px
+    rows, columns = torch.arange(size).view(-1, 1), torch.arange(size)
+    wave = rng.uniform(0.5, 3) * 2 * math.pi / size
+    tone = 0.5 + 0.5 * torch.sin(wave * rows + rng.uniform(0, 6)) * torch.cos(wave * columns)
+    inked = torch.zeros(size, size)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        angle, step = rng.uniform(0, math.pi), 1.6 * 5 ** rng.random()
+        bend, length = rng.choice((0, rng.uniform(0, 12))), rng.uniform(20, 120)
+        along = rows * math.cos(angle) - columns * math.sin(angle)
+        across = rows * math.sin(angle) + columns * math.cos(angle)
+        across = across + bend * torch.sin(2 * math.pi * along / length)
+        distance = step * (across / step - (across / step).round()).abs()
+        width = step * rng.uniform(0.2, 0.6) * ((0.4 + tone) if rng.random() < 0.5 else 1)
+        inked = inked.maximum((width / 2 - distance + 0.5).clamp(0, 1))
+    inked = inked.round() if rng.random() < 0.4 else inked
+    ink, paper = canvas.two_inks()
+    canvas.show(paper + (ink - paper) * inked)
+    if rng.random() < 0.4:
+        canvas.pen.rectangle(canvas.box(20, 150), canvas.colour())
+    if rng.random() < 0.3:
+        _strokes(canvas, 10)
+
+
 KINDS: dict[str, Callable[[_Canvas], None]] = {
     "text": _text,
     "lines": _lines,
@@ -380,4 +408,5 @@ KINDS: dict[str, Callable[[_Canvas], None]] = {
     "flat": _flat,
     "gradient": _gradient,
     "halftone": _halftone,
+    "hatching": _hatching,
 }
