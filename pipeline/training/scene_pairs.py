@@ -14,7 +14,7 @@ METHODS = ("neighbor", "blind-spot")
 # Weight of Neighbor2Neighbor's regulariser, γ/(1 + γ) with the paper's γ = 2.
 NEIGHBOR_SHARE = 2 / 3
 SPOT_CELL_PX = 8  # one pixel of every such cell is hidden: 1.6 %
-_WINDOW_PX = 5  # side of the window whose median takes the hidden pixel's place
+_WINDOW_PX = 5  # side of the window that a hidden pixel's substitute is drawn from
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class ScenePairs(Pairs):
     shifted by γ/(1 + γ) of that difference (scaled by 1 + γ), which is how it is computed here.
 
     "blind-spot": Noise2Void (Krull et al., 2019) hides a pixel of every cell from the network and
-    takes it as the target; its place takes the median of its neighbours, as in N2V2 (Höck et al.,
-    2022). The target is unknown elsewhere.
+    takes it as the target; a neighbour's value takes its place. The target is unknown elsewhere.
 
     Args:
         scenes: on the device; of at least two shots each for "shots", whose first one is used by
@@ -121,13 +120,17 @@ class ScenePairs(Pairs):
 def hide_spots(noisy: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
     """Hide one random pixel of every cell of `SPOT_CELL_PX`, in all channels.
 
+    Its place takes the value of a random neighbour, which is as noisy as it was. The neighbours'
+    median (N2V2, Höck et al., 2022) has hardly any noise: a network learns to tell hidden pixels by
+    it, and what it makes of all others is then left to chance.
+
     Args:
         noisy: (N, C, H, W), sides of at least a cell.
         generators: of the step.
 
     Returns:
-        The tiles, with the median of each hidden pixel's neighbours in its place; and the hidden
-        pixels, NaN elsewhere.
+        The tiles, with other pixels in the places of the hidden ones; and the hidden pixels, NaN
+        elsewhere.
     """
     n, channels, height, width = noisy.shape
     rows, columns = height // SPOT_CELL_PX, width // SPOT_CELL_PX
@@ -147,11 +150,11 @@ def hide_spots(noisy: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
     values = flat.gather(2, window.flatten(2).expand(-1, channels, -1))
     values = values.view(n, channels, -1, _WINDOW_PX**2)
     is_spot = window == place[..., None]
-    middle = values.masked_fill(is_spot, torch.inf).sort(3).values
-    half = (_WINDOW_PX**2 - 1) // 2
-    medians = (middle[..., half - 1] + middle[..., half]) / 2
+    chance = torch.rand(is_spot.shape, generator=generators.device, device=device)
+    chosen = chance.masked_fill(is_spot, -1).argmax(3, keepdim=True)
+    others = values.gather(3, chosen.expand(-1, channels, -1, -1))[..., 0]
     places = place.expand(-1, channels, -1)
-    input = flat.scatter(2, places, medians)
+    input = flat.scatter(2, places, others)
     target = torch.full_like(flat, torch.nan).scatter_(2, places, flat.gather(2, places))
     return input.view_as(noisy), target.view_as(noisy)
 

@@ -140,11 +140,20 @@ def test_a_hidden_pixel_of_every_cell_is_the_target() -> None:
         slice(max(0, min(at - 2, extent - 5)), max(0, min(at - 2, extent - 5)) + 5)
         for at, extent in ((row, 24), (column, 16))
     )
-    around = noisy[0, 1].clone()
-    around[row, column] = torch.nan
-    seen = around[rows, columns].flatten()
-    median = seen[~seen.isnan()].sort().values[11:13].mean()
-    torch.testing.assert_close(input[0, 1, row, column], median)
+    around = noisy[0].clone()
+    around[:, row, column] = torch.nan
+    neighbours = around[:, rows, columns].flatten(1)
+    is_it = (neighbours == input[0, :, row, column, None]).all(0)
+    assert is_it.sum() == 1, "one neighbour, in all channels"
+
+
+def test_a_hidden_pixel_s_place_looks_like_any_other() -> None:
+    """A substitute without noise tells a network where to look; it need not denoise elsewhere."""
+    noisy = 0.5 + 0.1 * torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    input, target = hide_spots(noisy, step())
+    substitutes = input[~target.isnan()]
+    assert substitutes.std() == pytest.approx(0.1, rel=0.15)
+    assert substitutes.mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_crops_are_what_denoise_batch_sees_of_the_file() -> None:
