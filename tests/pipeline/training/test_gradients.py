@@ -1,113 +1,103 @@
-"""Gradients from recorded launches: those of the plain step, also once the weights have moved."""
+"""Bucketed sums of gradients, in a process group of one (test_distributed runs two)."""
 
-import logging
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
-from denoise_batch.kernels import SGD, OptionError
-from denoise_batch.kernels.capture import Recorder
-from denoise_batch.models import Network
-from denoise_batch.training.distributed import ProcessGroup
-from denoise_batch.training.gradients import RECHECKS, Gradients
-from denoise_batch.training.options import TrainOptions
-
-OPTIONS = TrainOptions(Path("data"), Path("run"), "unet-level", loss="log", cuda_graphs=True)
+from denoise_batch.kernels import Block, Conv2d, MSELoss, ReLU, Sequential, StateError
+from denoise_batch.models import ARCHITECTURES, Network
+from denoise_batch.training.distributed import GradientReducer
 
 
-class Recordings:
-    """Replays by running again. `old` keeps for every replay what a step found at first."""
-
-    def __init__(self, old: Callable[[Tensor], Tensor] = lambda now: now) -> None:
-        self.old = old
-        self.replays = 0
-
-    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        output = run().clone()
-
-        def replay() -> None:
-            self.replays += 1
-            output.copy_(self.old(run()))
-
-        return replay, output
+@pytest.fixture
+def group() -> Iterator[None]:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
 
 
-def batch(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    clean = torch.rand(2, 3, 32, 32, generator=generator)
-    level = torch.tensor([0.05, 0.1])
-    noisy = clean + level.view(-1, 1, 1, 1) * torch.randn(clean.shape, generator=generator)
-    return noisy, clean, level, 1.2 * level
+def plain_backward(network: Block, noisy: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, gradient of the output), after a forward in training mode."""
+    criterion = MSELoss()
+    loss = criterion(network.train()(noisy), target)
+    return loss, criterion.backward()
 
 
-def losses(options: TrainOptions, recorder: Recorder | None, steps: int) -> list[Tensor]:
-    """Losses and gradients of some steps of SGD."""
-    network = Network("unet-level", 0.5, 0.25, torch.Generator().manual_seed(1)).train()
-    gradients = Gradients(network, options, 1.0, ProcessGroup(), recorder)
-    optimizer = SGD(network.restorer.parameters(), 0.01)
-    found = []
-    for step in range(steps):
-        loss = gradients(*batch(step))
-        grads = [p.grad.flatten() for p in optimizer.parameters if p.grad is not None]
-        found.append(torch.cat([loss.view(1), *grads]).clone())
-        optimizer.step()
-    return found
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("bucket_bytes", [1, 20_000, 2**30], ids=["each", "several", "one"])
+@pytest.mark.usefixtures("group")
+def test_one_process_gets_its_own_gradients(architecture: str, bucket_bytes: int) -> None:
+    whole = Network(architecture, generator=torch.Generator().manual_seed(0))
+    whole.set_level(torch.tensor([0.05, 0.1]))
+    network = whole.restorer
+    noisy, target = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    loss, grad = plain_backward(network, noisy, target)
+    network.backward(grad, needs_input_grad=False)
+    expected = [parameter.grad for parameter in network.parameters()]
+
+    reducer = GradientReducer(network, bucket_bytes)
+    for _ in range(2):  # a second step fills the same buckets
+        network.zero_grad()
+        loss, grad = plain_backward(network, noisy, target)
+        assert reducer.backward(loss, grad) == loss
+        found = [parameter.grad for parameter in network.parameters()]
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_replays_give_the_plain_steps_gradients() -> None:
-    recordings = Recordings()
-    replayed = losses(OPTIONS, recordings, 8)
-    plain = losses(replace(OPTIONS, cuda_graphs=False), None, 8)
-    assert recordings.replays == 7  # the second step records; from then on each replays
-    for one, other in zip(replayed, plain, strict=True):
-        assert torch.equal(one, other)
+class Noted(Block):
+    """The identity; notes when backward passes it."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self._events = events
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+    def backward(self, grad_output: Tensor) -> Tensor:
+        self._events.append("first layer")
+        return grad_output
 
 
-@pytest.mark.parametrize("part", [0, 1, -1])  # the loss, the first and the last gradient
-def test_a_graph_with_wrong_gradients_is_not_used(
-    part: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    def wrong(values: Tensor) -> Tensor:
-        values[part] *= 1.5
-        return values
+@pytest.mark.usefixtures("group")
+def test_a_bucket_is_sent_while_backward_still_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bucket per layer, the last layer's is on its way before the first layer's backward."""
+    events: list[str] = []
+    all_reduce = distributed.all_reduce
 
-    recordings = Recordings(wrong)
-    with caplog.at_level(logging.WARNING, "denoise_batch.kernels"):
-        replayed = losses(OPTIONS, recordings, 5)
-    assert recordings.replays == 1
-    assert "CUDA graphs are disabled (wrong results" in caplog.text
-    plain = losses(replace(OPTIONS, cuda_graphs=False), None, 5)
-    assert all(map(torch.equal, replayed, plain))
+    def noted_all_reduce(*arguments: Any, **options: Any) -> Any:
+        events.append("send")
+        return all_reduce(*arguments, **options)
 
-
-def test_a_graph_that_keeps_old_weights_is_found(caplog: pytest.LogCaptureFixture) -> None:
-    """Right when it was recorded, wrong as soon as the weights have moved."""
-    kept: list[Tensor] = []
-
-    def old(values: Tensor) -> Tensor:
-        kept.append(values.clone())
-        return kept[0]
-
-    recordings = Recordings(old)
-    with caplog.at_level(logging.WARNING, "denoise_batch.kernels"):
-        replayed = losses(OPTIONS, recordings, 5)
-    assert recordings.replays <= 1 + RECHECKS
-    assert "CUDA graphs are disabled" in caplog.text
-    plain = losses(replace(OPTIONS, cuda_graphs=False), None, 5)
-    assert all(map(torch.equal, replayed, plain))
+    monkeypatch.setattr(distributed, "all_reduce", noted_all_reduce)
+    network = Sequential(Conv2d(3, 4, 3), Noted(events), ReLU(), Conv2d(4, 3, 3))
+    sizes = [parameter.numel() * 4 for parameter in network.blocks[3].parameters()]
+    reducer = GradientReducer(network, bucket_bytes=sum(sizes))
+    loss, grad = plain_backward(network, torch.rand(1, 3, 8, 8), torch.rand(1, 3, 4, 4))
+    reducer.backward(loss, grad)
+    assert events == ["send", "first layer", "send"]
 
 
-def test_on_a_processor_nothing_is_recorded() -> None:
-    plain = losses(replace(OPTIONS, cuda_graphs=False), None, 2)
-    assert all(map(torch.equal, losses(OPTIONS, None, 2), plain))
+@pytest.mark.usefixtures("group")
+def test_a_shared_parameter_waits_for_its_last_use() -> None:
+    network = Sequential(Conv2d(3, 3, 3, padding=1), Conv2d(3, 3, 3, padding=1))
+    network.blocks[1].weight = network.blocks[0].weight  # type: ignore[attr-defined]
+    noisy, target = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
+    network.backward(plain_backward(network, noisy, target)[1], needs_input_grad=False)
+    expected = [parameter.grad for parameter in network.parameters()]
+    network.zero_grad()
+    reducer = GradientReducer(network, bucket_bytes=1)
+    reducer.backward(*plain_backward(network, noisy, target))
+    torch.testing.assert_close([p.grad for p in network.parameters()], expected, rtol=0, atol=0)
 
 
-def test_several_processes_are_refused() -> None:
-    group = ProcessGroup()
-    group.size = 2
-    with pytest.raises(OptionError, match="one process"):
-        Gradients(Network("unet-level"), OPTIONS, 1.0, group)
+@pytest.mark.usefixtures("group")
+def test_a_block_that_announces_nothing_is_an_error_and_no_endless_wait() -> None:
+    network = Sequential(Conv2d(3, 3, 3, padding=1), Conv2d(3, 3, 3, padding=1))
+    reducer = GradientReducer(network, bucket_bytes=1)
+    network.blocks[0].register_grad_ready_hook(None)
+    with pytest.raises(StateError, match="does not announce"):
+        reducer.backward(*plain_backward(network, torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)))
