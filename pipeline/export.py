@@ -182,10 +182,7 @@ def _level(graph: _Graph, network: Network, padded: str) -> str:
         root = _block(graph, estimator.cells, padded, "")
         root = _block(graph, estimator.mean, root, "")
         power = graph.add("Pow", root, graph.number(4.0))
-        reserve = graph.add("Mul", power, graph.number(estimator.RESERVE_255**2))
-        above = graph.add("Add", power, graph.number(estimator.LEAST_255**2))
-        told = graph.add("Add", power, graph.add("Div", reserve, above))
-        told = graph.add("Sqrt", told)
+        told = graph.add("Sqrt", graph.add("Add", power, graph.number(estimator.RESERVE_255**2)))
         level = graph.add("Where", graph.add("Less", level, graph.number(0.0)), told, level)
     return graph.add("Clip", level, graph.number(0.0), graph.number(255 * LARGEST_LEVEL))
 

@@ -121,9 +121,9 @@ class LevelEstimator(Block):
     LOST = 2, 3  # cells at the beginning and at the end of rows and columns
     MINIMUM_PX = CELL_PX * (sum(LOST) + 1)
     # What is told beside the estimate: one number does not tell weak noise from grain and texture,
-    # but a network that is told too much looks for itself. Below `LEAST_255` it vanishes: no
-    # photograph has so little noise, but drawings have.
-    RESERVE_255, LEAST_255 = 5.0, 0.3
+    # but a network that is told too much looks for itself. Also where the estimate is 0: one part
+    # of a picture without noise, such as white paper, is enough for that.
+    RESERVE_255 = 5.0
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -176,20 +176,13 @@ class LevelEstimator(Block):
 
     @classmethod
     def level(cls, root: Tensor) -> Tensor:
-        """Return the level to tell for `forward`'s √s, for values in [0, 1].
-
-        It is √(s² + r²·s²/(s² + l²))/255, r = `RESERVE_255` and l = `LEAST_255`.
-        """
-        power = root.pow(4)
-        told = power.addcdiv(power, power + cls.LEAST_255**2, value=cls.RESERVE_255**2)
-        return told.sqrt() / 255
+        """Return the level to tell, √(s² + `RESERVE_255`²)/255, for `forward`'s √s."""
+        return (root.pow(4) + cls.RESERVE_255**2).sqrt() / 255
 
     @classmethod
     def noise(cls, level: float) -> float:
         """Return the noise level s that was estimated where this level is told."""
-        told, least = (255 * level) ** 2, cls.LEAST_255**2
-        middle = (told - least - cls.RESERVE_255**2) / 2  # of the two roots for s²
-        return math.sqrt(middle + math.sqrt(middle**2 + told * least)) / 255
+        return math.sqrt(max(0.0, (255 * level) ** 2 - cls.RESERVE_255**2)) / 255
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
         """Yield the layers, and the mean, which has no parameters."""

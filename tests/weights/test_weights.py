@@ -4,10 +4,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
 from typer.main import get_command
 
 from denoise_batch import models
 from denoise_batch.cli import batch
+from denoise_batch.files.images import read_image
 from denoise_batch.kernels import WeightsError
 from denoise_batch.models import load_weights, shipped_file, shipped_manifest, shipped_names
 
@@ -57,3 +59,14 @@ def test_a_damaged_installation_is_noticed(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / good.name).unlink()
     with pytest.raises(WeightsError, match="reinstall"):
         shipped_file(name)
+
+
+def test_white_paper_beside_a_noisy_picture_does_not_keep_its_noise() -> None:
+    """The estimate of such a scan is near 0: what is told must not be."""
+    clean = read_image(SAMPLES / "clean" / "astronaut.png").to_unit()[:, :160]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (255 * clean + 5 * noise).clamp(0, 255).round() / 255
+    scan = torch.cat([noisy, torch.ones_like(noisy)], 1)[None]
+    denoised = load_weights(shipped_file(shipped_names()[0])).network(scan)[0, :, :160]
+    before, after = ((image - clean).square().mean().sqrt() for image in (noisy, denoised))
+    assert after < 0.75 * before
