@@ -30,7 +30,8 @@ MAX_CLIPPED = 0.02  # share of black or white samples up to which a block is use
 PATCH_PX = {3: 5, 1: 9}  # channels → side of a patch: 75 and 81 samples
 NORMAL_MAD = 0.6744897501960817  # median of |n|, n standard normal
 MIN_PATCHES = 1000  # fewer say nothing about a covariance of 75 dimensions
-_BAND_ROWS = 30  # a multiple of every stride in use
+_BAND_ROWS = 32  # a multiple of every stride in use; so many times as many of narrow windows
+_BAND_COLUMNS = 512
 
 
 @dataclass(frozen=True)
@@ -190,16 +191,17 @@ def white_sigma(windows: Sequence[Tensor], stride: int = 1) -> float | None:
     count, total = 0, torch.zeros(size, dtype=torch.float64)
     products = torch.zeros(size, size, dtype=torch.float64)
     for window in windows:
+        near_zero = window - 0.5  # where float32 sums are most exact
         # A few rows at a time: all patches at once are 75 times the image.
-        for top in range(0, window.shape[1] - side + 1, _BAND_ROWS):
-            band = window[:, top : top + _BAND_ROWS + side - 1]
+        band_rows = _BAND_ROWS * max(1, _BAND_COLUMNS // window.shape[2])
+        for top in range(0, window.shape[1] - side + 1, band_rows):
+            band = near_zero[:, top : top + band_rows + side - 1]
             if min(band.shape[1:]) < side:
                 continue
             patches = band.unfold(1, side, stride).unfold(2, side, stride)
-            patches = patches.permute(1, 2, 0, 3, 4)
-            rows = patches.reshape(-1, size) - 0.5  # near zero, where float32 sums are most exact
+            rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, size)
             count += len(rows)
-            total += rows.sum(0, dtype=torch.float64)
+            total += rows.sum(0).double()
             products += (rows.T @ rows).double()
     if count < MIN_PATCHES:
         return None

@@ -224,7 +224,7 @@ MAX_CLIPPED = 0.01  # share of black or white samples, whose noise is biased: 0.
 SMOOTH_RATIO = 1.5  # of the network's estimate and the others, from which on noise is not white
 TOO_SMALL = "too small to estimate"
 NOT_WHITE = "the noise is not white, which an estimate needs"
-SHOWN_STRIDE = 3  # if σ is only shown, a ninth of the patches is enough
+SHOWN_STRIDE = 4  # if σ is only shown, a sixteenth of the patches is enough
 LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"}  # formats that may be
 _STRIP_ROWS = 256  # a multiple of the probe's blocks; a whole page in float32 is large
 

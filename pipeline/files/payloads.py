@@ -8,6 +8,7 @@ Photo formats.
 import io
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from denoise_batch.kernels.errors import ImageError
 
 from .complaints import MOST_EXTRANEOUS, extraneous_bytes, jpeg_complaints
 from .sniff import rewound
+
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff]", re.DOTALL)  # 0: a byte 255 of a scan; 1: temporary
 
 
 @dataclass(frozen=True)
@@ -157,17 +160,16 @@ def _walk(data: "mmap.mmap | bytes") -> JpegStructure | None:
     scans = _Scans()
     at = 2
     while True:
-        at = data.find(b"\xff", at)
-        while 0 <= at < len(data) - 1 and data[at + 1] == 0xFF:
-            at += 1
-        if at < 0 or at >= len(data) - 1:
+        found = _MARKER.search(data, at)
+        if found is None:
             return scans.structure(None, segments, is_whole=scans.are_complete())
+        at = found.start()
         marker = data[at + 1]
         if marker == 0xD9:
             return scans.structure(at + 2, segments, is_whole=True)
         if 0xD0 <= marker <= 0xD7:
             scans.restarts += 1
-        if marker in {0x00, 0x01} or 0xD0 <= marker <= 0xD8:  # in a scan, or without data
+        if 0xD0 <= marker <= 0xD8:  # without data
             at += 2
             continue
         size = int.from_bytes(data[at + 2 : at + 4])

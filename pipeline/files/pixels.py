@@ -222,6 +222,7 @@ def with_note(pages: Sequence[DecodedImage], note: str) -> Sequence[DecodedImage
 
 YUV_OFF = 1  # levels: decoders of WebP round the three colours of one luma differently
 FLAT_PX = 17  # side: beyond a JPEG's blocks, whose noise is in their mean
+_FLAT_PIXELS = 1 << 19  # looked at together: marks of more are blocks that the system has to map
 
 
 def prepare(
@@ -318,20 +319,23 @@ def _note_on_narrow_pages(
 
 
 def _prepared(page: DecodedImage, mask: Tensor) -> DecodedImage:
-    samples = page.samples
-    beyond = page.value_range.is_beyond(samples) & ~mask
-    kept, outliers = (
-        KeptPixels(where, _pixels(samples, where)) if bool(where.any()) else None
-        for where in (mask, beyond)
-    )
-    gaps = mask | beyond
-    is_whole = kept is None and outliers is None
-    seen = samples if is_whole else _pixels(samples, ~gaps)[:, None]
+    samples, kept, outliers = page.samples, None, None
+    beyond = page.value_range.is_beyond(samples)
+    is_whole = not (bool(mask.any()) or (beyond is not None and bool(beyond.any())))
+    if is_whole:
+        seen = samples
+    else:
+        beyond = torch.zeros_like(mask) if beyond is None else beyond & ~mask
+        kept, outliers = (
+            KeptPixels(where, _pixels(samples, where)) if bool(where.any()) else None
+            for where in (mask, beyond)
+        )
+        seen = _pixels(samples, ~(mask | beyond))[:, None]
     is_lossy = page.storage.format in {"WEBP", "AVIF"} and not page.storage.is_lossless
     if samples.shape[2] == 3 and seen.numel() and _is_gray(seen, YUV_OFF if is_lossy else 0):
         samples = samples[:, :, :1].contiguous()
-    if not is_whole:
-        samples = _filled(samples, gaps, page.value_range)
+    if beyond is not None and not is_whole:
+        samples = _filled(samples, mask | beyond, page.value_range)
     return replace(page, samples=samples, kept=kept, outliers=outliers)
 
 
@@ -440,16 +444,29 @@ def flat_pixels(samples: Tensor) -> Tensor | None:
     Returns:
         (H, W), or None.
     """
-    bits = as_bits(samples)
-    # Every such area covers half of its width in one of these rows: mostly, there is none.
-    if not bool(_differs_across(bits[:: FLAT_PX // 2]).logical_not().any()):
-        return None
+    bits, reach = as_bits(samples), FLAT_PX // 2
+    found: Tensor | None = None
+    rows = max(4 * FLAT_PX, _FLAT_PIXELS // bits.shape[1])
+    for top in range(0, len(bits), rows):
+        start, bottom = max(0, top - reach - 1), top + rows
+        strip = bits[start : bottom + reach + 1]
+        # Every such area covers half of its width in one of these rows: mostly, there is none.
+        if bool(_differs_across(strip[::reach]).all()):
+            continue
+        is_flat = _flat_in(strip)[top - start : bottom - start]
+        if bool(is_flat.any()):
+            found = torch.zeros(bits.shape[:2], dtype=torch.bool) if found is None else found
+            found[top:bottom] = is_flat
+    return found
+
+
+def _flat_in(bits: Tensor) -> Tensor:
+    """(H, W): `flat_pixels` of all rows that are half of `FLAT_PX` from an end that is no edge."""
     differs = _differs_across(bits)
     down = _unequal(bits[1:], bits[:-1])
     differs[1:] |= down
     differs[:-1] |= down
-    differs = _spread(differs, FLAT_PX // 2)
-    return None if bool(differs.all()) else ~differs
+    return ~_spread(differs, FLAT_PX // 2)
 
 
 def _differs_across(bits: Tensor) -> Tensor:
@@ -463,10 +480,9 @@ def _differs_across(bits: Tensor) -> Tensor:
 
 def _unequal(first: Tensor, second: Tensor) -> Tensor:
     """(H, W): whether pixels (H, W, C) differ."""
-    differ = first != second
-    result = differ[:, :, 0]
-    for channel in range(1, differ.shape[2]):
-        result = result | differ[:, :, channel]
+    result = first[:, :, 0] != second[:, :, 0]
+    for channel in range(1, first.shape[2]):
+        result |= first[:, :, channel] != second[:, :, channel]
     return result
 
 
@@ -519,7 +535,10 @@ _PROMOTIONS = {
 }
 _COLOUR = {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV"}
 _DTYPES = {"I;16": torch.uint16, "I": torch.int32, "F": torch.float32}  # others are uint8
-_STRIP_BYTES = 1 << 22  # copied at once from a Pillow image
+_STRIP_BYTES = 1 << 22
+# Copied at once from a Pillow image. The system would have to map larger blocks for every strip,
+# which took ten times as long as the copies.
+_COPIED_BYTES = 1 << 18
 
 EXTRA_SAMPLES_NOTE = "extra samples dropped: they are not alpha"
 
@@ -549,16 +568,21 @@ def decode(
     has_alpha = image.has_transparency_data
     if image.mode in {"1", "L", "LA", "La"}:
         mode = "LA" if has_alpha else image.mode
-        converted = image.convert("LA" if has_alpha else "L")
+        converted = _in_mode(image, "LA" if has_alpha else "L")
     elif image.mode in _COLOUR:
         mode = "RGBA" if has_alpha else "RGB"
-        converted = _cmyk_to_rgb(image) if image.mode == "CMYK" else image.convert(mode)
+        converted = _cmyk_to_rgb(image) if image.mode == "CMYK" else _in_mode(image, mode)
     else:
         raise ImageError(f"has mode {image.mode}, which is not supported; convert it to RGB")
     if not has_alpha:
         return from_pil(converted), None, mode
     alpha = from_pil(converted.getchannel("A"))
     return from_pil(converted.convert(mode[:-1])), alpha, mode
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in a mode; itself if it has that, where Pillow would copy it."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def encode(page: DecodedImage, samples: Tensor, mode: str) -> Image.Image:
@@ -584,7 +608,7 @@ def encode(page: DecodedImage, samples: Tensor, mode: str) -> Image.Image:
         is_widened = mode == "RGBA" and image.mode == "L"
         colours = (image,) * 3 if is_widened else image.split()
         return Image.merge(mode, (*colours, opacity))
-    return image if image.mode == mode else image.convert(mode)
+    return _in_mode(image, mode)
 
 
 def as_written(
@@ -693,7 +717,7 @@ def from_pil(image: Image.Image) -> Tensor:
     samples = torch.empty((height, width, channels), dtype=dtype)
     target = memory(samples)
     row = width * channels * dtype.itemsize
-    rows = max(1, _STRIP_BYTES // row)
+    rows = max(1, _COPIED_BYTES // row)
     for top in range(0, height, rows):  # in strips: never two copies of the whole image
         bottom = min(top + rows, height)
         strip = image if rows >= height else image.crop((0, top, width, bottom))

@@ -75,11 +75,11 @@ class ValueRange:
         values = values.clamp_(-BEYOND, 1 + BEYOND).to(torch.float32)
         return encoded(values) if self.is_linear else values
 
-    def is_beyond(self, samples: Tensor) -> Tensor:
-        """Return (H, W): pixels of (H, W, C) that `to_unit` clamps in any channel."""
-        found = torch.zeros(samples.shape[:2], dtype=torch.bool)
+    def is_beyond(self, samples: Tensor) -> Tensor | None:
+        """Return (H, W): pixels of (H, W, C) that `to_unit` clamps; None if it never does."""
         if samples.dtype == torch.uint8:
-            return found
+            return None
+        found = torch.zeros(samples.shape[:2], dtype=torch.bool)
         least, most = self.offset - BEYOND * self.span, self.offset + (1 + BEYOND) * self.span
         rows = max(1, _STRIP_SAMPLES // max(1, samples.shape[1] * samples.shape[2]))
         for top in range(0, len(samples), rows):

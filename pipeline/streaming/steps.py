@@ -37,7 +37,7 @@ _STORAGE_FAULTS = {getattr(errno, name, None) for name in (
     "ECONNREFUSED", "ECONNABORTED", "ESHUTDOWN", "EMFILE", "ENFILE", "EAGAIN", "ENOLCK",
     "ENOMEDIUM", "EUCLEAN",
 )}  # fmt: skip
-_STRIP_ROWS = 256  # a whole page in float32 is large
+_STRIP_ROWS = 64  # a whole page in float32 is large
 
 
 @dataclass(eq=False)
@@ -336,23 +336,35 @@ def _level_notes(file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:
             f"{name}: noise level {strongest:.0f} is beyond the {largest:.0f} that the network was "
             "trained for, which it was told instead"
         )
-    if file.levels:
-        change = max(map(_change_255, file.images, samples))
-        if change < LEAST_CHANGE_255:
-            notes.append(
-                f"{name}: hardly changed ({change:.2f} of 255), as its noise level is "
-                f"{strongest:.1f}; --noise-level says another"
-            )
+    if not file.levels:
+        return notes
+    most = 0.0
+    for page, after in zip(file.images, samples, strict=True):
+        change = _slight_change_255(page, after)
+        if change is None:
+            return notes
+        most = max(most, change)
+    notes.append(
+        f"{name}: hardly changed ({most:.2f} of 255), as its noise level is {strongest:.1f}; "
+        "--noise-level says another"
+    )
     return notes
 
 
-def _change_255(page: DecodedImage, samples: Tensor) -> float:
-    """Root mean square of output − input, in units of 1/255."""
-    total = 0.0
+def _slight_change_255(page: DecodedImage, samples: Tensor) -> float | None:
+    """Root mean square of output − input, in units of 1/255; None from `LEAST_CHANGE_255` up.
+
+    The first rows mostly change enough for the whole page.
+    """
+    total, enough = 0.0, (LEAST_CHANGE_255 / 255) ** 2 * samples.numel()
     for top in range(0, len(samples), _STRIP_ROWS):
         rows = slice(top, top + _STRIP_ROWS)
+        if torch.equal(page.samples[rows], samples[rows]):
+            continue
         before, after = (page.value_range.to_unit(x[rows]) for x in (page.samples, samples))
         total += float((after - before).square_().sum(dtype=torch.float64))
+        if total >= enough:
+            return None
     return 255 * math.sqrt(total / samples.numel())
 
 
