@@ -1,7 +1,8 @@
 """`denoise-eval --suite`: how weights do on everything that a picture may be.
 
-White noise of all strengths, files of 8 bits, gray, cameras, JPEG, coarse noise, drawn graphics,
-clean and flat pictures, and pairs of real shots. Floors, if given, say what must not be worse.
+White noise of all strengths, files of 8 bits, gray, on white paper, cameras, JPEG, coarse noise,
+drawn graphics, clean and flat pictures, and pairs of real shots. Floors, if given, say what must
+not be worse.
 """
 
 import json
@@ -36,7 +37,7 @@ class Row:
 
     Attributes:
         name: as printed, and as floors name it.
-        pictures: "photographs", "gray" photographs, "graphics" or "flat" pictures.
+        pictures: "photographs", "gray" or "framed" photographs, "graphics" or "flat" pictures.
         noise: as `--noise` spells it; "" for none.
     """
 
@@ -55,6 +56,7 @@ ROWS = (
         for sigma in (5, 10, 25, 50, 75)
     ),
     Row("gray 25", "gray", "gaussian:25"),
+    Row("framed 25", "framed", "gaussian:25+8bit"),
     Row("clean", "photographs", ""),
     Row("camera", "photographs", "camera"),
     Row("raw", "photographs", "raw"),
@@ -138,6 +140,10 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
                 is_gray = row.pictures == "gray"
                 clean = (luma(picture) * 255).round() / 255 if is_gray else picture
                 found[row.name].append(_score(scorer, row.noise, name, clean))
+            elif row.pictures == "framed":
+                noisy = scorer.add_noise(row.noise, name, picture)[0]
+                both = _framed(noisy), _framed(picture)
+                found[row.name].append(_compare(scorer, name, *both, is_8_bit=True))
     for kind, pictures in (("graphics", _graphics()), ("flat", _flat_pictures())):
         for name, picture in pictures:
             for row in ROWS:
@@ -190,6 +196,15 @@ def _photographs(
         raise NoImagesError(f"{folder}: no images")
     for job in jobs:
         yield job.name, read_image(job.source, value_range).to_unit()
+
+
+def _framed(picture: Tensor) -> Tensor:
+    """A picture in the middle of white paper, whose margin is an eighth of the shorter side."""
+    channels, height, width = picture.shape
+    margin = min(height, width) // 8
+    paper = picture.new_ones(channels, height + 2 * margin, width + 2 * margin)
+    paper[:, margin : margin + height, margin : margin + width] = picture
+    return paper
 
 
 def _graphics() -> Iterator[tuple[str, Tensor]]:

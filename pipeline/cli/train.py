@@ -163,6 +163,14 @@ def train(
             rich_help_panel=NOISE,
         ),
     ] = 0.0,
+    framed_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of tiles with an even frame without noise, as the paper of a scan.",
+            show_default="0; 0.15 with --noise real",
+            rich_help_panel=NOISE,
+        ),
+    ] = 0.0,
     network: Annotated[
         str | None,
         typer.Option(
@@ -442,7 +450,7 @@ def _options(chosen: dict[str, Any]) -> "TrainOptions":
     resume = chosen.get("resume", False) or was_restarted()
     defaults |= {"lr": lr, "momentum": momentum}
     if chosen["kind"] == "clean" and chosen.get("noise") == "real":
-        defaults |= {"gray_share": 0.12, "graphics_share": 0.12}
+        defaults |= {"gray_share": 0.12, "graphics_share": 0.12, "framed_share": 0.15}
     return TrainOptions(**{**defaults, **chosen, "resume": resume})
 
 

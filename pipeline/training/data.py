@@ -40,6 +40,7 @@ from .scenes import (
 
 GRAPHICS_PX = 256
 MEASURED_SCENES = 32
+CLEAN_SHARE = 0.13  # of the photographs that an estimator is trained on: texture is no noise
 VALIDATION_SEED = 1_000_003  # the same held-out tiles for every training seed
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 
@@ -159,6 +160,8 @@ def _load_clean(options: TrainOptions, device: torch.device) -> tuple[Pairs, Val
         has_clean_targets=options.targets == "clean",
         gray_share=options.gray_share,
         graphics_share=options.graphics_share,
+        framed_share=options.framed_share,
+        clean_share=CLEAN_SHARE if options.estimator else 0.0,
         value_range=options.value_range,
     )
     return pairs, validation, Counts(len(split.training), len(split.validation), split.too_small)
@@ -219,6 +222,8 @@ def training_pairs(
     has_clean_targets: bool = False,
     gray_share: float = 0.0,
     graphics_share: float = 0.0,
+    framed_share: float = 0.0,
+    clean_share: float = 0.0,
     value_range: tuple[float, float] | None = None,
 ) -> Pairs:
     """Return pairs of tiles of side `tile_px`, on the device.
@@ -229,7 +234,7 @@ def training_pairs(
     only sets the length of an epoch.
 
     Raises:
-        OptionError: clean targets or graphics with subpixel noise, which stores noisy tiles.
+        OptionError: clean targets, graphics or frames with subpixel noise, which is stored.
     """
     if noise.factor == 1:
         loaded = [
@@ -239,12 +244,13 @@ def training_pairs(
             if min(page.shape[1:]) >= tile_px
         ]
         graphics = Graphics(seed, size_px=max(GRAPHICS_PX, tile_px))
-        shares = (gray_share, graphics, graphics_share)
+        shares = (gray_share, graphics, graphics_share, framed_share, clean_share)
         return CropPairs(loaded, noise, tile_px, count, has_clean_targets, *shares)
-    if graphics_share:
-        raise OptionError(
-            "--graphics-share cannot be combined with subpixel noise, which samples photographs"
-        )
+    for flag, share in (("graphics", graphics_share), ("framed", framed_share)):
+        if share:
+            raise OptionError(
+                f"--{flag}-share cannot be combined with subpixel noise, which samples photographs"
+            )
     if has_clean_targets:
         raise OptionError(
             "--targets clean cannot be combined with subpixel noise, which stores noisy tiles"

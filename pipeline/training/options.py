@@ -50,6 +50,7 @@ class TrainOptions:
         targets: "noisy" (Noise2Noise) or "clean".
         gray_share: share of tiles turned gray, with the same noise in all channels.
         graphics_share: share of tiles of drawn graphics (text, lines, patterns, flat colours).
+        framed_share: share of tiles with an even frame, where there is no noise.
         init: weights to start from instead of random ones.
         estimator: train the noise estimator of `init` and leave its other layers as they are.
         loss: "mse", or "log" (`LogMSELoss`), which weighs weak and strong noise alike.
@@ -98,6 +99,7 @@ class TrainOptions:
     targets: str = "noisy"
     gray_share: float = 0.0
     graphics_share: float = 0.0
+    framed_share: float = 0.0
     init: str | None = None
     estimator: bool = False
     loss: str = "mse"
@@ -148,7 +150,7 @@ class TrainOptions:
             raise OptionError(
                 f"--validation-share {self.validation_share}: must be between 0 and 1"
             )
-        for name in ("gray_share", "graphics_share"):
+        for name in ("gray_share", "graphics_share", "framed_share"):
             if not 0 <= getattr(self, name) <= 1:
                 flag = name.replace("_", "-")
                 raise OptionError(f"--{flag} {getattr(self, name)}: must be between 0 and 1")
@@ -198,11 +200,12 @@ class TrainOptions:
                 f"--gray-share {self.gray_share}: works with clean photographs only; leave it out "
                 "and add gray shots to the data"
             )
-        if self.kind != "clean" and self.graphics_share:
-            raise OptionError(
-                f"--graphics-share {self.graphics_share}: works with clean photographs only; leave "
-                "it out"
-            )
+        for name in ("graphics_share", "framed_share"):
+            if self.kind != "clean" and (share := getattr(self, name)):
+                flag = name.replace("_", "-")
+                raise OptionError(
+                    f"--{flag} {share}: works with clean photographs only; leave it out"
+                )
 
     @property
     def ignored(self) -> dict[str, str]:

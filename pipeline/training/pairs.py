@@ -23,6 +23,10 @@ HALVED_SHARE = 0.15
 ENLARGED_SHARE = 0.2
 LARGEST_SCALE = 3.0
 MIRRORED_SHARE = 0.25
+CLEAN_GRAPHICS_SHARE = 0.4  # of the drawn tiles; so are most drawings, and some look like noise
+# Of the tiles with a frame: shares with a round one, and with a black or a white one, and how much
+# of a side is left, at least.
+ROUND_SHARE, BLACK_OR_WHITE_SHARE, LEAST_INSIDE = 0.3, 0.7, 0.35
 
 Denoise = Callable[[Tensor], Tensor]
 
@@ -113,6 +117,8 @@ class CropPairs(Pairs):
             network sees a gray image; a network that never saw such noise takes it for detail.
         graphics: drawn pictures, with sides of at least `tile_px`.
         graphics_share: share of crops that are taken from them.
+        framed_share: share of tiles with an even frame, where there is no noise.
+        clean_share: share of crops of photographs that get no noise, whatever `noise` says.
     """
 
     def __init__(
@@ -125,6 +131,8 @@ class CropPairs(Pairs):
         gray_share: float = 0.0,
         graphics: Graphics | None = None,
         graphics_share: float = 0.0,
+        framed_share: float = 0.0,
+        clean_share: float = 0.0,
     ) -> None:
         self._photographs = photographs
         self._noise = noise
@@ -134,6 +142,8 @@ class CropPairs(Pairs):
         self._gray_share = gray_share
         self._graphics = graphics
         self._graphics_share = graphics_share
+        self._framed_share = framed_share
+        self._clean_share = clean_share
         areas = [p.shape[1] * p.shape[2] for p in photographs]
         self._areas = torch.tensor(areas, dtype=torch.float64)
 
@@ -145,18 +155,27 @@ class CropPairs(Pairs):
         """Return one random crop per index; a photograph is chosen in proportion to its area."""
         host, count = generators.host, len(indices)
         chosen = torch.multinomial(self._areas, count, True, generator=host).tolist()
-        draws = torch.rand(count, 4, generator=host, dtype=torch.float64).tolist()
-        crops = [self._crop(number, *draw) for number, draw in zip(chosen, draws, strict=True)]
+        draws = torch.rand(count, 5, generator=host, dtype=torch.float64).tolist()
+        crops = [self._crop(number, *draw[:4]) for number, draw in zip(chosen, draws, strict=True)]
         is_gray = (torch.rand(count, generator=host) < self._gray_share).tolist()
         tiles: dict[int, tuple[Tensor, ...]] = {}
         for gray in (False, True):
             rows = [row for row in range(count) if is_gray[row] == gray]
             if rows:
                 clean = _stacked([crops[row] for row in rows])
-                drawn = self._draw(luma(clean) if gray else clean, generators.device)
+                clean = luma(clean) if gray else clean
+                drawn = self._draw(clean, generators.device)
                 tiles |= dict(zip(rows, zip(*drawn, strict=True), strict=True))
+                for row, tile in zip(rows, clean, strict=True):
+                    _, _, kind, _, chance = draws[row]
+                    is_graphic = kind < self._graphics_share
+                    if chance < (CLEAN_GRAPHICS_SHARE if is_graphic else self._clean_share):
+                        tile = tile.expand(3, -1, -1)
+                        tiles[row] = tile, tile, torch.zeros_like(drawn.level[0])
         batch = Batch(*map(torch.stack, zip(*(tiles[row] for row in range(count)), strict=True)))
         _end_in_mirrors(batch, host)
+        if self._framed_share:
+            _frame(batch[:2], self._framed_share, host)
         return batch
 
     def _crop(self, number: int, down: float, across: float, kind: float, scale: float) -> Tensor:
@@ -258,6 +277,50 @@ def _end_in_mirrors(batch: Batch, generator: torch.Generator) -> None:
             for tile in (batch.noisy[row], batch.target[row]):
                 inside = tile.narrow(dim, size - 1 - 2 * cut, cut)
                 tile.narrow(dim, size - cut, cut).copy_(inside.flip(dim))
+
+
+def _frame(tiles: Sequence[Tensor], share: float, generator: torch.Generator) -> None:
+    """Paint around a rectangle or an ellipse in a share of the tiles, in one colour.
+
+    So frames, bars above and below a film, the paper of a scan and the ground of a cut-out product
+    look: without any noise.
+
+    Args:
+        tiles: (N, C, H, W) each; all are painted alike.
+        share: of the N.
+        generator: on the host.
+    """
+    count, channels, *size = tiles[0].shape
+    draws = torch.rand(count, 8 + channels, generator=generator).tolist()
+    for row, (chance, round_, kind, shade, tall, top, wide, left, *colour) in enumerate(draws):
+        if chance >= share:
+            continue
+        down, across = (
+            _off_middle(extent, 1 - (1 - LEAST_INSIDE) * max(0.0, 1.5 * cut - 0.5), start)
+            for extent, cut, start in zip(size, (tall, wide), (top, left), strict=True)
+        )
+        is_outside = (
+            down[:, None].square() + across.square() > 1
+            if round_ < ROUND_SHARE
+            else (down.abs() > 1)[:, None] | (across.abs() > 1)
+        )
+        values = [round(shade)] * channels if kind < BLACK_OR_WHITE_SHARE else colour
+        for tile in tiles:
+            target = tile[row]
+            paint = target.new_tensor(values).view(-1, 1, 1)
+            target.copy_(torch.where(is_outside.to(target.device), paint, target))
+
+
+def _off_middle(extent: int, length: float, start: float) -> Tensor:
+    """Distance from the middle of a part of an extent, in halves of that part.
+
+    Args:
+        extent: in pixels.
+        length: of the part, by that of the extent.
+        start: 0 for a part at the beginning, 1 for one at the end.
+    """
+    along = (torch.arange(extent) + 0.5) / extent
+    return (along - (1 - length) * start) / length * 2 - 1
 
 
 def mean_and_std(

@@ -15,6 +15,9 @@ METHODS = ("neighbor", "blind-spot")
 NEIGHBOR_SHARE = 2 / 3
 SPOT_CELL_PX = 8  # one pixel of every such cell is hidden: 1.6 %
 _WINDOW_PX = 5  # side of the window that a hidden pixel's substitute is drawn from
+MOST_OTHERS = 16  # shots that a target is the mean of
+
+Place = tuple[int, slice, slice]  # shot, rows and columns
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Scene:
 class ScenePairs(Pairs):
     """Random crops of random scenes; what is learnt from a crop depends on the method.
 
-    "shots": one shot is the input and another the target (Noise2Noise).
+    "shots": one shot is the input and the mean of others, up to `MOST_OTHERS`, the target. Like one
+    of them (Noise2Noise) it is unbiased and independent of the input, but far less noisy.
 
     "neighbor": Neighbor2Neighbor (Huang et al., 2021) draws two adjacent pixels from every 2×2
     cell; the first ones make the input, the second ones the target. Its regulariser, the squared
@@ -93,28 +97,51 @@ class ScenePairs(Pairs):
         host = generators.host
         chosen = torch.multinomial(self._areas, count, True, generator=host).tolist()
         draws = torch.rand(count, 4, generator=host, dtype=torch.float64).tolist()
-        scenes, first, second = [self._scenes[number] for number in chosen], [], []
+        scenes, places, targets, levels = [self._scenes[number] for number in chosen], [], [], []
         for scene, (down, across, one, other) in zip(scenes, draws, strict=True):
             top = int(down * (scene.size[0] - size + 1))
             left = int(across * (scene.size[1] - size + 1))
-            rows, columns = slice(top, top + size), slice(left, left + size)
-            shot = int(one * len(scene))
+            place = int(one * len(scene)), slice(top, top + size), slice(left, left + size)
+            places.append(place)
             if self.method == "shots":
-                other_shot = (shot + 1 + int(other * (len(scene) - 1))) % len(scene)
-            else:
-                other_shot = shot
-            first.append((shot, rows, columns))
-            second.append((other_shot, rows, columns))
-        noisy, unknown = _cut(scenes, first), _unknown(scenes, second)
+                target, level = _mean_of_others(scene, place, other)
+                targets.append(target)
+                levels.append(level)
+        noisy = _cut(scenes, places)
+        if self.method == "shots":
+            return Batch(noisy, torch.stack(targets), torch.stack(levels))
+        unknown = _unknown(scenes, places)
         if self.method == "neighbor":
             return _neighbor_batch(noisy, unknown, generators, denoise)
-        if self.method == "blind-spot":
-            input, target = hide_spots(noisy, generators)
-            level = _level_of_one(noisy)
-        else:
-            input, target = noisy, _cut(scenes, second)
-            level = level_of_two(input, target)
-        return Batch(input, _without(target, unknown), level)
+        input, target = hide_spots(noisy, generators)
+        return Batch(input, _without(target, unknown), _level_of_one(noisy))
+
+
+def _mean_of_others(scene: Scene, place: Place, draw: float) -> tuple[Tensor, Tensor]:
+    """Return the mean of other shots, (3, H, W), NaN where none is known, and the shots' level.
+
+    Args:
+        scene: of at least two shots.
+        place: the shot that is left out, rows and columns.
+        draw: in [0, 1), which others are taken, if not all: shots that follow each other.
+    """
+    shot, rows, columns = place
+    count = min(len(scene), MOST_OTHERS + 1)
+    begin = (shot - int(draw * count)) % len(scene)
+    runs = [slice(begin, begin + count), slice(0, max(0, begin + count - len(scene)))]
+    values = torch.cat(
+        [scene.value_range.to_unit(scene.samples[run, :, rows, columns]) for run in runs]
+    )
+    if scene.unknown is not None:
+        unknown = torch.cat([scene.unknown[run, :, rows, columns] for run in runs])
+        values = values.masked_fill(unknown, torch.nan)
+    own = (shot - begin) % len(scene)
+    others = torch.cat([values[:own], values[own + 1 :]])
+    target = others.nanmean(0)
+    # The mean of k shots has a kth of their variance.
+    known = (~others.isnan()).sum(0)
+    variance = ((values[own] - target).square() / (1 + 1 / known)).nanmean()
+    return target.expand(3, -1, -1), variance.nan_to_num(0.0).sqrt()
 
 
 def hide_spots(noisy: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
@@ -193,7 +220,7 @@ def _neighbor_batch(
     return Batch(input, _without(target, unknown), level)
 
 
-def _cut(scenes: Sequence[Scene], places: Sequence[tuple[int, slice, slice]]) -> Tensor:
+def _cut(scenes: Sequence[Scene], places: Sequence[Place]) -> Tensor:
     """Return crops as `Scene.unit` gives them, float32 (N, 3, H, W)."""
     crops = [
         scene.samples[shot, :, rows, columns].expand(3, -1, -1)
@@ -209,7 +236,7 @@ def _cut(scenes: Sequence[Scene], places: Sequence[tuple[int, slice, slice]]) ->
     return values.sub_(offset).div_(span).clamp_(-BEYOND, 1 + BEYOND)
 
 
-def _unknown(scenes: Sequence[Scene], places: Sequence[tuple[int, slice, slice]]) -> Tensor | None:
+def _unknown(scenes: Sequence[Scene], places: Sequence[Place]) -> Tensor | None:
     """Return where the crops are unknown, (N, 1, H, W); None if nowhere."""
     if all(scene.unknown is None for scene in scenes):
         return None

@@ -311,6 +311,51 @@ def test_graphics_take_their_share_of_the_tiles(photographs: Path) -> None:
         crops(photographs, "subpixel:2", graphics_share=0.1)
 
 
+def test_a_share_of_the_drawn_tiles_stays_clean(photographs: Path) -> None:
+    pairs = crops(photographs, "gaussian:25", graphics_share=1.0, gray_share=0.3)
+    noisy, target, level = pairs.batch(torch.arange(300), step(0), nothing)
+    is_clean = (noisy == target).flatten(1).all(1)
+    assert is_clean.float().mean().item() == pytest.approx(0.4, abs=0.08)
+    assert torch.equal(level, torch.where(is_clean, 0.0, 25 / 255))
+
+
+def test_an_estimator_sees_more_clean_photographs(photographs: Path) -> None:
+    pairs = crops(photographs, "gaussian:25", clean_share=0.3, has_clean_targets=True)
+    noisy, clean, level = pairs.batch(torch.arange(300), step(0), nothing)
+    is_clean = (noisy == clean).flatten(1).all(1)
+    assert is_clean.float().mean().item() == pytest.approx(0.3, abs=0.08)
+    assert torch.equal(level, torch.where(is_clean, 0.0, 25 / 255))
+
+
+def test_framed_tiles_hold_noise_inside_and_one_colour_around_it(photographs: Path) -> None:
+    options: dict[str, Any] = {"has_clean_targets": True}
+    plain, framed = (
+        crops(photographs, "gaussian:25", framed_share=share, **options).batch(
+            torch.arange(300), step(0), nothing
+        )
+        for share in (0.0, 0.5)
+    )
+    assert torch.equal(plain.level, framed.level)
+    is_painted = (plain.noisy != framed.noisy).any(1)
+    is_framed = is_painted.flatten(1).any(1)
+    assert 0.3 < is_framed.float().mean().item() < 0.55  # some frames have no side in the tile
+    for row in is_framed.nonzero().flatten().tolist():
+        around = framed.noisy[row][:, is_painted[row]]
+        assert torch.equal(around, around[:, :1].expand_as(around))
+        assert torch.equal(framed.target[row][:, is_painted[row]], around)
+        kept = ~is_painted[row]
+        assert kept.float().mean().item() > 0.08
+        assert torch.equal(framed.noisy[row][:, kept], plain.noisy[row][:, kept])
+        assert torch.equal(framed.target[row][:, kept], plain.target[row][:, kept])
+        inside = kept.any(0).nonzero().flatten()  # a rectangle or an ellipse has no holes
+        middle = kept[kept.any(1).nonzero().flatten().float().mean().round().int()]
+        assert middle[inside.min() : inside.max() + 1].float().mean().item() > 0.9
+    colours = framed.noisy[is_painted[:, None].expand_as(framed.noisy)]
+    assert {0.0, 1.0} < set(colours.unique().tolist())
+    with pytest.raises(OptionError, match="framed-share"):
+        crops(photographs, "subpixel:2", framed_share=0.1)
+
+
 def test_some_crops_are_halved_or_enlarged_and_some_end_in_mirrors() -> None:
     ramp = torch.arange(120) / 255
     down, across = ramp.view(-1, 1).expand(-1, 120), ramp.expand(120, -1)

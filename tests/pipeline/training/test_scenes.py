@@ -14,7 +14,13 @@ from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.models import load_weights
 from denoise_batch.training.options import TrainOptions
 from denoise_batch.training.pairs import Generators
-from denoise_batch.training.scene_pairs import NEIGHBOR_SHARE, Scene, ScenePairs, hide_spots
+from denoise_batch.training.scene_pairs import (
+    MOST_OTHERS,
+    NEIGHBOR_SHARE,
+    Scene,
+    ScenePairs,
+    hide_spots,
+)
 from denoise_batch.training.scenes import (
     Reading,
     load_bursts,
@@ -103,6 +109,28 @@ def test_a_batch_is_two_different_shots_of_one_scene(bursts: Path) -> None:
     assert torch.equal(first // 20, second // 20)
     assert (first != second).all()
     assert {int(value) % 20 for value in first} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("count", [2, 3, MOST_OTHERS + 1, MOST_OTHERS + 5])
+def test_a_target_is_the_mean_of_other_shots(count: int) -> None:
+    clean, sigma = torch.rand(1, 1, 48, 48), 0.1
+    samples = clean + sigma * torch.randn(count, 1, 48, 48)
+    unknown = torch.zeros(count, 1, 48, 48, dtype=torch.bool)
+    unknown[0, 0, 0, 0] = unknown[:, 0, 47, 47] = True
+    pairs = ScenePairs([Scene(samples, UNIT, unknown)], 48, 40)
+    noisy, target, level = pairs.batch(torch.arange(40), step(), torch.zeros_like)
+    assert target.shape == (40, 3, 48, 48)
+    assert target[:, :, 47, 47].isnan().all(), "known in no shot"
+    is_first = (noisy == samples[0]).flatten(1).all(1)
+    assert is_first.any()
+    assert target[is_first, :, 0, 0].isfinite().all()
+    others = min(count - 1, MOST_OTHERS)
+    error = (target - clean)[:, :, 1:47].square().mean().sqrt().item()
+    assert error == pytest.approx(sigma / others**0.5, rel=0.1)
+    assert (noisy - target)[:, :, 1:47].abs().amin((1, 2, 3)).max() > 0, "its own is left out"
+    torch.testing.assert_close(level, torch.full((40,), sigma), rtol=0.1, atol=0)
+    found = {tuple((noisy[row] == samples).flatten(1).all(1).tolist()) for row in range(40)}
+    assert len(found) > min(count, 10) / 2, "every shot is an input"
 
 
 def test_neighbours_are_adjacent_pixels_of_one_cell() -> None:

@@ -472,8 +472,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "adamw-ema": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9},
     "muon": {"optimizer": "muon", "lr": 1e-3},
     "subpixel": {"noise": "subpixel:2", "shuffle": False},
-    "real": {"noise": "real", "targets": "clean", "gray_share": 0.3, "graphics_share": 0.3},
-}
+    "real": {"noise": "real", "targets": "clean", "gray_share": 0.3, "graphics_share": 0.3,
+             "framed_share": 0.3},
+}  # fmt: skip
 
 
 def test_real_noise_brings_gray_and_drawn_tiles_unless_told_otherwise(
@@ -484,6 +485,7 @@ def test_real_noise_brings_gray_and_drawn_tiles_unless_told_otherwise(
     assert main([*command, "-o", str(tmp_path / "run")]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["gray_share"], config["graphics_share"]) == (0.12, 0.12)
+    assert config["framed_share"] == 0.15
     assert main([*command, "-o", str(tmp_path / "plain"), "--graphics-share", "0"]) == 0
     config = json.loads((tmp_path / "plain" / "config.json").read_text())
     assert (config["gray_share"], config["graphics_share"]) == (0.12, 0)
