@@ -123,7 +123,7 @@ class LevelEstimator(Block):
     # What is told beside the estimate: one number does not tell weak noise from grain and texture,
     # but a network that is told too much looks for itself. Also where the estimate is 0: one part
     # of a picture without noise, such as white paper, is enough for that.
-    RESERVE_255 = 5.0
+    RESERVE_255 = 4.75
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
