@@ -396,7 +396,7 @@ def _level(page: DecodedImage, stride: int) -> NoiseLevel:
 
 def _step(page: DecodedImage) -> float:
     """The distance of neighbouring samples in [0, 1]; 0 for floats and where it is not one."""
-    if page.samples.is_floating_point() or page.value_range.is_linear:
+    if page.samples.is_floating_point() or page.value_range.curve:
         return 0.0
     if page.samples.dtype == torch.uint8:
         return 1 / (page.storage.maximum or 255)

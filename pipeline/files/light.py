@@ -5,10 +5,12 @@ curve on its way there, and back (ADR 31).
 """
 
 import struct
+from dataclasses import dataclass
 
 from torch import Tensor, where
 
 from .metadata import Metadata, StorageFormat
+from .ranges import Curve
 
 _STEEPEST = 12.92  # of the curve, which is a line up to `_LINE`
 _LINE = 0.0031308
@@ -18,18 +20,24 @@ _CURVES = {b"rTRC", b"gTRC", b"bTRC", b"kTRC"}
 _IDENTITIES = (b"curv" + bytes(8), b"curv" + bytes(7) + b"\1\1\0", b"para" + bytes(9) + b"\1\0\0")
 
 
-def encoded(light: Tensor) -> Tensor:
-    """Return light, 1 for white, as sRGB stores it; negative light as its mirror image."""
-    size = light.abs()
-    curve = size.clamp_min(_LINE).pow_(1 / 2.4).mul_(1.055).sub_(0.055)
-    return where(size <= _LINE, light * _STEEPEST, curve.copysign_(light))
+@dataclass(frozen=True)
+class SrgbCurve(Curve):
+    """Light, 1 for white, as sRGB stores it; negative light as its mirror image."""
+
+    def encoded(self, shares: Tensor) -> Tensor:
+        """Return light as sRGB stores it."""
+        size = shares.abs()
+        curve = size.clamp_min(_LINE).pow_(1 / 2.4).mul_(1.055).sub_(0.055)
+        return where(size <= _LINE, shares * _STEEPEST, curve.copysign_(shares))
+
+    def decoded(self, values: Tensor) -> Tensor:
+        """Return the light that `encoded` made these values of."""
+        size = values.abs()
+        light = size.clamp_min(_STEEPEST * _LINE).add_(0.055).div_(1.055).pow_(2.4)
+        return where(size <= _STEEPEST * _LINE, values / _STEEPEST, light.copysign_(values))
 
 
-def decoded(values: Tensor) -> Tensor:
-    """Return the light that `encoded` made these values of."""
-    size = values.abs()
-    light = size.clamp_min(_STEEPEST * _LINE).add_(0.055).div_(1.055).pow_(2.4)
-    return where(size <= _STEEPEST * _LINE, values / _STEEPEST, light.copysign_(values))
+SRGB = SrgbCurve()
 
 
 def is_linear(storage: StorageFormat, metadata: Metadata) -> bool:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError, ShapeError
 
-from .light import is_linear
+from .light import SRGB, is_linear
 from .metadata import PACKED_BITS, WHITE_IS_ZERO, Metadata, StorageFormat
+from .photons import find_photons
 from .ranges import (
     BITS_8,
     BITS_16,
@@ -98,7 +99,8 @@ class DecodedImage:
         if samples.is_floating_point():
             low, high = samples.aminmax()
             scale = UNIT if low >= 0 and high <= 1 else scale
-        scale = replace(scale, is_linear=self.value_range.is_linear)
+        if self.value_range.curve == SRGB:
+            scale = replace(scale, curve=SRGB)
         return scale.to_unit(samples).permute(2, 0, 1).clamp(0, 1)
 
     def with_outliers(self, samples: Tensor) -> Tensor:
@@ -230,9 +232,10 @@ def prepare(
 ) -> Sequence[DecodedImage]:
     """Pages of one file as a network takes them.
 
-    All pages above 8 bits share one range of values. RGB with R = G = B throughout has one channel.
-    Pixels without meaning (not finite, "no data", hidden under alpha 0) and outliers are filled
-    from their surroundings, and remembered.
+    All pages above 8 bits share one range of values, and a curve if they are linear light or their
+    noise grows with the signal. RGB with R = G = B throughout has one channel. Pixels without
+    meaning (not finite, "no data", hidden under alpha 0) and outliers are filled from their
+    surroundings, and remembered.
 
     Args:
         pages: as read; those on disk are changed there, one after the other.
@@ -267,10 +270,6 @@ def prepare(
             asked,
             [sketches[number].samples.numel() for number in deep],
         )
-        for number in deep:
-            page = sketches[number]
-            is_light = is_linear(page.storage, page.metadata)
-            ranges[number] = replace(found, ceiling=page.storage.maximum, is_linear=is_light)
         if voids:
             declared, is_deep = hidden, set(deep)
 
@@ -280,8 +279,17 @@ def prepare(
                 return declared[number] | is_no_data(pages[number].samples, voids)
 
             hidden = each(with_voids, every)
+        masks = each(hidden.__getitem__, deep)
+        is_light = [
+            is_linear(sketches[number].storage, sketches[number].metadata) for number in deep
+        ]
+        photons = None if any(is_light) else find_photons(samples, masks, found)
+        for number, has_light in zip(deep, is_light, strict=True):
+            curve = SRGB if has_light else photons
+            maximum = sketches[number].storage.maximum
+            ranges[number] = replace(found, ceiling=maximum, curve=curve)
         if len(deep) > 1 and asked is None:
-            narrow = narrow_pages(samples, each(hidden.__getitem__, deep), found)
+            narrow = narrow_pages(samples, masks, found)
             note = "; ".join(filter(None, (note, _note_on_narrow_pages(narrow, deep, found))))
 
     def prepared(number: int) -> DecodedImage:

@@ -6,14 +6,13 @@ range is what the file declares or, without that, what nearly all of its samples
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from .light import decoded, encoded
 
 # The network never sees values further than this beyond [0, 1]; what exceeds them passes by it. It
 # denoises up to about here: at 1 stars lose 0.1 to 0.7 dB, without a limit 2 to 20 dB.
@@ -46,22 +45,41 @@ _INTEGER_LIMITS = {
 _EXACT_IN_FLOAT32 = {torch.uint8, torch.uint16, torch.int16, torch.float16, torch.float32}
 
 
+class Curve(ABC):
+    """A map of [0, 1] onto itself, steady and monotonic also beyond, for the network's sake.
+
+    Attributes:
+        lift: what `decoded` lacks for the mean of noisy values, where their noise is removed: the
+            mean of a curve's values is not the value of the mean.
+    """
+
+    lift: float = 0.0
+
+    @abstractmethod
+    def encoded(self, shares: Tensor) -> Tensor:
+        """Return the values that the network sees for these shares of the span."""
+
+    @abstractmethod
+    def decoded(self, values: Tensor) -> Tensor:
+        """Return the shares that `encoded` made these values of."""
+
+
 @dataclass(frozen=True)
 class ValueRange:
-    """The map from stored samples to [0, 1]: (sample − offset) / span, through a curve if linear.
+    """The map from stored samples to [0, 1]: (sample − offset) / span, through a curve if any.
 
     Attributes:
         offset: the sample that maps to 0.
         span: the distance to the sample that maps to 1.
         ceiling: the largest sample that the file can hold, if it is below its type's: 4095 for 12
             bits; None otherwise.
-        is_linear: samples are proportional to light, and [0, 1] is what sRGB makes of it.
+        curve: from there to what the network sees; None for the same.
     """
 
     offset: float
     span: float
     ceiling: int | None = None
-    is_linear: bool = False
+    curve: Curve | None = None
 
     def to_unit(self, samples: Tensor) -> Tensor:
         """Return samples of any shape and type as float32 in [−`BEYOND`, 1 + `BEYOND`], new.
@@ -73,7 +91,7 @@ class ValueRange:
         values = samples.to(self._arithmetic(samples), copy=True)
         values = (values.sub_(self.offset) if self.offset else values).div_(self.span)
         values = values.clamp_(-BEYOND, 1 + BEYOND).to(torch.float32)
-        return encoded(values) if self.is_linear else values
+        return values if self.curve is None else self.curve.encoded(values)
 
     def is_beyond(self, samples: Tensor) -> Tensor | None:
         """Return (H, W): pixels of (H, W, C) that `to_unit` clamps; None if it never does."""
@@ -101,9 +119,15 @@ class ValueRange:
         if samples.dtype == torch.uint8:
             levels = (values * self.span).add_(0.5).clamp_(0, self.span)  # conversion truncates
             return levels.to(torch.uint8)
-        arithmetic = self._arithmetic(samples)
-        shares = self.share(values.to(torch.float32)), self.share(self.to_unit(samples))
-        change = (shares[0] - shares[1]).to(arithmetic) * self.span
+        arithmetic, values, before = (
+            self._arithmetic(samples),
+            values.float(),
+            self.to_unit(samples),
+        )
+        change = self.share(values) - self.share(before)
+        if self.curve is not None and self.curve.lift:
+            change += self.curve.lift * (values != before)
+        change = change.to(arithmetic) * self.span
         if samples.is_floating_point():
             return (samples.to(arithmetic) + change).to(samples.dtype)
         levels = samples.to(torch.int64) + change.round_().to(torch.int64)
@@ -111,7 +135,7 @@ class ValueRange:
 
     def share(self, values: Tensor) -> Tensor:
         """Return which share of the span values in [0, 1] stand for: the same without a curve."""
-        return decoded(values) if self.is_linear else values
+        return values if self.curve is None else self.curve.decoded(values)
 
     def is_exact_in_float32(self, dtype: torch.dtype) -> bool:
         """Whether float32 neither loses bits of samples of a type nor overflows."""

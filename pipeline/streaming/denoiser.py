@@ -153,7 +153,7 @@ class _Alike:
         is_one = is_one and all(image.value_range == scale for image in images)
         is_one = is_one and (first.dtype != torch.uint8 or scale == BITS_8)
         has_kernels = ops_for(first.device).has_sample_kernels
-        is_plain = not scale.is_linear and scale.is_exact_in_float32(first.dtype)
+        is_plain = scale.curve is None and scale.is_exact_in_float32(first.dtype)
         if not (has_kernels and is_one and is_plain):
             return None
         return cls(network, scale, _stacked(samples))

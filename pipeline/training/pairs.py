@@ -155,9 +155,10 @@ class CropPairs(Pairs):
         """Return one random crop per index; a photograph is chosen in proportion to its area."""
         host, count = generators.host, len(indices)
         chosen = torch.multinomial(self._areas, count, True, generator=host).tolist()
-        draws = torch.rand(count, 5, generator=host, dtype=torch.float64).tolist()
-        crops = [self._crop(number, *draw[:4]) for number, draw in zip(chosen, draws, strict=True)]
+        draws = torch.rand(count, 4, generator=host, dtype=torch.float64).tolist()
+        crops = [self._crop(number, *draw) for number, draw in zip(chosen, draws, strict=True)]
         is_gray = (torch.rand(count, generator=host) < self._gray_share).tolist()
+        chances = torch.rand(count, generator=host).tolist()
         tiles: dict[int, tuple[Tensor, ...]] = {}
         for gray in (False, True):
             rows = [row for row in range(count) if is_gray[row] == gray]
@@ -166,12 +167,12 @@ class CropPairs(Pairs):
                 clean = luma(clean) if gray else clean
                 drawn = self._draw(clean, generators.device)
                 tiles |= dict(zip(rows, zip(*drawn, strict=True), strict=True))
-                for row, tile in zip(rows, clean, strict=True):
-                    _, _, kind, _, chance = draws[row]
-                    is_graphic = kind < self._graphics_share
-                    if chance < (CLEAN_GRAPHICS_SHARE if is_graphic else self._clean_share):
-                        tile = tile.expand(3, -1, -1)
-                        tiles[row] = tile, tile, torch.zeros_like(drawn.level[0])
+                for place, row in enumerate(rows):
+                    is_graphic = draws[row][2] < self._graphics_share
+                    share = CLEAN_GRAPHICS_SHARE if is_graphic else self._clean_share
+                    if chances[row] < share:
+                        tile = clean[place].expand(3, -1, -1)
+                        tiles[row] = tile, tile, torch.zeros_like(drawn.level[place])
         batch = Batch(*map(torch.stack, zip(*(tiles[row] for row in range(count)), strict=True)))
         _end_in_mirrors(batch, host)
         if self._framed_share:

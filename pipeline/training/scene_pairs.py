@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,6 @@ NEIGHBOR_SHARE = 2 / 3
 SPOT_CELL_PX = 8  # one pixel of every such cell is hidden: 1.6 %
 _WINDOW_PX = 5  # side of the window that a hidden pixel's substitute is drawn from
 MOST_OTHERS = 16  # shots that a target is the mean of
-
-Place = tuple[int, slice, slice]  # shot, rows and columns
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,19 @@ class Scene:
         """Return the scene on a device."""
         unknown = None if self.unknown is None else self.unknown.to(device)
         return replace(self, samples=self.samples.to(device), unknown=unknown)
+
+
+class Place(NamedTuple):
+    """A part of some shots of a scene that follow each other."""
+
+    scene: Scene
+    shots: slice
+    rows: slice
+    columns: slice
+
+    def of(self, values: Tensor) -> Tensor:
+        """Return that part of (V, C, H, W)."""
+        return values[self.shots, :, self.rows, self.columns]
 
 
 class ScenePairs(Pairs):
@@ -97,51 +109,64 @@ class ScenePairs(Pairs):
         host = generators.host
         chosen = torch.multinomial(self._areas, count, True, generator=host).tolist()
         draws = torch.rand(count, 4, generator=host, dtype=torch.float64).tolist()
-        scenes, places, targets, levels = [self._scenes[number] for number in chosen], [], [], []
-        for scene, (down, across, one, other) in zip(scenes, draws, strict=True):
+        scenes, places = [self._scenes[number] for number in chosen], []
+        for scene, (down, across, one, _) in zip(scenes, draws, strict=True):
             top = int(down * (scene.size[0] - size + 1))
             left = int(across * (scene.size[1] - size + 1))
-            place = int(one * len(scene)), slice(top, top + size), slice(left, left + size)
-            places.append(place)
-            if self.method == "shots":
-                target, level = _mean_of_others(scene, place, other)
-                targets.append(target)
-                levels.append(level)
-        noisy = _cut(scenes, places)
+            rows, columns = slice(top, top + size), slice(left, left + size)
+            shot = int(one * len(scene))
+            places.append(Place(scene, slice(shot, shot + 1), rows, columns))
+        noisy = _cut(places).expand(-1, 3, -1, -1)
         if self.method == "shots":
-            return Batch(noisy, torch.stack(targets), torch.stack(levels))
-        unknown = _unknown(scenes, places)
+            others = [
+                _others(place, other) for place, (*_, other) in zip(places, draws, strict=True)
+            ]
+            return _mean_batch(noisy, others)
+        unknown = _unknown(places)
         if self.method == "neighbor":
             return _neighbor_batch(noisy, unknown, generators, denoise)
         input, target = hide_spots(noisy, generators)
         return Batch(input, _without(target, unknown), _level_of_one(noisy))
 
 
-def _mean_of_others(scene: Scene, place: Place, draw: float) -> tuple[Tensor, Tensor]:
-    """Return the mean of other shots, (3, H, W), NaN where none is known, and the shots' level.
+def _others(place: Place, draw: float) -> list[Place]:
+    """Return up to `MOST_OTHERS` shots that follow each other, around one and without it.
 
     Args:
-        scene: of at least two shots.
-        place: the shot that is left out, rows and columns.
-        draw: in [0, 1), which others are taken, if not all: shots that follow each other.
+        place: of that shot.
+        draw: in [0, 1), where among them it lies, if there are more.
     """
-    shot, rows, columns = place
-    count = min(len(scene), MOST_OTHERS + 1)
-    begin = (shot - int(draw * count)) % len(scene)
-    runs = [slice(begin, begin + count), slice(0, max(0, begin + count - len(scene)))]
-    values = torch.cat(
-        [scene.value_range.to_unit(scene.samples[run, :, rows, columns]) for run in runs]
-    )
-    if scene.unknown is not None:
-        unknown = torch.cat([scene.unknown[run, :, rows, columns] for run in runs])
-        values = values.masked_fill(unknown, torch.nan)
-    own = (shot - begin) % len(scene)
-    others = torch.cat([values[:own], values[own + 1 :]])
-    target = others.nanmean(0)
+    total, shot = len(place.scene), place.shots.start
+    count = min(total, MOST_OTHERS + 1)
+    begin = 0 if count == total else (shot - int(draw * count)) % total
+    end = begin + count
+    again = shot + total if shot < begin else shot  # shots from `total` on are the first again
+    runs = (begin, min(again, total)), (again + 1, min(end, total))
+    runs += (max(total, begin), min(again, end)), (max(total, again + 1), end)
+    return [
+        place._replace(shots=slice(start % total, start % total + stop - start))
+        for start, stop in dict.fromkeys(runs)
+        if start < stop
+    ]
+
+
+def _mean_batch(noisy: Tensor, others: Sequence[Sequence[Place]]) -> Batch:
+    """Return the batch of shots and the mean of the others of each, NaN where none is known."""
+    places = [place for of_tile in others for place in of_tile]
+    counts = [sum(place.shots.stop - place.shots.start for place in of_tile) for of_tile in others]
+    values, unknown = _cut(places), _unknown(places)
+    owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    sums = (owner == torch.arange(len(counts))[:, None]).to(torch.float32)
+    sums = upload(sums, noisy.device)  # (tiles, shots)
+    number = sums.sum(1).view(-1, 1, 1, 1)
+    if unknown is not None:
+        values = values.masked_fill(unknown, 0.0)
+        number = (sums @ (~unknown).flatten(1).to(sums.dtype)).view(len(sums), *unknown.shape[1:])
+    target = (sums @ values.flatten(1)).view(len(sums), *values.shape[1:]) / number
     # The mean of k shots has a kth of their variance.
-    known = (~others.isnan()).sum(0)
-    variance = ((values[own] - target).square() / (1 + 1 / known)).nanmean()
-    return target.expand(3, -1, -1), variance.nan_to_num(0.0).sqrt()
+    squares = (noisy - target).square() * (number / (number + 1))
+    level = squares.nanmean((1, 2, 3)).nan_to_num(0.0).sqrt()
+    return Batch(noisy, target.expand(-1, 3, -1, -1), level)
 
 
 def hide_spots(noisy: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
@@ -220,36 +245,31 @@ def _neighbor_batch(
     return Batch(input, _without(target, unknown), level)
 
 
-def _cut(scenes: Sequence[Scene], places: Sequence[Place]) -> Tensor:
-    """Return crops as `Scene.unit` gives them, float32 (N, 3, H, W)."""
-    crops = [
-        scene.samples[shot, :, rows, columns].expand(3, -1, -1)
-        for scene, (shot, rows, columns) in zip(scenes, places, strict=True)
-    ]
+def _cut(places: Sequence[Place]) -> Tensor:
+    """Return crops as `Scene.unit` gives them, float32 (shots of all places, C, H, W)."""
+    channels = max(place.scene.samples.shape[1] for place in places)
+    crops = [place.of(place.scene.samples).expand(-1, channels, -1, -1) for place in places]
     if all(crop.dtype == torch.uint8 for crop in crops):
-        return to_float(torch.stack(crops))
-    ranges = [scene.value_range for scene in scenes]
+        return to_float(torch.cat(crops))
+    ranges = [place.scene.value_range for place in places]
     ends = torch.tensor([[scale.offset for scale in ranges], [scale.span for scale in ranges]])
+    ends = ends.repeat_interleave(torch.tensor([len(crop) for crop in crops]), 1)
     offset, span = upload(ends, crops[0].device).view(2, -1, 1, 1, 1)
     # torch joins no uint16.
-    values = torch.stack([crop.to(torch.float32) for crop in crops])
+    values = torch.cat([crop.to(torch.float32) for crop in crops])
     return values.sub_(offset).div_(span).clamp_(-BEYOND, 1 + BEYOND)
 
 
-def _unknown(scenes: Sequence[Scene], places: Sequence[Place]) -> Tensor | None:
-    """Return where the crops are unknown, (N, 1, H, W); None if nowhere."""
-    if all(scene.unknown is None for scene in scenes):
+def _unknown(places: Sequence[Place]) -> Tensor | None:
+    """Return where the crops are unknown, (shots, 1, H, W); None if nowhere."""
+    if all(place.scene.unknown is None for place in places):
         return None
     masks = []
-    for scene, (shot, rows, columns) in zip(scenes, places, strict=True):
-        crop = scene.samples[shot, :1, rows, columns]
-        found = scene.unknown
-        masks.append(
-            torch.zeros_like(crop, dtype=torch.bool)
-            if found is None
-            else found[shot, :, rows, columns]
-        )
-    return torch.stack(masks)
+    for place in places:
+        found = place.scene.unknown
+        crop = place.of(place.scene.samples)[:, :1]
+        masks.append(torch.zeros_like(crop, dtype=torch.bool) if found is None else place.of(found))
+    return torch.cat(masks)
 
 
 def _without(target: Tensor, unknown: Tensor | None) -> Tensor:

@@ -358,14 +358,14 @@ def _sizes(metadata: Metadata) -> dict[str, int]:
 
 
 def _scene(shots: Sequence[DecodedImage]) -> Scene:
-    """Join prepared pages of one size; floats and linear light are brought to [0, 1]."""
+    """Join prepared pages of one size; floats, and what has a curve, are brought to [0, 1]."""
     scale = replace(shots[0].value_range, ceiling=None)
     kinds = {
         (shot.samples.dtype, shot.samples.shape, replace(shot.value_range, ceiling=None))
         for shot in shots
     }
     dtype = shots[0].samples.dtype
-    if len(kinds) > 1 or scale.is_linear or dtype not in (torch.uint8, torch.uint16):
+    if len(kinds) > 1 or scale.curve or dtype not in (torch.uint8, torch.uint16):
         scale, dtype = UNIT, torch.float32
     channels = max(shot.samples.shape[2] for shot in shots)
     samples = torch.empty(len(shots), channels, *shots[0].size, dtype=dtype)

@@ -12,7 +12,8 @@ from torch import Tensor
 from denoise_batch import Denoiser
 from denoise_batch.cli.batch import main
 from denoise_batch.files.images import read_image
-from denoise_batch.files.light import decoded, encoded, has_linear_curves
+from denoise_batch.files.light import SRGB as CURVE
+from denoise_batch.files.light import has_linear_curves
 from denoise_batch.files.pixels import from_pil, to_pil
 from denoise_batch.files.ranges import ValueRange
 from denoise_batch.files.raw import linear_srgb
@@ -26,7 +27,7 @@ def scene() -> Tensor:
     y, x = torch.meshgrid(torch.arange(96) / 64, torch.arange(128) / 64, indexing="ij")
     shown = 0.4 + 0.2 * torch.sin(5 * x + 2 * y) + 0.15 * torch.cos(4 * y * x)
     shown = torch.where((x - 1) ** 2 + (y - 0.75) ** 2 < 0.16, 0.9 - 0.4 * y, shown)
-    return decoded(shown.clamp(0, 1))[..., None]
+    return CURVE.decoded(shown.clamp(0, 1))[..., None]
 
 
 def shot() -> Tensor:
@@ -38,7 +39,7 @@ def shot() -> Tensor:
 
 def psnr(image: Tensor) -> float:
     """dB of how a screen shows it."""
-    return -10 * math.log10(float((encoded(image) - encoded(scene())).square().mean()))
+    return -10 * math.log10(float((CURVE.encoded(image) - CURVE.encoded(scene())).square().mean()))
 
 
 def in_16_bits(light: Tensor) -> Tensor:
@@ -48,10 +49,10 @@ def in_16_bits(light: Tensor) -> Tensor:
 def test_the_curve_is_that_of_srgb_and_has_an_inverse() -> None:
     light = torch.tensor([-0.18, 0.0, 0.001, 0.0031308, 0.18, 1.0, 4.0])
     shown = torch.tensor([-0.46136, 0.0, 0.01292, 0.04045, 0.46136, 1.0, 1.82479])
-    torch.testing.assert_close(encoded(light), shown, atol=1e-5, rtol=0)
+    torch.testing.assert_close(CURVE.encoded(light), shown, atol=1e-5, rtol=0)
     many = torch.linspace(-2, 20, 10001)
-    torch.testing.assert_close(decoded(encoded(many)), many, atol=1e-6, rtol=1e-5)
-    assert (encoded(many).diff() > 0).all()
+    torch.testing.assert_close(CURVE.decoded(CURVE.encoded(many)), many, atol=1e-6, rtol=1e-5)
+    assert (CURVE.encoded(many).diff() > 0).all()
 
 
 def profile(*curves: bytes) -> bytes:
@@ -78,18 +79,18 @@ def test_a_profile_is_linear_if_all_its_curves_are() -> None:
 
 
 def test_what_does_not_change_comes_back_bit_for_bit() -> None:
-    scale = ValueRange(-2.0, 40.0, is_linear=True)
+    scale = ValueRange(-2.0, 40.0, curve=CURVE)
     samples = torch.linspace(-30, 90, 600).view(10, 20, 3)
     assert torch.equal(scale.from_unit(scale.to_unit(samples), samples), samples)
     inside = torch.linspace(-2, 38, 100).view(10, 10, 1)
-    brighter = scale.from_unit(encoded(decoded(scale.to_unit(inside)) + 0.1), inside)
+    brighter = scale.from_unit(CURVE.encoded(CURVE.decoded(scale.to_unit(inside)) + 0.1), inside)
     torch.testing.assert_close(brighter, inside + 4, atol=1e-4, rtol=1e-5)
 
 
 def test_openexr_and_developed_raw_are_linear() -> None:
     pytest.importorskip("OpenEXR")
     page = read_image(SAMPLES / "tiled.exr")
-    assert page.value_range.is_linear
+    assert page.value_range.curve == CURVE
     middle = page.value_range.to_unit(torch.tensor([page.value_range.span * 0.18]))
     assert middle.item() == pytest.approx(0.461, abs=0.001)
 

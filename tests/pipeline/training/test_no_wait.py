@@ -119,7 +119,7 @@ def test_a_step_reads_nothing_from_the_device_and_uploads_only_pinned(
     assert state.step == 2
     assert state.loss_sum.device == DEVICE
     assert not copies.seen
-    assert all(host.numel() <= 8 for host in uploads)
+    assert all(host.numel() <= 32 for host in uploads)  # numbers, no pictures
 
 
 def test_copies_and_reads_would_be_seen() -> None:
