@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -239,7 +239,9 @@ def _pairs(
         own = page.value_range  # of both: noise makes a file's estimated range wider
         is_deep = page.samples.dtype != torch.uint8
         both = (own.offset, own.offset + own.span) if is_deep else value_range
-        noisy, clean = page.to_unit(), read_image(partner, both).to_unit()
+        other = read_image(partner, both)
+        other = replace(other, value_range=own) if is_deep else other  # and one curve
+        noisy, clean = page.to_unit(), other.to_unit()
         if noisy.shape != clean.shape:
             raise ImageError(f"{job.source}: differs in size from {partner}")
         yield job.name, noisy, clean

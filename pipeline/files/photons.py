@@ -55,7 +55,8 @@ class PhotonCurve(Curve):
         start = self._start
         root = values * (white - black) + black
         above = root.clamp_min(start).square_().sub_(start**2)
-        return (above + (root - start).clamp_max_(0).mul_(2 * start)).add_(self.zero)
+        below: Tensor = (root - start).clamp_max_(0).mul_(2 * start)
+        return below.add_(above).add_(self.zero)
 
     def _root(self, shares: Tensor) -> Tensor:
         above, start = shares - self.zero, self._start

@@ -53,16 +53,16 @@ class Scene:
 
 
 class Place(NamedTuple):
-    """A part of some shots of a scene that follow each other."""
+    """A part of a shot of a scene."""
 
     scene: Scene
-    shots: slice
+    shot: int
     rows: slice
     columns: slice
 
     def of(self, values: Tensor) -> Tensor:
-        """Return that part of (V, C, H, W)."""
-        return values[self.shots, :, self.rows, self.columns]
+        """Return that part of (V, C, H, W): (C, rows, columns)."""
+        return values[self.shot, :, self.rows, self.columns]
 
 
 class ScenePairs(Pairs):
@@ -114,8 +114,7 @@ class ScenePairs(Pairs):
             top = int(down * (scene.size[0] - size + 1))
             left = int(across * (scene.size[1] - size + 1))
             rows, columns = slice(top, top + size), slice(left, left + size)
-            shot = int(one * len(scene))
-            places.append(Place(scene, slice(shot, shot + 1), rows, columns))
+            places.append(Place(scene, int(one * len(scene)), rows, columns))
         noisy = _cut(places).expand(-1, 3, -1, -1)
         if self.method == "shots":
             others = [
@@ -136,28 +135,19 @@ def _others(place: Place, draw: float) -> list[Place]:
         place: of that shot.
         draw: in [0, 1), where among them it lies, if there are more.
     """
-    total, shot = len(place.scene), place.shots.start
+    total = len(place.scene)
     count = min(total, MOST_OTHERS + 1)
-    begin = 0 if count == total else (shot - int(draw * count)) % total
-    end = begin + count
-    again = shot + total if shot < begin else shot  # shots from `total` on are the first again
-    runs = (begin, min(again, total)), (again + 1, min(end, total))
-    runs += (max(total, begin), min(again, end)), (max(total, again + 1), end)
-    return [
-        place._replace(shots=slice(start % total, start % total + stop - start))
-        for start, stop in dict.fromkeys(runs)
-        if start < stop
-    ]
+    numbers = [(place.shot - int(draw * count) + step) % total for step in range(count)]
+    return [place._replace(shot=number) for number in numbers if number != place.shot]
 
 
 def _mean_batch(noisy: Tensor, others: Sequence[Sequence[Place]]) -> Batch:
     """Return the batch of shots and the mean of the others of each, NaN where none is known."""
     places = [place for of_tile in others for place in of_tile]
-    counts = [sum(place.shots.stop - place.shots.start for place in of_tile) for of_tile in others]
     values, unknown = _cut(places), _unknown(places)
-    owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    sums = (owner == torch.arange(len(counts))[:, None]).to(torch.float32)
-    sums = upload(sums, noisy.device)  # (tiles, shots)
+    owner = torch.tensor([number for number, of_tile in enumerate(others) for _ in of_tile])
+    is_own = owner == torch.arange(len(others))[:, None]  # (tiles, shots)
+    sums = upload(is_own.to(torch.float32), noisy.device)
     number = sums.sum(1).view(-1, 1, 1, 1)
     if unknown is not None:
         values = values.masked_fill(unknown, 0.0)
@@ -246,30 +236,29 @@ def _neighbor_batch(
 
 
 def _cut(places: Sequence[Place]) -> Tensor:
-    """Return crops as `Scene.unit` gives them, float32 (shots of all places, C, H, W)."""
+    """Return crops as `Scene.unit` gives them, float32 (N, C, H, W)."""
     channels = max(place.scene.samples.shape[1] for place in places)
-    crops = [place.of(place.scene.samples).expand(-1, channels, -1, -1) for place in places]
+    crops = [place.of(place.scene.samples).expand(channels, -1, -1) for place in places]
     if all(crop.dtype == torch.uint8 for crop in crops):
-        return to_float(torch.cat(crops))
+        return to_float(torch.stack(crops))
     ranges = [place.scene.value_range for place in places]
     ends = torch.tensor([[scale.offset for scale in ranges], [scale.span for scale in ranges]])
-    ends = ends.repeat_interleave(torch.tensor([len(crop) for crop in crops]), 1)
     offset, span = upload(ends, crops[0].device).view(2, -1, 1, 1, 1)
     # torch joins no uint16.
-    values = torch.cat([crop.to(torch.float32) for crop in crops])
+    values = torch.stack([crop.to(torch.float32) for crop in crops])
     return values.sub_(offset).div_(span).clamp_(-BEYOND, 1 + BEYOND)
 
 
 def _unknown(places: Sequence[Place]) -> Tensor | None:
-    """Return where the crops are unknown, (shots, 1, H, W); None if nowhere."""
+    """Return where the crops are unknown, (N, 1, H, W); None if nowhere."""
     if all(place.scene.unknown is None for place in places):
         return None
     masks = []
     for place in places:
         found = place.scene.unknown
-        crop = place.of(place.scene.samples)[:, :1]
+        crop = place.of(place.scene.samples)[:1]
         masks.append(torch.zeros_like(crop, dtype=torch.bool) if found is None else place.of(found))
-    return torch.cat(masks)
+    return torch.stack(masks)
 
 
 def _without(target: Tensor, unknown: Tensor | None) -> Tensor:

@@ -94,13 +94,15 @@ def load_paired_folders(first: Path, second: Path, reading: Reading) -> Scenes:
     Page k of one file pairs with page k of the other.
 
     Raises:
-        OptionError: one of them is not a folder.
+        OptionError: one of them is not a folder, or both are the same.
         TrainingError: a shot has no partner, another size or other parts elsewhere, or there are
             too few scenes.
         ImageError: a shot cannot be read.
     """
     if not second.is_dir() and not (first.is_file() and second.is_file()):
         raise OptionError(f"--pairs {second}: not a folder")
+    if first.resolve() == second.resolve():
+        raise OptionError(f"--pairs {second}: holds the first shots; give other ones")
     named = {}
     for name, path in _images_below(first):
         partner = second if second.is_file() else find_reference(second, name)

@@ -58,7 +58,7 @@ def test_the_curve_has_an_inverse_and_keeps_black_and_white(gain: float, zero: f
 
 
 def test_noise_is_even_behind_the_curve() -> None:
-    shares = torch.linspace(0.1, 1, 20).view(-1, 1).expand(-1, 20_000)
+    shares = torch.linspace(0.15, 1, 20).view(-1, 1).expand(-1, 20_000)
     generator = torch.Generator().manual_seed(0)
     noise = (0.02 * shares + 0.01**2).sqrt() * torch.randn(shares.shape, generator=generator)
     curve = PhotonCurve(0.02, -(0.01**2) / 0.02)

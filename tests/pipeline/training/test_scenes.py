@@ -212,6 +212,8 @@ def test_pixels_without_meaning_are_no_targets() -> None:
 def test_bad_folders_are_named(shots: Path, bursts: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="not a folder"):
         load_paired_folders(shots / "first", shots / "none", Reading())
+    with pytest.raises(OptionError, match="holds the first shots"):
+        load_paired_folders(shots / "first", shots / "second" / ".." / "first", Reading())
     (shots / "second" / "x" / "3.bmp").unlink()
     with pytest.raises(TrainingError, match="no partner"):
         load_paired_folders(shots / "first", shots / "second", Reading())

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -434,7 +435,9 @@ def test_a_u_net_learns_own_shots_with_muon(
     photographs: Path, tmp_path: Path, chosen: list[str], recipe: tuple[str, int, float, float]
 ) -> None:
     short = ["--tiles", "2", "--validation-tiles", "1", "--steps", "1", "--batch-size", "2"]
-    command = [str(photographs), "--pairs", str(photographs), *short, "--device", "cpu"]
+    second = tmp_path / "second"
+    shutil.copytree(photographs, second)
+    command = [str(photographs), "--pairs", str(second), *short, "--device", "cpu"]
     assert main([*command, *chosen, "-o", str(tmp_path / "run")]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     names = ("optimizer", "tile_px", "ema", "lr")
