@@ -102,7 +102,7 @@ def test_the_estimator_learns_alone(options: TrainOptions, restorer: Path, tmp_p
     options = replace(
         options, init=str(restorer), estimator=True, loss="mse", optimizer="adamw", lr=4e-3
     )
-    outcome = train(replace(options, epochs=18))
+    outcome = train(replace(options, epochs=30))
     losses = [row["training_loss"] for row in rows(options.output)]
     assert losses[-1] < 0.5 * losses[0]
     made, before = load_weights(outcome.weights), load_weights(restorer)
