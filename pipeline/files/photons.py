@@ -1,10 +1,10 @@
 """Noise that grows with the signal, as photons' does, and the curve behind which it is even.
 
 Microscopes and other scientific cameras store counts, whose noise has the variance gain·x + rest.
-Networks know such noise only behind a camera's curve, and BM3D not at all. Anscombe, "The
-transformation of Poisson, binomial and negative-binomial data" (1948); with the noise of reading
-out: Murtagh, Starck and Bijaoui, "Image restoration with noise suppression using a multiresolution
-support" (1995).
+A network is told one level for a whole picture, so it sees them behind a root (ADR 36). Anscombe,
+"The transformation of Poisson, binomial and negative-binomial data" (1948); with the noise of
+reading out: Murtagh, Starck and Bijaoui, "Image restoration with noise suppression using a
+multiresolution support" (1995).
 """
 
 import math
@@ -20,6 +20,7 @@ NORMAL_MAD = 0.6744897501960817  # median of |n|, n standard normal
 LEAST_GROWTH = 4.0  # of the variance from dark to bright: below, the noise is as good as even
 LEAST_SIGMA = 2 / 255  # of the brightest: below, there is little to remove
 _MOST_MISFIT = 0.15  # of a group's variance, the median; texture is no line
+_ROOT = math.sqrt(3 / 2)
 _BLOCK_PX, _CELL_PX = 16, 4
 _GROUPS, _LEAST_BLOCKS = 12, 10  # by brightness; blocks of a group
 _FLAT_SHARE = 0.3  # of a group's blocks
@@ -39,11 +40,6 @@ class PhotonCurve(Curve):
     gain: float
     zero: float
 
-    @property
-    def lift(self) -> float:  # type: ignore[override]  # of an attribute
-        """A quarter of the gain: the variance behind √."""
-        return self.gain / 4
-
     def encoded(self, shares: Tensor) -> Tensor:
         """Return the values behind the curve."""
         black, white = self._root(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
@@ -57,6 +53,18 @@ class PhotonCurve(Curve):
         above = root.clamp_min(start).square_().sub_(start**2)
         below: Tensor = (root - start).clamp_max_(0).mul_(2 * start)
         return below.add_(above).add_(self.zero)
+
+    def lift(self, values: Tensor) -> Tensor:
+        """Return 0 at `zero`, and a quarter of the gain, the variance behind √, far above it.
+
+        Between the two: Mäkitalo and Foi, "A closed-form approximation of the exact unbiased
+        inverse of the Anscombe variance-stabilizing transformation" (2011).
+        """
+        black, white = self._root(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        root = (values * (white - black) + black).clamp_min_(self._start)
+        part = root.mul_(2 / math.sqrt(self.gain)).reciprocal_()
+        lifted: Tensor = 1 / 4 + part * (_ROOT / 4 + part * (-11 / 8 + part * (5 / 8 * _ROOT)))
+        return lifted.mul_(self.gain)
 
     def _root(self, shares: Tensor) -> Tensor:
         above, start = shares - self.zero, self._start

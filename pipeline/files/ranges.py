@@ -46,14 +46,7 @@ _EXACT_IN_FLOAT32 = {torch.uint8, torch.uint16, torch.int16, torch.float16, torc
 
 
 class Curve(ABC):
-    """A map of [0, 1] onto itself, steady and monotonic also beyond, for the network's sake.
-
-    Attributes:
-        lift: what `decoded` lacks for the mean of noisy values, where their noise is removed: the
-            mean of a curve's values is not the value of the mean.
-    """
-
-    lift: float = 0.0
+    """A map of [0, 1] onto itself, steady and monotonic also beyond, for the network's sake."""
 
     @abstractmethod
     def encoded(self, shares: Tensor) -> Tensor:
@@ -62,6 +55,13 @@ class Curve(ABC):
     @abstractmethod
     def decoded(self, values: Tensor) -> Tensor:
         """Return the shares that `encoded` made these values of."""
+
+    def lift(self, values: Tensor) -> Tensor:
+        """Return what `decoded` lacks for values whose noise is removed; 0 if it lacks nothing.
+
+        The mean of a curve's values is not its value for the mean.
+        """
+        return values.new_zeros(())
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class ValueRange:
             self.to_unit(samples),
         )
         change = self.share(values) - self.share(before)
-        if self.curve is not None and self.curve.lift:
-            change += self.curve.lift * (values != before)
+        if self.curve is not None:
+            change += self.curve.lift(values) * (values != before)
         change = change.to(arithmetic) * self.span
         if samples.is_floating_point():
             return (samples.to(arithmetic) + change).to(samples.dtype)
