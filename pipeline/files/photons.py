@@ -17,14 +17,16 @@ from torch import Tensor
 from .ranges import Curve, ValueRange
 
 NORMAL_MAD = 0.6744897501960817  # median of |n|, n standard normal
-LEAST_GROWTH = 4.0  # of the variance from dark to bright: below, the noise is as good as even
+REMOVED = 0.25
+MEAN_WEIGHT = 0.9008  # E min(|n|/REMOVED, 1), n standard normal
+LEAST_GROWTH = 2.5  # of the variance from dark to bright: below, the noise is as good as even
 LEAST_SIGMA = 2 / 255  # of the brightest: below, there is little to remove
 _MOST_MISFIT = 0.15  # of a group's variance, the median; texture is no line
 _ROOT = math.sqrt(3 / 2)
 _BLOCK_PX, _CELL_PX = 16, 4
-_GROUPS, _LEAST_BLOCKS = 12, 10  # by brightness; blocks of a group
+_MOST_GROUPS, _LEAST_GROUPS, _LEAST_BLOCKS = 12, 5, 10  # by brightness; blocks of a group
 _FLAT_SHARE = 0.3  # of a group's blocks
-_MOST_CLIPPED = 0.02  # share of a block's samples
+_MOST_BLACK, _MOST_WHITE = 0.5, 0.02  # share of a block's samples
 _MOST_PAGES, _MOST_STRIPS, _MOST_COLUMNS = 8, 64, 128  # rows of blocks in all, and blocks of a row
 
 
@@ -54,17 +56,19 @@ class PhotonCurve(Curve):
         below: Tensor = (root - start).clamp_max_(0).mul_(2 * start)
         return below.add_(above).add_(self.zero)
 
-    def lift(self, values: Tensor) -> Tensor:
+    def lift(self, values: Tensor, before: Tensor) -> Tensor:
         """Return 0 at `zero`, and a quarter of the gain, the variance behind √, far above it.
 
         Between the two: Mäkitalo and Foi, "A closed-form approximation of the exact unbiased
-        inverse of the Anscombe variance-stabilizing transformation" (2011).
+        inverse of the Anscombe variance-stabilizing transformation" (2011). Less where less than
+        `REMOVED` deviations of the noise were removed, and on average as much for all of it.
         """
         black, white = self._root(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
         root = (values * (white - black) + black).clamp_min_(self._start)
         part = root.mul_(2 / math.sqrt(self.gain)).reciprocal_()
         lifted: Tensor = 1 / 4 + part * (_ROOT / 4 + part * (-11 / 8 + part * (5 / 8 * _ROOT)))
-        return lifted.mul_(self.gain)
+        removed = (values - before).abs_().mul_((white - black) * 2 / math.sqrt(self.gain))
+        return lifted.mul_(self.gain).mul_(removed.div_(REMOVED).clamp_max_(1)).div_(MEAN_WEIGHT)
 
     def _root(self, shares: Tensor) -> Tensor:
         above, start = shares - self.zero, self._start
@@ -93,17 +97,18 @@ def find_photons(
     if not found:
         return None
     blocks = torch.cat(found)
-    if len(blocks):  # where noise is clipped it seems weaker
+    if len(blocks):  # where noise is clipped it seems weaker; few photons are often none
         least, most = blocks.aminmax()
-        is_clipped = ((blocks <= least) | (blocks >= most)).flatten(1).float().mean(1)
-        blocks = blocks[is_clipped <= _MOST_CLIPPED]
-    size = len(blocks) // _GROUPS
-    if size < _LEAST_BLOCKS:
+        black, white = (end.flatten(1).float().mean(1) for end in (blocks <= least, blocks >= most))
+        blocks = blocks[(black <= _MOST_BLACK) & (white <= _MOST_WHITE)]
+    groups = min(_MOST_GROUPS, len(blocks) // _LEAST_BLOCKS)
+    if groups < _LEAST_GROUPS:
         return None
+    size = len(blocks) // groups
     brightness = blocks.mean((1, 2))
     order = brightness.argsort()
     rows = []
-    for group in order[: size * _GROUPS].view(_GROUPS, size):
+    for group in order[: size * groups].view(groups, size):
         chosen = blocks[group]
         cells = chosen.view(size, _BLOCK_PX // _CELL_PX, _CELL_PX, -1, _CELL_PX).mean((2, 4))
         flat = cells.flatten(1).var(1).argsort()[: max(_LEAST_BLOCKS // 2, int(_FLAT_SHARE * size))]

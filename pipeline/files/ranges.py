@@ -56,10 +56,14 @@ class Curve(ABC):
     def decoded(self, values: Tensor) -> Tensor:
         """Return the shares that `encoded` made these values of."""
 
-    def lift(self, values: Tensor) -> Tensor:
+    def lift(self, values: Tensor, before: Tensor) -> Tensor:
         """Return what `decoded` lacks for values whose noise is removed; 0 if it lacks nothing.
 
         The mean of a curve's values is not its value for the mean.
+
+        Args:
+            values: denoised.
+            before: noisy; where they are the same, nothing is lacking.
         """
         return values.new_zeros(())
 
@@ -126,7 +130,7 @@ class ValueRange:
         )
         change = self.share(values) - self.share(before)
         if self.curve is not None:
-            change += self.curve.lift(values) * (values != before)
+            change += self.curve.lift(values, before)
         change = change.to(arithmetic) * self.span
         if samples.is_floating_point():
             return (samples.to(arithmetic) + change).to(samples.dtype)

@@ -71,9 +71,13 @@ def test_the_mean_behind_the_curve_stands_for_the_mean(photons: float) -> None:
     shares = torch.linspace(0, 1, 21).view(-1, 1).expand(-1, 50_000)
     counts = torch.poisson(shares * photons, torch.Generator().manual_seed(0)) / photons
     curve = PhotonCurve(1 / photons, 0.0)
-    means = curve.encoded(counts).mean(1)
-    found = curve.decoded(means) + curve.lift(means)
-    torch.testing.assert_close(found, counts.mean(1), atol=0.06 / photons, rtol=0)
+    noisy = curve.encoded(counts)
+    means = noisy.mean(1, keepdim=True).expand_as(noisy)
+    found = (curve.decoded(means) + curve.lift(means, noisy)).mean(1)
+    torch.testing.assert_close(found, counts.mean(1), atol=0.08 / photons, rtol=0)
+    # The less is removed, the less is put back.
+    hardly = noisy + 0.01 * (means - noisy)
+    assert curve.lift(hardly, noisy).mean() < 0.05 * curve.lift(means, noisy).mean()
 
 
 def test_gain_and_zero_are_found() -> None:
@@ -139,3 +143,27 @@ def test_a_stack_of_counts_is_denoised_well_and_keeps_its_brightness(tmp_path: P
             assert means[0] == pytest.approx(means[1], abs=0.004 * (WHITE - BLACK))
     alone = from_pil(Denoiser(device="cpu")(to_pil(shots[0])))
     assert psnr(alone, picture) > psnr(shots[0], picture) + 11
+
+
+def test_a_clean_page_of_a_noisy_stack_keeps_its_brightness(tmp_path: Path) -> None:
+    """Where no noise is removed, nothing is put back for it."""
+    picture = scene()
+    clean = (BLACK + (WHITE - BLACK) * picture).round().to(torch.int32).to(torch.uint16)
+    pages = [to_pil(shoot(picture, seed)) for seed in range(16)]
+    pages.insert(1, to_pil(clean))
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    read = read_pages(tmp_path / "stack.tif")
+    assert isinstance(read[1].value_range.curve, PhotonCurve)
+    assert main([str(tmp_path), "-o", str(tmp_path / "out"), "--device", "cpu", "--quiet"]) == 0
+    with Image.open(tmp_path / "out" / "stack.tif") as file:
+        file.seek(1)
+        assert psnr(from_pil(file), picture) > 48
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.5, 1.0])
+def test_the_mean_stays_at_every_strength(strength: float) -> None:
+    picture = scene()
+    shot = shoot(picture)
+    denoised = from_pil(Denoiser(device="cpu", strength=strength)(to_pil(shot)))
+    means = [x.to(torch.float64).mean().item() for x in (denoised, shot)]
+    assert means[0] == pytest.approx(means[1], abs=0.003 * (WHITE - BLACK))
