@@ -16,12 +16,12 @@ from torch import Tensor
 
 from .ranges import Curve, ValueRange
 
-NORMAL_MAD = 0.6744897501960817  # median of |n|, n standard normal
+NORMAL_MEAN = math.sqrt(2 / math.pi)  # of |n|, n standard normal; a median has steps, as counts
 REMOVED = 0.25
 MEAN_WEIGHT = 0.9008  # E min(|n|/REMOVED, 1), n standard normal
 LEAST_GROWTH = 2.5  # of the variance from dark to bright: below, the noise is as good as even
 LEAST_SIGMA = 2 / 255  # of the brightest: below, there is little to remove
-_MOST_MISFIT = 0.15  # of a group's variance, the median; texture is no line
+_MOST_MISFIT = 0.1  # of a group's variance, the median; texture is no line
 _ROOT = math.sqrt(3 / 2)
 _BLOCK_PX, _CELL_PX = 16, 4
 _MOST_GROUPS, _LEAST_GROUPS, _LEAST_BLOCKS = 12, 5, 10  # by brightness; blocks of a group
@@ -114,7 +114,7 @@ def find_photons(
         flat = cells.flatten(1).var(1).argsort()[: max(_LEAST_BLOCKS // 2, int(_FLAT_SHARE * size))]
         chosen = chosen[flat]
         a, b, c, d = (chosen[:, row::2, column::2] for row in (0, 1) for column in (0, 1))
-        sigma = ((a - b - c + d).abs() / 2).median() / NORMAL_MAD
+        sigma = ((a - b - c + d).abs() / 2).mean() / NORMAL_MEAN
         rows.append(torch.stack([brightness[group[flat]].mean(), sigma.square()]))
     means, variances = torch.stack(rows).double().unbind(1)
     if bool((variances <= 0).any()):
