@@ -24,7 +24,7 @@ LEAST_SIGMA = 2 / 255  # of the brightest: below, there is little to remove
 _MOST_MISFIT = 0.1  # of a group's variance, the median; texture is no line
 _ROOT = math.sqrt(3 / 2)
 _BLOCK_PX, _CELL_PX = 16, 4
-_MOST_GROUPS, _LEAST_GROUPS, _LEAST_BLOCKS = 12, 5, 10  # by brightness; blocks of a group
+_GROUPS, _LEAST_BLOCKS = 12, 10  # by brightness; blocks of a group
 _FLAT_SHARE = 0.3  # of a group's blocks
 _MOST_BLACK, _MOST_WHITE = 0.5, 0.02  # share of a block's samples
 _MOST_PAGES, _MOST_STRIPS, _MOST_COLUMNS = 8, 64, 128  # rows of blocks in all, and blocks of a row
@@ -101,14 +101,13 @@ def find_photons(
         least, most = blocks.aminmax()
         black, white = (end.flatten(1).float().mean(1) for end in (blocks <= least, blocks >= most))
         blocks = blocks[(black <= _MOST_BLACK) & (white <= _MOST_WHITE)]
-    groups = min(_MOST_GROUPS, len(blocks) // _LEAST_BLOCKS)
-    if groups < _LEAST_GROUPS:
+    size = len(blocks) // _GROUPS
+    if size < _LEAST_BLOCKS:
         return None
-    size = len(blocks) // groups
     brightness = blocks.mean((1, 2))
     order = brightness.argsort()
     rows = []
-    for group in order[: size * groups].view(groups, size):
+    for group in order[: size * _GROUPS].view(_GROUPS, size):
         chosen = blocks[group]
         cells = chosen.view(size, _BLOCK_PX // _CELL_PX, _CELL_PX, -1, _CELL_PX).mean((2, 4))
         flat = cells.flatten(1).var(1).argsort()[: max(_LEAST_BLOCKS // 2, int(_FLAT_SHARE * size))]
