@@ -44,12 +44,12 @@ class PhotonCurve(Curve):
 
     def encoded(self, shares: Tensor) -> Tensor:
         """Return the values behind the curve."""
-        black, white = self._root(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        black, white = self._ends
         return self._root(shares).sub_(black).div_(white - black)
 
     def decoded(self, values: Tensor) -> Tensor:
         """Return the shares that `encoded` made these values of."""
-        black, white = self._root(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        black, white = self._ends
         start = self._start
         root = values * (white - black) + black
         above = root.clamp_min(start).square_().sub_(start**2)
@@ -63,7 +63,7 @@ class PhotonCurve(Curve):
         inverse of the Anscombe variance-stabilizing transformation" (2011). Less where less than
         `REMOVED` deviations of the noise were removed, and on average as much for all of it.
         """
-        black, white = self._root(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        black, white = self._ends
         root = (values * (white - black) + black).clamp_min_(self._start)
         part = root.mul_(2 / math.sqrt(self.gain)).reciprocal_()
         lifted: Tensor = 1 / 4 + part * (_ROOT / 4 + part * (-11 / 8 + part * (5 / 8 * _ROOT)))
@@ -74,6 +74,11 @@ class PhotonCurve(Curve):
         above, start = shares - self.zero, self._start
         root = (above.clamp_min(0) + start**2).sqrt_()
         return root.add_(above.clamp_max_(0), alpha=1 / (2 * start))
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        black, white = self._root(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        return black, white
 
     @property
     def _start(self) -> float:

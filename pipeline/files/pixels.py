@@ -327,23 +327,21 @@ def _note_on_narrow_pages(
 
 
 def _prepared(page: DecodedImage, mask: Tensor) -> DecodedImage:
-    samples, kept, outliers = page.samples, None, None
-    beyond = page.value_range.is_beyond(samples)
-    is_whole = not (bool(mask.any()) or (beyond is not None and bool(beyond.any())))
-    if is_whole:
-        seen = samples
-    else:
+    samples, seen, kept, outliers = page.samples, page.samples, None, None
+    beyond, gaps = page.value_range.is_beyond(samples), None
+    if bool(mask.any()) or (beyond is not None and bool(beyond.any())):
         beyond = torch.zeros_like(mask) if beyond is None else beyond & ~mask
+        gaps = mask | beyond
         kept, outliers = (
             KeptPixels(where, _pixels(samples, where)) if bool(where.any()) else None
             for where in (mask, beyond)
         )
-        seen = _pixels(samples, ~(mask | beyond))[:, None]
+        seen = _pixels(samples, ~gaps)[:, None]
     is_lossy = page.storage.format in {"WEBP", "AVIF"} and not page.storage.is_lossless
     if samples.shape[2] == 3 and seen.numel() and _is_gray(seen, YUV_OFF if is_lossy else 0):
         samples = samples[:, :, :1].contiguous()
-    if beyond is not None and not is_whole:
-        samples = _filled(samples, mask | beyond, page.value_range)
+    if gaps is not None:
+        samples = _filled(samples, gaps, page.value_range)
     return replace(page, samples=samples, kept=kept, outliers=outliers)
 
 
