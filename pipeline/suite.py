@@ -240,7 +240,8 @@ def _pairs(
         is_deep = page.samples.dtype != torch.uint8
         both = (own.offset, own.offset + own.span) if is_deep else value_range
         other = read_image(partner, both)
-        other = replace(other, value_range=own) if is_deep else other  # and one curve
+        if is_deep and other.samples.dtype != torch.uint8:
+            other = replace(other, value_range=own)  # one curve, too
         noisy, clean = page.to_unit(), other.to_unit()
         if noisy.shape != clean.shape:
             raise ImageError(f"{job.source}: differs in size from {partner}")
