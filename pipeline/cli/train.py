@@ -65,9 +65,9 @@ def train(
         str | None,
         typer.Option(
             "--self",
-            metavar="neighbor|blind-spot|auto",
-            help="DATA holds single noisy images; learn from neighbouring pixels, from hidden "
-            "pixels, or from what suits their noise.",
+            metavar="recorrupted|neighbor|blind-spot|auto",
+            help="DATA holds single noisy images; learn by adding noise like theirs, from "
+            "neighbouring pixels, from hidden pixels, or as suits their noise.",
             rich_help_panel=DATA,
         ),
     ] = None,

@@ -127,8 +127,12 @@ def choose_method(asked: str, scenes: Scenes, tile_px: int) -> tuple[str, str]:
             raise TrainingError(f"--self auto: {found}; {remedy}")
         return asked, f"warning: {found}; {remedy}"
     found += f"; its σ grows {noise.growth:.1f} times from dark to bright"
+    if asked == "recorrupted" and not noise.is_normal:
+        return asked, f"warning: {found}; it is not normal noise of one strength, so some may stay"
     if asked != "auto":
         return asked, found
+    if noise.is_normal:
+        return "recorrupted", f"--self recorrupted: {found}"
     if any(min(scene.size) < 2 * tile_px for scene in (*scenes.training, *scenes.validation)):
         return "blind-spot", (
             f"--self blind-spot: some images are smaller than two tiles of {tile_px} px; {found}"

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..files.photons import NORMAL_MEAN
 from ..noise_level import NORMAL_MAD
 
 CORRELATED = 0.2  # from here on, what is left of the noise shows
+MOST_UNEVEN = 1.4  # growth of noise, up or down, that may be taken for even
+MOST_TAILED = 1.05  # tail of noise that may be taken for normal
 _MOST_SHOTS = 32
 _MOST_PX = 512  # side of the middle of a shot that is looked at
 _BLOCK_PX = 16
@@ -29,16 +32,23 @@ class NoiseKind:
         across: correlation of horizontal neighbours, about.
         down: correlation of vertical neighbours, about.
         growth: σ in the brightest flat areas, as a multiple of that in the darkest.
+        tail: how heavy the tails are: σ by mean size, as a multiple of normal noise's.
     """
 
     across: float
     down: float
     growth: float
+    tail: float
 
     @property
     def correlation(self) -> float:
         """The larger of both."""
         return max(self.across, self.down)
+
+    @property
+    def is_normal(self) -> bool:
+        """Whether the noise may be taken for normal noise of one strength."""
+        return 1 / MOST_UNEVEN < self.growth < MOST_UNEVEN and self.tail < MOST_TAILED
 
 
 def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
@@ -56,7 +66,8 @@ def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
     levels: list[Tensor] = []
     step = -(-len(shots) // _MOST_SHOTS)
     for shot in shots[::step]:
-        blocks = _flat_blocks(_middle(shot))
+        # One channel: colours mix what sensors measured.
+        blocks = _flat_blocks(_middle(shot)[len(shot) // 2 :][:1])[:, 0]
         if not len(blocks):
             continue
         details = _second_differences(blocks)
@@ -67,34 +78,59 @@ def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
             product = one * other
             products[axis] += torch.stack([product.sum(), product.abs().sum()]).double()
         sigma = details.abs().flatten(1).median(1).values / (6 * NORMAL_MAD)
-        levels.append(torch.stack([blocks.mean((1, 2)), sigma], 1))
+        # The fewer pixels a difference has, the less normal it is if they are not.
+        fine = blocks.diff(dim=1).diff(dim=2).flatten(1)
+        tail = fine.square().mean(1).sqrt() / fine.abs().mean(1).clamp_min(1e-30) * NORMAL_MEAN
+        levels.append(torch.stack([blocks.mean((1, 2)), sigma, tail], 1))
     across, down = (_correlation(total.item(), count.item()) for total, count in products)
-    return NoiseKind(across, down, _growth(torch.cat(levels)) if levels else 1.0)
+    if not levels:
+        return NoiseKind(across, down, 1.0, 1.0)
+    found = torch.cat(levels)
+    return NoiseKind(across, down, _growth(found[:, :2]), found[:, 2].mean().item())
+
+
+def noise_root(shot: Tensor) -> Tensor:
+    """Return a matrix that turns white noise of σ 1 into noise as in the shot's flat areas.
+
+    It is the square root of the covariance of the channels, whose noise may have anything in common
+    (where gray is stored as RGB: all).
+
+    Args:
+        shot: (C, H, W), in unit range; sides of at least 16 pixels.
+
+    Returns:
+        (C, C), on the host.
+    """
+    details = (
+        _second_differences(_flat_blocks(_middle(shot).cpu())).transpose(0, 1).flatten(1).double()
+    )
+    values, vectors = torch.linalg.eigh(details @ details.T / (36 * details.shape[1]))
+    root: Tensor = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    return root.float()
 
 
 def _middle(shot: Tensor) -> Tensor:
-    """(H, W): one channel, of the middle of a large shot; colours mix what sensors measured."""
-    channel = shot[len(shot) // 2]
-    tops = [max(0, (extent - _MOST_PX) // 2) for extent in channel.shape]
-    return channel[tops[0] : tops[0] + _MOST_PX, tops[1] : tops[1] + _MOST_PX]
+    """(C, H, W): the middle of a large shot."""
+    tops = [max(0, (extent - _MOST_PX) // 2) for extent in shot.shape[1:]]
+    return shot[:, tops[0] : tops[0] + _MOST_PX, tops[1] : tops[1] + _MOST_PX]
 
 
 def _flat_blocks(image: Tensor) -> Tensor:
-    """[blocks, side, side]: those whose means of 4×4 pixels vary least."""
-    rows, columns = (extent // _BLOCK_PX for extent in image.shape)
-    cut = image[: rows * _BLOCK_PX, : columns * _BLOCK_PX]
-    blocks = cut.reshape(rows, _BLOCK_PX, columns, _BLOCK_PX).permute(0, 2, 1, 3)
-    blocks = blocks.reshape(-1, _BLOCK_PX, _BLOCK_PX)
+    """[blocks, C, side, side]: those whose means of 4×4 pixels vary least."""
+    side = _BLOCK_PX
+    rows, columns = (extent // side for extent in image.shape[1:])
+    cut = image[:, : rows * side, : columns * side]
+    blocks = cut.reshape(len(image), rows, side, columns, side).permute(1, 3, 0, 2, 4).flatten(0, 1)
     if not len(blocks):
         return blocks
-    coarse = blocks.reshape(-1, _BLOCK_PX // 4, 4, _BLOCK_PX // 4, 4).mean((2, 4)).flatten(1)
+    coarse = blocks.reshape(*blocks.shape[:2], side // 4, 4, side // 4, 4).mean((3, 5))
     count = math.ceil(_FLAT_SHARE * len(blocks))
-    return blocks[coarse.var(1).argsort()[:count]]
+    return blocks[coarse.flatten(2).var(2).sum(1).argsort()[:count]]
 
 
 def _second_differences(blocks: Tensor) -> Tensor:
-    down = blocks[:, 2:] - 2 * blocks[:, 1:-1] + blocks[:, :-2]
-    return down[:, :, 2:] - 2 * down[:, :, 1:-1] + down[:, :, :-2]
+    down = blocks[..., 2:, :] - 2 * blocks[..., 1:-1, :] + blocks[..., :-2, :]
+    return down[..., 2:] - 2 * down[..., 1:-1] + down[..., :-2]
 
 
 def _correlation(total: float, count: float) -> float:

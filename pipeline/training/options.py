@@ -43,7 +43,8 @@ class TrainOptions:
             shots, with the second ones in `pairs`; "bursts", a folder of noisy shots per scene;
             "single" noisy images; "tensors", the course's two-tensor file.
         pairs: folder of the second shots.
-        self_supervised: how "single" images are learnt from: "neighbor", "blind-spot" or "auto".
+        self_supervised: how "single" images are learnt from: "recorrupted", "neighbor",
+            "blind-spot" or "auto".
         axes: what the pages of a file are, as `--axes` spells it; None by the kind of data.
         value_range: (black, white) of samples above 8 bits; None: as `denoise-batch` does.
         validation_file: two-tensor file (noisy, clean) to validate on, for "tensors".

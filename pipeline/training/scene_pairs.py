@@ -1,4 +1,4 @@
-"""Tiles of real noisy scenes: two shots of one, neighbouring pixels, or pixels that are hidden."""
+"""Tiles of real noisy scenes: of two shots of one, or of single shots with more noise, say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..files.ranges import BEYOND, ValueRange
 from ..noise_level import NORMAL_MAD
+from .noise_kind import noise_root
 from .pairs import Batch, Denoise, Generators, Pairs, level_of_two, to_float, upload
 
-METHODS = ("neighbor", "blind-spot")
+METHODS = ("recorrupted", "neighbor", "blind-spot")
 # Weight of Neighbor2Neighbor's regulariser, γ/(1 + γ) with the paper's γ = 2.
 NEIGHBOR_SHARE = 2 / 3
 SPOT_CELL_PX = 8  # one pixel of every such cell is hidden: 1.6 %
@@ -71,6 +72,10 @@ class ScenePairs(Pairs):
     "shots": one shot is the input and the mean of others, up to `MOST_OTHERS`, the target. Like one
     of them (Noise2Noise) it is unbiased and independent of the input, but far less noisy.
 
+    "recorrupted": Recorrupted-to-Recorrupted (Pang et al., 2021) draws noise like the shot's; added
+    to the shot it gives the input, taken away from it the target. Their noises are independent if
+    they are normal. (The paper's α is 1: its 0.5 makes targets of 5 times the noise's variance.)
+
     "neighbor": Neighbor2Neighbor (Huang et al., 2021) draws two adjacent pixels from every 2×2
     cell; the first ones make the input, the second ones the target. Its regulariser, the squared
     distance of (output − target) to g₁(f(y)) − g₂(f(y)), equals the plain loss against a target
@@ -96,6 +101,9 @@ class ScenePairs(Pairs):
         self.method = method
         if method == "blind-spot":
             self.known_share = (tile_px // SPOT_CELL_PX) ** 2 / tile_px**2
+        if method == "recorrupted":
+            roots = [noise_root(scene.unit(0).expand(3, -1, -1)) for scene in scenes]
+            self._noise_roots = torch.stack(roots).to(scenes[0].samples.device)
         areas = [scene.size[0] * scene.size[1] for scene in scenes]
         self._areas = torch.tensor(areas, dtype=torch.float64)
 
@@ -124,6 +132,9 @@ class ScenePairs(Pairs):
         unknown = _unknown(places)
         if self.method == "neighbor":
             return _neighbor_batch(noisy, unknown, generators, denoise)
+        if self.method == "recorrupted":
+            roots = self._noise_roots[upload(torch.tensor(chosen), noisy.device)]
+            return _recorrupted_batch(noisy, unknown, roots, generators)
         input, target = hide_spots(noisy, generators)
         return Batch(input, _without(target, unknown), _level_of_one(noisy))
 
@@ -233,6 +244,16 @@ def _neighbor_batch(
     if unknown is not None:
         unknown = neighbors.pick(unknown)[1]
     return Batch(input, _without(target, unknown), level)
+
+
+def _recorrupted_batch(
+    noisy: Tensor, unknown: Tensor | None, roots: Tensor, generators: Generators
+) -> Batch:
+    """Return the batch of tiles and noise like theirs, of which `roots` (N, C, C) are the roots."""
+    white = torch.randn(noisy.shape, generator=generators.device, device=noisy.device)
+    drawn = (roots @ white.flatten(2)).view_as(noisy)
+    level = (2 * roots.square().sum((1, 2)) / roots.shape[1]).sqrt()
+    return Batch(noisy + drawn, _without(noisy - drawn, unknown), level)
 
 
 def _cut(places: Sequence[Place]) -> Tensor:

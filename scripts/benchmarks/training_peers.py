@@ -45,8 +45,9 @@ UNSEEN_SHOTS = 4
 DEFAULT_WEIGHTS = shipped_names()[0]
 WAYS = {
     "bursts": "--bursts",
-    "blind-spot": "--self blind-spot",
+    "recorrupted": "--self recorrupted",
     "neighbor": "--self neighbor",
+    "blind-spot": "--self blind-spot",
 }
 OURS = (*WAYS, "default")
 TRAINED = (*WAYS, "n2v", "n2n")

@@ -73,6 +73,7 @@ PAIRS: dict[str, Callable[[], Pairs]] = {
     "stored": stored,
     "stored-noise": lambda: stored("bernoulli:0.3+gaussian:5"),
     "bursts": lambda: scenes("shots"),
+    "recorrupted": lambda: scenes("recorrupted", torch.uint16),
     "neighbor": lambda: scenes("neighbor", torch.uint16),
     "blind-spot": lambda: scenes("blind-spot", torch.uint16),
 }
@@ -89,6 +90,7 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     for module in (pairs, scene_pairs):
         monkeypatch.setattr(module, "upload", upload)
+    monkeypatch.setattr(scene_pairs, "noise_root", lambda shot: torch.eye(3))  # before all steps
     return given
 
 
@@ -136,8 +138,8 @@ def test_the_camera_s_jpeg_is_known_to_wait(uploads: list[Tensor]) -> None:
         crops("camera").batch(torch.arange(4), Generators(HOST), torch.zeros_like)
 
 
-@pytest.mark.parametrize(("name", "most_launches"), [("unet", 121), ("unet-level", 131)])
-@pytest.mark.parametrize(("optimizer", "most"), [(SGD, 136), (AdamW, 143), (Muon, 197)])
+@pytest.mark.parametrize(("name", "most_launches"), [("unet", 121), ("unet-level", 140)])
+@pytest.mark.parametrize(("optimizer", "most"), [(SGD, 138), (AdamW, 145), (Muon, 199)])
 def test_a_step_is_few_operations(
     name: str,
     most_launches: int,

@@ -1,11 +1,11 @@
-"""What single shots' noise is like: its correlation between neighbours, and its growth."""
+"""What single shots' noise is like: its correlation, its growth, its tails and its strength."""
 
 import pytest
 import torch
 from pictures import blobs
 from torch import Tensor
 
-from denoise_batch.training.noise_kind import CORRELATED, measure_noise
+from denoise_batch.training.noise_kind import CORRELATED, measure_noise, noise_root
 
 
 def shots(noise: str, count: int = 4) -> list[Tensor]:
@@ -21,6 +21,16 @@ def shots(noise: str, count: int = 4) -> list[Tensor]:
             shot += 0.02 * white[:, 2:-2, 2:-2]
         elif noise == "8-bit":
             shot = ((clean + 0.02 * white[:, 2:-2, 2:-2]) * 255).round() / 255
+        elif noise == "root of poisson":
+            shot = torch.poisson(40 * clean.clamp_min(0), generator=generator)
+            shot = (shot / 40 + 3 / 320).sqrt()
+        elif noise in ("hot pixels", "impulses"):
+            chance = torch.rand(clean.shape, generator=generator)
+            is_lost = chance < (0.003 if noise == "hot pixels" else 0.1)
+            normal = 0.05 * white[:, 2:-2, 2:-2] * (noise == "hot pixels")
+            shot = torch.where(is_lost, 1.0, clean + normal)
+        elif noise == "coarse steps":
+            shot = ((clean + 0.002 * white[:, 2:-2, 2:-2]) * 255).round() / 255
         elif noise == "blurred":
             wide = (white[:, 1:-1] + white[:, 2:] + white[:, :-2])[:, 1:-1]
             shot = clean + 0.05 * (wide[:, :, 1:-1] + wide[:, :, 2:] + wide[:, :, :-2])[:, :, 1:-1]
@@ -59,6 +69,36 @@ def test_noise_that_grows_with_the_light_is_told_from_noise_that_does_not() -> N
     assert 0.9 < measure_noise(shots("white")).growth < 1.1
 
 
+@pytest.mark.parametrize(
+    ("noise", "is_normal"),
+    [("white", True), ("8-bit", True), ("root of poisson", True), ("poisson", False),
+     ("hot pixels", False), ("impulses", False), ("coarse steps", False)],
+)  # fmt: skip
+def test_normal_noise_of_one_strength_is_told_from_other(noise: str, is_normal: bool) -> None:
+    assert measure_noise(shots(noise)).is_normal == is_normal
+
+
+@pytest.mark.parametrize("shape", [(160, 160), (16, 40), (700, 600)], ids=str)
+def test_the_root_gives_noise_like_the_shot_s(shape: tuple[int, int]) -> None:
+    mixing = torch.tensor([[0.1, 0.0, 0.0], [0.02, 0.05, 0.0], [0.0, 0.03, 0.08]])
+    generator = torch.Generator().manual_seed(1)
+    white = torch.randn(3, *shape, generator=generator)
+    shot = blobs(max(shape), 1)[:, : shape[0], : shape[1]] + torch.einsum(
+        "ij,jhw->ihw", mixing, white
+    )
+    root = noise_root(shot)
+    tolerance = {"rtol": 0, "atol": 0.3e-2 if min(shape) < 100 else 0.8e-3}
+    torch.testing.assert_close(root @ root.T, mixing @ mixing.T, **tolerance)
+
+
+def test_gray_stored_as_rgb_has_one_noise() -> None:
+    root = noise_root(shots("white", 1)[0].expand(3, -1, -1))
+    drawn = root @ torch.randn(3, 1000)
+    torch.testing.assert_close(drawn[0], drawn[2], atol=1e-4, rtol=0)
+    assert drawn[0].std().item() == pytest.approx(0.1, rel=0.15)
+    assert not noise_root(torch.full((3, 32, 32), 0.4)).any()
+
+
 def test_shots_too_small_for_a_block_say_nothing() -> None:
     kind = measure_noise([torch.rand(1, 9, 9)])
-    assert (kind.across, kind.down, kind.growth) == (0, 0, 1)
+    assert (kind.across, kind.down, kind.growth, kind.tail) == (0, 0, 1, 1)

@@ -154,6 +154,32 @@ def test_the_regulariser_moves_the_target_by_what_the_network_says() -> None:
     torch.testing.assert_close(moved[1], expected)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_more_noise_makes_independent_inputs_and_targets(channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sigmas = 0.05, 0.2
+    shots = [
+        0.5 + sigma * torch.randn(1, channels, 96, 96, generator=generator) for sigma in sigmas
+    ]
+    unknown = torch.zeros(1, 1, 96, 96, dtype=torch.bool)
+    unknown[:, :, :48] = True
+    scenes = [Scene(shots[0], UNIT), Scene(shots[1], UNIT, unknown)]
+    pairs = ScenePairs(scenes, 32, 80, "recorrupted")
+    input, target, level = pairs.batch(torch.arange(80), step(), torch.zeros_like)
+    assert target.isnan().any()
+    both = (input + target) / 2
+    for sigma in sigmas:
+        rows = (level / (2**0.5 * sigma) - 1).abs() < 0.1
+        assert rows.any(), "the level is that of the input"
+        known = ~target[rows].isnan()
+        one, other = input[rows][known] - 0.5, target[rows][known] - 0.5
+        assert one.std().item() == pytest.approx(2**0.5 * sigma, rel=0.05)
+        assert abs((one * other).mean().item()) < 0.1 * sigma**2
+        assert (both[rows][known] - 0.5).std().item() == pytest.approx(sigma, rel=0.05)
+    if channels == 1:
+        torch.testing.assert_close(input[:, 0], input[:, 1])
+
+
 def test_a_hidden_pixel_of_every_cell_is_the_target() -> None:
     noisy = torch.rand(4, 3, 24, 16)
     input, target = hide_spots(noisy, step())
@@ -252,7 +278,7 @@ def test_every_kind_of_data_trains_from_the_command_line(
         assert (training["tiles"], training["tile_px"]) == tiles, kind
 
 
-@pytest.mark.parametrize("method", ["neighbor", "blind-spot", "auto"])
+@pytest.mark.parametrize("method", ["recorrupted", "neighbor", "blind-spot", "auto"])
 def test_single_noisy_images_alone_teach_to_denoise(tmp_path: Path, method: str) -> None:
     """Flat pictures with noise: their neighbours tell what the noise is."""
     generator = torch.Generator().manual_seed(0)

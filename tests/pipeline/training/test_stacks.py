@@ -266,6 +266,26 @@ def test_auto_says_what_it_chose_and_refuses_what_no_way_removes(
     assert "warning" in capsys.readouterr().err
 
 
+def test_auto_adds_noise_where_it_is_normal_or_made_so(
+    stacks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Photons' noise is behind their curve; hot pixels are not."""
+    (tmp_path / "large").mkdir()
+    for number in range(3):
+        path = tmp_path / "large" / f"{number}.tif"
+        tifffile.imwrite(path, counts(2, number, 192), photometric="minisblack")
+    arguments = ["-o", str(tmp_path / "run"), *SHORT]
+    assert main([str(tmp_path / "large"), "--self", "auto", *arguments]) == 0
+    assert "--self recorrupted" in capsys.readouterr().err
+    for path in stacks.iterdir():
+        pages = tifffile.imread(path)
+        pages[np.random.default_rng(0).random(pages.shape) < 0.01] = WHITE
+        tifffile.imwrite(path, pages, photometric="minisblack")
+    arguments[1] = str(tmp_path / "other")
+    assert main([str(stacks), "--self", "recorrupted", *arguments]) == 0
+    assert "not normal noise of one strength" in " ".join(capsys.readouterr().err.split())
+
+
 def test_images_smaller_than_two_tiles_have_hidden_pixels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
