@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from ..process import tune_process
 from ..progress import READER, Interrupted
 from ..text import printable
 from .streams import lost_output, standard_streams
@@ -74,9 +75,7 @@ def exit_codes(*, quiet: bool = False) -> Iterator[None]:
     Args:
         quiet: say nothing if there is nothing to do.
     """
-    # OpenMP's threads would spin for milliseconds after each torch operation, on the cores that the
-    # native kernels, decoders and encoders need. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    tune_process()
     # torch warns on import if numpy is missing, which this tool does not need.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:

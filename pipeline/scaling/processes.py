@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from denoise_batch.kernels.errors import DenoiseBatchError, DeviceError
 
 from ..files.scan import Job
+from ..process import tune_process
 from ..progress import Stop
 from ..streaming.result import Result
 from .dispatch import Worker, WorkerLostError
@@ -115,6 +116,7 @@ def _serve(pipe: "Connection[Any, Any]", event: "Event", config: WorkerConfig) -
     # Ctrl-C and a service's SIGTERM reach all processes; the run's own process decides.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    tune_process()
     with suppress(EOFError, OSError):  # the run's own process is gone
         try:
             session = WorkerSession(config)

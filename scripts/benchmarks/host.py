@@ -32,6 +32,8 @@ from typing import Any
 
 from PIL import Image
 
+from denoise_batch.process import tune_process
+
 # The processes of Pillow fork, and must not have torch: it is imported where it is needed.
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "noisy"
@@ -254,6 +256,7 @@ def _serve(provider: str, cores: int) -> int:
             pool = resources.enter_context(get_context("fork").Pool(cores))
             make: Pass = partial(_pillow_pass, pool)
         else:
+            tune_process()  # as the command does
             make = partial(_our_pass, provider == ESTIMATES)
         for line in sys.stdin:
             folder, output = map(Path, json.loads(line))

@@ -10,8 +10,8 @@ import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,6 +25,8 @@ from registry import REFERENCE, Case
 from safetensors.torch import save_file
 from timing import turn
 from torch import Tensor
+
+from denoise_batch.process import tune_process
 
 WARM_UP = 3
 END_S = 5.0  # a dying process has closed its pipe, but may still be writing its core
@@ -76,7 +78,8 @@ class Worker:
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, case, provider, device, threads, results)
         self._process = context.Process(target=serve, args=arguments, daemon=True)
-        self._process.start()
+        with _as_commands_run(case, provider):
+            self._process.start()
         theirs.close()
         self.failure: WorkerError | None = None
 
@@ -132,6 +135,8 @@ def serve(
     """Be the process: send a `First`, then the seconds of as many calls as are asked for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, too, which ends us
     _same_conditions(threads)
+    if _is_command(case, provider):
+        tune_process()
     try:
         runner, first = _start(case, provider, device, results)
         pipe.send(first)
@@ -146,6 +151,24 @@ def serve(
     except Exception as failure:  # compilers and runtimes raise anything; it goes into the table
         first_line = (str(failure).strip() or type(failure).__name__).partition("\n")[0]
         pipe.send(WorkerError("failed", f"{type(failure).__name__}: {first_line}"[:200]))
+
+
+def _is_command(case: Case, provider: str) -> bool:
+    """Whether this is what our commands compute, in processes that they have tuned."""
+    return case.is_network and provider.partition("-")[0] == "ours"
+
+
+@contextmanager
+def _as_commands_run(case: Case, provider: str) -> Iterator[None]:
+    """Start a process in the environment that it has as a command; others have their users'."""
+    before = dict(os.environ)
+    if _is_command(case, provider):
+        tune_process()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _same_conditions(threads: int) -> None:
