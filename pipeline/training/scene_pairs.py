@@ -124,12 +124,12 @@ class ScenePairs(Pairs):
             rows, columns = slice(top, top + size), slice(left, left + size)
             places.append(Place(scene, int(one * len(scene)), rows, columns))
         noisy = _cut(places).expand(-1, 3, -1, -1)
+        unknown = _unknown(places)
         if self.method == "shots":
             others = [
                 _others(place, other) for place, (*_, other) in zip(places, draws, strict=True)
             ]
-            return _mean_batch(noisy, others)
-        unknown = _unknown(places)
+            return _mean_batch(noisy, unknown, others)
         if self.method == "neighbor":
             return _neighbor_batch(noisy, unknown, generators, denoise)
         if self.method == "recorrupted":
@@ -152,7 +152,9 @@ def _others(place: Place, draw: float) -> list[Place]:
     return [place._replace(shot=number) for number in numbers if number != place.shot]
 
 
-def _mean_batch(noisy: Tensor, others: Sequence[Sequence[Place]]) -> Batch:
+def _mean_batch(
+    noisy: Tensor, own_unknown: Tensor | None, others: Sequence[Sequence[Place]]
+) -> Batch:
     """Return the batch of shots and the mean of the others of each, NaN where none is known."""
     places = [place for of_tile in others for place in of_tile]
     values, unknown = _cut(places), _unknown(places)
@@ -165,7 +167,7 @@ def _mean_batch(noisy: Tensor, others: Sequence[Sequence[Place]]) -> Batch:
         number = (sums @ (~unknown).flatten(1).to(sums.dtype)).view(len(sums), *unknown.shape[1:])
     target = (sums @ values.flatten(1)).view(len(sums), *values.shape[1:]) / number
     # The mean of k shots has a kth of their variance.
-    squares = (noisy - target).square() * (number / (number + 1))
+    squares = _without((noisy - target).square() * (number / (number + 1)), own_unknown)
     level = squares.nanmean((1, 2, 3)).nan_to_num(0.0).sqrt()
     return Batch(noisy, target.expand(-1, 3, -1, -1), level)
 
