@@ -419,8 +419,8 @@ def unet(
     Args:
         generator: source of the initial weights.
         width: channels of the finest level, blind.
-        is_told: the layers take the noise level, and the finest level has twice the channels and a
-            second body behind the way up: 86 k multiply-adds per pixel.
+        is_told: the layers take the noise level, the finest level has twice the channels, and the
+            two finest have a second body behind the way up: 91 k multiply-adds per pixel.
     """
 
     def body(channels: int) -> Block:
@@ -440,10 +440,10 @@ def unet(
         up = ConvTranspose2d(inner_channels, channels, 2, stride=2, generator=generator)
         return UNetLevel(body(channels), down, inner, up, decoder(channels))
 
-    finest = 2 * width if is_told else width
+    finest, decoder = (2 * width, two) if is_told else (width, body)
     levels = level(4 * width, 6 * width, two(6 * width))
-    levels = level(2 * width, 4 * width, levels)
-    levels = level(finest, 2 * width, levels, two if is_told else body)
+    levels = level(2 * width, 4 * width, levels, decoder)
+    levels = level(finest, 2 * width, levels, decoder)
     head = Conv2d(finest, 12, 3, padding=1, generator=generator)
     head.weight.mul_(0.1)
     stem = Conv2d(14 if is_told else 12, finest, 3, padding=1, generator=generator)
@@ -560,7 +560,9 @@ def load_weights(path: Path) -> Weights:
             raise WeightsError(f"training is a {type(training).__name__}, not an object")
         _check_range(training.get("range"))
         mean, std = _one_or_three(spec["mean"]), _one_or_three(spec["std"])
-        network = Network(spec["architecture"], mean, std)
+        network = Network(spec["architecture"], mean, std, torch.Generator())
+        if spec["architecture"] == "unet-level":
+            tensors = _with_second_bodies(tensors, network)
         if not any(name.startswith("estimator.") for name in tensors):
             network.estimator = None
         network.load_state_dict(tensors)
@@ -575,6 +577,20 @@ def load_weights(path: Path) -> Weights:
         raise WeightsError(f"{path}: its tensors or header do not fit: {error}") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Weights(network.eval(), training, digest)
+
+
+def _with_second_bodies(tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
+    """Give an older `unet-level`, of one body behind a way up, second ones that add nothing."""
+    result = dict(tensors)
+    for decoder in ("3.decoder.", "3.inner.decoder."):
+        if f"{decoder}body.0.weight" not in result:
+            continue
+        for name, parameter in network.layers.named_parameters():
+            if name.startswith(f"{decoder}0."):
+                result[name] = result.pop(name.replace(f"{decoder}0.", decoder))
+            elif name.startswith(f"{decoder}1."):
+                result[name] = torch.zeros_like(parameter) if ".body.2." in name else parameter
+    return result
 
 
 def _one_or_three(numbers: list[float]) -> list[float]:

@@ -13,7 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from denoise_batch.kernels import ExponentialMovingAverage, OptionError
+from denoise_batch.kernels import (
+    ExponentialMovingAverage,
+    OptionError,
+    ShapeError,
+    TrainingError,
+)
 from denoise_batch.kernels.optim import Optimizer
 
 from ..files.atomic import atomic_file, atomic_write
@@ -236,6 +241,9 @@ class RunFolder:
 
         The network keeps the standardisation that it was trained with, whatever the data or the
         file of --init would give now.
+
+        Raises:
+            TrainingError: it is of a network of other layers, as an earlier release had.
         """
         found = self._group.on_first(
             lambda: load_tensors(self.checkpoint) if self.checkpoint.exists() else None
@@ -248,7 +256,14 @@ class RunFolder:
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
-        state.network.load_state_dict(parts["network"])
+        try:
+            state.network.load_state_dict(parts["network"])
+        except ShapeError as error:
+            raise TrainingError(
+                f"{self.checkpoint}: holds another network than this release's "
+                f"{state.network.architecture}; begin a new run from its weights: --init "
+                f"{self.best} -o a new folder"
+            ) from error
         state.optimizer.load_state_dict(parts["optimizer"])
         state.average.load_state_dict(parts["average"])
         state.step, best = header["step"], header["best"]

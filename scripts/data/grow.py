@@ -1,11 +1,10 @@
-"""Turn the weights of a smaller U-Net into a start for `unet-level`, which has all its layers.
+"""Turn the weights of a blind U-Net into a start for `unet-level`, which has all its layers.
 
-usage: scripts/data/grow.py SMALLER.safetensors START.safetensors
+usage: scripts/data/grow.py UNET.safetensors START.safetensors
 
-SMALLER is a blind `unet`, or `unet-level` as it was with one body behind the finest way up. Nothing
-reads the new channels yet, and the new body adds nothing: where the gate is open, the start
-computes what SMALLER does (Chen et al., "Net2Net: accelerating learning via knowledge transfer",
-2016). An estimator is kept.
+Nothing reads the new channels yet, and the new bodies add nothing: where the gate is open, the
+start computes what the blind network does (Chen et al., "Net2Net: accelerating learning via
+knowledge transfer", 2016).
 """
 
 import re
@@ -16,24 +15,23 @@ import torch
 
 from denoise_batch.models import Network, load_tensors, save_weights
 
-NEW_BODY = r"3\.decoder\.1\.body\."
+# Behind the two finest ways up: two bodies; one in a blind network.
+DECODER = re.compile(r"(3\.(?:inner\.)?decoder\.)([01])\.")
 
 source, target = map(Path, sys.argv[1:])
-smaller, header = load_tensors(source)
+blind, header = load_tensors(source)
 of = header["network"]
-is_told = of["architecture"] == "unet-level"
 start = Network("unet-level", of["mean"], of["std"], torch.Generator())
-if "estimator.cells.2.weight" not in smaller:
-    start.estimator = None
+start.estimator = None
 for name, new in start.named_parameters():
-    if re.match(NEW_BODY, name):
+    of_two = DECODER.match(name)
+    if of_two and of_two[2] == "1":
         if ".body.2." in name:
             new.zero_()
         continue
-    name = name.replace("3.decoder.0.", "3.decoder.")
-    if not is_told:  # without AppendLevel, all layers stand one place earlier
-        name = re.sub(r"^\d+", lambda position: str(int(position[0]) - 1), name)
-    old = smaller[name]
+    name = DECODER.sub(r"\1", name)
+    # Without AppendLevel, all layers stand one place earlier.
+    old = blind[re.sub(r"^\d+", lambda position: str(int(position[0]) - 1), name)]
     if new.ndim == 4:
         inputs = 0 if name.endswith(".up.weight") else 1
         # Channels that both have read the old ones only.

@@ -8,7 +8,15 @@ import safetensors.torch
 import torch
 
 from denoise_batch.kernels import WeightsError
-from denoise_batch.models import Network, find_weights, load_weights, save_weights, shipped_names
+from denoise_batch.models import (
+    Network,
+    find_weights,
+    load_tensors,
+    load_weights,
+    save_tensors,
+    save_weights,
+    shipped_names,
+)
 
 
 @pytest.fixture
@@ -31,6 +39,50 @@ def test_a_loaded_network_computes_what_the_saved_one_did(tmp_path: Path) -> Non
     assert torch.equal(loaded.network(image), network.eval()(image))
     assert loaded.training == {"noise": "gaussian:25"}
     assert not loaded.network.training
+
+
+def as_older(path: Path, levels: tuple[str, ...]) -> None:
+    """Leave the bodies out that `unet-level` did not have behind these ways up."""
+    tensors, header = load_tensors(path)
+    for level in levels:
+        tensors = {
+            name.replace(f"{level}decoder.0.", f"{level}decoder."): value
+            for name, value in tensors.items()
+            if not name.startswith(f"{level}decoder.1.")
+        }
+    save_tensors(path, tensors, header)
+
+
+@pytest.mark.parametrize("levels", [("3.inner.",), ("3.", "3.inner.")], ids=str)
+def test_a_file_of_an_older_network_computes_what_it_did(
+    levels: tuple[str, ...], tmp_path: Path
+) -> None:
+    network = Network("unet-level", 0.4, [0.2, 0.25, 0.3], torch.Generator().manual_seed(2)).eval()
+    for parameter in network.layers.parameters():
+        parameter.mul_(1.5)  # it begins near the identity
+    save_weights(tmp_path / "older.safetensors", network, {})
+    as_older(tmp_path / "older.safetensors", levels)
+    loaded = load_weights(tmp_path / "older.safetensors").network
+    for name, parameter in network.layers.named_parameters():
+        if name.startswith(tuple(f"{level}decoder.1.body.2." for level in levels)):
+            parameter.zero_()
+    image = torch.rand(1, 3, 64, 112)
+    torch.testing.assert_close(loaded(image), network(image), atol=1e-6, rtol=0)
+    again = load_weights(tmp_path / "older.safetensors").network
+    assert torch.equal(
+        *(of.state_dict()["3.inner.decoder.1.body.0.weight"] for of in (again, loaded))
+    )
+
+
+def test_half_an_older_network_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "older.safetensors"
+    save_weights(path, Network("unet-level"), {})
+    as_older(path, ("3.inner.",))
+    tensors, header = load_tensors(path)
+    del tensors["3.inner.decoder.body.2.weight"]
+    save_tensors(path, tensors, header)
+    with pytest.raises(WeightsError, match=r"older\.safetensors: its tensors or header do not fit"):
+        load_weights(path)
 
 
 def test_the_file_is_readable_by_any_safetensors_reader(saved: Path) -> None:

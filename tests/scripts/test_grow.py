@@ -1,4 +1,4 @@
-"""scripts/data/grow.py: what it makes computes what the smaller network does."""
+"""scripts/data/grow.py: what it makes computes what the blind network does."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from denoise_batch.models import Network, load_tensors, load_weights, save_tensors, save_weights
+from denoise_batch.models import Network, load_weights, save_weights
 
 GROW = Path(__file__).parents[2] / "scripts" / "data" / "grow.py"
 LEVEL = torch.tensor([20 / 255])
@@ -35,20 +35,3 @@ def test_a_blind_network_goes_on_behind_an_open_gate(tmp_path: Path) -> None:
     removed, expected = network.forward(image, LEVEL) - image, blind(image) - image
     assert expected.abs().max() > 0.01
     torch.testing.assert_close(removed, GATE * expected, atol=1e-5, rtol=0)
-
-
-def test_a_network_without_the_second_body_goes_on_with_its_estimator(tmp_path: Path) -> None:
-    told, image = restless("unet-level"), torch.rand(1, 3, 64, 112)
-    save_weights(tmp_path / "new.safetensors", told, {})
-    tensors, header = load_tensors(tmp_path / "new.safetensors")
-    old = {
-        name.replace("3.decoder.0.", "3.decoder."): value
-        for name, value in tensors.items()
-        if not name.startswith("3.decoder.1.")
-    }
-    save_tensors(tmp_path / "old.safetensors", old, header)
-    for name, parameter in told.layers.named_parameters():
-        if name.startswith("3.decoder.1.body.2."):
-            parameter.zero_()
-    network = grown(tmp_path / "old.safetensors")
-    torch.testing.assert_close(network(image), told(image), atol=1e-6, rtol=0)

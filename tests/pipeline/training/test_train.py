@@ -426,7 +426,7 @@ def test_the_default_rates_suit_optimiser_and_network(
     ("chosen", "recipe"),
     [
         (["--network", "unet"], ("muon", 64, 0.99, 1e-3)),
-        (["--init", "unet-level-5"], ("muon", 64, 0.99, 1e-3)),
+        (["--init", "unet-level-6"], ("muon", 64, 0.99, 1e-3)),
         (["--network", "unet", "--optimizer", "sgd", "--ema", "0"], ("sgd", 64, 0.0, 0.1)),
         ([], ("sgd", 32, 0.0, 4.0)),
     ],
@@ -592,6 +592,16 @@ def test_every_process_takes_standardisation_and_rate_of_the_first_one_s_checkpo
     normalize = other.network.normalize
     assert (normalize.mean, normalize.std) == ((0.1, 0.2, 1 / 3), (0.3, 0.2, 0.1))
     assert other.optimizer.lr == 0.125
+
+
+def test_a_checkpoint_of_another_network_says_how_to_go_on(options: TrainOptions) -> None:
+    train(options)
+    path = options.output / "checkpoint.safetensors"
+    tensors, header = load_tensors(path)
+    del tensors["network.0.bias"]
+    save_tensors(path, tensors, header)
+    with pytest.raises(TrainingError, match=r"another network .* --init .*best\.safetensors"):
+        train(replace(options, resume=True))
 
 
 def test_a_checkpoint_of_an_earlier_release_resumes_too(
