@@ -80,7 +80,7 @@ def test_a_forward_tells_of_all_its_multiply_adds(architecture: str) -> None:
     with WORK.told(counted.append):
         network.forward_padded(input, torch.zeros(2))
     assert sum(counted) == pytest.approx(network.multiply_adds * 2 * 64 * 96, 0.1)
-    known = {"unet": 37e3, "unet-level": 86e3}  # as their documentation says
+    known = {"unet": 37e3, "unet-level": 91e3}  # as their documentation says
     if architecture in known:
         assert network.multiply_adds == pytest.approx(known[architecture], 0.03)
 
