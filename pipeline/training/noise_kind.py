@@ -21,6 +21,7 @@ _MOST_SHOTS = 32
 _MOST_PX = 512  # side of the middle of a shot that is looked at
 _BLOCK_PX = 16
 _FLAT_SHARE = 0.25  # of the blocks
+_MOST_CLIPPED = 0.02  # share of a block's pixels
 _GROUPS = 8  # of blocks by brightness
 
 
@@ -63,7 +64,7 @@ def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
         shots: (C, H, W), in unit range.
     """
     products = torch.zeros(2, 2, dtype=torch.float64)  # (axis; sum, count)
-    levels: list[Tensor] = []
+    levels, tails = [torch.empty(0, 2)], [torch.empty(0)]
     step = -(-len(shots) // _MOST_SHOTS)
     for shot in shots[::step]:
         # One channel: colours mix what sensors measured.
@@ -81,12 +82,16 @@ def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
         # The fewer pixels a difference has, the less normal it is if they are not.
         fine = blocks.diff(dim=1).diff(dim=2).flatten(1)
         tail = fine.square().mean(1).sqrt() / fine.abs().mean(1).clamp_min(1e-30) * NORMAL_MEAN
-        levels.append(torch.stack([blocks.mean((1, 2)), sigma, tail], 1))
+        # Where noise is clipped it seems weaker.
+        ends = (blocks <= blocks.min()) | (blocks >= blocks.max())
+        is_whole = ends.flatten(1).float().mean(1) <= _MOST_CLIPPED
+        levels.append(torch.stack([blocks.mean((1, 2)), sigma], 1)[is_whole])
+        tails.append(tail)
     across, down = (_correlation(total.item(), count.item()) for total, count in products)
-    if not levels:
-        return NoiseKind(across, down, 1.0, 1.0)
-    found = torch.cat(levels)
-    return NoiseKind(across, down, _growth(found[:, :2]), found[:, 2].mean().item())
+    tail = torch.cat(tails)
+    return NoiseKind(
+        across, down, _growth(torch.cat(levels)), tail.mean().item() if len(tail) else 1.0
+    )
 
 
 def noise_root(shot: Tensor) -> Tensor:
@@ -143,6 +148,8 @@ def _correlation(total: float, count: float) -> float:
 
 def _growth(levels: Tensor) -> float:
     """σ of the brightest group of blocks, divided by that of the darkest one; rows (mean, σ)."""
+    if not len(levels):
+        return 1.0
     order = levels[levels[:, 0].argsort(), 1]
     group = max(1, len(order) // _GROUPS)
     dark, bright = order[:group].median().item(), order[-group:].median().item()

@@ -29,6 +29,8 @@ def shots(noise: str, count: int = 4) -> list[Tensor]:
             is_lost = chance < (0.003 if noise == "hot pixels" else 0.1)
             normal = 0.05 * white[:, 2:-2, 2:-2] * (noise == "hot pixels")
             shot = torch.where(is_lost, 1.0, clean + normal)
+        elif noise == "clipped":
+            shot = (clean + 0.1 * white[:, 2:-2, 2:-2]).clamp(0, 0.45)
         elif noise == "coarse steps":
             shot = ((clean + 0.002 * white[:, 2:-2, 2:-2]) * 255).round() / 255
         elif noise == "blurred":
@@ -71,8 +73,8 @@ def test_noise_that_grows_with_the_light_is_told_from_noise_that_does_not() -> N
 
 @pytest.mark.parametrize(
     ("noise", "is_normal"),
-    [("white", True), ("8-bit", True), ("root of poisson", True), ("poisson", False),
-     ("hot pixels", False), ("impulses", False), ("coarse steps", False)],
+    [("white", True), ("8-bit", True), ("clipped", True), ("root of poisson", True),
+     ("poisson", False), ("hot pixels", False), ("impulses", False), ("coarse steps", False)],
 )  # fmt: skip
 def test_normal_noise_of_one_strength_is_told_from_other(noise: str, is_normal: bool) -> None:
     assert measure_noise(shots(noise)).is_normal == is_normal
