@@ -68,7 +68,8 @@ def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
     step = -(-len(shots) // _MOST_SHOTS)
     for shot in shots[::step]:
         # One channel: colours mix what sensors measured.
-        blocks = _flat_blocks(_middle(shot)[len(shot) // 2 :][:1])[:, 0]
+        channel = shot[len(shot) // 2]
+        blocks = _flat_blocks(_middle(channel[None]))[:, 0]
         if not len(blocks):
             continue
         details = _second_differences(blocks)
