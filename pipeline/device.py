@@ -7,7 +7,6 @@ several, of which little is left over. On other devices tensors are passed on as
 copied at once.
 """
 
-import ctypes
 import logging
 import os
 import platform
@@ -40,7 +39,6 @@ _MOST_IN_FLIGHT_ON_CPU = 1024 * MIB
 _IN_FLIGHT_PER_CORE = 64 * MIB  # more would only be read sooner than it is needed
 _MOST_IN_FLIGHT = 4096 * MIB
 _LEAST = 128 * MIB
-_M_MMAP_THRESHOLD = -3  # malloc.h
 _CACHE = ("inactive_file", "active_file")
 
 
@@ -346,16 +344,6 @@ def _statistics(group: Path) -> dict[str, int]:
         lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
         return {words[0]: int(words[1]) for words in lines if len(words) == 2}
     return {}
-
-
-def return_large_blocks() -> None:
-    """Let glibc give freed blocks of a mebibyte and more back to the system, as it does at first.
-
-    It raises that limit to the largest block freed so far, up to 32 MiB; pages then stay in the
-    heaps of the threads that decoded them: 50 mixed photographs with `tconv` took 610 MB, not 468.
-    """
-    with suppress(OSError, AttributeError, TypeError):  # another C library, or Windows
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MIB)
 
 
 _HAS_SYSCONF = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names

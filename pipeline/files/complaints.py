@@ -39,6 +39,8 @@ _SIZE = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)
 _LENGTH = 500
 _OF_JPEG_DATA = ("Corrupt JPEG data", "Premature end of JPEG")  # libjpeg also warns of side data
 _PHOTOMETRICS = {1: 1, 3: 6, 4: 5}  # bands of a JPEG file → TIFF's interpretation
+# libtiff's JPEGCOLORMODE_RGB, as a field and its value.
+_AS_RGB = ctypes.c_uint32(65538), ctypes.c_int(1)
 
 MOST_EXTRANEOUS = 16  # bytes behind the pixels that some encoders write; damage leaves more
 
@@ -103,21 +105,28 @@ def page_complaints(path: str, offset: int) -> list[str]:
             return tiff
         return None
 
-    return [text for text in _decoded_again(opened) if not _is_slight(text)]
+    return [text for text in _decoded(opened)[0] if not _is_slight(text)]
 
 
 def jpeg_complaints(
-    data: Any, size: tuple[int, int], sampling: Sequence[tuple[int, int]]
-) -> list[str]:
-    """What libjpeg warns of in a JPEG file's pixels; [] where its library cannot be reached.
+    data: Any,
+    size: tuple[int, int],
+    sampling: Sequence[tuple[int, int]],
+    target: memoryview | None = None,
+) -> tuple[list[str], bool]:
+    """What libjpeg warns of in a JPEG file's pixels; nothing where its library cannot be reached.
 
     Args:
         data: the file, of which bytes can be taken.
         size: (width, height).
         sampling: of each component, across and down.
+        target: where its pixels are to be, gray or converted from YCbCr to RGB.
+
+    Returns:
+        the warnings, and whether the target holds the pixels, as Pillow would have them.
     """
     if len(sampling) not in _PHOTOMETRICS:
-        return []
+        return [], False
     head = _tiff_head(len(data), size, sampling)
     total, at = len(head) + len(data), 0
 
@@ -143,7 +152,8 @@ def jpeg_complaints(
     def opened(library: ctypes.CDLL, options: int) -> Any:
         return library.TIFFClientOpenExt(b"", b"r", None, *calls, None, None, options)
 
-    return [text for text in _decoded_again(opened) if text.startswith(_OF_JPEG_DATA)]
+    found, is_whole = _decoded(opened, target)
+    return [text for text in found if text.startswith(_OF_JPEG_DATA)], is_whole and not found
 
 
 def extraneous_bytes(complaint: str) -> int | None:
@@ -180,11 +190,17 @@ def _tiff_head(count: int, size: tuple[int, int], sampling: Sequence[tuple[int, 
     return head + bytes(4) + struct.pack("<4H", 8, 8, 8, 8)
 
 
-def _decoded_again(opened: Callable[[ctypes.CDLL, int], Any]) -> list[str]:
+def _decoded(
+    opened: Callable[[ctypes.CDLL, int], Any], target: memoryview | None = None
+) -> tuple[list[str], bool]:
     """What libtiff and libjpeg say, except on tags, while a page is decoded.
 
     Args:
         opened: opens a TIFF file at the page, with libtiff's options; None if it cannot.
+        target: for the pixels of a page of one part, which JPEG is converted to RGB for.
+
+    Returns:
+        the messages, and whether the target was filled.
     """
     found: list[str] = []
     library = _install()
@@ -195,20 +211,26 @@ def _decoded_again(opened: Callable[[ctypes.CDLL, int], Any]) -> list[str]:
         return 1
 
     if library is None:
-        return found
+        return found, False
     handler, options = _HANDLER_R(on_message), library.TIFFOpenOptionsAlloc()
     library.TIFFOpenOptionsSetErrorHandlerExtR(options, handler, None)
     library.TIFFOpenOptionsSetWarningHandlerExtR(options, handler, None)
     tiff = opened(library, options)
     library.TIFFOpenOptionsFree(options)
-    if tiff:
-        kind, parts = ("Tile", "Tiles") if library.TIFFIsTiled(tiff) else ("Strip", "Strips")
-        size = getattr(library, f"TIFF{kind}Size")(tiff)
-        part = ctypes.create_string_buffer(max(1, size))
-        for number in range(getattr(library, f"TIFFNumberOf{parts}")(tiff)):
-            getattr(library, f"TIFFReadEncoded{kind}")(tiff, number, part, -1)
-        library.TIFFClose(tiff)
-    return found
+    if not tiff:
+        return found, False
+    if target is not None:
+        library.TIFFSetField(tiff, *_AS_RGB)
+    kind, parts = ("Tile", "Tiles") if library.TIFFIsTiled(tiff) else ("Strip", "Strips")
+    size = getattr(library, f"TIFF{kind}Size")(tiff)
+    is_asked = target is not None and len(target) == size
+    part = (ctypes.c_char * max(1, size)).from_buffer(target if is_asked else bytearray(size or 1))
+    read = [
+        getattr(library, f"TIFFReadEncoded{kind}")(tiff, number, part, -1)
+        for number in range(getattr(library, f"TIFFNumberOf{parts}")(tiff))
+    ]
+    library.TIFFClose(tiff)
+    return found, is_asked and read == [size]
 
 
 @cache
@@ -249,6 +271,7 @@ def _install() -> ctypes.CDLL | None:
                     pointer,
                 ],
             ),
+            ("SetField", ctypes.c_int, [pointer, number]),  # and a value, by the field
             ("IsTiled", ctypes.c_int, [pointer]),
             ("StripSize", ctypes.c_int64, [pointer]),
             ("TileSize", ctypes.c_int64, [pointer]),

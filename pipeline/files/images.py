@@ -55,7 +55,7 @@ from .metadata import (
     set_tiff_tags,
     upright,
 )
-from .payloads import complete_jpeg, damage_of_jpeg, jpeg_structure, left_out
+from .payloads import complete_jpeg, jpeg_structure, left_out, read_jpeg
 from .pixels import (
     EXTRA_SAMPLES_NOTE,
     DecodedImage,
@@ -294,12 +294,15 @@ def _read_pages(
             return (replace(page, note="; ".join(filter(None, (said, page.note)))),)
         end = pnm.end_of_first(start) if format_name == "PPM" else None
         notes = [] if format_name == "TIFF" else left_out(file, format_name, jpeg, end)
-        notes += [damage_of_jpeg(file, jpeg)] if jpeg else []
+        samples, damage = read_jpeg(file, jpeg) if jpeg else (None, "")
+        notes.append(damage)
+        if jpeg and image is not None and image.size != jpeg.size:
+            samples = None
         if head.is_beyond_pillow:
             decoded = sixteen_bit.read(image, file, head)
         else:
             numbers = range(len(head.frames))
-            decoded = (_read_page(image, file, head, number) for number in numbers)
+            decoded = (_read_page(image, file, head, number, samples) for number in numbers)
         pages = (
             _with_companions(page, number, layout, notes) for number, page in enumerate(decoded)
         )
@@ -371,7 +374,10 @@ def _formats_for(path: Path, file: BinaryIO) -> tuple[str, ...]:
     return tuple(name for name in _READABLE_FORMATS if name != "TGA")
 
 
-def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) -> DecodedImage:
+def _read_page(
+    image: Image.Image, file: BinaryIO, head: FileHead, page: int, samples: Tensor | None
+) -> DecodedImage:
+    """Read a page of which nothing is decoded yet, or its samples alone."""
     bits = head.bits[page]
     if head.planes > 1:
         image = _plane(file, page, head)
@@ -398,7 +404,8 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
     maximum = pnm_maximum(image) or (4095 if bits == 12 and tags else None)
     if note := widened(image, bits):
         notes.append(note)
-    image.load()
+    if samples is None:
+        image.load()
     key = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "L" and isinstance(key, int):
         # Pillow scales the samples to 8 bits, but not the transparent level.
@@ -420,11 +427,10 @@ def _read_page(image: Image.Image, file: BinaryIO, head: FileHead, page: int) ->
         image.getexif()[ORIENTATION] = {6: 8, 8: 6}.get(orientation, orientation)
         stored = ImageOps.exif_transpose(image)
     is_white_zero = tags.get(_PHOTOMETRIC) == WHITE_IS_ZERO
-    samples, alpha, mode = decode(
-        stored,
-        bits=12 if bits == 12 and tags else 16,
-        white_is_zero=is_white_zero,
-    )
+    alpha, mode = None, image.mode
+    if samples is None:
+        bits_wide = 12 if bits == 12 and tags else 16
+        samples, alpha, mode = decode(stored, bits=bits_wide, white_is_zero=is_white_zero)
     if directory and mode == "L" and (packed := f"L;{bits}") in PACKED_BITS:
         mode, maximum = packed, (1 << bits) - 1
     if directory:

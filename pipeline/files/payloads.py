@@ -15,11 +15,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from denoise_batch.kernels.errors import ImageError
 
 from .complaints import MOST_EXTRANEOUS, extraneous_bytes, jpeg_complaints
+from .scratch import memory
 from .sniff import rewound
 
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff]", re.DOTALL)  # 0: a byte 255 of a scan; 1: temporary
@@ -35,6 +38,7 @@ class JpegStructure:
         is_every_scan_there: as far as scans and restart marks tell, no pixel is missing.
         size: (width, height).
         sampling: of each component, across and down.
+        names: of the components, numbers.
     """
 
     end: int | None
@@ -42,6 +46,20 @@ class JpegStructure:
     is_every_scan_there: bool
     size: tuple[int, int] = (0, 0)
     sampling: tuple[tuple[int, int], ...] = ()
+    names: tuple[int, ...] = ()
+
+    @property
+    def is_ycbcr(self) -> bool:
+        """Whether libjpeg takes the picture for YCbCr (jdapimin.c)."""
+        if len(self.names) != 3:
+            return False
+        for marker, body in self.segments:
+            if marker == 0xE0 and body[:5] == b"JFIF\0" and len(body) >= 14:
+                return True
+        for marker, body in self.segments:
+            if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
+                return body[11] == 1
+        return self.names == (1, 2, 3)
 
 
 def jpeg_structure(file: BinaryIO) -> JpegStructure | None:
@@ -62,7 +80,7 @@ def complete_jpeg(file: BinaryIO, end: JpegStructure) -> BinaryIO | None:
         file.seek(0)
         data = file.read().removesuffix(b"\xff")
     whole = data + b"\xff\xd9"
-    if jpeg_complaints(whole, end.size, end.sampling):
+    if jpeg_complaints(whole, end.size, end.sampling)[0]:
         return None
     pictures = []
     for filling in (b"", b"\x55" * 64, b"\xaa" * 64):
@@ -86,25 +104,33 @@ _JP2_METADATA = {
 }
 
 
-def damage_of_jpeg(file: BinaryIO, jpeg: JpegStructure) -> str:
-    """What libjpeg complains about in a JPEG file's pixels; "" if it does not, or not of much.
+def read_jpeg(file: BinaryIO, jpeg: JpegStructure) -> tuple[Tensor | None, str]:
+    """Decode a JPEG file's pixels, and listen to what libjpeg complains about.
 
     Returns:
-        a note, if all that is wrong is padding behind the pixels.
+        the samples (H, W, C), uint8, of gray and YCbCr files that it says nothing of, None of
+        others: Pillow reads those; and a note, if all that is wrong is padding behind the pixels.
 
     Raises:
         ImageError: pixels are damaged or missing.
     """
+    (width, height), bands = jpeg.size, len(jpeg.sampling)
+    samples = None
+    if bands == 1 or jpeg.is_ycbcr:
+        samples = torch.empty((height, width, bands), dtype=torch.uint8)
     with rewound(file), _bytes_of(file) as data:
-        for complaint in jpeg_complaints(data, jpeg.size, jpeg.sampling):
+        target = None if samples is None else memory(samples)
+        complaints, is_whole = jpeg_complaints(data, jpeg.size, jpeg.sampling, target)
+        for complaint in complaints:
             count = extraneous_bytes(complaint)
             end = (jpeg.end or len(data)) - 2
             is_padding = count is not None and not data[end - count : end].strip(b"\0\xff")
             if count is None or (count > MOST_EXTRANEOUS and not is_padding):
                 raise ImageError(f"is damaged ({complaint}); copy it again from its source")
             if count > MOST_EXTRANEOUS:
-                return f"its pixels end {count} bytes before its end mark; check the last of them"
-    return ""
+                said = f"its pixels end {count} bytes before its end mark; check the last of them"
+                return None, said
+    return samples if is_whole else None, ""
 
 
 def left_out(
@@ -224,8 +250,8 @@ class _Scans:
         self, end: int | None, segments: list[tuple[int, bytes]], *, is_whole: bool
     ) -> JpegStructure:
         """Return what the walk has found."""
-        sampling = tuple(self._sampling.values())
-        return JpegStructure(end, tuple(segments), is_whole, self._size, sampling)
+        names, sampling = tuple(self._sampling), tuple(self._sampling.values())
+        return JpegStructure(end, tuple(segments), is_whole, self._size, sampling, names)
 
     def are_complete(self) -> bool:
         """Whether every coefficient came, and every restart mark of the last scan."""

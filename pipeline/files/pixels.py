@@ -709,8 +709,9 @@ def to_pil(samples: Tensor) -> Image.Image:
     """
     height, width, channels = samples.shape
     mode = {torch.uint16: "I;16", torch.float32: "F"}.get(samples.dtype, "L")
-    contiguous = samples.contiguous()
-    return Image.frombytes("RGB" if channels == 3 else mode, (width, height), memory(contiguous))
+    image = Image.new("RGB" if channels == 3 else mode, (width, height), None)  # not filled first
+    image.frombytes(memory(samples.contiguous()))
+    return image
 
 
 def from_pil(image: Image.Image) -> Tensor:

@@ -16,15 +16,15 @@ from ..files.scratch import Scratch
 LARGE = 4  # what takes more than one such part of the free memory is large
 
 
-def is_large(footprint: Footprint, coding: int, need: int) -> bool:
+def is_large(footprint: Footprint, coding: int, need: int, free: int) -> bool:
     """Whether the pages of a file are to be on disk.
 
     Args:
         footprint: of the file.
         coding: bytes that it takes in memory without the network.
         need: with the network.
+        free: bytes of memory that the process may still take.
     """
-    free = available_host_bytes()
     return len(footprint.pages) > 1 and (coding > free // LARGE or need > free)
 
 
@@ -82,7 +82,7 @@ def on_disk_if_large(folder: Path | None = None) -> Callable[[Footprint], Scratc
 
     def place(footprint: Footprint) -> Scratch | None:
         need = footprint.peak_bytes(footprint.format)
-        if not is_large(footprint, need, need):
+        if not is_large(footprint, need, need, available_host_bytes()):
             return None
         if folder is not None:
             return scratch_for(folder, footprint, footprint.disk_bytes // 2)

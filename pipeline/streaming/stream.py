@@ -31,6 +31,7 @@ from denoise_batch.kernels.errors import StorageError
 
 from ..device import (
     Download,
+    available_host_bytes,
     compute_bytes,
     cores,
     device_failures,
@@ -38,7 +39,6 @@ from ..device import (
     in_flight_bytes,
     precision_on,
     resolve_device,
-    return_large_blocks,
     torch_dtype,
 )
 from ..files.footprint import Footprint
@@ -50,6 +50,7 @@ from ..files.scan import Job
 from ..files.scratch import Lazy, Scratch
 from ..models import Weights, find_weights, load_weights
 from ..options import DenoiseOptions
+from ..process import return_large_blocks
 from ..progress import READER, Progress, Stop
 from .denoiser import BatchDenoiser
 from .large import LARGE, is_large, scratch_for
@@ -608,11 +609,12 @@ class _Stream:
             nonlocal held, waited, scratch
             wanted = max(self.budget.limit // _MOST_FILES, footprint.sample_bytes * _COPIES)
             coding, need = self._needs(footprint, job)
-            is_on_disk = is_large(footprint, coding, need)
+            free = free_host_bytes()
+            left = available_host_bytes() if free is None else free
+            is_on_disk = is_large(footprint, coding, need, left)
             if is_on_disk:
                 coding, need = self._needs_on_disk(footprint, job)
                 wanted = coding
-            free = free_host_bytes()
             is_much = free is not None and (coding > free // LARGE or need > free)
             goes_alone = is_on_disk or is_much
             wanted = max(wanted, self.budget.limit + 1) if goes_alone else wanted

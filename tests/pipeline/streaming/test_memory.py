@@ -217,7 +217,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_freed_blocks_go_back_to_the_system() -> None:
-    module = "from denoise_batch.device import return_large_blocks"
+    module = "from denoise_batch.process import return_large_blocks"
     kept = resident_after_frees(module)
     returned = resident_after_frees(f"{module}; return_large_blocks()")
     assert kept - returned > 100 * 1024
