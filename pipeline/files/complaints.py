@@ -223,7 +223,7 @@ def _decoded(
         library.TIFFSetField(tiff, *_AS_RGB)
     kind, parts = ("Tile", "Tiles") if library.TIFFIsTiled(tiff) else ("Strip", "Strips")
     size = getattr(library, f"TIFF{kind}Size")(tiff)
-    is_asked = target is not None and len(target) == size
+    is_asked = target is not None and 0 < len(target) == size
     part = (ctypes.c_char * max(1, size)).from_buffer(target if is_asked else bytearray(size or 1))
     read = [
         getattr(library, f"TIFFReadEncoded{kind}")(tiff, number, part, -1)

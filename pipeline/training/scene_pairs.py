@@ -240,7 +240,7 @@ def _neighbor_batch(
 ) -> Batch:
     neighbors = _Neighbors(noisy, generators)
     input, target = neighbors.pick(noisy)
-    level = level_of_two(input, target)
+    level = _level_of_one(noisy)  # neighbours also differ by edges
     output, output_neighbor = neighbors.pick(denoise(noisy))
     target = target + NEIGHBOR_SHARE * (output - output_neighbor)
     if unknown is not None:

@@ -155,6 +155,15 @@ def test_the_regulariser_moves_the_target_by_what_the_network_says() -> None:
     torch.testing.assert_close(moved[1], expected)
 
 
+@pytest.mark.parametrize("method", ["neighbor", "blind-spot"])
+def test_the_level_of_one_shot_is_that_of_its_noise_not_of_its_edges(method: str) -> None:
+    stripes = 0.3 + 0.4 * (torch.arange(96) // 8 % 2)
+    shot = stripes + 0.03 * torch.randn(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    pairs = ScenePairs([Scene(shot, UNIT)], 32, 8, method)
+    level = pairs.batch(torch.arange(8), step(), torch.zeros_like).level
+    torch.testing.assert_close(level, torch.full((8,), 0.03), rtol=0.15, atol=0)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_more_noise_makes_independent_inputs_and_targets(channels: int) -> None:
     generator = torch.Generator().manual_seed(0)
