@@ -10,7 +10,7 @@ from torch import Tensor
 from ..files.ranges import BEYOND, ValueRange
 from ..noise_level import NORMAL_MAD
 from .noise_kind import noise_root
-from .pairs import Batch, Denoise, Generators, Pairs, level_of_two, to_float, upload
+from .pairs import Batch, Denoise, Generators, Pairs, to_float, upload
 
 METHODS = ("recorrupted", "neighbor", "blind-spot")
 # Weight of Neighbor2Neighbor's regulariser, γ/(1 + γ) with the paper's γ = 2.
