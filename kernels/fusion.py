@@ -1,8 +1,7 @@
 """Inference on a device with fused kernels: which blocks become one launch, and the launch.
 
 A convolution includes the upsampling or pixel unshuffle before it, the ReLU or sigmoid and the
-pixel shuffle after it, and what is added to its result; standardisation before a convolution that
-does not pad is part of its weights. Where there is an op for a network's ends
+pixel shuffle after it, and what is added to its result. Where there is an op for a network's ends
 (`conv2d_image`), that includes what stands between them and an image of higher precision:
 standardisation, the noise level's planes and gate, and the sum with the image. Results are those
 of the blocks' own forwards, up to rounding, and so are the errors: shapes are checked here, since a
@@ -13,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from .block import Block
@@ -31,7 +29,7 @@ from .layers import (
     Sigmoid,
 )
 from .level import AppendLevel, LevelGate
-from .weight_cache import cast, kept
+from .weight_cache import cast
 from .work import WORK
 
 
@@ -76,7 +74,7 @@ def plan(blocks: Sequence[Block], *, has_ends: bool = False) -> list[Launch | Bl
 def _first_step(blocks: Sequence[Block], has_ends: bool) -> tuple[int, Launch | Block]:
     """Return (number of blocks, what they are together)."""
     rest = list(blocks)
-    normalize = _taken(rest, Normalize) if has_ends or _is_part_of_weights(blocks) else None
+    normalize = _taken(rest, Normalize) if has_ends else None
     before = _taken(rest, NearestUpsample2d) or _taken(rest, PixelUnshuffle)
     append = _taken(rest, AppendLevel) if has_ends else None
     has_front = len(rest) < len(blocks)
@@ -101,35 +99,6 @@ def _first_step(blocks: Sequence[Block], has_ends: bool) -> tuple[int, Launch | 
     gate = _taken(rest, LevelGate) if has_ends and can_shuffle else None
     count = len(blocks) - len(rest)
     return count, Launch(conv, before, activation, shuffle, normalize, append, gate)
-
-
-def _is_part_of_weights(blocks: Sequence[Block]) -> bool:
-    """Whether the first is a standardisation that the convolution behind it may do itself."""
-    if len(blocks) < 2 or not isinstance(blocks[0], Normalize) or not isinstance(blocks[1], Conv2d):
-        return False
-    conv = blocks[1]
-    pads_nothing = conv.input_padding is None and conv.geometry.padding == (0, 0)
-    is_exact = conv.compute_dtype in (None, conv.weight.dtype)  # an image may need more bits
-    return pads_nothing and is_exact and conv.geometry.groups == 1
-
-
-def _standardised(conv: Convolution, normalize: Normalize) -> tuple[Tensor, Tensor]:
-    """Weight w/σ and bias b − Σ w·μ/σ: w·(x − μ)/σ + b for x as it is."""
-
-    def per_channel(values: Sequence[float]) -> Tensor:
-        return conv.weight.new_tensor(values, dtype=torch.float64).view(-1, 1, 1)
-
-    def scaled() -> Tensor:
-        return (conv.weight.double() / per_channel(normalize.std)).to(conv.weight.dtype)
-
-    def shift() -> Tensor:
-        share = conv.weight.double() * (per_channel(normalize.mean) / per_channel(normalize.std))
-        return -share.sum((1, 2, 3)).to(conv.weight.dtype)
-
-    kind = normalize.mean, normalize.std
-    weight = kept(conv.weight, ("weight", *kind), scaled)
-    bias = kept(conv.weight, ("bias", *kind), shift)
-    return weight, bias if conv.bias is None else conv.bias + bias
 
 
 Kind = TypeVar("Kind", bound=Block)
@@ -215,23 +184,22 @@ def launch(step: Launch, input: Tensor, residual: Tensor | None) -> tuple[Tensor
     upsample = before.scale_factor if isinstance(before, NearestUpsample2d) else (1, 1)
     unshuffle = before.downscale_factor if isinstance(before, PixelUnshuffle) else 1
     between = step.activation, upsample, unshuffle, step.shuffle
-    weight, bias, normalize = conv.weight, conv.bias, step.normalize
-    if normalize is not None and not ops.has_fused_ends:
-        (weight, bias), normalize = _standardised(conv, normalize), None
-    is_end = any(part is not None for part in (normalize, planes, gate))
+    is_end = any(part is not None for part in (step.normalize, planes, gate))
     if is_end or (is_plain and not is_summed and ops.has_fused_ends):
-        standard = None if normalize is None else (normalize.mean, normalize.std)
+        standard = None
+        if step.normalize is not None:
+            standard = step.normalize.mean, step.normalize.std
         # What is standardised is converted behind it, in the launch, to the weight's precision.
         is_converted = input.dtype.itemsize > dtype.itemsize
         image = input if is_converted else input.to(dtype)
-        weight = cast(weight, dtype) if is_converted else weight
-        arguments = image, weight, bias, conv.geometry
+        weight = cast(conv.weight, dtype) if is_converted else conv.weight
+        arguments = image, weight, conv.bias, conv.geometry
         output = ops.conv2d_image(*arguments, *between, residual, standard, planes, gate)
         WORK.add(conv.weight, seen, shape)
         return output, residual is not None
     fused = residual if is_summed else None
     image = input.to(dtype)
-    arguments = image, weight, bias, conv.geometry
+    arguments = image, conv.weight, conv.bias, conv.geometry
     is_merged = not isinstance(conv, (Conv2d, ConvTranspose2d))  # with an upsampling
     if is_merged or conv.input_padding is not None:
         output = conv.forward(input, "relu" if step.activation == "relu" else None)

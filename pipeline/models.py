@@ -227,16 +227,14 @@ class Network(Block):
         spec = ARCHITECTURES[architecture]
         self.normalize = Normalize(mean, std)
         self.layers = Sequential(*spec.layers(generator))
+        self._padded = ReflectPadded(
+            self.layers, multiple=spec.multiple, minimum=spec.minimum, margin=spec.margin
+        )
         least = max(spec.minimum, LevelEstimator.MINIMUM_PX if spec.takes_level else 0)
         self.frame = ReflectPadded(
             self.layers, multiple=spec.multiple, minimum=least, margin=self.margin
         )
-        body = ReflectPadded(
-            Sequential(self.normalize, self.layers),
-            multiple=spec.multiple,
-            minimum=spec.minimum,
-            margin=spec.margin,
-        )
+        body = Sequential(self.normalize, self._padded)
         self.restorer: Block = Residual(body) if spec.is_residual else body
         bare = Sequential(self.normalize, self.layers)  # for inference only
         self._bare: Block = Residual(bare) if spec.is_residual else bare

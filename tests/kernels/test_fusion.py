@@ -129,38 +129,6 @@ def test_tconv_is_four_launches() -> None:
     assert [getattr(s, "activation", None) for s in steps] == ["relu"] * 3 + ["sigmoid"]
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("mean", [0.5, (0.4, 0.5, 0.6)])
-def test_standardisation_is_part_of_a_convolution_that_does_not_pad(
-    bias: bool, mean: float | tuple[float, ...]
-) -> None:
-    normalize = Normalize(mean, 0.2 if isinstance(mean, float) else (0.2, 0.3, 0.25))
-    conv = Conv2d(3, 5, 4, stride=2, bias=bias).to(dtype=torch.float64)
-    (step,) = plan([normalize, conv, ReLU()])
-    assert isinstance(step, Launch)
-    row = Sequential(normalize, conv, ReLU()).eval()
-    image = torch.rand(2, 3, 11, 14, dtype=torch.float64)
-    for _ in range(3):  # also with what is kept
-        assert_parity(forward_fused([row], image), row.train()(image))
-        row.eval()
-        conv.weight.mul_(-0.5)
-
-
-@pytest.mark.parametrize(
-    "conv",
-    [
-        Conv2d(3, 5, 3, padding=1),
-        Conv2d(3, 5, 3, padding="same"),
-        Conv2d(3, 6, 3, groups=3),
-        Conv2d(3, 5, 3).set_compute_dtype(torch.bfloat16),
-    ],
-    ids=["padding", "same", "groups", "bfloat16"],
-)
-def test_standardisation_stays_before_other_convolutions(conv: Conv2d) -> None:
-    normalize = Normalize((0.4, 0.5, 0.6), 0.2)
-    assert plan([normalize, conv])[0] is normalize
-
-
 def test_upsampling_and_sigmoid_are_part_of_the_launch() -> None:
     conv, sigmoid = Conv2d(24, 3, 3, padding=1), Sigmoid()
     (last,) = plan([NearestUpsample2d(2), conv, sigmoid])
