@@ -710,7 +710,8 @@ def to_pil(samples: Tensor) -> Image.Image:
     height, width, channels = samples.shape
     mode = {torch.uint16: "I;16", torch.float32: "F"}.get(samples.dtype, "L")
     image = Image.new("RGB" if channels == 3 else mode, (width, height), None)  # not filled first
-    image.frombytes(memory(samples.contiguous()))
+    contiguous = samples.contiguous()  # held until it is copied
+    image.frombytes(memory(contiguous))
     return image
 
 

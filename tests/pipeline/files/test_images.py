@@ -525,3 +525,10 @@ def test_a_folder_in_the_way_is_an_image_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"b\.png: cannot be written: Is a directory"):
         write_unit(tmp_path / "b.png", page, page.to_unit())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_memory_of_a_copy_is_held_until_pillow_has_it() -> None:
+    for seed in range(20):  # what is freed too early is seldom overwritten at once
+        samples = torch.randint(256, (40, 30, 3), dtype=torch.uint8).transpose(0, 1)
+        expected = samples.contiguous().numpy().tobytes()
+        assert to_pil(samples).tobytes() == expected, seed
