@@ -131,10 +131,16 @@ class ConfidentMean(Block):
 
     LIMIT = 6.0  # of |x₁|, so that no cell outweighs a million others
 
-    def sums(self, input: Tensor) -> Tensor:
-        """(N, 2, H, W) → (N, 2): Σ c·v and Σ c of each image; 0 without cells."""
+    def sums(self, input: Tensor, is_left_out: Tensor) -> Tensor:
+        """(N, 2, H, W) → (N, 3): Σ c·v and Σ c of each image, and Σ c of the cells left out.
+
+        Args:
+            input: the cells.
+            is_left_out: (N, 1, H, W).
+        """
         value, confidence = self._value_and_confidence(input)
-        return torch.cat([(confidence * value).sum((2, 3)), confidence.sum((2, 3))], 1)
+        counted = confidence.masked_fill(is_left_out, 0)
+        return torch.cat([counted * value, counted, confidence - counted], 1).sum((2, 3))
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, 2, H, W) → (N, 1, 1, 1), float32 or wider."""

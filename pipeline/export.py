@@ -5,6 +5,7 @@ handful of messages: they are written here (https://onnx.ai/onnx/repo-docs/IR.ht
 package is needed, and torch.onnx, which traces torch.nn, is not either.
 """
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -34,12 +35,13 @@ from denoise_batch.kernels import (
 
 from .files.atomic import atomic_write
 from .files.scratch import memory
-from .models import LARGEST_LEVEL, Network, Weights
+from .models import LARGEST_LEVEL, LevelEstimator, Network, Weights
 
 OPSET, IR_VERSION = 17, 8  # ONNX 1.12, 2022
 IMAGE, LEVEL, DENOISED = "image", "noise_level", "denoised"
 
 _FLOAT, _INT64 = 1, 7  # types of tensors
+_END = 2**31  # beyond the end of any axis
 _TYPES = {torch.float32: _FLOAT, torch.int64: _INT64}
 _OF_FLOAT, _OF_INT, _OF_STRING, _OF_INTS = 1, 2, 3, 7  # types of attributes
 
@@ -177,14 +179,66 @@ def _level(graph: _Graph, network: Network, padded: str) -> str:
     """The levels that the layers are told, (N, 1, 1, 1), in units of 1/255."""
     level = graph.add("Reshape", LEVEL, graph.ints(-1, 1, 1, 1))
     level = graph.add("Mul", level, graph.number(255.0))
-    estimator = network.estimator
-    if estimator is not None:
-        root = _block(graph, estimator.cells, padded, "")
-        root = _block(graph, estimator.mean, root, "")
-        power = graph.add("Pow", root, graph.number(4.0))
-        told = graph.add("Sqrt", graph.add("Add", power, graph.number(estimator.RESERVE_255**2)))
+    if network.estimator is not None:
+        told = _estimate(graph, network.estimator, padded)
         level = graph.add("Where", graph.add("Less", level, graph.number(0.0)), told, level)
     return graph.add("Clip", level, graph.number(0.0), graph.number(255 * LARGEST_LEVEL))
+
+
+def _estimate(graph: _Graph, estimator: LevelEstimator, padded: str) -> str:
+    """What `LevelEstimator` tells of padded images, (N, 1, 1, 1), in units of 1/255."""
+
+    def total(values: str) -> str:
+        return graph.add("ReduceSum", values, graph.ints(2, 3), keepdims=1)
+
+    cells = _block(graph, estimator.cells, padded, "")
+    value = graph.add("Softplus", _channel(graph, cells, 0))
+    limits = graph.number(-ConfidentMean.LIMIT), graph.number(ConfidentMean.LIMIT)
+    confidence = graph.add("Exp", graph.add("Clip", _channel(graph, cells, 1), *limits))
+    is_strong = graph.add("Greater", value, graph.number(math.sqrt(estimator.STRONG_255)))
+    alike = _alike(graph, estimator, padded)
+    is_drawn = graph.add("Greater", alike, graph.number(estimator.MOST_ALIKE))
+    is_drawn = graph.add("And", is_drawn, is_strong)
+    counted = total(graph.add("Where", is_drawn, graph.number(0.0), confidence))
+    drawn = total(graph.add("Where", is_drawn, confidence, graph.number(0.0)))
+    valued = graph.add("Mul", confidence, value)
+    root = graph.add("Where", is_drawn, graph.number(0.0), valued)
+    root = graph.add("Div", total(root), graph.add("Max", counted, graph.number(1e-9)))
+    is_gray = graph.add("Equal", _channel(graph, padded, 0), _channel(graph, padded, 2))
+    colours = total(graph.add("Cast", graph.add("Not", is_gray), to=_FLOAT))
+    reserves = graph.number(estimator.RESERVE_255), graph.number(estimator.GRAY_RESERVE_255)
+    has_colour = graph.add("Greater", colours, graph.number(0.0))
+    reserve = graph.add("Where", has_colour, *reserves)
+    power = graph.add("Pow", root, graph.number(4.0))
+    told = graph.add("Sqrt", graph.add("Add", power, graph.add("Mul", reserve, reserve)))
+    most = graph.add("Mul", graph.add("Add", drawn, counted), graph.number(estimator.MOST_DRAWN))
+    is_all_drawn = graph.add("Greater", drawn, most)
+    return graph.add("Where", is_all_drawn, graph.number(0.0), told)
+
+
+def _alike(graph: _Graph, estimator: LevelEstimator, padded: str) -> str:
+    """The shares of equal neighbours that `LevelEstimator` looks at, (N, 1, h, w)."""
+    first, last = (estimator.CELL_PX * (lost - 1) for lost in estimator.LOST)
+    inner = graph.ints(first, first), graph.ints(-last, -last), graph.ints(2, 3)
+    inside = graph.add("Slice", padded, *inner)
+    end, steps = graph.ints(_END, _END), graph.ints(2, 2)
+    a, b, c, d = (
+        graph.add("Slice", inside, graph.ints(down, across), end, graph.ints(2, 3), steps)
+        for down in (0, 1)
+        for across in (0, 1)
+    )
+    shares, side = [], estimator.CELL_PX // 2
+    for one, other in ((a, b), (a, c), (b, c), (a, d)):
+        equal = graph.add("Cast", graph.add("Equal", one, other), to=_FLOAT)
+        share = graph.add("AveragePool", equal, kernel_shape=(side, side), strides=(side, side))
+        share = graph.add("AveragePool", share, kernel_shape=(3, 3))
+        shares.append(graph.add("Min", *(_channel(graph, share, number) for number in range(3))))
+    return graph.add("Max", *shares)
+
+
+def _channel(graph: _Graph, image: str, number: int) -> str:
+    """One channel of (N, C, H, W), (N, 1, H, W)."""
+    return graph.add("Slice", image, *(graph.ints(end) for end in (number, number + 1, 1)))
 
 
 def _block(graph: _Graph, block: Block, image: str, level: str) -> str:
@@ -231,8 +285,6 @@ def _block(graph: _Graph, block: Block, image: str, level: str) -> str:
         case LevelGate():
             gate = graph.add("Div", level, graph.add("Add", level, graph.number(1.0)))
             return graph.add("Mul", image, gate)
-        case ConfidentMean():
-            return _confident_mean(graph, image)
     raise TypeError(f"{type(block).__name__} has no ONNX equivalent: add one to {__file__}")
 
 
@@ -260,21 +312,6 @@ def _unshuffled(graph: _Graph, factor: int, image: str) -> str:
     channels = torch.arange(3 * factor * factor).view(factor * factor, 3).T.flatten()
     blocks = graph.add("SpaceToDepth", image, blocksize=factor)
     return graph.add("Gather", blocks, graph.tensor(channels), axis=1)
-
-
-def _confident_mean(graph: _Graph, cells: str) -> str:
-    value, confidence = (
-        graph.add("Slice", cells, graph.ints(first), graph.ints(first + 1), graph.ints(1))
-        for first in (0, 1)
-    )
-    value = graph.add("Softplus", value)
-    limits = graph.number(-ConfidentMean.LIMIT), graph.number(ConfidentMean.LIMIT)
-    confidence = graph.add("Exp", graph.add("Clip", confidence, *limits))
-    sums = (
-        graph.add("ReduceSum", part, graph.ints(2, 3), keepdims=1)
-        for part in (graph.add("Mul", value, confidence), confidence)
-    )
-    return graph.add("Div", *sums)
 
 
 def _value(name: str, shape: Sequence[int | str]) -> bytes:

@@ -122,8 +122,13 @@ class LevelEstimator(Block):
     MINIMUM_PX = CELL_PX * (sum(LOST) + 1)
     # What is told beside the estimate: one number does not tell weak noise from grain and texture,
     # but a network that is told too much looks for itself. Also where the estimate is 0: one part
-    # of a picture without noise, such as white paper, is enough for that.
-    RESERVE_255 = 4.75
+    # of a picture without noise, such as white paper, is enough for that. In gray pictures it sees
+    # less, for texture differs from noise also in that it has the same colour everywhere.
+    RESERVE_255, GRAY_RESERVE_255 = 4.75, 3.5
+    # Noise leaves hardly any neighbours alike: about 0.28/σ of them, or a quarter where white or
+    # black cuts off half of it. So where more than this share are, what looks like stronger noise
+    # than this is drawn, or dithered. If this share of what was looked at is, all the image is.
+    MOST_ALIKE, STRONG_255, MOST_DRAWN = 0.45, 2.0, 0.9
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -163,26 +168,58 @@ class LevelEstimator(Block):
         return self.cells.backward(self.mean.backward(grad_output), needs_input_grad)
 
     def sums(self, input: Tensor, rows: slice, columns: slice) -> Tensor:
-        """Return what these rows and columns of pixels add to the mean's sums, (N, 2)."""
+        """Return what these rows and columns of pixels add to the sums of an image, (N, 3).
+
+        They are those of the mean, where cells that are drawn are left out.
+        """
         rows, columns = (
             slice(*(max(0, at // self.CELL_PX - self.LOST[0]) for at in (span.start, span.stop)))
             for span in (rows, columns)
         )
         cells = self.cells.forward(input)
-        sums = self.mean.sums(cells[:, :, rows, columns])
+        first, last = (self.CELL_PX * (lost - 1) for lost in self.LOST)
+        is_drawn = self._alike(input[:, :, first:-last, first:-last]) > self.MOST_ALIKE
+        is_drawn &= cells[:, :1] > math.log(math.expm1(math.sqrt(self.STRONG_255)))
+        sums = self.mean.sums(cells[:, :, rows, columns], is_drawn[:, :, rows, columns])
         if not self.training:
             POOL.free(cells)
         return sums
 
     @classmethod
-    def level(cls, root: Tensor) -> Tensor:
-        """Return the level to tell, √(s² + `RESERVE_255`²)/255, for `forward`'s √s."""
-        return (root.pow(4) + cls.RESERVE_255**2).sqrt() / 255
+    def level(cls, sums: Tensor, *, is_gray: bool) -> Tensor:
+        """Return the levels to tell of images with these sums, (N, 3): √(s² + reserve²)/255, (N,).
+
+        s is the estimate. An image that is drawn has no noise, and needs no reserve.
+        """
+        total, counted, drawn = sums.unbind(1)
+        power = (total / counted).pow(4).add(cls._reserve_255(is_gray) ** 2)
+        is_drawn = drawn > cls.MOST_DRAWN / (1 - cls.MOST_DRAWN) * counted
+        return (power.sqrt() / 255).masked_fill(is_drawn, 0)
 
     @classmethod
-    def noise(cls, level: float) -> float:
+    def noise(cls, level: float, *, is_gray: bool) -> float:
         """Return the noise level s that was estimated where this level is told."""
-        return math.sqrt(max(0.0, (255 * level) ** 2 - cls.RESERVE_255**2)) / 255
+        return math.sqrt(max(0.0, (255 * level) ** 2 - cls._reserve_255(is_gray) ** 2)) / 255
+
+    @classmethod
+    def _reserve_255(cls, is_gray: bool) -> float:
+        return cls.GRAY_RESERVE_255 if is_gray else cls.RESERVE_255
+
+    @classmethod
+    def _alike(cls, input: Tensor) -> Tensor:
+        """The largest share of equal neighbours around each inner cell, in one of four directions.
+
+        Of the channel that has the fewest: noise may be in one only. (N, C, H, W) → (N, 1, h, w),
+        for images of (h + 2)×(w + 2) cells.
+        """
+        side = cls.CELL_PX // 2
+        a, b, c, d = (input[:, :, down::2, across::2] for down in (0, 1) for across in (0, 1))
+        equal = torch.stack([a == b, a == c, b == c, a == d])
+        *others, height, width = equal.shape
+        cells = equal.view(*others, height // side, side, width // side, side)
+        around = cells.sum((4, 6), dtype=input.dtype).unfold(3, 3, 1).unfold(4, 3, 1)
+        shares: Tensor = around.mean((5, 6)).amin(2, keepdim=True).amax(0) / side**2
+        return shares
 
     def named_children(self) -> Iterator[tuple[str, Block]]:
         """Yield the layers, and the mean, which has no parameters."""
@@ -308,10 +345,10 @@ class Network(Block):
             return None
         height, width = padded.shape[2:]
         sums = self.level_sums(padded, slice(0, height), slice(0, width))
-        return LevelEstimator.level(sums[:, 0] / sums[:, 1])
+        return LevelEstimator.level(sums, is_gray=padded.shape[1] == 1)
 
     def level_sums(self, padded: Tensor, rows: slice, columns: slice) -> Tensor:
-        """Return what this part of padded images adds to the sums of `LevelEstimator`, (N, 2).
+        """Return what this part of padded images adds to the sums of `LevelEstimator`, (N, 3).
 
         Raises:
             OptionError: the network has no estimator.
@@ -360,7 +397,7 @@ class Network(Block):
         image = input.expand(-1, 3, -1, -1) if is_gray else input
         with nullcontext() if self.training else POOL.enabled():
             if level is None and self.spec.takes_level:
-                level = self.estimate_level(self.pad(image))
+                level = self.estimate_level(self.pad(input))
             self.set_level(level)
             output = self.restorer.forward(image)
         output = (output.mean(1, keepdim=True) if is_gray else output).to(input.dtype)

@@ -221,6 +221,7 @@ Basis = Literal["reference", "estimate"]
 # Beyond these the estimate would be off by decibels (docs/design/adr/0013, docs/reports.md).
 MIN_SIGMA_255 = 7.5  # weaker noise cannot be told from texture exactly enough
 MAX_CLIPPED = 0.01  # share of black or white samples, whose noise is biased: 0.5 dB from here up
+MAX_HIDDEN = 0.02  # share of pixels without meaning, whose fill has no noise: 0.1 dB from here up
 SMOOTH_RATIO = 1.5  # of the network's estimate and the others, from which on noise is not white
 TOO_SMALL = "too small to estimate"
 NOT_WHITE = "the noise is not white, which an estimate needs"
@@ -236,7 +237,8 @@ class Quality:
     Attributes:
         sigma_in_255: σ of the input's noise, estimated from the input, in units of 1/255; None
             if it was not estimated.
-        sigma_out_255: the same for the output, where fine texture adds a little.
+        sigma_out_255: the same for the output, where fine texture adds a little; at most the
+            input's.
         psnr_in: dB of the input, by `basis`.
         psnr_out: dB of the output, by `basis`.
         basis: "reference" if compared with a clean image, "estimate" if by SURE, which assumes
@@ -318,6 +320,8 @@ def measure(
             is_asked = any(noise.reason for noise in noises) or any(probes)
             pairs = zip(noises, levels, strict=True)
             noises = [_as_learned(noise, 255 * level, is_asked) for noise, level in pairs]
+        # The two have different estimators, but what is left of noise is not more than it was.
+        left = [min(noise.sigma_255, sigma) for noise, sigma in zip(noises, left, strict=True)]
         sigmas = _mean([noise.sigma_255 for noise in noises]), _mean(left)
     if psnr is not None:
         return Quality(*sigmas, *psnr, "reference")
@@ -357,6 +361,9 @@ def _obstacle(page: DecodedImage, level: NoiseLevel) -> str:
         return f"too little noise to estimate it (σ̂ {level.sigma_255:.1f})"
     if not level.is_white:
         return NOT_WHITE
+    hidden = 0.0 if page.kept is None else page.kept.mask.float().mean().item()
+    if hidden > MAX_HIDDEN:
+        return f"too much of the picture is hidden ({hidden:.0%})"
     clipped = 0
     for top in range(0, height, _STRIP_ROWS):
         noisy = page.value_range.to_unit(page.samples[top : top + _STRIP_ROWS])

@@ -278,9 +278,9 @@ class Levels:
             return None
         return torch.full((count,), self.given, device=device)
 
-    def of_sums(self, sums: Tensor) -> Tensor:
-        """The level of an image whose tiles' sums, (1, 2), were added up: (1,)."""
-        return self.factor * LevelEstimator.level(sums[:, 0] / sums[:, 1])
+    def of_sums(self, sums: Tensor, *, is_gray: bool) -> Tensor:
+        """The level of an image whose tiles' sums, (1, 3), were added up: (1,)."""
+        return self.factor * LevelEstimator.level(sums, is_gray=is_gray)
 
 
 T = TypeVar("T")
@@ -368,11 +368,11 @@ class Tiled:
         device = self.transfer.device
         if not self.levels.is_estimated:
             return self.levels.given_to(1, device)
-        sums = torch.zeros(1, 2, device=device)
+        sums = torch.zeros(1, 3, device=device)
         for row, column in grid:
             _, padded, _, _ = self._upload(image, row, column)
             sums += self.network.level_sums(padded, _inner(row), _inner(column))
-        return self.levels.of_sums(sums)
+        return self.levels.of_sums(sums, is_gray=image.samples.shape[2] == 1)
 
     def _upload(
         self, image: DecodedImage, row: Span, column: Span

@@ -29,6 +29,7 @@ from .references import find_reference, psnr_in_and_out
 from .result import Result
 
 LEAST_CHANGE_255 = 0.25  # a smaller one rounds to nothing in most pixels of 8 bits
+WEAK_255 = 8.0  # a level that leaves it to the network whether there is noise at all
 # What fails for every output, and may pass; other errors are the file's own. Not all systems have
 # all of them.
 _STORAGE_FAULTS = {getattr(errno, name, None) for name in (
@@ -196,6 +197,7 @@ class Writer:
         png_level: of PNG, 0 to 9.
         level_factor: what the network's own estimates of noise levels were multiplied by; None if
             the levels were given.
+        strength: share of the network in the outputs; the rest is the input.
     """
 
     manifests: Mapping[Path, Manifest]
@@ -207,6 +209,7 @@ class Writer:
     software: str | None = None
     png_level: int = 2
     level_factor: float | None = None
+    strength: float = 1.0
 
     def write(
         self, file: FileInFlight, samples: Sequence[Tensor], probes: Sequence[Probe | None] = ()
@@ -269,10 +272,47 @@ class Writer:
             file.level_255,
         )
 
+    def _level_notes(self, file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:
+        """Notes on a level beyond the training's, and on an image that hardly changed."""
+        name, largest = file.job.name, 255 * LARGEST_LEVEL
+        levels = [round(255 * level, 1) for level in file.levels]
+        notes = []
+        if (strongest := max(levels, default=0.0)) > largest:
+            where = f"{name}, page {levels.index(strongest) + 1}" if len(levels) > 1 else name
+            notes.append(
+                f"{where}: noise level {strongest:g} is beyond the {largest:.0f} that the "
+                "network was trained for, which it was told instead"
+            )
+        if not levels:
+            return notes
+        most = 0.0
+        for page, after in zip(file.images, samples, strict=True):
+            change = _slight_change_255(page, after)
+            if change is None:
+                return notes
+            most = max(most, change)
+        hardly = f"{name}: hardly changed ({most:.2f} of 255)"
+        if self.strength < 1:
+            notes.append(f"{hardly}, as --strength {self.strength:g} asks for")
+        elif strongest == 0 and self.level_factor:
+            notes.append(
+                f"{hardly}, as so many neighbouring pixels are equal that it must be drawn or "
+                "dithered; --noise-level denoises it all the same"
+            )
+        elif strongest < WEAK_255:
+            notes.append(
+                f"{hardly}, as its noise level is {strongest:.1f}; --noise-level says another"
+            )
+        else:
+            notes.append(
+                f"{hardly}, though its noise level is {strongest:.1f}: nothing looked like noise"
+            )
+        return notes
+
     def _notes_on_level(self, file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:
         """Notes on the level; pages that cannot be read again cost no image that is written."""
         try:
-            return _level_notes(file, samples)
+            return self._level_notes(file, samples)
         except ImageError as error:
             return [f"{file.job.name}: {error}"]
 
@@ -304,7 +344,11 @@ class Writer:
             return None
         try:
             factor = self.level_factor
-            estimates = [LevelEstimator.noise(level / factor) for level in file.levels if factor]
+            estimates = [
+                LevelEstimator.noise(level / factor, is_gray=page.samples.shape[2] == 1)
+                for page, level in zip(file.images, file.levels, strict=False)
+                if factor
+            ]
             return measure(file.images, samples, file.noises, probes, psnr, estimates)
         except Exception as error:
             file.note_no_estimate(error)
@@ -324,31 +368,6 @@ def _is_storage_fault(error: ImageError, file: FileInFlight) -> bool:
         return shutil.disk_usage(file.job.output.parent).free < file.held
     except OSError:
         return True
-
-
-def _level_notes(file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:
-    """Notes on a noise level beyond the training's, and on an image that hardly changed."""
-    name, largest = file.job.name, 255 * LARGEST_LEVEL
-    notes = []
-    strongest = 255 * max(file.levels, default=0.0)
-    if strongest > largest:
-        notes.append(
-            f"{name}: noise level {strongest:.0f} is beyond the {largest:.0f} that the network was "
-            "trained for, which it was told instead"
-        )
-    if not file.levels:
-        return notes
-    most = 0.0
-    for page, after in zip(file.images, samples, strict=True):
-        change = _slight_change_255(page, after)
-        if change is None:
-            return notes
-        most = max(most, change)
-    notes.append(
-        f"{name}: hardly changed ({most:.2f} of 255), as its noise level is {strongest:.1f}; "
-        "--noise-level says another"
-    )
-    return notes
 
 
 def _slight_change_255(page: DecodedImage, samples: Tensor) -> float | None:

@@ -198,6 +198,7 @@ class LocalEngine(Engine):
             self._software if options.provenance else None,
             options.png_level,
             None if options.level is not None else options.level_factor,
+            options.strength,
         )
         is_cpu = self._device.type == "cpu"
         with device_failures(self._device, "finished files are kept"):

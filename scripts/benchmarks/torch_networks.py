@@ -211,7 +211,9 @@ class Told(nn.Module):
         """(N, 3, H, W), larger than its padding; the same shape."""
         level = torch.full((len(input), 1, 1, 1), 255 * ToldNetwork.LEVEL, device=input.device)
         if self.estimator is not None and self.frame is not None:
-            level = 255 * LevelEstimator.level(self.estimator(self.frame.pad(input)).float())
+            # Of pictures with colours that are not drawn.
+            power = self.estimator(self.frame.pad(input)).float().pow(4)
+            level = (power + LevelEstimator.RESERVE_255**2).sqrt()
         for module in self.restorer.modules():
             if isinstance(module, LevelModule):
                 module.level = level.clamp_max(255 * LARGEST_LEVEL)

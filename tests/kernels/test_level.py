@@ -101,9 +101,19 @@ def test_in_mixed_precision_the_sum_keeps_the_image_s_precision() -> None:
 
 def test_the_sums_of_parts_are_those_of_the_whole() -> None:
     mean, cells = ConfidentMean().eval(), torch.randn(2, 2, 6, 8)
-    parts = mean.sums(cells[:, :, :4]) + mean.sums(cells[:, :, 4:])
-    torch.testing.assert_close(parts, mean.sums(cells))
+    none = torch.zeros(2, 1, 6, 8, dtype=torch.bool)
+    parts = mean.sums(cells[:, :, :4], none[:, :, :4]) + mean.sums(cells[:, :, 4:], none[:, :, 4:])
+    torch.testing.assert_close(parts, mean.sums(cells, none))
     torch.testing.assert_close((parts[:, 0] / parts[:, 1]).view(2, 1, 1, 1), mean(cells))
+
+
+def test_cells_that_are_left_out_add_only_their_confidence() -> None:
+    mean, cells = ConfidentMean().eval(), torch.randn(2, 2, 6, 8)
+    is_left_out = torch.arange(8).expand(2, 1, 6, 8) >= 5
+    sums = mean.sums(cells, is_left_out)
+    inside, outside = cells[..., :5], cells[..., 5:]
+    torch.testing.assert_close((sums[:, 0] / sums[:, 1]).view(2, 1, 1, 1), mean(inside))
+    torch.testing.assert_close(sums[:, 2], outside[:, 1].clamp(-6, 6).exp().sum((1, 2)))
 
 
 def test_a_confident_cell_decides_but_no_more_than_the_limit() -> None:

@@ -132,8 +132,9 @@ def test_output_and_all_gradients_agree_with_torch(name: str, channels: int) -> 
 def test_a_gray_image_is_an_rgb_image_without_colour(name: str) -> None:
     network = Network(name).eval()
     gray = torch.rand(1, 1, 16, 16)
-    expected = network(gray.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
-    assert torch.equal(network(gray), expected)
+    told = torch.tensor([0.1]) if network.spec.takes_level else None
+    expected = network.forward(gray.expand(-1, 3, -1, -1), told).mean(1, keepdim=True)
+    assert torch.equal(network.forward(gray, told), expected)
 
 
 def test_at_level_0_the_network_is_the_identity() -> None:
@@ -163,15 +164,31 @@ def test_unless_it_is_told_the_level_the_network_estimates_it() -> None:
         network(images)
 
 
-def test_what_is_told_keeps_a_reserve_for_weak_noise() -> None:
+@pytest.mark.parametrize("is_gray", [False, True])
+def test_what_is_told_keeps_a_reserve_for_weak_noise(is_gray: bool) -> None:
     root = torch.tensor([0.0, 1.0, 2.0, 5.0, 8.0])
-    levels = LevelEstimator.level(root)
-    assert 255 * levels[0] == pytest.approx(LevelEstimator.RESERVE_255)
+    counted = torch.full_like(root, 3.0)
+    sums = torch.stack([counted * root, counted, counted], 1)
+    levels = LevelEstimator.level(sums, is_gray=is_gray)
+    reserve = LevelEstimator.GRAY_RESERVE_255 if is_gray else LevelEstimator.RESERVE_255
+    assert 255 * levels[0] == pytest.approx(reserve)
     assert levels[-1] == pytest.approx(64 / 255, rel=0.01)
     assert (levels.diff() > 0).all()
-    noise = [LevelEstimator.noise(float(level)) for level in levels]
+    noise = [LevelEstimator.noise(float(level), is_gray=is_gray) for level in levels]
     assert noise == pytest.approx((root.square() / 255).tolist(), abs=1e-4)
-    assert LevelEstimator.noise(0.0) == 0
+    assert LevelEstimator.noise(0.0, is_gray=is_gray) == 0
+
+
+def test_a_drawn_image_has_no_noise_and_a_drawn_part_says_nothing() -> None:
+    network = Network("unet-level", generator=torch.Generator().manual_seed(0))
+    noisy = torch.rand(1, 3, 256, 192, generator=torch.Generator().manual_seed(1))
+    alone = network.estimate_level(network.pad(noisy))
+    drawn = (noisy > 0.5).to(torch.float32)
+    assert alone is not None
+    assert network.estimate_level(network.pad(drawn)) == 0
+    beside = network.estimate_level(network.pad(torch.cat([noisy, drawn], 3)))
+    assert beside is not None
+    assert beside.item() == pytest.approx(alone.item(), rel=0.05)
 
 
 def estimator_twin(p: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from typer.main import get_command
 
-from denoise_batch import models
+from denoise_batch import denoise, models
 from denoise_batch.cli import batch
 from denoise_batch.files.images import read_image
 from denoise_batch.kernels import WeightsError
@@ -101,7 +103,7 @@ def test_the_noise_of_a_part_is_estimated_whatever_has_none_around_it(
     network = load_weights(shipped_file(shipped_names()[0])).network
     level = network.estimate_level(network.pad(picture[None]))
     assert level is not None
-    found = 255 * LevelEstimator.noise(level.item())
+    found = 255 * LevelEstimator.noise(level.item(), is_gray=False)
     least = 0.4 if around == "screen" else 0.7  # beside clean text it is read too low
     assert least * sigma < found < 1.3 * sigma
 
@@ -113,4 +115,70 @@ def test_clean_drawings_have_no_noise(kind: str) -> None:
         drawing = draw_graphic(kind, f"clean {number}", 256)[None] / 255
         level = network.estimate_level(network.pad(drawing))
         assert level is not None
-        assert 255 * LevelEstimator.noise(level.item()) < 5
+        assert 255 * LevelEstimator.noise(level.item(), is_gray=False) < 5
+
+
+def pil_to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).copy())
+
+
+def dithered(kind: str) -> Image.Image:
+    """A clean picture that looks noisy from near, without a pixel of noise."""
+    generator = torch.Generator().manual_seed(0)
+    with Image.open(SAMPLES / "clean" / "astronaut.png") as opened:
+        picture = opened.convert("RGB")
+    width, height = picture.size
+    if kind == "fax":
+        return picture.convert("1").convert("L")
+    if kind == "web":
+        return picture.convert("P", dither=Image.Dither.FLOYDSTEINBERG).convert("RGB")
+    if kind == "stipple":
+        dark = 1 - read_image(SAMPLES / "clean" / "astronaut.png").to_unit().mean(0)
+        white = torch.rand(dark.shape, generator=generator) > 0.25 * dark.square()
+        return Image.fromarray((255 * white.byte()).numpy())
+    if kind == "scatter":
+        drawing = Image.new("RGB", (width, height), "white")
+        dots = ImageDraw.Draw(drawing)
+        for number, (x, y) in enumerate(torch.randn(6000, 2, generator=generator).tolist()):
+            place = width / 2 + 60 * x, height / 2 + 60 * y
+            size = number % 2
+            corners = [place, (place[0] + size, place[1] + size)]
+            dots.rectangle(corners, fill=("#1f77b4", "#ff7f0e", "#2ca02c")[number % 3])
+        return drawing
+    side = int(kind.removeprefix("cells of "))
+    cells = torch.randint(256, (height // side, width // side, 3), generator=generator)
+    small = Image.fromarray(cells.byte().numpy())
+    large = (small.width * side, small.height * side)
+    return small.resize(large, Image.Resampling.NEAREST)
+
+
+@pytest.mark.parametrize(
+    "kind", ["fax", "web", "stipple", "scatter", "cells of 2", "cells of 4", "cells of 8"]
+)
+def test_drawn_and_dithered_pictures_come_back_as_they_were(kind: str) -> None:
+    image = dithered(kind)
+    after, before = (pil_to_tensor(i).float() for i in (denoise(image, device="cpu"), image))
+    assert (after - before).square().mean() <= 255**2 * 1e-7
+    if kind != "scatter":  # which has white paper
+        assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("sigma", [5, 25, 75])
+def test_noise_that_white_and_black_cut_off_is_none_that_is_drawn(sigma: int) -> None:
+    for colour in (0.0, 1.0):
+        noise = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+        page = (255 * colour + sigma * noise).clamp(0, 255).round() / 255
+        page[:, :, :, :64] = colour
+        network = load_weights(shipped_file(shipped_names()[0])).network
+        level = network.estimate_level(network.pad(page))
+        assert level is not None
+        assert 255 * level.item() > 0.4 * sigma
+
+
+def test_clean_gray_photographs_keep_their_texture() -> None:
+    for name in ("astronaut.png", "coffee.png"):
+        with Image.open(SAMPLES / "clean" / name) as opened:
+            gray = opened.convert("L")
+        after, before = (pil_to_tensor(i).float() for i in (denoise(gray, device="cpu"), gray))
+        error = (after - before).square().mean().item()
+        assert error < 255**2 * 10**-5.5

@@ -70,6 +70,23 @@ def test_a_network_that_takes_the_level_is_told(can_estimate: bool, tmp_path: Pa
         torch.testing.assert_close(output, expected(network, image), rtol=0, atol=1e-5)
 
 
+def test_gray_and_drawn_images_are_told_what_denoise_batch_tells_them(tmp_path: Path) -> None:
+    network = load(shipped_names()[0])
+    assert main([shipped_names()[0], str(tmp_path / "x.onnx")]) == 0
+    ours, level = session(tmp_path / "x.onnx"), torch.tensor([-1.0])
+    gray = torch.rand(1, 1, 128, 112)
+    output = run(ours, image=gray.expand(-1, 3, -1, -1), noise_level=level).mean(1, keepdim=True)
+    torch.testing.assert_close(output, expected(network, gray), rtol=0, atol=1e-5)
+    quiet = 0.5 + 0.01 * torch.randn(1, 1, 128, 112)  # the reserve matters
+    output = run(ours, image=quiet.expand(-1, 3, -1, -1), noise_level=level).mean(1, keepdim=True)
+    torch.testing.assert_close(output, expected(network, quiet), rtol=0, atol=1e-5)
+    drawn = torch.rand(1, 3, 128, 112).round()
+    assert torch.equal(run(ours, image=drawn, noise_level=level), drawn)
+    half = torch.cat([drawn, torch.rand(1, 3, 128, 112)], 3)
+    output = run(ours, image=half, noise_level=level)
+    torch.testing.assert_close(output, expected(network, half), rtol=0, atol=1e-5)
+
+
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     file = tmp_path / "x.onnx"
     assert main(["tconv", str(file)]) == 0

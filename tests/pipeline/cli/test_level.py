@@ -40,6 +40,16 @@ def told(tmp_path: Path) -> Path:
     return tmp_path / "told.safetensors"
 
 
+def estimating(sigma: float) -> Network:
+    """A network that estimates this level, of 255, for every image that is not drawn."""
+    network = Network("unet-level", 0.5, 0.25, torch.Generator().manual_seed(0))
+    assert network.estimator is not None
+    for parameter in network.estimator.parameters():
+        parameter.zero_()
+    network.estimator.parameters()[-1][0] = math.log(math.expm1(sigma**0.5))  # behind softplus
+    return network
+
+
 def run(*arguments: object, weights: Path | str) -> int:
     return main([*map(str, arguments), "-w", str(weights), "-d", "cpu"])
 
@@ -166,7 +176,65 @@ def test_a_level_beyond_the_training_s_is_said(
         outputs.append((out / "a.png").read_bytes())
         said = capsys.readouterr().out
         assert ("noise level 120 is beyond the 75" in said) == (given == "120")
+        assert said.count("beyond") == 2 * (given == "120")
     assert report(tmp_path / "120.json")["images"][0]["level_255"] == 75
+
+
+def test_the_page_that_is_beyond_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(tmp_path / "w.safetensors", estimating(100), {})
+    noise = 50 * torch.randn(128, 128, generator=torch.Generator().manual_seed(1))
+    noisy = Image.fromarray((128 + noise).clamp(0, 255).byte().numpy())
+    dithered = picture(128, 128, 1).convert("1").convert("L")
+    dithered.save(tmp_path / "two.tif", save_all=True, append_images=[noisy])
+    command = (tmp_path / "two.tif", "-o", tmp_path / "o", "--report", tmp_path / "r.json")
+    assert run(*command, weights=tmp_path / "w.safetensors") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "two.tif, page 2: noise level 100.1 is beyond the 75" in said
+    assert report(tmp_path / "r.json")["images"][0]["level_255"] == pytest.approx(75 / 2)
+
+
+def test_dithered_pictures_are_left_alone_and_it_is_said(
+    told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "imgs").mkdir()
+    file = tmp_path / "imgs" / "fax.tif"
+    picture(200, 160, 3).convert("1").save(file, compression="group4")
+    options = ("-o", tmp_path / "o", "--report", tmp_path / "r.json")
+    assert run(tmp_path / "imgs", *options, weights=told) == 0
+    assert "drawn or dithered" in " ".join(capsys.readouterr().out.split())
+    assert report(tmp_path / "r.json")["images"][0]["level_255"] == 0
+    with Image.open(file) as before, Image.open(tmp_path / "o" / "fax.tif") as after:
+        assert before.tobytes() == after.tobytes()
+    assert run(file, "-o", tmp_path / "p", "--noise-level", "30", weights=told) == 0
+    with Image.open(file) as before, Image.open(tmp_path / "p" / "fax.tif") as after:
+        assert before.tobytes() != after.tobytes()
+
+
+def test_why_a_picture_hardly_changed(
+    folder: Path, told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, cause in (
+        (("--strength", "0.0001"), "as --strength 0.0001 asks for"),
+        (("--noise-level", "0.0001"), "as its noise level is 0.0"),
+    ):
+        assert run(folder, "-o", tmp_path / cause, *arguments, weights=told) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert said.count(cause) == 2
+
+
+def test_what_is_left_of_noise_is_not_more_than_it_was(
+    folder: Path, told: Path, tmp_path: Path
+) -> None:
+    """The two have different estimators; fine patterns mislead one of them."""
+    checks = (torch.arange(448)[:, None] + torch.arange(448)) % 2
+    Image.fromarray((255 * checks).byte().numpy()).save(folder / "checks.png")
+    for strength in ("0", "1"):
+        options = ("--strength", strength, "--noise-level", "0", "--report", tmp_path / "r.json")
+        assert run(folder, "-o", tmp_path / strength, *options, weights=told) == 0
+        for image in report(tmp_path / "r.json")["images"]:
+            assert image["sigma_out_255"] <= image["sigma_in_255"]
 
 
 def test_another_level_makes_the_images_anew(
@@ -205,13 +273,7 @@ def test_python_says_it_too(folder: Path, told: Path) -> None:
 
 def test_the_learned_level_is_the_noise_where_that_is_not_white(tmp_path: Path) -> None:
     """The estimators for white noise see a third of noise that went through a blur, both alike."""
-    network = Network("unet-level", 0.5, 0.25, torch.Generator().manual_seed(0))
-    assert network.estimator is not None
-    for parameter in network.estimator.parameters():
-        parameter.zero_()
-    root = 12**0.5  # softplus(x) = root
-    network.estimator.parameters()[-1][0] = math.log(math.expm1(root))
-    save_weights(tmp_path / "twelve.safetensors", network, {})
+    save_weights(tmp_path / "twelve.safetensors", estimating(12), {})
     folder = tmp_path / "imgs"
     folder.mkdir()
     normal = torch.randn(3, 402, 402, generator=torch.Generator().manual_seed(1))

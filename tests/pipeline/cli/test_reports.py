@@ -237,6 +237,21 @@ def test_small_images_get_no_estimate_and_a_reason(tmp_path: Path, weights: Path
     assert (image["psnr_basis"], image["psnr_reason"]) == (None, "too small to estimate")
 
 
+def test_pictures_that_are_hidden_in_part_get_no_estimate_and_a_reason(folders: Path) -> None:
+    """What lies under alpha 0 is filled, without noise: it would count as denoised."""
+    (file,) = (folders / "noisy").iterdir()
+    report = folders / "report.json"
+    for rows, reason in ((2, ""), (100, "too much of the picture is hidden")):
+        with Image.open(file) as opened:
+            image = opened.convert("RGBA")
+        image.paste((0, 0, 0, 0), (0, 0, image.width, rows))
+        image.save(file)
+        assert main([str(folders / "noisy"), "--overwrite", "--report", str(report)]) == 0
+        (found,) = images(report)
+        assert reason in (found["psnr_reason"] or "")
+        assert found["psnr_basis"] == (None if reason else "estimate")
+
+
 def test_a_page_of_a_finished_folder_shows_what_earlier_runs_made(
     folders: Path, weights: Path
 ) -> None:
