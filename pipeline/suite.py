@@ -1,8 +1,8 @@
 """`denoise-eval --suite`: how weights do on everything that a picture may be.
 
 White noise of all strengths, files of 8 bits, gray, on white paper, cameras, JPEG, coarse noise,
-drawn graphics, clean and flat pictures, and pairs of real shots. Floors, if given, say what must
-not be worse.
+drawn graphics, dots, clean and flat pictures, and pairs of real shots. Floors, if given, say what
+must not be worse.
 """
 
 import json
@@ -26,6 +26,9 @@ from .training.graphics import KINDS, draw_graphic
 
 HIGHEST_PSNR = 100.0  # of an unchanged picture
 GRAPHICS_PX = 192
+# What is drawn in fine dots and lines, as noise may be, and the other kinds but flat ones.
+DOTS = ("hatching", "print", "dither", "cells")
+GRAPHICS = tuple(kind for kind in KINDS if kind not in (*DOTS, "flat"))
 # (height, width) of the flat pictures: multiples of 16, odd, and smaller than a network's halo.
 FLAT_SIZES = ((96, 128), (65, 47), (17, 200))
 FLAT_COLOURS = ((0, 0, 0), (255, 255, 255), (128, 128, 128), (200, 30, 60), (16, 40, 235))
@@ -37,7 +40,7 @@ class Row:
 
     Attributes:
         name: as printed, and as floors name it.
-        pictures: "photographs", "gray" or "framed" photographs, "graphics" or "flat" pictures.
+        pictures: "photographs", "gray" or "framed" photographs, "graphics", "dots" or "flat".
         noise: as `--noise` spells it; "" for none.
     """
 
@@ -58,6 +61,7 @@ ROWS = (
     Row("gray 25", "gray", "gaussian:25"),
     Row("framed 25", "framed", "gaussian:25+8bit"),
     Row("clean", "photographs", ""),
+    Row("gray clean", "gray", ""),
     Row("camera", "photographs", "camera"),
     Row("raw", "photographs", "raw"),
     Row("8-bit 15, JPEG 75", "photographs", "gaussian:15+8bit+jpeg:75"),
@@ -67,6 +71,8 @@ ROWS = (
     Row("signal-dependent", "photographs", "poisson-gaussian+8bit"),
     *(Row(f"graphics {sigma}", "graphics", f"gaussian:{sigma}+8bit") for sigma in (5, 10, 25)),
     Row("graphics clean", "graphics", ""),
+    Row("dots 10", "dots", "gaussian:10+8bit"),
+    Row("dots clean", "dots", ""),
     Row("flat", "flat", ""),
     Row("flat 25", "flat", "gaussian:25+8bit"),
 )
@@ -144,7 +150,8 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
                 noisy = scorer.add_noise(row.noise, name, picture)[0]
                 both = _framed(noisy), _framed(picture)
                 found[row.name].append(_compare(scorer, name, *both, is_8_bit=True))
-    for kind, pictures in (("graphics", _graphics()), ("flat", _flat_pictures())):
+    drawn = {"graphics": _drawn(GRAPHICS), "dots": _drawn(DOTS), "flat": _flat_pictures()}
+    for kind, pictures in drawn.items():
         for name, picture in pictures:
             for row in ROWS:
                 if row.pictures == kind:
@@ -207,15 +214,11 @@ def _framed(picture: Tensor) -> Tensor:
     return paper
 
 
-def _graphics() -> Iterator[tuple[str, Tensor]]:
-    """Two of every kind but flat ones, with Pillow's own font: alike on every machine.
-
-    Without hatching, which came later: "lines" are hatched, too, and rows stay comparable.
-    """
-    for kind in KINDS:
+def _drawn(kinds: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """Two pictures of each kind, with Pillow's own font: alike on every machine."""
+    for kind in kinds:
         for number in range(2):
-            if kind not in ("flat", "hatching"):
-                yield f"{kind} {number}", draw_graphic(kind, f"suite {number}", GRAPHICS_PX) / 255
+            yield f"{kind} {number}", draw_graphic(kind, f"suite {number}", GRAPHICS_PX) / 255
 
 
 def _flat_pictures() -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from ..files.pixels import from_pil, to_pil
@@ -398,6 +398,77 @@ def _hatching(canvas: _Canvas) -> None:
         _strokes(canvas, 10)
 
 
+def _print(canvas: _Canvas) -> None:
+    """Coloured pictures in print: four screens of dots, as sharp as a file or as soft as a scan."""
+    rng, size = canvas.rng, canvas.size_px
+    rows, columns = torch.arange(size).view(-1, 1), torch.arange(size)
+    step, softness = 2 * math.pi / rng.uniform(2.5, 9), rng.choice((0.01, 0.1, 0.4, 1))
+    values = torch.full((3, size, size), 255.0)
+    inks = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1))  # each takes this of the paper's light
+    for ink, degrees in zip(inks, (15, 75, 0, 45), strict=True):
+        angle, phase = math.radians(degrees + rng.uniform(-5, 5)), rng.uniform(0, 6)
+        u = rows * math.sin(angle) + columns * math.cos(angle)
+        v = rows * math.cos(angle) - columns * math.sin(angle)
+        screen = 0.5 + 0.25 * (torch.cos(step * u + phase) + torch.cos(step * v))
+        covered = ((_tone(canvas) - screen) / softness + 0.5).clamp(0, 1)
+        values = values * (1 - covered * rng.uniform(0.6, 1) * torch.tensor(ink).view(3, 1, 1))
+    canvas.show(values)
+    if rng.random() < 0.5:
+        canvas.image = canvas.image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1)))
+
+
+def _dither(canvas: _Canvas) -> None:
+    """A smooth picture in few colours, its error diffused (Floyd and Steinberg), as in a GIF."""
+    rng = canvas.rng
+    canvas.show(torch.stack([255 * _tone(canvas) for _ in range(3)]))
+    if rng.random() < 0.4:
+        canvas.write_lines(0, canvas.size_px // 2)
+    few = canvas.image.convert("1") if rng.random() < 0.4 else _few_colours(canvas)
+    canvas.image = few.convert("RGB")
+
+
+def _few_colours(canvas: _Canvas) -> Image.Image:
+    count = canvas.rng.choice((2, 4, 8, 16, 64, 256))
+    palette = canvas.image.quantize(count)
+    return canvas.image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+
+
+def _tone(canvas: _Canvas) -> Tensor:
+    """A smooth picture of waves, (size_px, size_px) in [0, 1]."""
+    rng, size = canvas.rng, canvas.size_px
+    down, across = (
+        torch.sin(2 * math.pi / size * rng.uniform(0.2, 3) * torch.arange(size) + rng.uniform(0, 6))
+        for _ in range(2)
+    )
+    return 0.5 + 0.5 * down.view(-1, 1) * across
+
+
+def _cells(canvas: _Canvas) -> None:
+    """Cells of a heat map or mosaic, or many dots, as of a scatter plot or stippling."""
+    rng, size = canvas.rng, canvas.size_px
+    if rng.random() < 0.5:
+        side, chance = rng.randint(1, 12), torch.Generator().manual_seed(rng.getrandbits(62))
+        count = -(-size // side)
+        tone = torch.rand(1, count, count, generator=chance)
+        first, second, third = (torch.tensor(canvas.colour()).view(3, 1, 1) for _ in range(3))
+        low, high = (2 * tone).clamp_max(1), (2 * tone - 1).clamp_min(0)
+        values = first + (second - first) * low + (third - second) * high
+        values = values.repeat_interleave(side, 1).repeat_interleave(side, 2)
+        canvas.show(values[:, :size, :size])
+        if side > 4 and rng.random() < 0.3:
+            for at in range(0, size, side):
+                canvas.pen.line((at, 0, at, size), canvas.paper)
+                canvas.pen.line((0, at, size, at), canvas.paper)
+        return
+    radius, inks = rng.uniform(0.5, 4), [canvas.ink() for _ in range(rng.randint(1, 5))]
+    outline = canvas.ink() if rng.random() < 0.3 else None
+    x, y, spread = canvas.place(0), canvas.place(0), rng.uniform(0.1, 1) * size
+    for _ in range(round(size * size * rng.uniform(0.02, 0.4) / (math.pi * radius * radius))):
+        across, down = rng.gauss(x, spread), rng.gauss(y, spread)
+        box = (across - radius, down - radius, across + radius, down + radius)
+        canvas.pen.ellipse(box, rng.choice(inks), outline)
+
+
 KINDS: dict[str, Callable[[_Canvas], None]] = {
     "text": _text,
     "lines": _lines,
@@ -409,4 +480,7 @@ KINDS: dict[str, Callable[[_Canvas], None]] = {
     "gradient": _gradient,
     "halftone": _halftone,
     "hatching": _hatching,
+    "print": _print,
+    "dither": _dither,
+    "cells": _cells,
 }
