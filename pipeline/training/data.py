@@ -24,7 +24,7 @@ from ..files.pixels import from_pil, to_pil
 from ..files.sniff import WIDE_GRAY
 from .graphics import Graphics
 from .noise import ChainedNoise, NoiseModel
-from .noise_kind import CORRELATED, measure_noise
+from .noise_kind import CORRELATED, NONE_FOUND, measure_noise
 from .options import TrainOptions
 from .pairs import CropPairs, Pairs, StoredPairs, Validation, tiles_per_chunk, to_float
 from .scene_pairs import ScenePairs
@@ -110,9 +110,17 @@ def choose_method(asked: str, scenes: Scenes, tile_px: int) -> tuple[str, str]:
         The method, and why, for the user.
 
     Raises:
-        TrainingError: "auto" was asked for, and no method would remove the noise.
+        TrainingError: "auto" was asked for, and no method would remove the noise; or it must be
+            measured, and there is none.
     """
-    noise = measure_noise([scene.unit(0) for scene in scenes.training[:MEASURED_SCENES]])
+    measured = scenes.training[:MEASURED_SCENES]
+    noise = measure_noise(
+        [scene.unit(0) for scene in measured], [scene.hidden(0) for scene in measured]
+    )
+    if not noise.is_found:
+        if asked in ("auto", "recorrupted"):
+            raise TrainingError(f"--self {asked}: {NONE_FOUND}")
+        return asked, "warning: no area shows what the noise is like: it may not suit this method"
     found = (
         f"the noise of neighbouring pixels correlates by {noise.across:.2f} across and "
         f"{noise.down:.2f} down"

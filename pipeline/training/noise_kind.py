@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from denoise_batch.kernels import TrainingError
+
 from ..files.photons import NORMAL_MEAN
 from ..noise_level import NORMAL_MAD
 
@@ -18,10 +20,17 @@ CORRELATED = 0.2  # from here on, what is left of the noise shows
 MOST_UNEVEN = 1.4  # growth of noise, up or down, that may be taken for even
 MOST_TAILED = 1.05  # tail of noise that may be taken for normal
 _MOST_SHOTS = 32
-_MOST_PX = 512  # side of the middle of a shot that is looked at
+_MOST_BLOCKS = 48  # a side; of larger shots every second is looked at, say
 _BLOCK_PX = 16
+NONE_FOUND = (
+    f"no area of {_BLOCK_PX}×{_BLOCK_PX} px shows noise: all are constant or clipped at black or "
+    "white, or the images are smaller; use images as the camera wrote them, or --self blind-spot"
+)
 _FLAT_SHARE = 0.25  # of the blocks
-_MOST_CLIPPED = 0.02  # share of a block's pixels
+# Shares of a block's pixels: at its least or greatest value, for σ and for signs, which clipping
+# changes less (of half of the pixels by little, of more beyond all measure); in squares of 2×2 of
+# one value; filled by `prepare`.
+_MOST_CLIPPED, _MOST_AT_END, _MOST_EVEN, _MOST_FILLED = 0.02, 0.3, 0.3, 0.1
 _GROUPS = 8  # of blocks by brightness
 
 
@@ -34,12 +43,14 @@ class NoiseKind:
         down: correlation of vertical neighbours, about.
         growth: σ in the brightest flat areas, as a multiple of that in the darkest.
         tail: how heavy the tails are: σ by mean size, as a multiple of normal noise's.
+        is_found: whether any area shows noise; the rest says nothing otherwise.
     """
 
     across: float
     down: float
     growth: float
     tail: float
+    is_found: bool = True
 
     @property
     def correlation(self) -> float:
@@ -52,8 +63,10 @@ class NoiseKind:
         return 1 / MOST_UNEVEN < self.growth < MOST_UNEVEN and self.tail < MOST_TAILED
 
 
-def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
-    """Measure the noise in flat areas of shots.
+def measure_noise(
+    shots: Sequence[Tensor], unknown: Sequence[Tensor | None] | None = None
+) -> NoiseKind:
+    """Measure the noise in flat areas of shots; not in constant, clipped or unknown ones.
 
     The second differences down and across, [1 −2 1] both ways, suppress the picture. For white
     noise, neighbouring ones correlate by −2/3; for a correlation ρ of neighbouring pixels by
@@ -62,15 +75,20 @@ def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
 
     Args:
         shots: (C, H, W), in unit range.
+        unknown: of each, (1, H, W), pixels without meaning; None if there are none.
     """
+    unknown = [None] * len(shots) if unknown is None else unknown
     products = torch.zeros(2, 2, dtype=torch.float64)  # (axis; sum, count)
     levels, tails = [torch.empty(0, 2)], [torch.empty(0)]
     step = -(-len(shots) // _MOST_SHOTS)
-    for shot in shots[::step]:
-        # One channel: colours mix what sensors measured.
-        channel = shot[len(shot) // 2]
-        blocks = _flat_blocks(_middle(channel[None]))[:, 0]
-        if not len(blocks):
+    for shot, mask in list(zip(shots, unknown, strict=True))[::step]:
+        # One channel: colours mix what sensors measured. The middle one, if it is not empty.
+        middle = len(shot) // 2
+        for channel in (middle, *range(middle), *range(middle + 1, len(shot))):
+            blocks = _flat_blocks(shot[channel, None], mask, _MOST_AT_END)[:, 0]
+            if len(blocks):
+                break
+        else:
             continue
         details = _second_differences(blocks)
         signs = details.sign()
@@ -91,47 +109,111 @@ def measure_noise(shots: Sequence[Tensor]) -> NoiseKind:
     across, down = (_correlation(total.item(), count.item()) for total, count in products)
     tail = torch.cat(tails)
     return NoiseKind(
-        across, down, _growth(torch.cat(levels)), tail.mean().item() if len(tail) else 1.0
+        across,
+        down,
+        _growth(torch.cat(levels)),
+        tail.mean().item() if len(tail) else 1.0,
+        is_found=bool(products.any()),
     )
 
 
-def noise_root(shot: Tensor) -> Tensor:
+def noise_roots(shots: Sequence[Tensor], unknown: Sequence[Tensor | None]) -> Tensor:
+    """Return `noise_root` of each shot; of one that shows no noise, that of the others' mean.
+
+    Args:
+        shots: (C, H, W), in unit range.
+        unknown: of each, (1, H, W), pixels without meaning; None if there are none.
+
+    Returns:
+        (N, C, C), on the host.
+
+    Raises:
+        TrainingError: none shows noise.
+    """
+    roots = torch.stack([noise_root(*pair) for pair in zip(shots, unknown, strict=True)])
+    is_found = roots.flatten(1).any(1)
+    if not bool(is_found.any()):
+        raise TrainingError(f"--self recorrupted: {NONE_FOUND}")
+    seen = roots[is_found].double()
+    roots[~is_found] = _root((seen @ seen.mT).mean(0))
+    return roots
+
+
+def noise_root(shot: Tensor, unknown: Tensor | None = None) -> Tensor:
     """Return a matrix that turns white noise of σ 1 into noise as in the shot's flat areas.
 
     It is the square root of the covariance of the channels, whose noise may have anything in common
     (where gray is stored as RGB: all).
 
     Args:
-        shot: (C, H, W), in unit range; sides of at least 16 pixels.
+        shot: (C, H, W), in unit range.
+        unknown: (1, H, W), pixels without meaning; None if there are none.
 
     Returns:
-        (C, C), on the host.
+        (C, C), on the host; 0 where no area of 16×16 pixels shows noise.
     """
-    details = (
-        _second_differences(_flat_blocks(_middle(shot).cpu())).transpose(0, 1).flatten(1).double()
-    )
-    values, vectors = torch.linalg.eigh(details @ details.T / (36 * details.shape[1]))
+    shot = shot.cpu()
+    blocks = _flat_blocks(shot, unknown, _MOST_CLIPPED)
+    if not len(blocks):
+        blocks = _flat_blocks(shot, unknown, _MOST_AT_END)
+    if not len(blocks):
+        return torch.zeros(len(shot), len(shot))
+    details = _second_differences(blocks).transpose(0, 1).flatten(1).double()
+    return _root(details @ details.T / (36 * details.shape[1]))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = vectors * values.clamp_min(0).sqrt() @ vectors.T
     return root.float()
 
 
-def _middle(shot: Tensor) -> Tensor:
-    """(C, H, W): the middle of a large shot."""
-    tops = [max(0, (extent - _MOST_PX) // 2) for extent in shot.shape[1:]]
-    return shot[:, tops[0] : tops[0] + _MOST_PX, tops[1] : tops[1] + _MOST_PX]
+def _flat_blocks(image: Tensor, unknown: Tensor | None, most_at_end: float) -> Tensor:
+    """[blocks, C, side, side]: of those that show noise, the flattest by means of 4×4.
 
+    Blocks that are constant, clipped or filled do not show any. A channel without content, as those
+    of a dye that is stored as RGB, decides nothing.
 
-def _flat_blocks(image: Tensor) -> Tensor:
-    """[blocks, C, side, side]: those whose means of 4×4 pixels vary least."""
-    side = _BLOCK_PX
-    rows, columns = (extent // side for extent in image.shape[1:])
-    cut = image[:, : rows * side, : columns * side]
-    blocks = cut.reshape(len(image), rows, side, columns, side).permute(1, 3, 0, 2, 4).flatten(0, 1)
-    if not len(blocks):
-        return blocks
+    Args:
+        image: (C, H, W).
+        unknown: (1, H, W), or None.
+        most_at_end: share of a block's pixels that may have its least or its greatest value.
+    """
+    side, blocks = _BLOCK_PX, _blocks(image)
+    has_content = image.flatten(1).amin(1) < image.flatten(1).amax(1)
+    if not len(blocks) or not bool(has_content.any()):
+        return blocks[:0]
+    seen = blocks[:, has_content]
+    ends = (seen == end for end in (seen.amin((2, 3), True), seen.amax((2, 3), True)))
+    is_whole = torch.stack([_share(at) for at in ends]).amax(0) <= most_at_end
+    corner = seen[:, :, 1:, 1:]
+    others = (seen[:, :, :-1, :-1], seen[:, :, :-1, 1:], seen[:, :, 1:, :-1])
+    is_even = torch.stack([corner == other for other in others]).all(0)
+    is_whole &= _share(is_even) <= _MOST_EVEN
+    if unknown is not None:
+        is_whole &= _blocks(unknown.to(blocks)).mean((1, 2, 3)) <= _MOST_FILLED
+    if not bool(is_whole.any()):
+        return blocks[:0]
+    blocks = blocks[is_whole]
     coarse = blocks.reshape(*blocks.shape[:2], side // 4, 4, side // 4, 4).mean((3, 5))
     count = math.ceil(_FLAT_SHARE * len(blocks))
     return blocks[coarse.flatten(2).var(2).sum(1).argsort()[:count]]
+
+
+def _blocks(image: Tensor) -> Tensor:
+    """[blocks, C, side, side] of (C, H, W); of a large image some, from everywhere."""
+    blocks = image
+    for axis in (1, 2):
+        step = max(1, -(-image.shape[axis] // (_BLOCK_PX * _MOST_BLOCKS)))
+        if image.shape[axis] < _BLOCK_PX:
+            return image.new_empty(0, len(image), _BLOCK_PX, _BLOCK_PX)
+        blocks = blocks.unfold(axis, _BLOCK_PX, _BLOCK_PX * step)
+    return blocks.flatten(1, 2).transpose(0, 1)
+
+
+def _share(marks: Tensor) -> Tensor:
+    """(blocks,): the share of the pixels that are marked, in the channel where most are."""
+    return marks.float().mean((2, 3)).amax(1)
 
 
 def _second_differences(blocks: Tensor) -> Tensor:

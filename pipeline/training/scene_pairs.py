@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..files.ranges import BEYOND, ValueRange
 from ..noise_level import NORMAL_MAD
-from .noise_kind import noise_root
+from .noise_kind import noise_roots
 from .pairs import Batch, Denoise, Generators, Pairs, to_float, upload
 
 METHODS = ("recorrupted", "neighbor", "blind-spot")
@@ -46,6 +46,10 @@ class Scene:
     def unit(self, shot: int) -> Tensor:
         """Return a shot, (C, H, W), float32 in unit range, as `denoise-batch` sees it."""
         return self.value_range.to_unit(self.samples[shot])
+
+    def hidden(self, shot: int) -> Tensor | None:
+        """Return a shot's pixels without meaning, (1, H, W); None if there are none."""
+        return None if self.unknown is None else self.unknown[shot]
 
     def to(self, device: torch.device) -> "Scene":
         """Return the scene on a device."""
@@ -90,6 +94,9 @@ class ScenePairs(Pairs):
         tile_px: side of a tile.
         count: tiles per epoch.
         method: as above.
+
+    Raises:
+        TrainingError: "recorrupted" finds no noise in any scene.
     """
 
     def __init__(
@@ -102,8 +109,9 @@ class ScenePairs(Pairs):
         if method == "blind-spot":
             self.known_share = (tile_px // SPOT_CELL_PX) ** 2 / tile_px**2
         if method == "recorrupted":
-            roots = [noise_root(scene.unit(0).expand(3, -1, -1)) for scene in scenes]
-            self._noise_roots = torch.stack(roots).to(scenes[0].samples.device)
+            shots = [scene.unit(0).expand(3, -1, -1) for scene in scenes]
+            roots = noise_roots(shots, [scene.hidden(0) for scene in scenes])
+            self._noise_roots = roots.to(scenes[0].samples.device)
         areas = [scene.size[0] * scene.size[1] for scene in scenes]
         self._areas = torch.tensor(areas, dtype=torch.float64)
 

@@ -25,7 +25,7 @@ from ..files.pixels import DecodedImage, prepare
 from ..files.ranges import UNIT
 from ..streaming.references import find_reference
 from .alignment import Shift, common_area, find_shift
-from .pairs import Generators, StoredPairs, Validation, level_of_two, to_float
+from .pairs import Batch, Generators, StoredPairs, Validation, level_of_two, to_float
 from .scene_pairs import Scene, ScenePairs
 
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -33,6 +33,7 @@ _INTEGERS = {torch.uint8, torch.int16, torch.int32, torch.int64}
 # Letters of `--axes` → what ImageJ's description calls their number.
 _COUNTS = {"T": "frames", "Z": "slices", "C": "channels", "S": "scenes"}
 _DESCRIPTION = 270  # TIFF tag
+_MOST_DRAWS = 32  # of validation tiles, until they show noise
 
 
 def parse_axes(text: str) -> str:
@@ -164,12 +165,35 @@ def scene_validation(
     """Cut fixed crops of held-out scenes, as `ScenePairs` does.
 
     There is no clean image: the PSNR against this reference is lower than against the truth, but
-    rises and falls with it.
+    rises and falls with it. Crops where both are the same, as in black borders, are drawn again.
+
+    Raises:
+        TrainingError: none shows noise.
     """
     generators = Generators(device)
     generators.seed(seed, 0)
     crops = ScenePairs([scene.to(device) for scene in scenes], tile_px, count, method)
-    return Validation(*crops.batch(torch.arange(count), generators, torch.zeros_like))
+    found = crops.batch(torch.arange(count), generators, torch.zeros_like)
+    for _ in range(_MOST_DRAWS):
+        empty = _is_without_noise(found)
+        if not bool(empty.any()):
+            break
+        again = crops.batch(torch.arange(int(empty.sum())), generators, torch.zeros_like)
+        found = Batch(*(part.contiguous() for part in found))  # gray has one channel thrice
+        for part, new in zip(found, again, strict=True):
+            part[empty] = new
+    if bool(_is_without_noise(found).all()):
+        raise TrainingError(
+            "the images held out for validation show no noise: their tiles are constant, or the "
+            "same in all shots; hold out others (--validation-share), or leave such images out"
+        )
+    return Validation(*found)
+
+
+def _is_without_noise(tiles: Batch) -> Tensor:
+    """(N,): whether nothing of a tile's target is known, or it is the same as the input."""
+    differs = (tiles.noisy != tiles.target) & ~tiles.target.isnan()
+    return ~differs.flatten(1).any(1)
 
 
 def tensor_pairs(

@@ -5,7 +5,8 @@ import torch
 from pictures import blobs
 from torch import Tensor
 
-from denoise_batch.training.noise_kind import CORRELATED, measure_noise, noise_root
+from denoise_batch.kernels import TrainingError
+from denoise_batch.training.noise_kind import CORRELATED, measure_noise, noise_root, noise_roots
 
 
 def shots(noise: str, count: int = 4) -> list[Tensor]:
@@ -104,3 +105,44 @@ def test_gray_stored_as_rgb_has_one_noise() -> None:
 def test_shots_too_small_for_a_block_say_nothing() -> None:
     kind = measure_noise([torch.rand(1, 9, 9)])
     assert (kind.across, kind.down, kind.growth, kind.tail) == (0, 0, 1, 1)
+    assert not kind.is_found
+    assert not noise_root(torch.rand(3, 9, 9)).any()
+
+
+@pytest.mark.parametrize("share", [0.15, 0.3])
+def test_clipping_is_not_taken_for_noise(share: float) -> None:
+    """Where noise is clipped, its σ seems less, and neighbours unlike."""
+    shot = shots("white", 1)[0]
+    least = shot.flatten().sort().values[int(share * shot.numel())].item()
+    clipped = shot.clamp_min(least)
+    assert abs(measure_noise([clipped]).correlation) < 0.08
+    assert noise_root(clipped).item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_pixels_without_meaning_hold_no_noise() -> None:
+    shot, unknown = shots("blurred", 1)[0], torch.zeros(1, 160, 160, dtype=torch.bool)
+    unknown[:, :, 40:] = True
+    filled = torch.where(unknown, 0.5 + 0.1 * torch.randn(1, 160, 160), shot)
+    assert abs(measure_noise([filled]).correlation) < 0.1
+    assert measure_noise([filled], [unknown]).correlation > 0.25
+    expected = noise_root(shot).item()
+    assert noise_root(filled, unknown).item() == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_dye_stored_as_rgb_is_measured_in_its_channel(place: int) -> None:
+    shot = torch.zeros(3, 160, 160)
+    shot[place] = shots("white", 1)[0][0]
+    kind = measure_noise([shot])
+    assert kind.is_found
+    assert kind.is_normal
+    assert noise_root(shot).diagonal().tolist()[place] == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_shot_without_noise_takes_that_of_the_others() -> None:
+    white, empty = shots("white", 1)[0], torch.full((1, 160, 160), 0.4)
+    roots = noise_roots([white, empty, white[:, :9, :9]], [None] * 3)
+    assert roots[1] == roots[2]
+    torch.testing.assert_close(roots[0], roots[1])
+    with pytest.raises(TrainingError, match="no area of 16×16 px shows noise"):
+        noise_roots([empty], [None])

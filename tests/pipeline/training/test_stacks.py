@@ -1,5 +1,6 @@
 """Training on what microscopes write: 16-bit stacks of few counts, by the command line."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from denoise_batch.cli.batch import main as batch
 from denoise_batch.cli.train import main
 from denoise_batch.evaluate import EvalOptions, Scorer
 from denoise_batch.files.images import read_pages
-from denoise_batch.kernels import WeightsError
+from denoise_batch.kernels import TrainingError, WeightsError
 from denoise_batch.models import Network, load_weights, save_weights
 from denoise_batch.training.options import TrainOptions
 from denoise_batch.training.scenes import (
@@ -23,6 +24,7 @@ from denoise_batch.training.scenes import (
     load_bursts,
     load_paired_folders,
     load_single_images,
+    scene_validation,
 )
 from denoise_batch.training.train import train
 
@@ -31,9 +33,11 @@ BLACK, WHITE = 992, 5312
 Array = np.ndarray[Any, Any]
 
 
-def counts(pages: int, seed: int, size: int = 64, is_one_scene: bool = False) -> Array:
+def counts(
+    pages: int, seed: int, size: int = 64, is_one_scene: bool = False, shot: int = 0
+) -> Array:
     """(pages, size, size) of 0 to 40 photons and read noise, as 992 … 5312 counts and more."""
-    chance = np.random.default_rng(seed)
+    chance = np.random.default_rng([seed, shot] if shot else seed)
     pictures = [
         blobs(size, 100 * seed + (0 if is_one_scene else page))[0].numpy() for page in range(pages)
     ]
@@ -68,8 +72,9 @@ def test_stacks_train_in_every_way_and_draw_what_is_there(
     stacks: Path, bursts: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "second").mkdir()
-    for path in stacks.iterdir():
-        tifffile.imwrite(tmp_path / "second" / path.name, tifffile.imread(path)[:, ::-1][:, ::-1])
+    for number in range(3):
+        path = tmp_path / "second" / f"{number}.tif"
+        tifffile.imwrite(path, counts(6, number, shot=1), photometric="minisblack")
     runs: dict[str, list[object]] = {
         "bursts": [bursts, "--bursts"],
         "pairs": [stacks, "--pairs", tmp_path / "second"],
@@ -284,6 +289,64 @@ def test_auto_adds_noise_where_it_is_normal_or_made_so(
     arguments[1] = str(tmp_path / "other")
     assert main([str(stacks), "--self", "recorrupted", *arguments]) == 0
     assert "not normal noise of one strength" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("kind", ["padded", "masked", "clipped"])
+def test_what_is_constant_or_clipped_is_no_noise(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the flattest areas show none; correlated noise is refused all the same."""
+    chance = np.random.default_rng(0)
+    for number in range(3):
+        clean = 1000 + 3000 * blobs(160, number)[0].numpy()
+        fine = chance.normal(0, 200, (161, 161))
+        wide = (fine[1:, 1:] + fine[:-1, 1:] + fine[1:, :-1] + fine[:-1, :-1]) / 2
+        for name, noise in (("fine", fine[1:, 1:]), ("wide", wide)):
+            page = (clean + noise).round().clip(0, 65535)
+            if kind == "padded":
+                page[80:] = 0
+            elif kind == "masked":
+                page[40:120] = page.mean().round()
+            else:
+                page[80:] = (200 * page[80:] / 3000 - 200).clip(0)
+            path = tmp_path / name / f"{number}.tif"
+            path.parent.mkdir(exist_ok=True)
+            tifffile.imwrite(path, page.astype(np.uint16), photometric="minisblack")
+    arguments = ["--self", "auto", "-o", str(tmp_path / "run"), *SHORT]
+    assert main([str(tmp_path / "wide"), *arguments]) == 1
+    assert "correlates by 0.5" in " ".join(capsys.readouterr().err.split())
+    assert main([str(tmp_path / "fine"), *arguments]) == 0
+    assert "--self recorrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["auto", "recorrupted"])
+@pytest.mark.parametrize("side", [12, 40])
+def test_images_without_noise_to_measure_are_refused(
+    method: str, side: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        page = counts(1, number, side)[0]
+        if side > 16:
+            page[:] = 1000 + number
+        tifffile.imwrite(tmp_path / f"{number}.tif", page, photometric="minisblack")
+    output = ["-o", str(tmp_path / "run"), *SHORT]
+    assert main([str(tmp_path), "--self", method, "--tile-px", "8", *output]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"--self {method}: no area of 16×16 px shows noise" in told
+
+
+def test_validation_tiles_show_noise(tmp_path: Path) -> None:
+    """Most of a shot is a border; what is left is enough."""
+    pages = counts(4, 0, 160, is_one_scene=True)
+    pages[:, 48:] = 0
+    for number in range(2):
+        tifffile.imwrite(tmp_path / f"{number}.tif", pages, photometric="minisblack")
+    scenes = load_bursts(tmp_path, Reading())
+    found = scene_validation(scenes.validation, 32, 64, 0, torch.device("cpu"))
+    assert (found.noisy != found.clean).flatten(1).any(1).all()
+    blank = [replace(scenes.validation[0], samples=scenes.validation[0].samples[:, :, 48:])]
+    with pytest.raises(TrainingError, match="show no noise"):
+        scene_validation(blank, 32, 64, 0, torch.device("cpu"))
 
 
 def test_images_smaller_than_two_tiles_have_hidden_pixels(
