@@ -112,13 +112,18 @@ def _shift(pairs: Tensor) -> list[tuple[int, int]]:
     for axis, extent in ((1, height), (2, width)):
         beyond = torch.arange(extent // 4 + 1, extent - extent // 4, device=pairs.device)
         surface.index_fill_(axis, beyond, -math.inf)
-    smooth = torch.fft.irfft2(torch.fft.rfft2(centred) * weight, s=(height, width))
+    smooth = _as_bright(torch.fft.irfft2(torch.fft.rfft2(centred) * weight, s=(height, width)))
     found = []
     for pair, peak in zip(smooth, surface.flatten(1).argmax(1).tolist(), strict=True):
         down, right = peak // width, peak % width
         down, right = down - height * (down > height // 2), right - width * (right > width // 2)
         found.append((down, right) if _is_better(pair, (down, right), (0, 0)) else (0, 0))
     return found
+
+
+def _as_bright(images: Tensor) -> Tensor:
+    """Centred images (…, H, W) of one contrast: their exposures may differ."""
+    return images / images.std((-2, -1), keepdim=True).clamp_min(1e-30)
 
 
 def _is_better(pair: Tensor, shift: tuple[int, int], than: tuple[int, int]) -> bool:
@@ -161,7 +166,7 @@ def _refined(pair: Tensor, down: int, right: int) -> tuple[int, int]:
     height, width = pair.shape[1:]
     centred = pair - pair.mean((1, 2), keepdim=True)
     spectra = torch.fft.rfft2(centred) * _low_pass(height, width, pair)
-    smooth = torch.fft.irfft2(spectra, s=(height, width))
+    smooth = _as_bright(torch.fft.irfft2(spectra, s=(height, width)))
     near = [(down + dy, right + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
     errors = [float(_differences(smooth, shift, near).mean()) for shift in near]
     return near[errors.index(min(errors))]

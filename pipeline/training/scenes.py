@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,9 +23,11 @@ from denoise_batch.kernels.errors import first_line
 from ..files.images import READABLE_SUFFIXES, read_pages
 from ..files.metadata import Metadata
 from ..files.pixels import DecodedImage, prepare
-from ..files.ranges import UNIT
+from ..files.ranges import UNIT, ValueRange
+from ..files.scratch import memory
 from ..streaming.references import find_reference
 from .alignment import Shift, common_area, find_shift
+from .brightness import Brightness, find_brightness
 from .pairs import Batch, Generators, StoredPairs, Validation, level_of_two, to_float
 from .scene_pairs import Scene, ScenePairs
 
@@ -33,6 +36,7 @@ _INTEGERS = {torch.uint8, torch.int16, torch.int32, torch.int64}
 # Letters of `--axes` → what ImageJ's description calls their number.
 _COUNTS = {"T": "frames", "Z": "slices", "C": "channels", "S": "scenes"}
 _DESCRIPTION = 270  # TIFF tag
+_EVEN_GAIN = 1.05  # below, a difference in brightness is one of black
 _MOST_DRAWS = 32  # of validation tiles, until they show noise
 
 
@@ -125,7 +129,7 @@ def load_bursts(folder: Path, reading: Reading) -> Scenes:
     folders: dict[str, list[Path]] = {}
     for name, path in _images_below(folder):
         folders.setdefault(Path(name).parent.as_posix(), []).append(path)
-    named: dict[str, list[Scene]] = {}
+    named: dict[str, list[_Found]] = {}
     for name, shots in folders.items():
         rest = _decoded(shots, reading)
         if "T" in parse_axes(reading.axes or "TYX"):
@@ -298,23 +302,33 @@ def _decoded(files: Sequence[Path], reading: Reading) -> dict[Path, tuple[Decode
     return {path: tuple(read_pages(path, value_range=reading.value_range)) for path in files}
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A scene as it was found: its shots may lie apart, and differ in brightness.
+
+    Attributes:
+        scene: the shots.
+        ranges: stored samples ↔ [0, 1], of each shot, among all that belong together.
+        own: the same of the first shot, by its file alone.
+    """
+
+    scene: Scene
+    ranges: tuple[ValueRange, ...]
+    own: ValueRange
+
+
 def _read(
     files: Mapping[Path, tuple[DecodedImage, ...]], reading: Reading, axes: str
-) -> list[Scene]:
+) -> list[_Found]:
     """Return the scenes of files that belong together.
 
     Raises:
         TrainingError: the files differ in number or size of pages.
     """
     along, pages = parse_axes(axes), list(files.values())
-    if len(files) > 1:  # one range of values for all
-        stored = [
-            replace(page, samples=page.stored(page.samples))
-            for of_file in pages
-            for page in of_file
-        ]
-        ready = iter(prepare(stored, reading.value_range))
-        pages = [tuple(next(ready) for _ in of_file) for of_file in pages]
+    own = pages[0][0].value_range
+    if len(files) > 1:
+        pages = _in_one_range(pages, reading.value_range)
     first = next(iter(files))
     groups = [_grouped(path, of_file, along) for path, of_file in zip(files, pages, strict=True)]
     for path, of_file in zip(files, groups, strict=True):
@@ -330,8 +344,27 @@ def _read(
             shots += of_file[number]
             if any(page.size != shots[0].size for page in shots):
                 raise TrainingError(f"{path}: differs in size from {first}")
-        scenes.append(_scene(shots))
+        ranges = tuple(page.value_range for page in shots)
+        scenes.append(_Found(_scene(shots), ranges, own))
     return scenes
+
+
+def _in_one_range(
+    pages: Sequence[tuple[DecodedImage, ...]], value_range: tuple[float, float] | None
+) -> list[tuple[DecodedImage, ...]]:
+    """Prepare pages of several files anew: those whose samples have one type have one range."""
+    stored = [
+        replace(page, samples=page.stored(page.samples)) for of_file in pages for page in of_file
+    ]
+    numbers: dict[torch.dtype, list[int]] = {}
+    for number, page in enumerate(stored):
+        numbers.setdefault(page.samples.dtype, []).append(number)
+    for of_type in numbers.values():
+        ready = prepare([stored[number] for number in of_type], value_range)
+        for number, page in zip(of_type, ready, strict=True):
+            stored[number] = page
+    rest = iter(stored)
+    return [tuple(next(rest) for _ in of_file) for of_file in pages]
 
 
 def _grouped(path: Path, pages: Sequence[DecodedImage], along: str) -> list[list[DecodedImage]]:
@@ -441,21 +474,85 @@ def _aligned(scene: Scene, name: str) -> tuple[Scene, tuple[Shift, ...]]:
     return replace(scene, samples=samples, unknown=masks), tuple(shifts)
 
 
-def _split(named: Mapping[str, Sequence[Scene]], reading: Reading, folder: Path) -> Scenes:
-    """Align shots, and hold out files by a hash of their names, as for photographs.
+def _refuse_twice(scene: Scene, name: str) -> None:
+    """Refuse a shot that is another one's copy, noise and all; blank ones may be alike."""
+    seen: dict[int, int] = {}
+    for shot, samples in enumerate(scene.samples):
+        key = zlib.crc32(memory(samples.contiguous()))
+        other = seen.setdefault(key, shot)
+        if other == shot or not torch.equal(samples, scene.samples[other]):
+            continue
+        if bool((samples != samples[:, :1, :1]).any()):
+            raise TrainingError(
+                f"{name}: shots {other + 1} and {shot + 1} are the same, noise and all, which "
+                "teaches to keep it; leave one of them out, or take another shot"
+            )
+
+
+def _as_bright(
+    found: _Found, scene: Scene, name: str
+) -> tuple[Scene, tuple[tuple[int, Brightness], ...]]:
+    """Bring aligned shots to the brightness of the first; what differs otherwise is unknown.
+
+    Returns:
+        The scene, and which shots differed, and how.
+
+    Raises:
+        TrainingError: a shot shows nothing of what the first one shows.
+    """
+
+    def light(shot: int) -> Tensor:
+        """In the unit of the shot's range, without its curve."""
+        return found.ranges[shot].share(scene.unit(shot))
+
+    masks = torch.zeros(len(scene), 1, *scene.size, dtype=torch.bool)
+    if scene.unknown is not None:
+        masks |= scene.unknown
+    first, differing = light(0), dict[int, Brightness]()
+    for shot in range(1, len(scene)):
+        brightness = find_brightness(first, light(shot), (masks[0] | masks[shot])[0])
+        if brightness is None:
+            raise TrainingError(
+                f"{name}: shot {shot + 1} shows nothing of what shot 1 shows: it is another scene, "
+                "or too dark; leave it out, or give shots of one scene the same name"
+            )
+        if brightness:
+            differing[shot] = brightness
+    if not differing:
+        return scene, ()
+    shots = []
+    for shot in range(len(scene)):
+        values, brightness = light(shot), differing.get(shot, Brightness())
+        values = (values - brightness.offset) / brightness.gain
+        if brightness.off_line is not None:
+            masks[shot, 0] |= brightness.off_line
+        # As `denoise-batch` sees the first one, whose file may be another than the brightest one's.
+        scale = found.ranges[0]
+        shots.append(found.own.to_unit(values * scale.span + scale.offset))
+    unknown = masks if bool(masks.any()) else None
+    return Scene(torch.stack(shots), UNIT, unknown), tuple(differing.items())
+
+
+def _split(named: Mapping[str, Sequence[_Found]], reading: Reading, folder: Path) -> Scenes:
+    """Align shots, make them as bright, and hold out files by a hash of their names.
 
     Of a single file the last scenes are held out, of a single scene the end of its longer side.
     """
     smallest = reading.smallest_px
     large: dict[str, list[Scene]] = {}
     shifted: list[tuple[str, tuple[Shift, ...]]] = []
+    differing: list[tuple[str, tuple[tuple[int, Brightness], ...]]] = []
     too_small = count = 0
     for name, scenes in named.items():
-        for number, scene in enumerate(scenes):
+        for number, found in enumerate(scenes):
             place = f"{folder / name}" + (f", scene {number + 1}" if len(scenes) > 1 else "")
-            scene, shifts = _aligned(scene, place)
+            _refuse_twice(found.scene, place)
+            scene, shifts = _aligned(found.scene, place)
             if shifts:
                 shifted.append((place, shifts))
+            scene, differences = _as_bright(found, scene, place)
+            if differences:
+                differing.append((place, differences))
             if min(scene.size) < smallest:
                 too_small += 1
                 continue
@@ -479,6 +576,8 @@ def _split(named: Mapping[str, Sequence[Scene]], reading: Reading, folder: Path)
         validation = [scene for name in order[:held_out] for scene in large[name]]
         training = [scene for name in order[held_out:] for scene in large[name]]
     notes = (_shift_note(shifted, count + too_small),) if shifted else ()
+    if differing:
+        notes = (*notes, _brightness_note(differing, count + too_small))
     return Scenes(tuple(training), tuple(validation), too_small, notes)
 
 
@@ -509,4 +608,25 @@ def _shift_note(shifted: Sequence[tuple[str, tuple[Shift, ...]]], count: int) ->
     return (
         f"shots of {len(shifted)} of {count} scenes lay apart; each was cropped to what all of its "
         f"shots show ({name}: {offsets} px down and right)"
+    )
+
+
+def _brightness_note(
+    differing: Sequence[tuple[str, tuple[tuple[int, Brightness], ...]]], count: int
+) -> str:
+    """Name the shot that differs most, by its gain or else by its black."""
+
+    def strength(item: tuple[str, int, Brightness]) -> tuple[float, float]:
+        gain, black = item[2].gain, abs(item[2].at_black)
+        factor = max(gain, 1 / gain)
+        return (factor, black) if factor > _EVEN_GAIN else (1.0, black)
+
+    name, shot, most = max(
+        ((name, shot, one) for name, of_scene in differing for shot, one in of_scene), key=strength
+    )
+    factor, black = strength((name, shot, most))
+    by = f"{factor:.1f} times" if factor > 1 else f"{100 * black:.0f} % of the contrast"
+    return (
+        f"shots of {len(differing)} of {count} scenes differ in brightness, by up to {by} ({name}: "
+        f"shot {shot + 1}); each was brought to that of its first shot"
     )

@@ -236,7 +236,7 @@ def test_what_moves_is_refused_by_its_measure(
     (tmp_path / "data").mkdir()
     for number in range(2):
         first = (1000 + 4000 * blobs(200, number)[0].numpy()).astype(np.uint16)
-        second = first.copy()
+        second = first + 1
         if number == 1:
             second[:, :100] = np.roll(first, 6, 1)[:, :100]
         pages = np.stack([first, second])
@@ -246,6 +246,80 @@ def test_what_moves_is_refused_by_its_measure(
     assert "1.tif" in error
     assert "up to 6 px" in error
     assert "leave this scene out" in error
+
+
+def test_bleached_shots_are_brought_to_the_first_one_s_brightness(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        pages = counts(4, number, 128, is_one_scene=True)
+        if number != 1:
+            for shot, page in enumerate(pages):
+                page[:] = BLACK + (page - float(BLACK)).clip(0) * 0.7**shot
+        tifffile.imwrite(tmp_path / "data" / f"{number}.tif", pages, photometric="minisblack")
+    assert main([str(tmp_path / "data"), "--bursts", "-o", str(tmp_path / "run"), *SHORT]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "shots of 2 of 3 scenes differ in brightness, by up to 2.9 times" in told
+    assert "shot 4" in told
+    scenes = load_bursts(tmp_path / "data", Reading())
+    for scene in (*scenes.training, *scenes.validation):
+        smooth = torch.nn.functional.avg_pool2d(scene.unit(0), 9, 1, 4)  # not where noise is bright
+        bright = smooth > smooth.mean()
+        means = [scene.unit(shot)[bright].mean() for shot in range(4)]
+        assert max(means) - min(means) < 0.02
+
+
+def test_longer_exposures_are_seen_as_the_first_shot_s_file_is(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    for number in range(2):
+        path = tmp_path / "first" / f"{number}.tif"
+        clean = 1000 + 3000 * blobs(128, number)[0].numpy()
+        chance = np.random.default_rng(number)
+        short, long = (gain * clean + chance.normal(0, 150, clean.shape) for gain in (1, 3))
+        tifffile.imwrite(path, short.astype(np.uint16), photometric="minisblack")
+        path = tmp_path / "second" / f"{number}.tif"
+        kind = np.uint16 if number else np.float32  # of counts all the same
+        tifffile.imwrite(path, long.astype(kind), photometric="minisblack")
+    scenes = load_paired_folders(tmp_path / "first", tmp_path / "second", Reading())
+    assert "2 of 2 scenes differ in brightness" in scenes.notes[0]
+    alone = [read_pages(tmp_path / "first" / f"{number}.tif")[0].to_unit() for number in (0, 1)]
+    for scene in (*scenes.training, *scenes.validation):
+        first, second = scene.unit(0), scene.unit(1)
+        assert any(torch.allclose(first, unit, atol=1e-4) for unit in alone)
+        assert (second - first).mean().abs() < 0.01
+        assert (second.std() / first.std() - 1).abs() < 0.1
+
+
+def test_copies_are_refused_and_blank_shots_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        pages = counts(4, number, is_one_scene=True)
+        if number == 1:
+            pages[:] = BLACK
+        tifffile.imwrite(tmp_path / "data" / f"{number}.tif", pages, photometric="minisblack")
+    assert len(load_bursts(tmp_path / "data", Reading()).training) == 2
+    pages[3] = pages[1]
+    tifffile.imwrite(tmp_path / "data" / "2.tif", pages, photometric="minisblack")
+    assert main([str(tmp_path / "data"), "--bursts", "-o", str(tmp_path / "run"), *SHORT]) == 1
+    assert "2.tif: shots 2 and 4 are the same" in " ".join(capsys.readouterr().err.split())
+
+
+def test_pairs_of_other_scenes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("first", 0), ("second", 50)):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            page = counts(1, seed + number, 200)
+            tifffile.imwrite(tmp_path / name / f"{number}.tif", page, photometric="minisblack")
+    pairs = [str(tmp_path / "first"), "--pairs", str(tmp_path / "second")]
+    assert main([*pairs, "-o", str(tmp_path / "run"), *SHORT]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "shot 2 shows nothing of what shot 1 shows" in told or "moved" in told
 
 
 def test_auto_says_what_it_chose_and_refuses_what_no_way_removes(
