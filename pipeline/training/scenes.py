@@ -5,6 +5,7 @@ with one, a scene is learnt from itself.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -21,7 +22,6 @@ from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.kernels.errors import first_line
 
 from ..files.images import READABLE_SUFFIXES, read_pages
-from ..files.metadata import Metadata
 from ..files.pixels import DecodedImage, prepare
 from ..files.ranges import UNIT, ValueRange
 from ..files.scratch import memory
@@ -33,8 +33,10 @@ from .scene_pairs import Scene, ScenePairs
 
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _INTEGERS = {torch.uint8, torch.int16, torch.int32, torch.int64}
+Axes = list[tuple[str, int]]  # letters of `--axes`, or none, and their numbers, the slowest first
 # Letters of `--axes` → what ImageJ's description calls their number.
 _COUNTS = {"T": "frames", "Z": "slices", "C": "channels", "S": "scenes"}
+_UNNAMED = "?"
 _DESCRIPTION = 270  # TIFF tag
 _EVEN_GAIN = 1.05  # below, a difference in brightness is one of black
 _MOST_DRAWS = 32  # of validation tiles, until they show noise
@@ -113,7 +115,7 @@ def load_paired_folders(first: Path, second: Path, reading: Reading) -> Scenes:
         partner = second if second.is_file() else find_reference(second, name)
         if partner is None:
             raise TrainingError(f"{path}: has no partner of the same name in {second}")
-        named[name] = _read(_decoded([path, partner], reading), reading, reading.axes or "SYX")
+        named[name] = _read(_decoded([path, partner], reading), reading, "SYX")
     return _split(named, reading, first)
 
 
@@ -135,11 +137,11 @@ def load_bursts(folder: Path, reading: Reading) -> Scenes:
         if "T" in parse_axes(reading.axes or "TYX"):
             for path in [path for path, pages in rest.items() if len(pages) > 1]:
                 stack = {path: rest.pop(path)}
-                named[f"{name}/{path.name}"] = _read(stack, reading, reading.axes or "TYX")
+                named[f"{name}/{path.name}"] = _read(stack, reading, "TYX")
         if len(rest) == 1:
             raise TrainingError(f"{folder / name}: a burst needs at least two shots; found one")
         if rest:
-            named[name] = _read(rest, reading, reading.axes or "SYX")
+            named[name] = _read(rest, reading, "SYX")
     return _split(named, reading, folder)
 
 
@@ -152,7 +154,7 @@ def load_single_images(folder: Path, reading: Reading) -> Scenes:
         ImageError: an image cannot be read.
     """
     named = {
-        name: _read(_decoded([path], reading), reading, reading.axes or "SYX")
+        name: _read(_decoded([path], reading), reading, "SYX")
         for name, path in _images_below(folder)
     }
     return _split(named, reading, folder)
@@ -318,19 +320,27 @@ class _Found:
 
 
 def _read(
-    files: Mapping[Path, tuple[DecodedImage, ...]], reading: Reading, axes: str
+    files: Mapping[Path, tuple[DecodedImage, ...]], reading: Reading, usual: str
 ) -> list[_Found]:
     """Return the scenes of files that belong together.
 
+    Args:
+        files: their pages.
+        reading: how they are read.
+        usual: what pages are if neither `reading` nor their file says it, as `--axes` spells it.
+
     Raises:
-        TrainingError: the files differ in number or size of pages.
+        TrainingError: the files differ in number or size of pages, or contradict `--axes`.
     """
-    along, pages = parse_axes(axes), list(files.values())
+    pages = list(files.values())
     own = pages[0][0].value_range
     if len(files) > 1:
         pages = _in_one_range(pages, reading.value_range)
     first = next(iter(files))
-    groups = [_grouped(path, of_file, along) for path, of_file in zip(files, pages, strict=True)]
+    groups = [
+        _grouped(of_file, _axes(path, of_file, reading.axes, usual))
+        for path, of_file in zip(files, pages, strict=True)
+    ]
     for path, of_file in zip(files, groups, strict=True):
         if len(of_file) != len(groups[0]):
             raise TrainingError(
@@ -367,53 +377,110 @@ def _in_one_range(
     return [tuple(next(rest) for _ in of_file) for of_file in pages]
 
 
-def _grouped(path: Path, pages: Sequence[DecodedImage], along: str) -> list[list[DecodedImage]]:
-    """Group the pages of a file by scene: those that differ along T alone belong together.
+def _grouped(pages: Sequence[DecodedImage], axes: Axes) -> list[list[DecodedImage]]:
+    """Group the pages of a file by scene: those that differ along T alone belong together."""
+    groups: dict[tuple[int, ...], list[DecodedImage]] = {}
+    places = itertools.product(*(range(size) for _, size in axes))
+    for page, place in zip(pages, places, strict=True):
+        scene = tuple(at for at, (letter, _) in zip(place, axes, strict=True) if letter != "T")
+        groups.setdefault(scene, []).append(page)
+    return [groups[scene] for scene in sorted(groups)]
+
+
+def _axes(path: Path, pages: Sequence[DecodedImage], asked: str | None, usual: str) -> Axes:
+    """Return what the pages of a file run along: as asked for, else as it says, else as usual.
+
+    A single axis may be asked to be another than the file says; more must be the same.
 
     Raises:
-        TrainingError: the file does not say how many pages run along each of the axes.
+        TrainingError: the file does not tell its pages apart, or contradicts what is asked for.
     """
-    sizes = _sizes(pages[0].metadata)
-    if len(along) == 1:
-        sizes = {along: len(pages)}
-    unknown = [letter for letter in along if letter not in sizes]
-    product = math.prod(sizes[letter] for letter in along if letter in sizes)
-    if len(unknown) == 1 and len(pages) % product == 0:
-        sizes[unknown.pop()] = len(pages) // product
-    elif unknown or product != len(pages):
-        found = [f"{sizes[letter]} {_COUNTS[letter]}" for letter in along if letter in sizes]
-        missing = " and ".join(_COUNTS[letter] for letter in unknown)
-        reason = (
-            f"does not say how many {missing} it has" if unknown else f"says {' × '.join(found)}"
-        )
+    letters = parse_axes(asked or usual)
+    if "T" not in letters or len(pages) == 1:  # every page is a scene, in whatever order
+        return [("S", len(pages))]
+    said = _said(path, pages)
+    if letters == "T" and (not said or (asked and len(said) == 1)):
+        return [("T", len(pages))]
+    if not said:
+        missing = " and ".join(_COUNTS[letter] for letter in letters)
         raise TrainingError(
-            f"{path}: its {len(pages)} pages cannot be told apart by --axes {along}YX: it {reason} "
-            "(ImageJ's frames=, slices= and channels=); save it as a hyperstack, or split it into "
-            "files of one axis"
+            f"{path}: its {len(pages)} pages cannot be told apart by --axes {letters}YX: it does "
+            f"not say how many {missing} it has (ImageJ's frames=, slices= and channels=); save it "
+            "as a hyperstack, or split it into files of one axis"
         )
-    groups: dict[tuple[int, ...], list[DecodedImage]] = {}
-    for number, page in enumerate(pages):
-        place, rest = [], number
-        for letter in reversed(along):
-            rest, index = divmod(rest, sizes[letter])
-            if letter != "T":
-                place.append(index)
-        groups.setdefault(tuple(reversed(place)), []).append(page)
-    return [groups[place] for place in sorted(groups)]
+    names = "".join(letter for letter, _ in said)
+    if asked is None:
+        if "T" in names and _UNNAMED not in names:
+            return said
+        remedy = "give --axes TYX" if len(said) == 1 else "write them as frames"
+        raise TrainingError(
+            f"{path}: says that its pages are {_spelled(said)}, not shots of one scene (frames); "
+            f"if they are, {remedy}, else learn from single pages with --self"
+        )
+    if len(names) == len(letters):  # what has no name is what it is asked to be
+        names = "".join(a if a != _UNNAMED else b for a, b in zip(names, letters, strict=True))
+    if "T" not in names or names != "".join(letter for letter in letters if letter in names):
+        raise TrainingError(
+            f"{path}: says that its pages are {_spelled(said)}, the slowest first, which --axes "
+            f"{asked} contradicts; leave --axes out, or correct what the file says"
+        )
+    return [(letter, size) for letter, (_, size) in zip(names, said, strict=True)]
 
 
-def _sizes(metadata: Metadata) -> dict[str, int]:
-    """Return what ImageJ's, OME's or tifffile's description says of a file's axes."""
-    text = next((tag.data for tag in metadata.tags if tag.code == _DESCRIPTION), b"")
-    said = text.rstrip(b"\0").decode("utf-8", "replace")
-    sizes = {letter: int(size) for letter, size in re.findall(r'\bSize([TZC])="(\d+)"', said)}
-    for letter, name in _COUNTS.items():
-        if found := re.search(rf"^{name}=(\d+)\s*$", said, re.MULTILINE):
-            sizes[letter] = int(found[1])
-    with suppress(ValueError, KeyError, TypeError):
-        shaped = json.loads(said)
-        sizes |= dict(zip(shaped["axes"], map(int, shaped["shape"]), strict=True))
-    return {letter: size for letter, size in sizes.items() if size > 0}
+def _said(path: Path, pages: Sequence[DecodedImage]) -> Axes:
+    """Return what the description of a file says that its pages run along; [] if nothing.
+
+    ImageJ's order is TZC; OME says its own, the fastest first; tifffile's is that of an array.
+
+    Raises:
+        TrainingError: it says that there are more or fewer pages.
+    """
+    text = next((tag.data for tag in pages[0].metadata.tags if tag.code == _DESCRIPTION), b"")
+    said, count = text.rstrip(b"\0").decode("utf-8", "replace"), len(pages)
+    found: Axes = []
+    if said.startswith("ImageJ="):
+        sizes = dict(re.findall(r"^(\w+)=(\w+)\s*$", said, re.MULTILINE))
+        found = [(letter, _number(sizes.get(_COUNTS[letter]))) for letter in "TZC"]
+        if sizes.get("hyperstack") != "true" and [one for one, size in found if size > 1] == ["Z"]:
+            found = []  # any stack is one of slices to ImageJ
+    elif order := re.search(r'\bDimensionOrder="XY([ZCT]{3})"', said):
+        images = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", said)
+        sizes = dict(re.findall(r'\bSize([TZC])="(\d+)"', images[0] if images else ""))
+        found = [("S", len(images)), *((one, _number(sizes.get(one))) for one in order[1][::-1])]
+    else:
+        with suppress(ValueError, KeyError, TypeError):
+            shaped = json.loads(said)
+            shape = [int(size) for size in shaped["shape"]]
+            letters = shaped.get("axes") or _UNNAMED * len(shape)
+            found = [
+                (letter if letter in _COUNTS else _UNNAMED, size)
+                for letter, size in zip(letters, shape, strict=True)
+            ]
+            sizes_of = [math.prod(shape[:end]) for end in range(len(shape))]
+            found = found[: sizes_of.index(count) if count in sizes_of else -2]
+    found = [(letter, size) for letter, size in found if size > 1]
+    # The samples of a pixel may be its channels; other files may hold the other scenes.
+    apart = ([axis for axis in found if axis[0] not in without] for without in ("", "C", "S", "CS"))
+    found = next((axes for axes in apart if _pages(axes) == count), found)
+    if len(found) == 1 and (found[0][0] == _UNNAMED or _pages(found) != count):
+        return []
+    if found and _pages(found) != count:
+        raise TrainingError(
+            f"{path}: says that its pages are {_spelled(found)}, but has {count}; save it anew"
+        )
+    return found
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 1
+
+
+def _pages(axes: Axes) -> int:
+    return math.prod(size for _, size in axes)
+
+
+def _spelled(axes: Axes) -> str:
+    return " × ".join(f"{size} {_COUNTS.get(letter, '')}".strip() for letter, size in axes)
 
 
 def _scene(shots: Sequence[DecodedImage]) -> Scene:

@@ -150,25 +150,118 @@ def test_weights_with_a_damaged_range_are_refused(stacks: Path, tmp_path: Path) 
             load_weights(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("how", ["imagej", "ome", "tifffile"])
-def test_hyperstacks_are_sorted_by_what_they_say(how: str, tmp_path: Path) -> None:
-    """Four times of three slices: three scenes of four shots."""
-    (tmp_path / "data").mkdir()
+OME = (
+    '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels '
+    'ID="Pixels:0" DimensionOrder="{}" Type="uint16" SizeX="40" SizeY="40" SizeC="{}" SizeZ="{}" '
+    'SizeT="{}"><TiffData/></Pixels></Image>{}</OME>'
+)
+
+
+def write_hyperstacks(folder: Path, how: str, sizes: dict[str, int]) -> None:
+    """Two files of pages along `sizes`, the slowest first: t + 1000 · (1 + number of the scene)."""
+    folder.mkdir()
     for number in range(2):
-        pages = counts(12, number, 40).reshape(4, 3, 40, 40)
-        for slice in range(3):
-            pages[:, slice] = 1000 * (slice + 1) + np.arange(4)[:, None, None] + pages[:, slice] % 2
-        path = tmp_path / "data" / f"{number}.{'ome.tif' if how == 'ome' else 'tif'}"
-        options: dict[str, Any] = {"imagej": {"imagej": True}, "ome": {"ome": True}}.get(how, {})
-        options = options or {"photometric": "minisblack"}
-        tifffile.imwrite(path, pages, metadata={"axes": "TZYX"}, **options)
-    scenes = load_bursts(tmp_path / "data", Reading("TZYX"))
+        pages = np.full((*sizes.values(), 40, 40), 1000, np.uint16)
+        pages += counts(1, number, 40)[0] % 2
+        scene = 0
+        for axis, (letter, size) in enumerate(sizes.items()):
+            along = np.arange(size).reshape(-1, *[1] * (pages.ndim - axis - 1))
+            step = 1 if letter == "T" else 1000 * 3**scene
+            scene += letter != "T"
+            pages += (step * along).astype(np.uint16)
+        axes = "".join(sizes) + "YX"
+        path = folder / f"{number}.tif"
+        if how == "ome":
+            order = "XY" + axes[-3::-1] + "".join(c for c in "ZCT" if c not in axes)
+            text = OME.format(order, *(sizes.get(letter, 1) for letter in "CZT"), "")
+            flat = pages.reshape(-1, 40, 40)
+            tifffile.imwrite(path, flat, photometric="minisblack", description=text, metadata=None)
+            continue
+        kind: dict[str, Any] = {"imagej": True} if how == "imagej" else {}
+        metadata = None if how == "unnamed" else {"axes": axes}
+        tifffile.imwrite(
+            path, pages, metadata=metadata or {}, **(kind or {"photometric": "minisblack"})
+        )
+
+
+@pytest.mark.parametrize("axes", [None, "TZYX"])
+@pytest.mark.parametrize("how", ["imagej", "ome", "tifffile", "unnamed"])
+def test_hyperstacks_are_sorted_by_what_they_say(
+    how: str, axes: str | None, tmp_path: Path
+) -> None:
+    """Four times of three slices: three scenes of four shots."""
+    write_hyperstacks(tmp_path / "data", how, {"T": 4, "Z": 3})
+    if how == "unnamed" and axes is None:
+        with pytest.raises(TrainingError, match="its pages are 4 × 3, not shots of one scene"):
+            load_bursts(tmp_path / "data", Reading())
+        return
+    scenes = load_bursts(tmp_path / "data", Reading(axes))
     found = [*scenes.training, *scenes.validation]
     assert [len(scene) for scene in found] == [4] * 6
     for scene in found:
         means = scene.samples.float().mean((1, 2, 3))
         assert (means.diff() - 1).abs().max() < 0.2, "the shots of one slice, in order"
     assert len(load_single_images(tmp_path / "data", Reading("SYX")).training) == 12
+    assert len(load_single_images(tmp_path / "data", Reading()).training) == 12
+
+
+@pytest.mark.parametrize(
+    ("how", "order"), [("imagej", "TZC"), ("ome", "CTZ"), ("ome", "ZCT"), ("tifffile", "CTZ")]
+)
+def test_the_order_of_axes_is_the_file_s(how: str, order: str, tmp_path: Path) -> None:
+    sizes = {"T": 4, "Z": 3, "C": 2}
+    write_hyperstacks(tmp_path / "data", how, {letter: sizes[letter] for letter in order})
+    scenes = load_bursts(tmp_path / "data", Reading())
+    found = [*scenes.training, *scenes.validation]
+    assert [len(scene) for scene in found] == [4] * 12
+    for scene in found:
+        means = scene.samples.float().mean((1, 2, 3))
+        assert (means.diff() - 1).abs().max() < 0.2
+    for axes in (order[::-1], "".join(letter for letter in order if letter != "C"), "T"):
+        with pytest.raises(TrainingError, match=r"the slowest first, which --axes .* contradicts"):
+            load_bursts(tmp_path / "data", Reading(axes + "YX"))
+
+
+def test_a_single_axis_may_be_given_another_name(tmp_path: Path) -> None:
+    """Programs call the pages of any stack slices or channels."""
+    write_hyperstacks(tmp_path / "data", "imagej", {"C": 4})
+    with pytest.raises(TrainingError, match=r"4 channels, not shots .* give --axes TYX"):
+        load_bursts(tmp_path / "data", Reading())
+    write_hyperstacks(tmp_path / "frames", "ome", {"T": 4})
+    for folder, axes in (("data", "TYX"), ("frames", None), ("frames", "TZYX")):
+        scenes = load_bursts(tmp_path / folder, Reading(axes))
+        assert [len(scene) for scene in (*scenes.training, *scenes.validation)] == [4, 4]
+    with pytest.raises(TrainingError, match=r"4 channels, .* which --axes TZYX contradicts"):
+        load_bursts(tmp_path / "data", Reading("TZYX"))
+    text = "ImageJ=1.54f\nimages=4\nslices=4\nloop=false\n"  # no hyperstack: any stack is "slices"
+    pages = counts(4, 1, is_one_scene=True)
+    path = tmp_path / "1.tif"
+    tifffile.imwrite(path, pages, photometric="minisblack", description=text, metadata=None)
+    assert len(load_bursts(path, Reading(smallest_px=16)).training[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "reason"),
+    [(OME.format("XYCZT", 1, 3, 4, '<Image><Pixels SizeX="4"/></Image>'), 12, ""),
+     (OME.format("XYCZT", 1, 3, 4, ""), 10, "4 frames × 3 slices, but has 10"),
+     (OME.format("XYCZT", 3, 1, 4, ""), 4, ""),
+     ("ImageJ=1.54f\nslices=many\nframes=4\nhyperstack=true\n", 4, ""),
+     ('{"shape": [4, "x"], "axes": 3}', 4, "")],
+    ids=["other scenes", "truncated", "colours", "no number", "damaged"],
+)  # fmt: skip
+def test_what_files_say_must_fit_their_pages(
+    text: str, count: int, reason: str, tmp_path: Path
+) -> None:
+    pages = counts(count, 1, is_one_scene=True)
+    path = tmp_path / "1.tif"
+    description = text.encode()
+    tifffile.imwrite(path, pages, photometric="minisblack", description=description, metadata=None)
+    if reason:
+        with pytest.raises(TrainingError, match=reason):
+            load_bursts(path, Reading(smallest_px=16))
+    else:
+        scenes = load_bursts(path, Reading(smallest_px=16))
+        assert {len(scene) for scene in (*scenes.training, *scenes.validation)} == {4}
 
 
 @pytest.mark.parametrize(
