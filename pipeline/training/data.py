@@ -31,6 +31,7 @@ from .scene_pairs import ScenePairs
 from .scenes import (
     Reading,
     Scenes,
+    files_below,
     load_bursts,
     load_paired_folders,
     load_single_images,
@@ -42,7 +43,7 @@ GRAPHICS_PX = 256
 MEASURED_SCENES = 32
 CLEAN_SHARE = 0.13  # of the photographs that an estimator is trained on: texture is no noise
 VALIDATION_SEED = 1_000_003  # the same held-out tiles for every training seed
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm"}
 
 
 @dataclass(frozen=True)
@@ -203,11 +204,7 @@ def split_photographs(folder: Path, smallest_px: int, validation_share: float) -
     training: list[Path] = []
     validation: list[Path] = []
     too_small = 0
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        if not path.is_file():  # a folder may be called IMG_0001.JPG
-            continue
+    for path in files_below(folder, SUFFIXES):
         if _short_side(path) < smallest_px:
             too_small += 1
             continue

@@ -8,9 +8,10 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,9 @@ Axes = list[tuple[str, int]]  # letters of `--axes`, or none, and their numbers,
 _COUNTS = {"T": "frames", "Z": "slices", "C": "channels", "S": "scenes"}
 _UNNAMED = "?"
 _DESCRIPTION = 270  # TIFF tag
+_USUAL = (".tif", ".png", ".jpg", ".webp")
+_OF_SYSTEMS = {"__MACOSX", "@eaDir"}  # folders of copies and thumbnails
+_RUN_FILES, _PICTURES_OF_RUNS = {"config.json", "metrics.jsonl"}, {"samples.png", "curves.png"}
 _EVEN_GAIN = 1.05  # below, a difference in brightness is one of black
 _MOST_DRAWS = 32  # of validation tiles, until they show noise
 
@@ -294,10 +298,35 @@ def _images_below(path: Path) -> Iterator[tuple[str, Path]]:
         return
     if not path.is_dir():
         raise OptionError(f"{path}: not a folder of noisy images")
-    for file in sorted(path.rglob("*")):
-        is_image = file.suffix.lower() in READABLE_SUFFIXES and not file.name.startswith(".")
-        if is_image and file.is_file():  # a folder may be called IMG_0001.JPG
-            yield file.relative_to(path).as_posix(), file
+    for file in files_below(path, READABLE_SUFFIXES):
+        yield file.relative_to(path).as_posix(), file
+
+
+def files_below(folder: Path, suffixes: Set[str]) -> list[Path]:
+    """Return the images in a folder, at any depth, in order.
+
+    Left out are hidden files and folders, those that systems keep, and pictures of earlier runs.
+
+    Args:
+        folder: to look in.
+        suffixes: of images, in lower case, with their dots.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    found = []
+    for name, folders, files in os.walk(folder):
+        folders[:] = [inner for inner in folders if inner[0] != "." and inner not in _OF_SYSTEMS]
+        ours = _PICTURES_OF_RUNS if set(files) >= _RUN_FILES else ()
+        for file in files:
+            path = Path(name, file)
+            if path.suffix.lower() in suffixes and file[0] != "." and file not in ours:
+                found += [path] * path.is_file()
+    if not found:
+        readable = ", ".join(kind for kind in _USUAL if kind in suffixes)
+        arrays = "; save NumPy's arrays as TIFF" if any(folder.rglob("*.np[yz]")) else ""
+        raise TrainingError(f"{folder}: holds no images ({readable} …){arrays}")
+    return sorted(found)
 
 
 def _decoded(files: Sequence[Path], reading: Reading) -> dict[Path, tuple[DecodedImage, ...]]:

@@ -1,6 +1,8 @@
 """Training on real noise: paired folders, bursts, single noisy images."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from denoise_batch.files.pixels import to_pil
 from denoise_batch.files.ranges import BITS_8, UNIT, ValueRange
 from denoise_batch.kernels import OptionError, TrainingError
 from denoise_batch.models import load_weights
+from denoise_batch.training.data import split_photographs
 from denoise_batch.training.options import TrainOptions
 from denoise_batch.training.pairs import Generators
 from denoise_batch.training.scene_pairs import (
@@ -98,6 +101,45 @@ def test_a_folder_with_the_name_of_a_picture_is_none(shots: Path, bursts: Path) 
     (bursts / "scene 1").rename(bursts / "IMG_0001.JPG")
     scenes = load_bursts(bursts, Reading())
     assert len(scenes.training) + len(scenes.validation) == 3
+
+
+@pytest.mark.parametrize("kind", ["scenes", "photographs"])
+def test_hidden_folders_and_earlier_runs_are_no_data(
+    kind: str, photographs: Path, tmp_path: Path
+) -> None:
+    def found() -> list[Any]:
+        if kind == "photographs":
+            split = split_photographs(photographs, 32, 0.3)
+            return [*split.training, *split.validation]
+        scenes = load_single_images(photographs, Reading())
+        return [*scenes.training, *scenes.validation]
+
+    assert len(found()) == 10
+    source = next(path for path in photographs.rglob("*") if path.is_file())
+    for name in (".git/a.png", ".b/c/a.png", "._x/a.png", "__MACOSX/d/a.png", "@eaDir/a.png"):
+        (photographs / name).parent.mkdir(parents=True)
+        shutil.copy(source, photographs / name)
+    run = photographs / "run"
+    run.mkdir()
+    for name in ("samples.png", "curves.png", "mine.png"):
+        shutil.copy(source, run / name)
+    assert len(found()) == 13, "by their names alone these are pictures"
+    for name in ("config.json", "metrics.jsonl"):
+        (run / name).touch()
+    assert len(found()) == 11
+    shutil.copytree(photographs, tmp_path / ".hidden")
+    assert len(load_single_images(tmp_path / ".hidden", Reading()).training) == 9
+
+
+@pytest.mark.parametrize("load", [load_single_images, load_bursts, load_paired_folders])
+def test_a_folder_without_images_is_said_to_have_none(load: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    folders = [tmp_path / "data", tmp_path] if load is load_paired_folders else [tmp_path / "data"]
+    with pytest.raises(TrainingError, match=r"holds no images \(\.tif, \.png, .* …\)$"):
+        load(*folders, Reading())
+    (tmp_path / "data" / "1.npy").touch()
+    with pytest.raises(TrainingError, match="save NumPy's arrays as TIFF"):
+        load(*folders, Reading())
 
 
 def test_a_batch_is_two_different_shots_of_one_scene(bursts: Path) -> None:
