@@ -143,7 +143,10 @@ def load_bursts(folder: Path, reading: Reading) -> Scenes:
                 stack = {path: rest.pop(path)}
                 named[f"{name}/{path.name}"] = _read(stack, reading, "TYX")
         if len(rest) == 1:
-            raise TrainingError(f"{folder / name}: a burst needs at least two shots; found one")
+            raise TrainingError(
+                f"{next(iter(rest))}: found one shot, but a burst needs at least two: put more of "
+                "the same scene beside it, or learn from single shots with --self auto"
+            )
         if rest:
             named[name] = _read(rest, reading, "SYX")
     return _split(named, reading, folder)
@@ -367,7 +370,7 @@ def _read(
         pages = _in_one_range(pages, reading.value_range)
     first = next(iter(files))
     groups = [
-        _grouped(of_file, _axes(path, of_file, reading.axes, usual))
+        _grouped(_axes(path, of_file, reading.axes, usual))
         for path, of_file in zip(files, pages, strict=True)
     ]
     for path, of_file in zip(files, groups, strict=True):
@@ -377,15 +380,32 @@ def _read(
                 "the same scenes must have as many pages"
             )
     scenes = []
-    for number in range(len(groups[0])):
-        shots: list[DecodedImage] = []
-        for path, of_file in zip(files, groups, strict=True):
-            shots += of_file[number]
-            if any(page.size != shots[0].size for page in shots):
-                raise TrainingError(f"{path}: differs in size from {first}")
-        ranges = tuple(page.value_range for page in shots)
-        scenes.append(_Found(_scene(shots), ranges, own))
+    for of_scene in zip(*groups, strict=True):  # the numbers of its pages, for each file
+        shots = {
+            (path, number): of_file[number]
+            for path, of_file, numbers in zip(files, pages, of_scene, strict=True)
+            for number in numbers
+        }
+        _check_sizes(shots)
+        ranges = tuple(page.value_range for page in shots.values())
+        scenes.append(_Found(_scene(list(shots.values())), ranges, own))
     return scenes
+
+
+def _check_sizes(shots: Mapping[tuple[Path, int], DecodedImage]) -> None:
+    """Refuse shots (by file and page) of other sizes than the first one."""
+
+    def said(path: Path, number: int) -> str:
+        height, width = shots[path, number].size
+        return f"{path}, page {number + 1}: {width}×{height} px"
+
+    first = next(iter(shots))
+    for place, page in shots.items():
+        if page.size != shots[first].size:
+            raise TrainingError(
+                f"{said(*place)}, but {said(*first)}; shots of a scene have one size: crop it, or "
+                "store it elsewhere"
+            )
 
 
 def _in_one_range(
@@ -406,13 +426,13 @@ def _in_one_range(
     return [tuple(next(rest) for _ in of_file) for of_file in pages]
 
 
-def _grouped(pages: Sequence[DecodedImage], axes: Axes) -> list[list[DecodedImage]]:
-    """Group the pages of a file by scene: those that differ along T alone belong together."""
-    groups: dict[tuple[int, ...], list[DecodedImage]] = {}
+def _grouped(axes: Axes) -> list[list[int]]:
+    """Group the numbers of pages by scene: pages that differ along T alone belong together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
     places = itertools.product(*(range(size) for _, size in axes))
-    for page, place in zip(pages, places, strict=True):
+    for number, place in enumerate(places):
         scene = tuple(at for at, (letter, _) in zip(place, axes, strict=True) if letter != "T")
-        groups.setdefault(scene, []).append(page)
+        groups.setdefault(scene, []).append(number)
     return [groups[scene] for scene in sorted(groups)]
 
 
@@ -635,13 +655,14 @@ def _split(named: Mapping[str, Sequence[_Found]], reading: Reading, folder: Path
     Of a single file the last scenes are held out, of a single scene the end of its longer side.
     """
     smallest = reading.smallest_px
+    root = folder.parent if folder.is_file() else folder
     large: dict[str, list[Scene]] = {}
     shifted: list[tuple[str, tuple[Shift, ...]]] = []
     differing: list[tuple[str, tuple[tuple[int, Brightness], ...]]] = []
     too_small = count = 0
     for name, scenes in named.items():
         for number, found in enumerate(scenes):
-            place = f"{folder / name}" + (f", scene {number + 1}" if len(scenes) > 1 else "")
+            place = f"{root / name}" + (f", scene {number + 1}" if len(scenes) > 1 else "")
             _refuse_twice(found.scene, place)
             scene, shifts = _aligned(found.scene, place)
             if shifts:

@@ -323,6 +323,21 @@ def test_bursts_that_lie_apart_are_cropped_to_what_they_share(
     assert max((one - two).std(), (one - three).std()) < 1.2 * noise
 
 
+def test_faults_of_a_single_file_name_it_and_its_page(tmp_path: Path) -> None:
+    path = tmp_path / "1.tif"
+    with tifffile.TiffWriter(path) as file:
+        for size in (64, 64, 48):
+            file.write(counts(1, 1, size)[0], photometric="minisblack", metadata=None)
+    with pytest.raises(TrainingError) as caught:
+        load_bursts(path, Reading(smallest_px=16))
+    start = f"{path}, page 3: 48×48 px, but {path}, page 1: 64×64 px; "
+    assert str(caught.value).startswith(start)
+    tifffile.imwrite(path, counts(1, 1).repeat(2, 0), photometric="minisblack")
+    with pytest.raises(TrainingError) as caught:
+        load_bursts(path, Reading(smallest_px=16))
+    assert str(caught.value).startswith(f"{path}: shots 1 and 2 are the same")
+
+
 def test_what_moves_is_refused_by_its_measure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
