@@ -437,6 +437,9 @@ def test_a_u_net_learns_own_shots_with_muon(
     short = ["--tiles", "2", "--validation-tiles", "1", "--steps", "1", "--batch-size", "2"]
     second = tmp_path / "second"
     shutil.copytree(photographs, second)
+    for path in filter(Path.is_file, second.rglob("*")):
+        with Image.open(path) as image:
+            image.point(lambda value: value ^ 1).save(path)  # no copies, which are refused
     command = [str(photographs), "--pairs", str(second), *short, "--device", "cpu"]
     assert main([*command, *chosen, "-o", str(tmp_path / "run")]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
