@@ -36,8 +36,8 @@ from .scenes import (
     load_paired_folders,
     load_single_images,
     scene_validation,
-    tensor_pairs,
 )
+from .two_tensors import tensor_pairs
 
 GRAPHICS_PX = 256
 MEASURED_SCENES = 32

@@ -10,9 +10,9 @@ from denoise_batch.kernels import OptionError
 
 from ..models import ARCHITECTURES
 from ..options import check_range
+from .axes import parse_axes
 from .noise import NoiseModel, parse_noise
 from .scene_pairs import METHODS
-from .scenes import parse_axes
 
 LOSSES = ("mse", "log")
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")

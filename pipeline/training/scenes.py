@@ -1,18 +1,13 @@
-"""Real noise: pairs, bursts, single noisy images, stacks, and the course's two-tensor files.
+"""Real noise: pairs, bursts, single noisy images and stacks.
 
 With two or more aligned shots of a scene, Noise2Noise takes one as input and another as target;
 with one, a scene is learnt from itself.
 """
 
 import hashlib
-import itertools
-import json
-import math
 import os
-import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +15,6 @@ import torch
 from torch import Tensor
 
 from denoise_batch.kernels import OptionError, TrainingError
-from denoise_batch.kernels.errors import first_line
 
 from ..files.images import READABLE_SUFFIXES, read_pages
 from ..files.pixels import DecodedImage, prepare
@@ -28,39 +22,16 @@ from ..files.ranges import UNIT, ValueRange
 from ..files.scratch import memory
 from ..streaming.references import find_reference
 from .alignment import Shift, common_area, find_shift
+from .axes import axes_of_pages, parse_axes, scenes_of_pages
 from .brightness import Brightness, find_brightness
-from .pairs import Batch, Generators, StoredPairs, Validation, level_of_two, to_float
+from .pairs import Batch, Generators, Validation
 from .scene_pairs import Scene, ScenePairs
 
-_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_INTEGERS = {torch.uint8, torch.int16, torch.int32, torch.int64}
-Axes = list[tuple[str, int]]  # letters of `--axes`, or none, and their numbers, the slowest first
-# Letters of `--axes` → what ImageJ's description calls their number.
-_COUNTS = {"T": "frames", "Z": "slices", "C": "channels", "S": "scenes"}
-_UNNAMED = "?"
-_DESCRIPTION = 270  # TIFF tag
 _USUAL = (".tif", ".png", ".jpg", ".webp")
 _OF_SYSTEMS = {"__MACOSX", "@eaDir"}  # folders of copies and thumbnails
 _RUN_FILES, _PICTURES_OF_RUNS = {"config.json", "metrics.jsonl"}, {"samples.png", "curves.png"}
 _EVEN_GAIN = 1.05  # below, a difference in brightness is one of black
 _MOST_DRAWS = 32  # of validation tiles, until they show noise
-
-
-def parse_axes(text: str) -> str:
-    """Return the letters of `--axes` that pages run along, the slowest first.
-
-    Raises:
-        OptionError: another spelling.
-    """
-    letters = text.upper()
-    along = letters.removesuffix("YX")
-    is_known = set(along) <= _COUNTS.keys() and len(set(along)) == len(along)
-    if not (along and is_known and along != letters):
-        raise OptionError(
-            f"--axes {text!r}: letters of what the pages of a file are, then YX, such as TYX "
-            "(shots of one scene), SYX or ZYX (scenes of their own) or TZYX"
-        )
-    return along
 
 
 @dataclass(frozen=True)
@@ -209,91 +180,6 @@ def _is_without_noise(tiles: Batch) -> Tensor:
     return ~differs.flatten(1).any(1)
 
 
-def tensor_pairs(
-    path: Path, validation_path: Path | None, share: float, device: torch.device
-) -> tuple[StoredPairs, Validation]:
-    """Load a two-tensor file; validate on another such file (noisy, clean) or on its last rows.
-
-    Raises:
-        TrainingError: as for `load_two_tensors`, or nothing would be left to train on.
-    """
-    first, second = load_two_tensors(path)
-    if validation_path is not None:
-        noisy, clean = load_two_tensors(validation_path)
-    else:
-        held_out = max(1, round(share * len(first)))
-        if held_out >= len(first):
-            raise TrainingError(f"{path}: {len(first)} pairs are too few to hold some out")
-        noisy, clean = first[-held_out:], second[-held_out:]
-        first, second = first[:-held_out], second[:-held_out]
-    versions = torch.stack([first, second], 1).to(device)
-    inputs, references = to_float(noisy.to(device)), to_float(clean.to(device))
-    # The reference is clean in a file of its own; otherwise it is as noisy as the input.
-    level = level_of_two(inputs, references) * (1 if validation_path is None else 2**0.5)
-    return StoredPairs(versions), Validation(inputs, references, level)
-
-
-def load_two_tensors(path: Path) -> tuple[Tensor, Tensor]:
-    """Load the course's file of two noisy versions, two tensors (N, 3, H, W), as uint8.
-
-    Tensors may hold integers in [0, 255], or floats in [0, 1] or [0, 255]; noise may exceed the
-    range. The file is read with torch's `weights_only`, so it cannot run code.
-
-    Raises:
-        TrainingError: the file cannot be read or holds something else.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on foreign bytes torch raises almost any exception
-        reason = f"{path}: not a file of two tensors ({first_line(error)})"
-        raise TrainingError(reason) from error
-    if isinstance(content, Mapping):
-        content = tuple(content.values())
-    is_pair = isinstance(content, Sequence) and len(content) == 2
-    if not is_pair or not all(isinstance(part, Tensor) and part.ndim == 4 for part in content):
-        raise TrainingError(f"{path}: expected two tensors (N, 3, H, W)")
-    first, second = content
-    if first.shape != second.shape or first.shape[1] != 3 or 0 in first.shape:
-        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
-        raise TrainingError(
-            f"{path}: expected two tensors (N, 3, H, W) of the same shape, found {shapes}"
-        )
-    return _to_uint8(path, first, second)
-
-
-def _to_uint8(path: Path, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Convert both with the same scale.
-
-    The mean tells [0, 1] from [0, 255]: unclipped noise moves the maximum far and the mean hardly.
-    """
-    parts = (first, second)
-    means = [_mean(path, part) for part in parts]
-    float_means = [mean for mean, part in zip(means, parts, strict=True) if part.dtype in _FLOATS]
-    is_unit = bool(float_means) and sum(float_means) / len(float_means) <= 1.5
-    one, other = (_levels(part, 255 if is_unit else 1) for part in parts)
-    return one, other
-
-
-def _mean(path: Path, part: Tensor) -> float:
-    if part.dtype not in _FLOATS | _INTEGERS or part.layout != torch.strided:
-        dtype = str(part.dtype).removeprefix("torch.")
-        raise TrainingError(f"{path}: tensors of {dtype} are not supported; save them as uint8")
-    mean = 0.0 if part.dtype == torch.uint8 else part.float().mean().item()
-    if not 0 <= mean <= 255:  # also refuses NaN
-        raise TrainingError(
-            f"{path}: values of mean {mean:g} are neither in [0, 1] nor in [0, 255]; rescale them "
-            "and replace values that are not finite"
-        )
-    return mean
-
-
-def _levels(part: Tensor, scale: int) -> Tensor:
-    if part.dtype == torch.uint8:
-        return part
-    values = part.float() * (scale if part.dtype in _FLOATS else 1)
-    return values.round().clamp(0, 255).to(torch.uint8)
-
-
 def _images_below(path: Path) -> Iterator[tuple[str, Path]]:
     """Yield the names and paths of the images in a folder, or of the file itself."""
     if path.is_file():
@@ -370,7 +256,7 @@ def _read(
         pages = _in_one_range(pages, reading.value_range)
     first = next(iter(files))
     groups = [
-        _grouped(_axes(path, of_file, reading.axes, usual))
+        scenes_of_pages(axes_of_pages(path, of_file, reading.axes, usual))
         for path, of_file in zip(files, pages, strict=True)
     ]
     for path, of_file in zip(files, groups, strict=True):
@@ -424,112 +310,6 @@ def _in_one_range(
             stored[number] = page
     rest = iter(stored)
     return [tuple(next(rest) for _ in of_file) for of_file in pages]
-
-
-def _grouped(axes: Axes) -> list[list[int]]:
-    """Group the numbers of pages by scene: pages that differ along T alone belong together."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    places = itertools.product(*(range(size) for _, size in axes))
-    for number, place in enumerate(places):
-        scene = tuple(at for at, (letter, _) in zip(place, axes, strict=True) if letter != "T")
-        groups.setdefault(scene, []).append(number)
-    return [groups[scene] for scene in sorted(groups)]
-
-
-def _axes(path: Path, pages: Sequence[DecodedImage], asked: str | None, usual: str) -> Axes:
-    """Return what the pages of a file run along: as asked for, else as it says, else as usual.
-
-    A single axis may be asked to be another than the file says; more must be the same.
-
-    Raises:
-        TrainingError: the file does not tell its pages apart, or contradicts what is asked for.
-    """
-    letters = parse_axes(asked or usual)
-    if "T" not in letters or len(pages) == 1:  # every page is a scene, in whatever order
-        return [("S", len(pages))]
-    said = _said(path, pages)
-    if letters == "T" and (not said or (asked and len(said) == 1)):
-        return [("T", len(pages))]
-    if not said:
-        missing = " and ".join(_COUNTS[letter] for letter in letters)
-        raise TrainingError(
-            f"{path}: its {len(pages)} pages cannot be told apart by --axes {letters}YX: it does "
-            f"not say how many {missing} it has (ImageJ's frames=, slices= and channels=); save it "
-            "as a hyperstack, or split it into files of one axis"
-        )
-    names = "".join(letter for letter, _ in said)
-    if asked is None:
-        if "T" in names and _UNNAMED not in names:
-            return said
-        remedy = "give --axes TYX" if len(said) == 1 else "write them as frames"
-        raise TrainingError(
-            f"{path}: says that its pages are {_spelled(said)}, not shots of one scene (frames); "
-            f"if they are, {remedy}, else learn from single pages with --self"
-        )
-    if len(names) == len(letters):  # what has no name is what it is asked to be
-        names = "".join(a if a != _UNNAMED else b for a, b in zip(names, letters, strict=True))
-    if "T" not in names or names != "".join(letter for letter in letters if letter in names):
-        raise TrainingError(
-            f"{path}: says that its pages are {_spelled(said)}, the slowest first, which --axes "
-            f"{asked} contradicts; leave --axes out, or correct what the file says"
-        )
-    return [(letter, size) for letter, (_, size) in zip(names, said, strict=True)]
-
-
-def _said(path: Path, pages: Sequence[DecodedImage]) -> Axes:
-    """Return what the description of a file says that its pages run along; [] if nothing.
-
-    ImageJ's order is TZC; OME says its own, the fastest first; tifffile's is that of an array.
-
-    Raises:
-        TrainingError: it says that there are more or fewer pages.
-    """
-    text = next((tag.data for tag in pages[0].metadata.tags if tag.code == _DESCRIPTION), b"")
-    said, count = text.rstrip(b"\0").decode("utf-8", "replace"), len(pages)
-    found: Axes = []
-    if said.startswith("ImageJ="):
-        sizes = dict(re.findall(r"^(\w+)=(\w+)\s*$", said, re.MULTILINE))
-        found = [(letter, _number(sizes.get(_COUNTS[letter]))) for letter in "TZC"]
-        if sizes.get("hyperstack") != "true" and [one for one, size in found if size > 1] == ["Z"]:
-            found = []  # any stack is one of slices to ImageJ
-    elif order := re.search(r'\bDimensionOrder="XY([ZCT]{3})"', said):
-        images = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", said)
-        sizes = dict(re.findall(r'\bSize([TZC])="(\d+)"', images[0] if images else ""))
-        found = [("S", len(images)), *((one, _number(sizes.get(one))) for one in order[1][::-1])]
-    else:
-        with suppress(ValueError, KeyError, TypeError):
-            shaped = json.loads(said)
-            shape = [int(size) for size in shaped["shape"]]
-            letters = shaped.get("axes") or _UNNAMED * len(shape)
-            found = [
-                (letter if letter in _COUNTS else _UNNAMED, size)
-                for letter, size in zip(letters, shape, strict=True)
-            ]
-            sizes_of = [math.prod(shape[:end]) for end in range(len(shape))]
-            found = found[: sizes_of.index(count) if count in sizes_of else -2]
-    found = [(letter, size) for letter, size in found if size > 1]
-    # The samples of a pixel may be its channels; other files may hold the other scenes.
-    apart = ([axis for axis in found if axis[0] not in without] for without in ("", "C", "S", "CS"))
-    found = next((axes for axes in apart if _pages(axes) == count), found)
-    if len(found) == 1 and (found[0][0] == _UNNAMED or _pages(found) != count):
-        return []
-    if found and _pages(found) != count:
-        raise TrainingError(
-            f"{path}: says that its pages are {_spelled(found)}, but has {count}; save it anew"
-        )
-    return found
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isdecimal() else 1
-
-
-def _pages(axes: Axes) -> int:
-    return math.prod(size for _, size in axes)
-
-
-def _spelled(axes: Axes) -> str:
-    return " × ".join(f"{size} {_COUNTS.get(letter, '')}".strip() for letter, size in axes)
 
 
 def _scene(shots: Sequence[DecodedImage]) -> Scene:

@@ -259,6 +259,8 @@ def test_what_files_say_must_fit_their_pages(
     if reason:
         with pytest.raises(TrainingError, match=reason):
             load_bursts(path, Reading(smallest_px=16))
+        scenes = load_bursts(path, Reading(smallest_px=16, axes="TYX"))
+        assert {len(scene) for scene in (*scenes.training, *scenes.validation)} == {count}
     else:
         scenes = load_bursts(path, Reading(smallest_px=16))
         assert {len(scene) for scene in (*scenes.training, *scenes.validation)} == {4}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from denoise_batch.kernels import TrainingError
-from denoise_batch.training.scenes import load_two_tensors
+from denoise_batch.training.two_tensors import load_two_tensors
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
