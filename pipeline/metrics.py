@@ -48,7 +48,7 @@ def psnrs_of_tiles(images: Tensor, references: Tensor, at_once: int) -> tuple[fl
     total, known = torch.cat(sums), torch.cat(counts)
     own = (total / known)[known > 0].clamp_min(1e-10)
     whole = total.sum().item() / max(int(known.sum()), 1)
-    return psnr_of_mse(whole), (-10 * own.log10()).mean().item()
+    return psnr_of_mse(max(whole, 1e-10)), (-10 * own.log10()).mean().item()
 
 
 def ssim(image: Tensor, reference: Tensor) -> float:

@@ -340,7 +340,8 @@ def train(
     output) and, with the extra "plots", curves.png.
 
     A run validates after ten seconds of training, then at every 2 % of its
-    length or as often as takes a tenth of its time, and at its end.
+    length or as often as takes a tenth of its time, and at its end. It validates
+    the weights of --init first, and keeps them as best until others are better.
 
     On several GPUs or machines, start the same options with torchrun:
     [cyan]torchrun --nproc-per-node 4 -m denoise_batch.training DATA …[/]
@@ -365,15 +366,38 @@ def train(
             outcome = _run(options, group, _command(context))
         if not group.is_first:
             return
-        best = outcome.best
+        best, start = outcome.best, outcome.start
         if not (output / "curves.png").exists():
             typer.echo("curves.png needs matplotlib: pip install 'denoise-batch[plots]'", err=True)
         typer.echo(
             f"best: step {best.step} (epoch {best.epoch:.2f}), {outcome.noisy_psnr:.2f} → "
             f"{best.validation_psnr:.2f} dB over all validation tiles "
             f"({outcome.noisy_psnr_mean:.2f} → {best.validation_psnr_mean:.2f} dB averaged per "
-            "tile): " + printable(str(outcome.weights))
+            f"tile){_over_start(outcome)}: {printable(str(outcome.weights))}"
         )
+        if best == start:
+            _warn(
+                f"training improved nothing: best.safetensors holds the weights of --init {init} "
+                "as they were; train longer, on more data or with a smaller --lr"
+            )
+        if outcome.gain < 0:
+            _warn(
+                f"the best weights make noisy tiles worse, by {-outcome.gain:.2f} dB: do not use "
+                "them; train longer, or start from good weights with --init"
+            )
+
+
+def _over_start(outcome: "Outcome") -> str:
+    """Say what training gained over the weights of --init."""
+    if outcome.start is None:
+        return ""
+    gain = outcome.best.validation_psnr - outcome.start.validation_psnr
+    gain_mean = outcome.best.validation_psnr_mean - outcome.start.validation_psnr_mean
+    return f", {gain:+.2f} ({gain_mean:+.2f}) dB over the start"
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"warning: {printable(text)}", err=True)
 
 
 def _command(context: typer.Context) -> str:

@@ -64,7 +64,7 @@ class TrainingBar(Receiver[TrainStart, ValidationResult]):
         length = f"{start.steps} steps" if start.steps else f"{options.minutes:g} minutes"
         self._print(f"{length}, {options.batch_size} tiles a step, {start.tiles} an epoch")
         self._noisy_psnr = start.noisy_psnr
-        if start.step:
+        if start.step or start.best:
             best = start.best
             so_far = "no validation yet"
             if best is not None:
@@ -92,12 +92,15 @@ class TrainingBar(Receiver[TrainStart, ValidationResult]):
     def on_result(self, result: ValidationResult) -> None:
         """Print a validation, and how the tiles look after the first and the last one."""
         gain = result.validation_psnr - self._noisy_psnr
-        self._print(
-            f"step {result.step} (epoch {result.epoch:.2f}): training loss "
-            f"{result.training_loss:.6f}, validation {result.validation_psnr:.3f} dB ({gain:+.2f}),"
-            f" lr {result.lr:.3g}, {result.images_per_s:.0f} images/s"
-            f"{', best so far' if result.is_best else ''}"
-        )
+        score = f"validation {result.validation_psnr:.3f} dB ({gain:+.2f})"
+        if result.training_loss is None:
+            self._print(f"step 0, --init {self._options.init} as it is: {score}")
+        else:
+            self._print(
+                f"step {result.step} (epoch {result.epoch:.2f}): training loss "
+                f"{result.training_loss:.6f}, {score}, lr {result.lr:.3g}, "
+                f"{result.images_per_s:.0f} images/s{', best so far' if result.is_best else ''}"
+            )
         if result.number == 1 or self._is_last:
             self._show_samples(RunFolder(self._options.output).samples)
         self._since = time.monotonic(), self._done

@@ -72,6 +72,7 @@ def model_card(
         "",
         "## Limits",
         "",
+        *(f"- {limit}" for limit in _failures(options, training, rows)),
         *(f"- {limit}" for limit in _limits(options, network, counts)),
     ]
     return "\n".join(lines) + "\n"
@@ -117,8 +118,25 @@ def _scores(rows: Sequence[Mapping[str, Any]], noisy_psnr: float) -> Iterator[st
         if row["number"] == best:
             score = f"**{score}**"
         epoch = row.get("epoch", row["number"])  # lines of earlier releases
-        loss = f"{row['training_loss']:.6f}"
+        loss = f"{row['training_loss']:.6f}" if row["step"] else "–"
         yield f"| {row['step']} | {epoch:.2f} | {loss} | {score} | {psnr - noisy_psnr:+.2f} |"
+
+
+def _failures(
+    options: TrainOptions, training: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """Yield what training did not reach so far."""
+    best = next((row for row in reversed(rows) if row["is_best"]), None)
+    if best is None:
+        return
+    if best["step"] == 0:
+        yield (
+            "Training improved nothing: `best.safetensors` holds the weights of "
+            f"`--init {options.init}` as they were."
+        )
+    name = "psnr_mean" if options.ranks_by_mean else "psnr"
+    if best[f"validation_{name}"] < training[f"noisy_{name}"]:
+        yield "They make noisy tiles worse, not better: do not use them."
 
 
 def _limits(options: TrainOptions, network: Network, counts: Counts) -> Iterator[str]:

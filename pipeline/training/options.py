@@ -240,6 +240,11 @@ class TrainOptions:
                 raise OptionError(f"--{flag}: has no effect: {reasons[name]}; leave it out")
 
     @property
+    def ranks_by_mean(self) -> bool:
+        """Whether the tiles' mean PSNR ranks validations: it weighs weak noise like strong."""
+        return self.estimator or self.loss == "log"
+
+    @property
     def noise_model(self) -> NoiseModel:
         """The parsed noise model."""
         return parse_noise(self.noise)

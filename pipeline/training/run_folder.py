@@ -50,10 +50,11 @@ class ValidationResult:
         number: 1 for the first.
         step: steps of the run so far.
         epoch: the same in epochs, with a fraction.
-        training_loss: mean over the batches since the last validation, against the targets.
+        training_loss: mean over the batches since the last validation, against the targets; None
+            for the weights of --init, which a run validates before its first step.
         validation_psnr: dB, of one MSE over all validation tiles (the course paper's protocol).
         validation_psnr_mean: dB, averaged over tiles.
-        lr: learning rate of the last step.
+        lr: learning rate of the last step; 0 before the first.
         seconds: training time since the last validation, without that of validation.
         images_per_s: training tiles per second of that time.
         is_best: whether validation_psnr is the highest so far.
@@ -62,7 +63,7 @@ class ValidationResult:
     number: int
     step: int
     epoch: float
-    training_loss: float
+    training_loss: float | None
     validation_psnr: float
     validation_psnr_mean: float
     lr: float
@@ -85,6 +86,7 @@ class TrainingState:
         validated_step: steps done before the last of them.
         seconds: time spent in steps since then.
         total_seconds: time spent in steps before.
+        start: the validation of the weights of --init; None without them.
         best: the best validation so far.
         is_consistent: whether counts, weights and optimiser belong to the same step.
     """
@@ -98,6 +100,7 @@ class TrainingState:
     validated_step: int = 0
     seconds: float = 0.0
     total_seconds: float = 0.0
+    start: ValidationResult | None = None
     best: ValidationResult | None = None
     is_consistent: bool = True
 
@@ -116,6 +119,8 @@ class TrainingState:
             self.seconds = 0.0
             self.validated_step = self.step
             self.validations = result.number
+            if result.step == 0:
+                self.start = result
             if result.is_best:
                 self.best = result
 
@@ -229,6 +234,7 @@ class RunFolder:
             "validated_step": state.validated_step,
             "seconds": state.seconds,
             "total_seconds": state.total_seconds,
+            "start": asdict(state.start) if state.start else None,
             "best": asdict(state.best) if state.best else None,
             "lr": optimizer.lr,
             "mean": network.normalize.mean,
@@ -276,6 +282,8 @@ class RunFolder:
                 header["validated_step"],
             )
         state.seconds, state.total_seconds = header["seconds"], header["total_seconds"]
+        start = header.get("start")  # earlier releases did not validate it
+        state.start = ValidationResult(**start) if start else None
         state.best = ValidationResult(**best) if best else None
         if "mean" in header:  # checkpoints of earlier releases lack these and the learning rate
             state.network.normalize.mean = tuple(header["mean"])
@@ -378,7 +386,8 @@ def draw_curves(
     values = [row["validation_psnr"] for row in rows]
     errors = [10 ** (-value / 10) for value in values]
     style = {"marker": "o", "markersize": 3}
-    losses.plot(steps, [row["training_loss"] for row in rows], label="training", **style)
+    trained = [(row["step"], row["training_loss"]) for row in rows if row["step"]]
+    losses.plot(*zip(*trained, strict=True) if trained else ([], []), label="training", **style)
     losses.set(xlabel="step", ylabel=LOSS_NAMES[loss], title="training loss")
     if loss == "mse":
         losses.plot(steps, errors, label="validation", **style)

@@ -85,15 +85,19 @@ class Outcome:
     """The result of a run.
 
     Attributes:
-        best: the best validation.
+        start: the validation of the weights of --init; None without them.
+        best: the best validation; `start` if none was better.
         noisy_psnr: dB of the noisy validation tiles, of one MSE over all of them.
         noisy_psnr_mean: the same, averaged over tiles.
+        gain: of the best over the noisy tiles, in dB of the PSNR that ranks validations.
         weights: best.safetensors.
     """
 
+    start: ValidationResult | None
     best: ValidationResult
     noisy_psnr: float
     noisy_psnr_mean: float
+    gain: float
     weights: Path
 
 
@@ -107,7 +111,8 @@ def train(
     """Train a network and leave its best weights in the run folder.
 
     A killed run that is resumed from its last checkpoint ends with the same weights, bit for bit,
-    as an uninterrupted one.
+    as an uninterrupted one. The weights of --init are validated first, and stay the best until
+    others are better.
 
     Args:
         options: the run.
@@ -183,8 +188,10 @@ def train(
                         local = denoise_tiles(network, group.local_rows(validation.noisy), level)
                         denoised = group.all_gather(local, len(validation.noisy))
                         psnrs = psnrs_of_tiles(denoised, validation.clean, chunk)
+                        _check_finite(psnrs[0], "validation PSNR", state, options)
                         result = _result(state, schedule, training_loss, *psnrs)
-                        training = _describe(options, pairs, validation, result, noisy_psnr)
+                        noisy_psnrs = noisy_psnr, noisy_psnr_mean
+                        training = _describe(options, pairs, validation, result, noisy_psnrs)
                         if group.is_first:
                             whole = {**earlier, "estimator": training}
                             folder.save_weights(
@@ -219,7 +226,10 @@ def train(
         finally:
             curves.draw()
     assert state.best is not None  # the end of a run is validated
-    return Outcome(state.best, noisy_psnr, noisy_psnr_mean, folder.best)
+    gain = state.best.validation_psnr - noisy_psnr
+    if options.ranks_by_mean:
+        gain = state.best.validation_psnr_mean - noisy_psnr_mean
+    return Outcome(state.start, state.best, noisy_psnr, noisy_psnr_mean, gain, folder.best)
 
 
 @contextmanager
@@ -349,14 +359,16 @@ class Schedule:
         return self.tiles_until(step) / self.tiles
 
     def is_due(self, state: TrainingState) -> bool:
-        """Whether to validate now: at a mark, at the end, or for a first look."""
+        """Whether to validate now: the start, at a mark, at the end, or for a first look."""
+        if state.step == state.validations == 0:
+            return self.options.init is not None
         if state.step == state.validated_step:
             return False
         if self.is_mark(state):
             return True
         seconds = state.total_seconds + state.seconds
         return (
-            state.validations == 0
+            state.validated_step == 0
             and not self.options.deterministic
             and seconds >= FIRST_VALIDATION_S
             and self.steps(state) >= self._least_steps
@@ -489,36 +501,54 @@ def _random_symmetry(
     return noisy.rot90(quarters, (2, 3)), target.rot90(quarters, (2, 3))
 
 
-def _finish_steps(state: TrainingState, options: TrainOptions, group: ProcessGroup) -> float:
-    """Wait for the device and return the mean loss since the last validation.
+def _finish_steps(state: TrainingState, options: TrainOptions, group: ProcessGroup) -> float | None:
+    """Wait for the device and return the mean loss since the last validation; None before any step.
 
     Raises:
         TrainingError: it is not finite.
     """
+    if state.step == 0:
+        return None
     started = time.perf_counter()
     loss = state.loss_sum.item() / (state.step - state.validated_step)
-    if not math.isfinite(loss):
-        kept = f"; the best weights so far are in {options.output}" if state.best else ""
-        raise TrainingError(
-            f"the loss became {loss} by step {state.step}: use a smaller --lr (now "
-            f"{options.lr:g}) or a longer --warmup-epochs{kept}"
-        )
+    _check_finite(loss, "loss", state, options)
     state.seconds += group.broadcast_time(time.perf_counter() - started)
     return loss
 
 
+def _check_finite(value: float, name: str, state: TrainingState, options: TrainOptions) -> None:
+    """Check that training has not diverged.
+
+    Raises:
+        TrainingError: it has.
+    """
+    if math.isfinite(value):
+        return
+    if state.step == 0:
+        raise TrainingError(
+            f"--init {options.init}: the {name} of these weights is {value}; start from others"
+        )
+    kept = f"; the best weights so far are in {options.output}" if state.best else ""
+    raise TrainingError(
+        f"the {name} became {value} by step {state.step}: use a smaller --lr (now "
+        f"{options.lr:g}) or a longer --warmup-epochs{kept}"
+    )
+
+
 def _result(
-    state: TrainingState, schedule: Schedule, training_loss: float, psnr: float, psnr_mean: float
+    state: TrainingState,
+    schedule: Schedule,
+    training_loss: float | None,
+    psnr: float,
+    psnr_mean: float,
 ) -> ValidationResult:
     seconds = max(state.seconds, 1e-9)
     tiles = schedule.tiles_until(state.step) - schedule.tiles_until(state.validated_step)
     # The first look depends on the clock; of the same run's weights the same shall be the best.
     is_candidate = schedule.options.minutes is not None or schedule.is_mark(state)
-    # The mean over tiles weighs weak noise like strong, as these losses do.
-    is_mean = schedule.options.estimator or schedule.options.loss == "log"
     if state.best is None:
         is_better = True
-    elif is_mean:
+    elif schedule.options.ranks_by_mean:
         is_better = psnr_mean > state.best.validation_psnr_mean
     else:
         is_better = psnr > state.best.validation_psnr
@@ -529,7 +559,7 @@ def _result(
         training_loss=training_loss,
         validation_psnr=psnr,
         validation_psnr_mean=psnr_mean,
-        lr=state.optimizer.lr,
+        lr=state.optimizer.lr if state.step else 0.0,
         seconds=seconds,
         images_per_s=tiles / seconds,
         is_best=is_candidate and is_better,
@@ -541,7 +571,7 @@ def _describe(
     pairs: Pairs,
     validation: Validation,
     result: ValidationResult,
-    noisy_psnr: float,
+    noisy_psnrs: tuple[float, float],
 ) -> dict[str, object]:
     """Return what a weights file says about its training."""
     # Only a two-tensor file brings tiles of its own number and size.
@@ -559,7 +589,8 @@ def _describe(
         "epoch": round(result.epoch, 3),
         "validation_psnr": round(result.validation_psnr, 3),
         "validation_psnr_mean": round(result.validation_psnr_mean, 3),
-        "noisy_psnr": round(noisy_psnr, 3),
+        "noisy_psnr": round(noisy_psnrs[0], 3),
+        "noisy_psnr_mean": round(noisy_psnrs[1], 3),
         "validation_tiles": len(validation.noisy),
         "tiles": len(pairs),
         "tile_px": tile_px,

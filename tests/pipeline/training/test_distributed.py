@@ -201,5 +201,8 @@ def test_a_run_in_minutes_ends_at_the_same_step_for_all_processes(
 ) -> None:
     """The first process's clock counts; if each followed its own, one would wait forever."""
     command = [*recipe(photographs), "--minutes", "0.01", "-o", tmp_path / "run"]
+    command += ["--init", "tconv"]
     run(torchrun(2, [argument for argument in command if argument not in ("--epochs", "2")]))
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 0
     assert load_tensors(tmp_path / "run" / "checkpoint.safetensors")[1]["step"] >= 1

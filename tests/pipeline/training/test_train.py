@@ -215,6 +215,66 @@ def test_training_goes_on_from_given_weights(options: TrainOptions, tmp_path: Pa
         train(other)
 
 
+@pytest.mark.usefixtures("curves")
+def test_the_weights_that_a_run_starts_from_are_its_first_candidate(
+    options: TrainOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training that makes them worse leaves them as the best, and says so."""
+    init = find_weights("tconv")
+    command = [str(options.data), "--noise", "gaussian:25", "--init", "tconv", "-d", "cpu"]
+    short = ["--steps", "3", "--tiles", "16", "--validation-tiles", "8"]
+    worse = tmp_path / "worse"
+    assert main([*command, *short, "--lr", "50", "--clip-norm", "1", "-o", str(worse)]) == 0
+    said = capsys.readouterr()
+    first, *later = _rows(worse)
+    assert (first["number"], first["step"], first["epoch"], first["lr"]) == (1, 0, 0.0, 0.0)
+    assert first["training_loss"] is None
+    assert first["is_best"]
+    assert not any(row["is_best"] for row in later)
+    assert max(row["validation_psnr"] for row in later) < first["validation_psnr"]
+    kept, start = load_tensors(worse / "best.safetensors")[0], load_tensors(init)[0]
+    assert all(torch.equal(kept[name], start[name]) for name in start)
+    assert load_weights(worse / "best.safetensors").training["step"] == 0
+    assert re.search(r"^step 0, --init tconv as it is: validation \S+ dB \(\+", said.err, re.M)
+    assert said.out.startswith("best: step 0 ")
+    assert "tile), +0.00 (+0.00) dB over the start: " in said.out
+    assert "warning: training improved nothing: best.safetensors holds" in said.err
+    assert "worse" not in said.err
+    card = (worse / "model-card.md").read_text()
+    assert re.search(r"^\| 0 \| 0\.00 \| – \| \*\*", card, re.M)
+    assert "Training improved nothing" in card
+    assert (worse / "curves.png").exists()
+
+
+def test_a_run_says_what_it_gained_over_the_weights_that_it_started_from(
+    options: TrainOptions, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(options.data), "--noise", "gaussian:50", "--init", str(weights), "-d", "cpu"]
+    short = ["--steps", "64", "--tiles", "512", "--validation-tiles", "8"]
+    assert main([*command, *short, "-o", str(options.output)]) == 0
+    said = capsys.readouterr()
+    gain = (
+        _rows(options.output)[-1]["validation_psnr"] - _rows(options.output)[0]["validation_psnr"]
+    )
+    assert gain > 1
+    assert re.search(rf"tile\), \+{gain:.2f} \(\+\S+\) dB over the start: ", said.out)
+    assert "warning" not in said.err
+    assert "Training improved nothing" not in (options.output / "model-card.md").read_text()
+
+
+@pytest.mark.parametrize("loss", ["mse", "log"])
+def test_weights_that_make_noisy_tiles_worse_are_not_passed_off_as_good(
+    options: TrainOptions, loss: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(options.data), "--noise", "gaussian:2", "--loss", loss, "-d", "cpu"]
+    short = ["--steps", "2", "--tiles", "16", "--validation-tiles", "8"]
+    assert main([*command, *short, "-o", str(options.output)]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"warning: the best weights make noisy tiles worse, by \d+\.\d\d dB", said)
+    card = (options.output / "model-card.md").read_text()
+    assert "make noisy tiles worse" in card
+
+
 def test_progress_receives_the_start_every_step_and_validation(options: TrainOptions) -> None:
     recorder = Recorder()
     outcome = train(options, recorder)
@@ -477,6 +537,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adamw-ema": {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9},
     "muon": {"optimizer": "muon", "lr": 1e-3},
+    "init": {"init": "tconv", "lr": 0.01},
     "subpixel": {"noise": "subpixel:2", "shuffle": False},
     "real": {"noise": "real", "targets": "clean", "gray_share": 0.3, "graphics_share": 0.3,
              "framed_share": 0.3},
@@ -518,7 +579,7 @@ def test_a_run_that_is_stopped_anywhere_resumes_to_the_same_weights(
 ) -> None:
     # In the first epoch, at its end, where a validation is due, and near the end; for every other
     # recipe once, where optimiser and average hold most.
-    places = (1, 5, 6, 11) if recipe == "sgd" else (11,)
+    places = {"sgd": (1, 5, 6, 11), "init": (1, 11)}.get(recipe, (11,))
     options = replace(options, epochs=3, tiles=72, batch_size=16, **RECIPES[recipe])
     whole = train(replace(options, output=tmp_path / "whole"))
     for stop_at in places:  # of 15 steps, 5 per epoch
