@@ -1,7 +1,7 @@
 """Score weights on a folder of clean images with synthetic noise: PSNR and SSIM."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from denoise_batch.kernels import ImageError, NoImagesError, OptionError
 
 from .device import device_failures, precision_on, resolve_device, torch_dtype
-from .files.images import read_image
+from .files.images import read_pages
 from .files.scan import scan
 from .metrics import luma, mse, psnr_of_mse, ssim
 from .models import find_weights, load_weights
@@ -34,6 +34,8 @@ class EvalOptions:
         precision: "fp32", or on a GPU "bf16".
         tta: average over the eight rotated and flipped versions of every image.
         noise_level: that the network is told, as `--noise-level` of denoise-batch spells it.
+        value_range: black and white of samples above 8 bits; None: as the weights say, or as
+            denoise-batch finds them.
     """
 
     weights: str
@@ -45,6 +47,7 @@ class EvalOptions:
     precision: str = "fp32"
     tta: bool = False
     noise_level: str = "auto"
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
@@ -59,7 +62,7 @@ class Score:
     """Scores of one image with one noise model.
 
     Attributes:
-        name: path below the data folder.
+        name: path below the data folder; with the number of the page, if there are several.
         noise: the model, as spelled in `--noise`.
         mse_in: mean squared error of the noisy image.
         mse_out: mean squared error of the denoised image.
@@ -103,7 +106,8 @@ class Mean:
 def evaluate(options: EvalOptions) -> list[Score]:
     """Score every image with every noise model; outputs are compared unrounded.
 
-    Each image's noise depends only on the seed, the image's name and the noise model.
+    Each image's noise depends only on the seed, the image's name and the noise model; it is added
+    to what `denoise-batch` would show the network. Every page of a file is an image.
 
     Raises:
         NoImagesError: the folder holds no images.
@@ -114,16 +118,49 @@ def evaluate(options: EvalOptions) -> list[Score]:
     """
     scorer = Scorer(options)
     scores = []
-    for job in scan([str(options.data)], Path("unused-output")):
-        page = read_image(job.source, scorer.value_range)
-        clean = page.as_photograph() if scorer.value_range is None else page.to_unit()
+    for name, clean in pictures(options.data, scorer.value_range):
         if options.is_gray and len(clean) == 3:
             clean = torch.round(luma(clean) * 255) / 255  # 8 bits, as Pillow's mode L
         for noise in options.noises:
-            scores.append(_score(scorer, clean, job.name, noise))
-    if not scores:
-        raise NoImagesError(f"{options.data}: no images")
+            scores.append(_score(scorer, clean, name, noise))
     return scores
+
+
+def pictures(folder: Path, value_range: tuple[float, float] | None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the values (C, H, W) of every page, as `denoise-batch` sees them.
+
+    Raises:
+        NoImagesError: the folder holds no images.
+        ImageError: an image cannot be read.
+    """
+    jobs = scan([str(folder)], Path("unused-output"))
+    if not jobs:
+        raise NoImagesError(f"{folder}: no images")
+    for job in jobs:
+        pages = read_pages(job.source, value_range=value_range)
+        for number, page in enumerate(pages, 1):
+            yield job.name + (f", page {number}" if len(pages) > 1 else ""), page.to_unit()
+
+
+def common_range(weights: Sequence[str]) -> tuple[float, float] | None:
+    """Return the range of samples above 8 bits that weights to compare were trained with.
+
+    Returns:
+        That of those that have one; None if none has.
+
+    Raises:
+        OptionError: two ranges differ.
+        WeightsError: weights cannot be used.
+    """
+    ranges = {name: load_weights(find_weights(name)).value_range for name in weights}
+    found = {name: ends for name, ends in ranges.items() if ends is not None}
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{name} with {low:g}-{high:g}" for name, (low, high) in found.items())
+        raise OptionError(
+            f"WEIGHTS were trained with another --range each: {said}; they see the same picture "
+            "differently, so score each by itself"
+        )
+    return next(iter(found.values()), None)
 
 
 def means(scores: Sequence[Score]) -> list[Mean]:
@@ -150,7 +187,8 @@ class Scorer:
     """Adds noise to images and denoises them, as the options say.
 
     Attributes:
-        value_range: black and white of samples above 8 bits, by the weights; None: as found.
+        value_range: black and white of samples above 8 bits, by the options or the weights; None:
+            as found.
 
     Raises:
         OptionError: the device does not compute in the precision.
@@ -166,7 +204,7 @@ class Scorer:
         with device_failures(self._device):
             network.to(self._device)
         network.set_compute_dtype(torch_dtype(precision_on(options.precision, self._device)))
-        self.value_range = weights.value_range
+        self.value_range = options.value_range or weights.value_range
         self._network = network
         self._forward = Forward(network, tta=options.tta)
         self._levels = Levels(network, *parse_noise_level(options.noise_level))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from denoise_batch.kernels import ImageError, NoImagesError, OptionError
 
-from .evaluate import EvalOptions, Scorer
+from .evaluate import EvalOptions, Scorer, pictures
 from .files.images import read_image
 from .files.scan import scan
 from .metrics import luma, psnr_of_mse
@@ -140,7 +140,7 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
                 raise OptionError(f"--pairs {folder}: needs the folders noisy and clean in it")
     scorer = Scorer(options)
     found: dict[str, list[_PictureScore]] = {row.name: [] for row in ROWS}
-    for name, picture in _photographs(options.data, scorer.value_range):
+    for name, picture in pictures(options.data, scorer.value_range):
         for row in ROWS:
             if row.pictures == "photographs" or (row.pictures == "gray" and len(picture) == 3):
                 is_gray = row.pictures == "gray"
@@ -193,16 +193,6 @@ def misses(
             if not is_held:
                 missed[row, field] = floor
     return missed
-
-
-def _photographs(
-    folder: Path, value_range: tuple[float, float] | None
-) -> Iterator[tuple[str, Tensor]]:
-    jobs = scan([str(folder)], Path("unused-output"))
-    if not jobs:
-        raise NoImagesError(f"{folder}: no images")
-    for job in jobs:
-        yield job.name, read_image(job.source, value_range).to_unit()
 
 
 def _framed(picture: Tensor) -> Tensor:

@@ -129,9 +129,12 @@ def evaluate(
     lowest, the gain of the image that gained least, the largest deviation from the
     clean image, the mean noise level that the network was told, and its seconds.
 
-    Two weights are compared on the same noisy images: the difference of each
-    image's PSNR, their mean with a 95 % interval (bootstrap), and Wilcoxon's
-    signed-rank test.
+    Pictures above 8 bits, every page for itself, are scaled as denoise-batch does:
+    by the range that the weights were trained with, or by their file's.
+
+    Two weights are compared on the same noisy images, in the range that either was
+    trained with, if any: the difference of each image's PSNR, their mean with a
+    95 % interval (bootstrap), and Wilcoxon's signed-rank test.
 
     Noise is not clipped, unless its model does so (camera, raw, 8bit), and outputs
     are not rounded, except 8-bit pictures of --suite. Each image's noise depends
@@ -228,17 +231,24 @@ def _print_suite(scores: Sequence["RowScore"]) -> None:
 
 def _compare(first: "EvalOptions", second: "EvalOptions", as_json: bool) -> None:
     """Print each image's difference, the means and a verdict for every noise model."""
+    from dataclasses import replace
+
     from ..comparison import compare
+    from ..evaluate import common_range
     from ..evaluate import evaluate as run
 
+    ends = common_range((first.weights, second.weights))
+    first, second = (replace(one, value_range=ends) for one in (first, second))
     scores = run(first), run(second)
     comparisons = compare(*scores)
     names = (first.weights, second.weights)
     if as_json:
-        typer.echo(_comparison_json(names, scores, comparisons))
+        typer.echo(_comparison_json(names, ends, scores, comparisons))
         return
     for letter, name in zip("AB", names, strict=True):
         typer.echo(f"{letter}: {printable(name)}")
+    if ends is not None:
+        typer.echo(f"samples above 8 bits: {ends[0]:g} is black, {ends[1]:g} is white for both")
     _print_differences(scores, comparisons)
     for comparison in comparisons:
         typer.echo(f"{comparison.noise}: {comparison.verdict('A', 'B')}")
@@ -246,6 +256,7 @@ def _compare(first: "EvalOptions", second: "EvalOptions", as_json: bool) -> None
 
 def _comparison_json(
     names: tuple[str, str],
+    ends: tuple[float, float] | None,
     scores: tuple[Sequence["Score"], Sequence["Score"]],
     comparisons: Sequence["Comparison"],
 ) -> str:
@@ -267,6 +278,7 @@ def _comparison_json(
     ]
     result = {
         "weights": names,
+        "range": ends,
         "images": [_with_nulls(row) for row in images],
         "comparisons": [{**asdict(c), "verdict": c.verdict(*names)} for c in comparisons],
     }

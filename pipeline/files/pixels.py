@@ -21,9 +21,7 @@ from .metadata import PACKED_BITS, WHITE_IS_ZERO, Metadata, StorageFormat
 from .photons import find_photons
 from .ranges import (
     BITS_8,
-    BITS_16,
     NOTHING_DECLARED,
-    UNIT,
     Declared,
     ValueRange,
     as_bits,
@@ -88,20 +86,6 @@ class DecodedImage:
     def to_unit(self) -> Tensor:
         """The samples as float32 (C, H, W) in [0, 1], in a new tensor."""
         return self.value_range.to_unit(self.samples).permute(2, 0, 1)
-
-    def as_photograph(self) -> Tensor:
-        """The samples as float32 (C, H, W) in [0, 1], a picture to train on or to score by.
-
-        Its range is that of its type; floats beyond [0, 1] have their own.
-        """
-        samples = self.with_outliers(self.samples)
-        scale = BITS_16 if samples.dtype == torch.uint16 else self.value_range
-        if samples.is_floating_point():
-            low, high = samples.aminmax()
-            scale = UNIT if low >= 0 and high <= 1 else scale
-        if self.value_range.curve == SRGB:
-            scale = replace(scale, curve=SRGB)
-        return scale.to_unit(samples).permute(2, 0, 1).clamp(0, 1)
 
     def with_outliers(self, samples: Tensor) -> Tensor:
         """Samples of this page's shape, or as stored, with the outliers as stored."""

@@ -6,16 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 import torch
+from pictures import blobs
 from PIL import Image
 from scipy.stats import rankdata, wilcoxon
 from skimage.metrics import structural_similarity
 
 from denoise_batch.cli.evaluate import main
 from denoise_batch.comparison import Comparison, bootstrap_interval, signed_rank_p
+from denoise_batch.evaluate import EvalOptions, Scorer
+from denoise_batch.files.images import read_pages
 from denoise_batch.kernels import ShapeError
-from denoise_batch.metrics import ssim
+from denoise_batch.metrics import psnr, ssim
+from denoise_batch.models import Network, save_weights
 
 
 @pytest.mark.parametrize("shape", [(3, 40, 33), (1, 11, 11), (1, 64, 20)], ids=str)
@@ -184,6 +190,54 @@ def test_the_same_weights_twice_are_no_better(
 ) -> None:
     assert main(["tconv", "tconv", str(photographs), "-d", "cpu"]) == 0
     assert "A and B score the same on every image." in capsys.readouterr().out
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    """A folder with one stack of three clean pictures, of 1000 to 4000 counts."""
+    (tmp_path / "clean").mkdir()
+    pages = np.stack([blobs(64, number)[0].numpy() for number in range(3)])
+    pages = (1000 + 3000 * (pages - pages.min()) / np.ptp(pages)).round().astype(np.uint16)
+    tifffile.imwrite(tmp_path / "clean" / "a.tif", pages, photometric="minisblack")
+    return tmp_path / "clean"
+
+
+def with_range(path: Path, low: float, high: float) -> Path:
+    network = Network("tconv", generator=torch.Generator().manual_seed(0))
+    save_weights(path, network, {"range": [low, high]})
+    return path
+
+
+def test_deep_pictures_are_scored_in_the_range_that_denoise_batch_finds(
+    weights: Path, stack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every page is a picture; σ 25 is 25/255 of its file's range, not of 65535 counts."""
+    found = scores(capsys, weights, stack, "--noise", "gaussian:25")["images"]
+    assert [row["image"] for row in found] == [f"a.tif, page {number}" for number in (1, 2, 3)]
+    scorer = Scorer(EvalOptions(str(weights), stack, (), device="cpu"))
+    for row, page in zip(found, read_pages(stack / "a.tif"), strict=True):
+        noisy, clean = scorer.add_noise("gaussian:25", row["image"], page.to_unit())
+        assert clean.amax() - clean.amin() > 0.8
+        denoised, _ = scorer.denoise(noisy)
+        assert row["psnr_in"] == pytest.approx(psnr(noisy, clean))
+        assert row["psnr_out"] == pytest.approx(psnr(denoised, clean))
+
+
+def test_weights_with_a_range_and_without_see_the_same_pictures(
+    weights: Path, stack: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranged = with_range(tmp_path / "ranged.safetensors", 500, 5500)
+    result = scores(capsys, weights, ranged, stack)
+    assert result["range"] == [500, 5500]
+    assert [row["difference"] for row in result["images"]] == [0, 0, 0]
+    alone = scores(capsys, ranged, stack)["images"]
+    assert [row["psnr_second"] for row in result["images"]] == [row["psnr_out"] for row in alone]
+    assert scores(capsys, weights, weights, stack)["range"] is None
+    assert main([str(weights), str(ranged), str(stack), "-d", "cpu"]) == 0
+    assert "500 is black, 5500 is white for both" in capsys.readouterr().out
+    other = with_range(tmp_path / "other.safetensors", 0, 4095)
+    assert main([str(other), str(ranged), str(stack), "-d", "cpu"]) == 2
+    assert "other.safetensors with 0-4095, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", [1, 5, 12, 25, 150, 400])
