@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,6 +67,13 @@ Version = Annotated[
         "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
     ),
 ]
+
+
+def named_path(text: str) -> Path:
+    """Parse a path; an empty one, which `Path` takes for the current folder, is refused."""
+    if text == "":
+        raise typer.BadParameter("is empty; name a folder or a file")
+    return Path(text)
 
 
 @contextmanager

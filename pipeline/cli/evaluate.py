@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..text import printable, valid
-from .command import PlainCommand, Version, exit_codes, new_app, require_output, run_app
+from .command import (
+    PlainCommand,
+    Version,
+    exit_codes,
+    named_path,
+    new_app,
+    require_output,
+    run_app,
+)
 
 if TYPE_CHECKING:
     from ..comparison import Comparison
@@ -47,7 +55,9 @@ def evaluate(
             help="A safetensors file or the name of shipped weights; two of them are compared.",
         ),
     ],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of clean images.")],
+    data: Annotated[
+        Path, typer.Argument(parser=named_path, metavar="DATA", help="Folder of clean images.")
+    ],
     noise: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,6 +78,7 @@ def evaluate(
     pairs: Annotated[
         list[Path] | None,
         typer.Option(
+            parser=named_path,
             metavar="FOLDER",
             help="With --suite: real shots in FOLDER/noisy and FOLDER/clean, under the same "
             "names; repeat for several folders.",

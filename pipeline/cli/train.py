@@ -9,7 +9,7 @@ import typer
 
 from ..progress import Interrupted, Stop, stopping
 from ..text import printable
-from .command import PlainCommand, Version, exit_codes, new_app, run_app
+from .command import PlainCommand, Version, exit_codes, named_path, new_app, run_app
 
 if TYPE_CHECKING:
     from ..training.distributed import ProcessGroup
@@ -42,6 +42,7 @@ def train(
     data: Annotated[
         Path,
         typer.Argument(
+            parser=named_path,
             metavar="DATA",
             help="Folder of clean photographs, or of noisy images as the options below say.",
         ),
@@ -49,6 +50,8 @@ def train(
     pairs: Annotated[
         Path | None,
         typer.Option(
+            parser=named_path,
+            metavar="PATH",
             help="Folder of second noisy shots; DATA holds the first ones under the same names.",
             rich_help_panel=DATA,
         ),
@@ -95,6 +98,8 @@ def train(
         Path | None,
         typer.Option(
             "--validation",
+            parser=named_path,
+            metavar="PATH",
             help="Two-tensor file (noisy, clean) to validate on, if DATA is such a file (.pt, "
             ".pth, .pkl).",
             rich_help_panel=DATA,
@@ -287,7 +292,15 @@ def train(
         ),
     ] = 0.1,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Run folder, new or empty.", rich_help_panel=RUN)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=named_path,
+            metavar="PATH",
+            help="Run folder, new or empty.",
+            rich_help_panel=RUN,
+        ),
     ] = Path("runs/train"),
     seed: Annotated[
         int,

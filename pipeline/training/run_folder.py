@@ -38,6 +38,8 @@ FREE_OPTIONS = {
     "checkpoint_minutes",
     "resume",
 }
+# Options that every run has: a config.json without them is another program's.
+REQUIRED_OPTIONS = {f.name for f in fields(TrainOptions) if f.default is MISSING}
 SAMPLES = 6  # rows of samples.png
 GAP_PX = 4
 
@@ -148,7 +150,7 @@ class RunFolder:
         """Check that `start` can begin the run, or resume the run in this folder.
 
         Raises:
-            OptionError: the folder is not writable, or holds another run.
+            OptionError: the folder is not writable, or holds another run or files of other origin.
         """
         self._group.on_first(lambda: self._check(options))
 
@@ -167,12 +169,17 @@ class RunFolder:
             if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
                 raise OptionError(f"--output {self.path}: {nearest} is not a writable folder")
             if not self.config.exists():
+                self._check_empty()
                 return
             found = json.loads(self.config.read_text())
         except OSError as error:
             raise OptionError(f"--output {self.path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise OptionError(f"{self.config}: damaged ({error}); use another folder") from error
+        if not isinstance(found, dict) or REQUIRED_OPTIONS - found.keys():
+            raise OptionError(
+                f"{self.config}: is no training run's; choose a new or empty --output folder"
+            )
         if not options.resume:
             raise OptionError(
                 f"{self.path}: already holds a run; choose another --output, or continue it with "
@@ -186,6 +193,18 @@ class RunFolder:
         if other:
             changes = ", ".join(f"{n} was {found.get(n)}, now {wanted.get(n)}" for n in other)
             raise OptionError(f"--resume: {self.path} holds a run with other options: {changes}")
+
+    def _check_empty(self) -> None:
+        if not self.path.is_dir():
+            return
+        # Hidden are what systems leave everywhere, and what a death left of config.json.
+        names = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise OptionError(
+                f"--output {self.path}: holds {names[0]}{more}, but no training run; choose a new "
+                "or empty folder"
+            )
 
     def _start(self, options: TrainOptions) -> None:
         self._check(options)

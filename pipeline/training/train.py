@@ -159,7 +159,8 @@ def train(
         gradients = Gradients(network, options, pairs.known_share, group)
         schedule = Schedule(options, len(pairs), len(validation.noisy))
         folder.start(options)
-        folder.load_checkpoint(state)
+        if options.resume:
+            folder.load_checkpoint(state)
         progress.on_start(
             TrainStart(
                 counts=counts,

@@ -115,7 +115,8 @@ def test_a_lost_process_is_replaced_and_the_run_goes_on_from_its_checkpoint(
 
 def test_an_error_of_the_first_process_ends_all(photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}")
+    config = {"data": "photographs", "output": "run", "network": "tconv"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     said = run(torchrun(2, [*recipe(photographs), "-o", tmp_path / "run"]), code=1)
     assert "error: " in said
     assert "already holds a run" in said

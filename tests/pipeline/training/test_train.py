@@ -441,6 +441,61 @@ def test_a_run_folder_is_never_overwritten(options: TrainOptions) -> None:
     assert (options.output / "best.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.parametrize(
+    "name", ["samples.png", "checkpoint.safetensors", "model-card.md", "thesis.docx"]
+)
+def test_files_of_other_origin_are_never_overwritten(
+    options: TrainOptions, name: str, is_resumed: bool
+) -> None:
+    options.output.mkdir()
+    (options.output / name).write_text("mine")
+    with pytest.raises(OptionError, match=f"holds {re.escape(name)}, but no training run"):
+        train(replace(options, resume=is_resumed, data=Path("misspelled")))
+    assert {path.name: path.read_text() for path in options.output.iterdir()} == {name: "mine"}
+
+
+def test_what_systems_leave_in_a_folder_does_not_fill_it(options: TrainOptions) -> None:
+    options.output.mkdir()
+    (options.output / ".DS_Store").touch()
+    assert train(replace(options, steps=1)).weights.exists()
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1, 2]", "{}", "null"])
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_another_program_s_configuration_is_no_run(
+    options: TrainOptions, content: str, is_resumed: bool
+) -> None:
+    options.output.mkdir()
+    (options.output / "config.json").write_text(content)
+    with pytest.raises(OptionError, match=r"config\.json: is no training run's; choose a new"):
+        train(replace(options, resume=is_resumed))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([".", "-o", ""], "--output"),
+        (["", "-o", "x"], "DATA"),
+        ([".", "-o", "x", "--pairs", ""], "--pairs"),
+    ],
+    ids=str,
+)
+def test_an_empty_path_is_not_the_current_folder(
+    arguments: list[str],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert name in said
+    assert "is empty; name a folder" in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "wrong", [{"data": Path("misspelled")}, {"tile_px": 90}, {"init": "misspelled"}], ids=str
 )
