@@ -231,7 +231,7 @@ class RunFolder:
             All lines.
         """
         lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        lines = [*lines[: result.number - 1], json.dumps(asdict(result))]
+        lines = [*lines[: result.number - 1], json.dumps(asdict(result), allow_nan=False)]
         atomic_write(self.metrics, "".join(f"{line}\n" for line in lines).encode())
         return [json.loads(line) for line in lines]
 

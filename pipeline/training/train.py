@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from ..metrics import psnrs_of_tiles
 from ..models import LevelEstimator, Network, find_weights, load_weights
 from ..progress import Progress, Stop
 from .data import Counts, load_data
+from .data_checks import check_data
 from .distributed import ProcessGroup
 from .gradients import Gradients, trained_part
 from .model_card import model_card
@@ -143,6 +144,8 @@ def train(
         folder.check(options)
 
         pairs, validation, counts = load_data(options, device)
+        warnings = check_data(options, pairs, validation, device)
+        counts = replace(counts, notes=(*counts.notes, *warnings))
         chunk = tiles_per_chunk(validation.clean.shape[3])
         noisy_psnr, noisy_psnr_mean = psnrs_of_tiles(validation.noisy, validation.clean, chunk)
         group.check_same("data and noisy dB are", (counts, round(noisy_psnr, 2)))
@@ -456,6 +459,7 @@ def _new_network(
         return network.train(), loaded.training
     generators.seed(options.seed, -1)
     mean, std = mean_and_std(pairs, options.tile_px, generators)
+    std = [value or 1.0 for value in std]  # an empty channel has none
     network = Network(options.network, mean, std, initial)
     network.estimator = None
     return network, {}
