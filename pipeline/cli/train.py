@@ -255,7 +255,8 @@ def train(
     warmup_epochs: Annotated[
         float,
         typer.Option(
-            help="Epochs over which the learning rate rises from 0.", rich_help_panel=OPTIMISATION
+            help="Epochs over which the learning rate rises from 0; a tenth of the run at most.",
+            rich_help_panel=OPTIMISATION,
         ),
     ] = 0.2,
     schedule: Annotated[

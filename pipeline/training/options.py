@@ -68,7 +68,7 @@ class TrainOptions:
         optimizer: "sgd", "adam", "adamw" or "muon".
         lr: highest learning rate; rises over `warmup_epochs`, then falls to 0 along a half cosine
             ("cosine") or stays ("constant").
-        warmup_epochs: epochs of rising learning rate.
+        warmup_epochs: epochs of rising learning rate; it rises for a tenth of the run at most.
         schedule: "cosine" or "constant".
         momentum: momentum of SGD and Muon.
         nesterov: use Nesterov momentum in SGD and Muon.

@@ -56,6 +56,7 @@ LEVEL_OFFSET, TOO_HIGH_OFFSET = 4 / 255, 12 / 255
 VALIDATION_SHARE = 0.02
 STEPS_PER_VALIDATED_BATCH = 3
 FIRST_VALIDATION_S = 10.0
+LONGEST_WARMUP = 0.1  # part of a run
 
 
 @dataclass(frozen=True)
@@ -421,16 +422,19 @@ class Schedule:
 
     def learning_rate(self, state: TrainingState) -> float:
         """Return the next step's rate: linear warm-up, then constant or a half cosine to 0."""
-        options, epoch = self.options, state.step / self.steps_per_epoch
-        if epoch < options.warmup_epochs:
-            return options.lr * (epoch / options.warmup_epochs + 0.01) / 1.01
+        options, fraction = self.options, self.fraction(state)
+        if options.warmup_epochs:
+            epoch = state.step / self.steps_per_epoch
+            risen = max(epoch / options.warmup_epochs, fraction / LONGEST_WARMUP)
+            if risen < 1:
+                return options.lr * (risen + 0.01) / 1.01
         if options.schedule == "constant":
             return options.lr
-        fraction = self.fraction(state)
         if options.minutes is None:
             # The cosine begins where the warm-up ends; in minutes that moment is not known.
             warmup = options.warmup_epochs * self.steps_per_epoch / self.steps(state)
-            fraction = (fraction - warmup) / max(1 - warmup, 1e-9)
+            warmup = min(warmup, LONGEST_WARMUP)
+            fraction = (fraction - warmup) / (1 - warmup)
         return options.lr * 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0)))
 
 
