@@ -1,5 +1,6 @@
 """What is checked of the data before a run trains on it."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,26 @@ def data_files(options: TrainOptions) -> Iterator[tuple[str, Path]]:
     for source in (folder, options.pairs, options.validation_file):
         if source is not None:
             yield from _images_below(source)
+
+
+def describe_files(options: TrainOptions) -> str:
+    """Say how many files a run's data are, and of what names and content.
+
+    Raises:
+        OptionError: a path is not a folder.
+        TrainingError: there are no usable photographs, or a file cannot be read.
+    """
+    digest, count, size = hashlib.sha256(), 0, 0
+    for name, path in data_files(options):
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+                size += file.tell()
+        except OSError as error:
+            raise TrainingError(f"{path}: {error.strerror}") from error
+        digest.update(f"{content} {name}\n".encode(errors="surrogateescape"))
+        count += 1
+    return f"{count} files of {size} bytes, sha256 {digest.hexdigest()[:16]}"
 
 
 def check_data(

@@ -24,6 +24,7 @@ from denoise_batch.kernels.optim import Optimizer
 from ..files.atomic import atomic_file, atomic_write
 from ..files.pixels import to_pil
 from ..models import Network, load_tensors, save_tensors, save_weights
+from .data_checks import describe_files
 from .distributed import ProcessGroup
 from .options import TrainOptions
 
@@ -40,6 +41,7 @@ FREE_OPTIONS = {
 }
 # Options that every run has: a config.json without them is another program's.
 REQUIRED_OPTIONS = {f.name for f in fields(TrainOptions) if f.default is MISSING}
+FILES = "data_files"  # what config.json holds besides options
 SAMPLES = 6  # rows of samples.png
 GAP_PX = 4
 
@@ -150,15 +152,23 @@ class RunFolder:
         """Check that `start` can begin the run, or resume the run in this folder.
 
         Raises:
-            OptionError: the folder is not writable, or holds another run or files of other origin.
+            OptionError: the folder is not writable, or holds another run or files of other origin,
+                or that run's data were others.
+            TrainingError: the data cannot be read.
         """
-        self._group.on_first(lambda: self._check(options))
+
+        def check() -> None:
+            self._check(options)
+            if self.config.exists():
+                self._check_files(options)
+
+        self._group.on_first(check)
 
     def start(self, options: TrainOptions) -> None:
         """Create the folder and config.json, or with `options.resume` keep those of the run.
 
         Raises:
-            OptionError: as for `check`.
+            OptionError, TrainingError: as for `check`.
         """
         self._group.on_first(lambda: self._start(options))
 
@@ -185,6 +195,7 @@ class RunFolder:
                 f"{self.path}: already holds a run; choose another --output, or continue it with "
                 "--resume"
             )
+        found.pop(FILES, None)
         # Earlier releases had fewer options, and accepted some that have no effect.
         found = {f.name: f.default for f in fields(options) if f.default is not MISSING} | found
         free = FREE_OPTIONS | options.ignored.keys()
@@ -193,6 +204,16 @@ class RunFolder:
         if other:
             changes = ", ".join(f"{n} was {found.get(n)}, now {wanted.get(n)}" for n in other)
             raise OptionError(f"--resume: {self.path} holds a run with other options: {changes}")
+
+    def _check_files(self, options: TrainOptions) -> None:
+        began = json.loads(self.config.read_text()).get(FILES)  # earlier releases did not tell
+        if began is None or began == (now := describe_files(options)):
+            return
+        raise OptionError(
+            f"--resume: the data are not those that {self.path} began with ({began}; now {now}); "
+            f"bring them back, or begin a new run from its weights: --init {self.best} -o a new "
+            "folder"
+        )
 
     def _check_empty(self) -> None:
         if not self.path.is_dir():
@@ -211,7 +232,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.config.exists():
-                content = json.dumps(options.to_json(), indent=2)
+                content = json.dumps(options.to_json() | {FILES: describe_files(options)}, indent=2)
                 atomic_write(self.config, content.encode() + b"\n")
         except OSError as error:
             raise OptionError(f"--output {self.path}: {error.strerror}") from error

@@ -330,6 +330,19 @@ def test_every_kind_of_data_trains_from_the_command_line(
         assert (training["tiles"], training["tile_px"]) == tiles, kind
 
 
+def test_a_run_does_not_go_on_with_other_partners(
+    shots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(shots / "first"), "--pairs", str(shots / "second"), *SHORT]
+    command += ["-o", str(tmp_path / "run"), "--resume"]
+    assert main(command) == 0
+    assert main(command) == 0
+    Image.new("RGB", (48, 40), (99, 98, 97)).save(shots / "second" / "x" / "3.bmp")
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "the data are not those that" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["recorrupted", "neighbor", "blind-spot", "auto"])
 def test_single_noisy_images_alone_teach_to_denoise(tmp_path: Path, method: str) -> None:
     """Flat pictures with noise: their neighbours tell what the noise is."""

@@ -699,13 +699,48 @@ def _stopped(options: TrainOptions, stop_at: int) -> None:
 def test_a_resumed_run_keeps_its_standardisation_whatever_became_of_the_photographs(
     options: TrainOptions, photographs: Path
 ) -> None:
+    """Of an earlier release, which did not tell what files it began with."""
     _stopped(options, 6)
+    config = json.loads((options.output / "config.json").read_text())
+    del config["data_files"]
+    (options.output / "config.json").write_text(json.dumps(config))
     before = load_weights(options.output / "last.safetensors").network.normalize
     for number in range(8):
         Image.new("RGB", (128, 128), (250,) * 3).save(photographs / f"white {number}.png")
     train(replace(options, resume=True))
     after = load_weights(options.output / "last.safetensors").network.normalize
     assert (after.mean, after.std) == (before.mean, before.std)
+
+
+@pytest.mark.parametrize("change", ["removed", "added", "renamed", "redrawn"])
+def test_a_run_does_not_go_on_with_other_photographs(
+    options: TrainOptions, photographs: Path, change: str
+) -> None:
+    _stopped(options, 6)
+    before = {path.name: path.read_bytes() for path in options.output.iterdir()}
+    victim, *_, other = sorted(photographs.rglob("*.png"))
+    if change == "removed":
+        victim.unlink()
+    elif change == "added":
+        shutil.copy(victim, photographs / "added.png")
+    elif change == "renamed":
+        victim.rename(victim.with_stem("renamed"))
+    else:
+        shutil.copy(other, victim)
+    count = {"removed": 9, "added": 11}.get(change, 10)
+    said = rf"began with \(10 files of .*; now {count} files of .*\); bring them back, or .* --init"
+    with pytest.raises(OptionError, match=said):
+        train(replace(options, resume=True))
+    assert {path.name: path.read_bytes() for path in options.output.iterdir()} == before
+
+
+def test_a_run_goes_on_with_photographs_that_were_moved(
+    options: TrainOptions, photographs: Path, tmp_path: Path
+) -> None:
+    _stopped(options, 6)
+    (photographs / "notes.txt").write_text("no photograph")
+    photographs.rename(tmp_path / "moved")
+    assert train(replace(options, data=tmp_path / "moved", resume=True)).best.step
 
 
 def test_a_resumed_run_does_not_ask_the_weights_it_began_with_again(
