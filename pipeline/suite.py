@@ -151,8 +151,8 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
                 both = _framed(noisy), _framed(picture)
                 found[row.name].append(_compare(scorer, name, *both, is_8_bit=True))
     drawn = {"graphics": _drawn(GRAPHICS), "dots": _drawn(DOTS), "flat": _flat_pictures()}
-    for kind, pictures in drawn.items():
-        for name, picture in pictures:
+    for kind, of_kind in drawn.items():
+        for name, picture in of_kind:
             for row in ROWS:
                 if row.pictures == kind:
                     found[row.name].append(_score(scorer, row.noise, name, picture))

@@ -78,9 +78,9 @@ def train(
         str | None,
         typer.Option(
             metavar="TYX|ZYX|…",
-            help="What the pages of a file are: T shots of one scene; S, Z, C scenes of their own; "
-            "TZYX by the file's description.",
-            show_default="TYX with --bursts, else SYX",
+            help="What the pages of a file are: T shots of one scene; S, Z, C scenes of their own. "
+            "It may not contradict the file.",
+            show_default="as the file says, else TYX with --bursts, SYX without",
             rich_help_panel=DATA,
         ),
     ] = None,

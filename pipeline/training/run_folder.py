@@ -24,7 +24,7 @@ from denoise_batch.kernels.optim import Optimizer
 from ..files.atomic import atomic_file, atomic_write
 from ..files.pixels import to_pil
 from ..models import Network, load_tensors, save_tensors, save_weights
-from .data_checks import describe_files
+from .data_files import describe_files
 from .distributed import ProcessGroup
 from .options import TrainOptions
 

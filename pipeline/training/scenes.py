@@ -86,7 +86,7 @@ def load_paired_folders(first: Path, second: Path, reading: Reading) -> Scenes:
     if first.resolve() == second.resolve():
         raise OptionError(f"--pairs {second}: holds the first shots; give other ones")
     named = {}
-    for name, path in _images_below(first):
+    for name, path in images_below(first):
         partner = second if second.is_file() else find_reference(second, name)
         if partner is None:
             raise TrainingError(f"{path}: has no partner of the same name in {second}")
@@ -104,7 +104,7 @@ def load_bursts(folder: Path, reading: Reading) -> Scenes:
         ImageError: a shot cannot be read.
     """
     folders: dict[str, list[Path]] = {}
-    for name, path in _images_below(folder):
+    for name, path in images_below(folder):
         folders.setdefault(Path(name).parent.as_posix(), []).append(path)
     named: dict[str, list[_Found]] = {}
     for name, shots in folders.items():
@@ -133,7 +133,7 @@ def load_single_images(folder: Path, reading: Reading) -> Scenes:
     """
     named = {
         name: _read(_decoded([path], reading), reading, "SYX")
-        for name, path in _images_below(folder)
+        for name, path in images_below(folder)
     }
     return _split(named, reading, folder)
 
@@ -168,8 +168,9 @@ def scene_validation(
             part[empty] = new
     if bool(_is_without_noise(found).all()):
         raise TrainingError(
-            "the images held out for validation show no noise: their tiles are constant, or the "
-            "same in all shots; hold out others (--validation-share), or leave such images out"
+            "the images held out for validation show no noise: their tiles are constant, the same "
+            "in all shots, or have no pixel with a meaning; hold out others (--validation-share), "
+            "or leave such images out"
         )
     return Validation(*found)
 
@@ -180,7 +181,7 @@ def _is_without_noise(tiles: Batch) -> Tensor:
     return ~differs.flatten(1).any(1)
 
 
-def _images_below(path: Path) -> Iterator[tuple[str, Path]]:
+def images_below(path: Path) -> Iterator[tuple[str, Path]]:
     """Yield the names and paths of the images in a folder, or of the file itself."""
     if path.is_file():
         yield path.name, path

@@ -36,7 +36,7 @@ from ..metrics import psnrs_of_tiles
 from ..models import LevelEstimator, Network, find_weights, load_weights
 from ..progress import Progress, Stop
 from .data import Counts, load_data
-from .data_checks import check_data
+from .data_files import check_range
 from .distributed import ProcessGroup
 from .gradients import Gradients, trained_part
 from .model_card import model_card
@@ -144,8 +144,8 @@ def train(
         folder = RunFolder(options.output, group)
         folder.check(options)
 
+        warnings = check_range(options)
         pairs, validation, counts = load_data(options, device)
-        warnings = check_data(options, pairs, validation, device)
         counts = replace(counts, notes=(*counts.notes, *warnings))
         chunk = tiles_per_chunk(validation.clean.shape[3])
         noisy_psnr, noisy_psnr_mean = psnrs_of_tiles(validation.noisy, validation.clean, chunk)

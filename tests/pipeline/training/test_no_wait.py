@@ -90,7 +90,8 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     for module in (pairs, scene_pairs):
         monkeypatch.setattr(module, "upload", upload)
-    monkeypatch.setattr(scene_pairs, "noise_root", lambda shot: torch.eye(3))  # before all steps
+    roots = torch.eye(3).expand(3, 3, 3)
+    monkeypatch.setattr(scene_pairs, "noise_roots", lambda *_: roots)  # before all steps
     return given
 
 

@@ -1,4 +1,4 @@
-"""What is checked of the data before a run trains on it."""
+"""The files that a run trains on: which, of what content, and in what range of values."""
 
 import hashlib
 import math
@@ -13,10 +13,8 @@ from denoise_batch.kernels import TrainingError
 from ..files.images import read_pages
 from .data import split_photographs
 from .options import TrainOptions
-from .pairs import Generators, Pairs, Validation, tiles_per_chunk
-from .scenes import _images_below
+from .scenes import images_below
 
-DRAWN_TILES = 100  # of training, that stand for all
 MOST_BEYOND = 0.5  # of the samples; a picture's black ground and its highlights are fewer
 
 
@@ -36,7 +34,7 @@ def data_files(options: TrainOptions) -> Iterator[tuple[str, Path]]:
         return
     for source in (folder, options.pairs, options.validation_file):
         if source is not None:
-            yield from _images_below(source)
+            yield from images_below(source)
 
 
 def describe_files(options: TrainOptions) -> str:
@@ -59,74 +57,20 @@ def describe_files(options: TrainOptions) -> str:
     return f"{count} files of {size} bytes, sha256 {digest.hexdigest()[:16]}"
 
 
-def check_data(
-    options: TrainOptions, pairs: Pairs, validation: Validation, device: torch.device
-) -> tuple[str, ...]:
-    """Check that the tiles show something that a network can learn from.
-
-    Args:
-        options: the run.
-        pairs: the training tiles.
-        validation: the held-out tiles.
-        device: of both.
-
-    Returns:
-        Warnings, for the user.
-
-    Raises:
-        TrainingError: all samples lie beyond --range, mean nothing, or are the same.
-    """
-    generators = Generators(device)
-    generators.seed(options.seed, -2)
-    count = min(len(pairs), DRAWN_TILES, tiles_per_chunk(options.tile_px))
-    noisy, target, _ = pairs.batch(torch.arange(count), generators, torch.zeros_like)
-    places = {
-        "to train on": (noisy, target),
-        "held out": (validation.noisy, validation.clean),
-    }
-    warnings: tuple[str, ...] = ()
-    if options.value_range is not None and any(
-        _share_beyond(tiles[options.kind == "clean"]) > MOST_BEYOND
-        or _known(tiles[1]) < (1 - MOST_BEYOND) * pairs.known_share
-        for tiles in places.values()
-    ):
-        warnings = _check_range(options, *options.value_range)
-    for place, (noisy, target) in places.items():
-        if _known(target) == 0:
-            raise TrainingError(
-                f"{options.data}: the images {place} have no pixel with a meaning: all are not "
-                'finite, "no data" or hidden; use others'
-            )
-        if _is_constant(noisy):
-            raise TrainingError(
-                f"{options.data}: the images {place} are constant, so there is nothing to learn; "
-                "look at these files, or use others"
-            )
-    return warnings
-
-
-def _share_beyond(tiles: Tensor) -> float:
-    return ((tiles <= 0) | (tiles >= 1)).float().mean().item()
-
-
-def _known(target: Tensor) -> float:
-    return 1 - target.isnan().float().mean().item()
-
-
-def _is_constant(tiles: Tensor) -> bool:
-    """Whether every channel of all tiles (N, C, H, W) has one value."""
-    return torch.equal(tiles.amax((0, 2, 3)), tiles.amin((0, 2, 3)))
-
-
-def _check_range(options: TrainOptions, low: float, high: float) -> tuple[str, ...]:
-    """Compare --range with the files' own samples, which tiles no longer have.
+def check_range(options: TrainOptions) -> tuple[str, ...]:
+    """Compare --range, if given, with the samples that the files store.
 
     Returns:
         A warning if most samples lie beyond.
 
     Raises:
-        TrainingError: all do.
+        OptionError: a path is not a folder.
+        TrainingError: all samples do, or there are no usable photographs.
+        ImageError: a file cannot be read.
     """
+    if options.value_range is None:
+        return ()
+    low, high = options.value_range
     count = beyond = 0
     least, most = math.inf, -math.inf
     for samples in _deep_samples(options):
