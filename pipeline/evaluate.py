@@ -157,8 +157,8 @@ def common_range(weights: Sequence[str]) -> tuple[float, float] | None:
     if len(set(found.values())) > 1:
         said = ", ".join(f"{name} with {low:g}-{high:g}" for name, (low, high) in found.items())
         raise OptionError(
-            f"WEIGHTS were trained with another --range each: {said}; they see the same picture "
-            "differently, so score each by itself"
+            f"WEIGHTS were trained with different --range values: {said}; they see the same "
+            "picture differently, so evaluate them separately"
         )
     return next(iter(found.values()), None)
 

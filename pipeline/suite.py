@@ -157,7 +157,7 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
                 if row.pictures == kind:
                     found[row.name].append(_score(scorer, row.noise, name, picture))
     for folder in pairs:
-        scores = [_score_pair(scorer, *pair) for pair in _pairs(folder, scorer.value_range)]
+        scores = [_compare(scorer, *pair) for pair in _pairs(folder, scorer.value_range)]
         found[f"pairs {folder.name}"] = scores
     return [_summary(name, scores) for name, scores in found.items() if scores]
 
@@ -220,7 +220,8 @@ def _flat_pictures() -> Iterator[tuple[str, Tensor]]:
 
 def _pairs(
     folder: Path, value_range: tuple[float, float] | None
-) -> Iterator[tuple[str, Tensor, Tensor]]:
+) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
+    """Yield names, noisy and clean pictures, and whether the noisy ones have 8 bits."""
     jobs = scan([str(folder / "noisy")], Path("unused-output"))
     if not jobs:
         raise NoImagesError(f"{folder / 'noisy'}: no images")
@@ -238,16 +239,12 @@ def _pairs(
         noisy, clean = page.to_unit(), other.to_unit()
         if noisy.shape != clean.shape:
             raise ImageError(f"{job.source}: differs in size from {partner}")
-        yield job.name, noisy, clean
+        yield job.name, noisy, clean, page.samples.dtype == torch.uint8
 
 
 def _score(scorer: Scorer, noise: str, name: str, clean: Tensor) -> _PictureScore:
     noisy = scorer.add_noise(noise, name, clean)[0] if noise else clean
     return _compare(scorer, name, noisy, clean, is_8_bit="8bit" in noise)
-
-
-def _score_pair(scorer: Scorer, name: str, noisy: Tensor, clean: Tensor) -> _PictureScore:
-    return _compare(scorer, name, noisy, clean, is_8_bit=True)
 
 
 def _compare(

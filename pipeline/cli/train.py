@@ -79,8 +79,8 @@ def train(
         typer.Option(
             metavar="TYX|ZYX|…",
             help="What the pages of a file are: T shots of one scene; S, Z, C scenes of their own. "
-            "It may not contradict the file.",
-            show_default="as the file says, else TYX with --bursts, SYX without",
+            "Several axes must agree with the file's description.",
+            show_default="with --bursts as the file says, else TYX; SYX without",
             rich_help_panel=DATA,
         ),
     ] = None,

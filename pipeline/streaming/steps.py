@@ -245,7 +245,7 @@ class Writer:
             )
             file.seconds["encode"] = time.perf_counter() - started
             started = time.perf_counter()
-            notes = [*_loss_notes(file, losses), *self._notes_on_level(file, samples)]
+            notes = [*_loss_notes(file, losses), *self._level_notes(file, samples)]
             psnr = self._compare(file, samples, notes)
             compared = time.perf_counter() - started
             started = time.perf_counter()
@@ -272,7 +272,7 @@ class Writer:
             file.level_255,
         )
 
-    def _level_notes(self, file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:
+    def _describe_level(self, file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:
         """Notes on a level beyond the training's, and on an image that hardly changed."""
         name, largest = file.job.name, 255 * LARGEST_LEVEL
         levels = [round(255 * level, 1) for level in file.levels]
@@ -292,16 +292,18 @@ class Writer:
                 return notes
             most = max(most, change)
         hardly = f"{name}: hardly changed ({most:.2f} of 255)"
-        if self.strength < 1:
-            notes.append(f"{hardly}, as --strength {self.strength:g} asks for")
-        elif strongest == 0 and self.level_factor:
+        if strongest == 0 and self.level_factor:
             notes.append(
-                f"{hardly}, as so many neighbouring pixels are equal that it must be drawn or "
-                "dithered; --noise-level denoises it all the same"
+                f"{hardly}: so many neighbouring pixels are equal that it was taken for a drawing "
+                "or dithering; to denoise it, give --noise-level"
+            )
+        elif self.strength < 1:
+            notes.append(
+                f"{hardly}, as its noise level is {strongest:.1f} and --strength {self.strength:g}"
             )
         elif strongest < WEAK_255:
             notes.append(
-                f"{hardly}, as its noise level is {strongest:.1f}; --noise-level says another"
+                f"{hardly}, as its noise level is {strongest:.1f}; --noise-level sets another"
             )
         else:
             notes.append(
@@ -309,10 +311,10 @@ class Writer:
             )
         return notes
 
-    def _notes_on_level(self, file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:
-        """Notes on the level; pages that cannot be read again cost no image that is written."""
+    def _level_notes(self, file: FileInFlight, samples: Sequence[Tensor]) -> list[str]:
+        """As `_describe_level`; pages that cannot be read again cost no image that is written."""
         try:
-            return self._level_notes(file, samples)
+            return self._describe_level(file, samples)
         except ImageError as error:
             return [f"{file.job.name}: {error}"]
 
@@ -342,12 +344,12 @@ class Writer:
         """Noise and error before and after; a failure is noted."""
         if not file.noises and psnr is None:
             return None
+        factor = self.level_factor or 1.0
         try:
-            factor = self.level_factor
+            pages = zip(file.outlines, file.levels, strict=False) if self.level_factor else ()
             estimates = [
                 LevelEstimator.noise(level / factor, is_gray=page.samples.shape[2] == 1)
-                for page, level in zip(file.images, file.levels, strict=False)
-                if factor
+                for page, level in pages
             ]
             return measure(file.images, samples, file.noises, probes, psnr, estimates)
         except Exception as error:

@@ -114,7 +114,7 @@ def _said(pages: Sequence[DecodedImage]) -> Axes:
         sizes = dict(re.findall(r'\bSize([TZC])="(\d+)"', images[0] if images else ""))
         found = [("S", len(images)), *((one, _number(sizes.get(one))) for one in order[1][::-1])]
     else:
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
             shaped = json.loads(said)
             shape = [int(size) for size in shaped["shape"]]
             letters = shaped.get("axes") or _UNNAMED * len(shape)

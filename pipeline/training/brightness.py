@@ -26,7 +26,6 @@ _LEAST = 0.02  # of the contrast: less of a difference does no harm
 # of the same. Between the two lie scenes that changed.
 _UNLIKE, _ALIKE, _MANY_CELLS = 0.5, 0.9, 200
 _ROUNDS, _OFF_LINE = 4, 5.0  # of fitting, and deviations from which on a square does not count
-_ENDS = 0.02  # share of the squares that are darker than black, and brighter than white
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,18 @@ class Brightness:
     Attributes:
         gain: of the contrast.
         offset: in the shots' unit.
-        at_black: by how much the shot is brighter where the first is darkest, as a share of the
-            first's contrast.
+        difference: the largest difference of the shots, as a share of the first's contrast.
         off_line: (H, W), pixels of squares where the shots differ otherwise, as where one of them
             is saturated; None if there is no difference in brightness.
     """
 
     gain: float = 1.0
     offset: float = 0.0
-    at_black: float = 0.0
+    difference: float = 0.0
     off_line: Tensor | None = None
 
-    def __bool__(self) -> bool:
+    @property
+    def is_different(self) -> bool:
         """Whether there is a difference."""
         return self.off_line is not None
 
@@ -73,7 +72,7 @@ def find_brightness(first: Tensor, other: Tensor, unknown: Tensor) -> Brightness
     if fit is None:
         return Brightness()
     line, use = fit
-    low, high = x[use].quantile(torch.tensor([_ENDS, 1 - _ENDS], dtype=x.dtype)).tolist()
+    low, high = x[use].min().item(), x[use].max().item()
     found = torch.tensor([line.at(low) - low, line.at(high) - high, line.correlation])
     errors = _errors(x, y, use, line, (low, high))
     least = (_SIGNIFICANT * errors[:2]).clamp_min(_LEAST * (high - low))
@@ -81,11 +80,11 @@ def find_brightness(first: Tensor, other: Tensor, unknown: Tensor) -> Brightness
         return None
     if found[2] < _ALIKE or not bool((found[:2].abs() > least).any()):
         return Brightness()
-    at_black = (line.gain * low + line.offset - low) / (high - low)
+    difference = found[:2].abs().max().item() / (high - low)
     off_line = (is_seen & ~use).repeat_interleave(side, 0).repeat_interleave(side, 1)
     whole = torch.zeros_like(unknown)
     whole[: off_line.shape[0], : off_line.shape[1]] = off_line
-    return Brightness(line.gain, line.offset, at_black, whole)
+    return Brightness(line.gain, line.offset, difference, whole)
 
 
 class _Line(NamedTuple):

@@ -40,7 +40,7 @@ from .scenes import (
 from .two_tensors import tensor_pairs
 
 GRAPHICS_PX = 256
-MEASURED_SCENES = 32
+MEASURED_SCENES = 32  # at most, from everywhere
 CLEAN_SHARE = 0.13  # of the photographs that an estimator is trained on: texture is no noise
 VALIDATION_SEED = 1_000_003  # the same held-out tiles for every training seed
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm"}
@@ -114,7 +114,7 @@ def choose_method(asked: str, scenes: Scenes, tile_px: int) -> tuple[str, str]:
         TrainingError: "auto" was asked for, and no method would remove the noise; or it must be
             measured, and there is none.
     """
-    measured = scenes.training[:MEASURED_SCENES]
+    measured = scenes.training[:: -(-len(scenes.training) // MEASURED_SCENES)]
     noise = measure_noise(
         [scene.unit(0) for scene in measured], [scene.hidden(0) for scene in measured]
     )

@@ -13,7 +13,7 @@ from denoise_batch.kernels import TrainingError
 from ..files.images import read_pages
 from .data import split_photographs
 from .options import TrainOptions
-from .scenes import images_below
+from .scenes import find_partner, images_below
 
 MOST_BEYOND = 0.5  # of the samples; a picture's black ground and its highlights are fewer
 
@@ -32,9 +32,13 @@ def data_files(options: TrainOptions) -> Iterator[tuple[str, Path]]:
         for path in (*split.training, *split.validation):
             yield path.relative_to(folder).as_posix(), path
         return
-    for source in (folder, options.pairs, options.validation_file):
-        if source is not None:
-            yield from images_below(source)
+    if options.kind == "tensors":
+        yield from ((path.name, path) for path in (folder, options.validation_file) if path)
+        return
+    for name, path in images_below(folder):
+        yield name, path
+        if options.pairs is not None and (partner := find_partner(options.pairs, name)):
+            yield f"{name}, second shot", partner
 
 
 def describe_files(options: TrainOptions) -> str:
@@ -57,7 +61,7 @@ def describe_files(options: TrainOptions) -> str:
     return f"{count} files of {size} bytes, sha256 {digest.hexdigest()[:16]}"
 
 
-def check_range(options: TrainOptions) -> tuple[str, ...]:
+def compare_range(options: TrainOptions) -> tuple[str, ...]:
     """Compare --range, if given, with the samples that the files store.
 
     Returns:

@@ -136,7 +136,7 @@ def _failures(
         )
     name = "psnr_mean" if options.ranks_by_mean else "psnr"
     if best[f"validation_{name}"] < training[f"noisy_{name}"]:
-        yield "They make noisy tiles worse, not better: do not use them."
+        yield "The best weights make noisy tiles worse, not better: do not use them."
 
 
 def _limits(options: TrainOptions, network: Network, counts: Counts) -> Iterator[str]:

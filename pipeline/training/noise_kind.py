@@ -5,13 +5,11 @@ picture, so their noise must not be correlated.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from denoise_batch.kernels import TrainingError
 
 from ..files.photons import NORMAL_MEAN
 from ..noise_level import NORMAL_MAD
@@ -19,7 +17,6 @@ from ..noise_level import NORMAL_MAD
 CORRELATED = 0.2  # from here on, what is left of the noise shows
 MOST_UNEVEN = 1.4  # growth of noise, up or down, that may be taken for even
 MOST_TAILED = 1.05  # tail of noise that may be taken for normal
-_MOST_SHOTS = 32
 _MOST_BLOCKS = 48  # a side; of larger shots every second is looked at, say
 _BLOCK_PX = 16
 NONE_FOUND = (
@@ -80,8 +77,7 @@ def measure_noise(
     unknown = [None] * len(shots) if unknown is None else unknown
     products = torch.zeros(2, 2, dtype=torch.float64)  # (axis; sum, count)
     levels, tails = [torch.empty(0, 2)], [torch.empty(0)]
-    step = -(-len(shots) // _MOST_SHOTS)
-    for shot, mask in list(zip(shots, unknown, strict=True))[::step]:
+    for shot, mask in zip(shots, unknown, strict=True):
         # One channel: colours mix what sensors measured. The middle one, if it is not empty.
         middle = len(shot) // 2
         for channel in (middle, *range(middle), *range(middle + 1, len(shot))):
@@ -117,8 +113,8 @@ def measure_noise(
     )
 
 
-def noise_roots(shots: Sequence[Tensor], unknown: Sequence[Tensor | None]) -> Tensor:
-    """Return `noise_root` of each shot; of one that shows no noise, that of the others' mean.
+def noise_roots(shots: Iterable[Tensor], unknown: Sequence[Tensor | None]) -> Tensor:
+    """Return `noise_root` of each shot; of one without noise, that of the others' mean, if any.
 
     Args:
         shots: (C, H, W), in unit range.
@@ -126,16 +122,12 @@ def noise_roots(shots: Sequence[Tensor], unknown: Sequence[Tensor | None]) -> Te
 
     Returns:
         (N, C, C), on the host.
-
-    Raises:
-        TrainingError: none shows noise.
     """
     roots = torch.stack([noise_root(*pair) for pair in zip(shots, unknown, strict=True)])
     is_found = roots.flatten(1).any(1)
-    if not bool(is_found.any()):
-        raise TrainingError(f"--self recorrupted: {NONE_FOUND}")
-    seen = roots[is_found].double()
-    roots[~is_found] = _root((seen @ seen.mT).mean(0))
+    if bool(is_found.any()):
+        seen = roots[is_found].double()
+        roots[~is_found] = _root((seen @ seen.mT).mean(0))
     return roots
 
 

@@ -210,9 +210,8 @@ class RunFolder:
         if began is None or began == (now := describe_files(options)):
             return
         raise OptionError(
-            f"--resume: the data are not those that {self.path} began with ({began}; now {now}); "
-            f"bring them back, or begin a new run from its weights: --init {self.best} -o a new "
-            "folder"
+            f"--resume: the data changed since {self.path} began (were {began}, now {now}); "
+            f"restore them, or start a new run from its weights: --init {self.best} -o a new folder"
         )
 
     def _check_empty(self) -> None:

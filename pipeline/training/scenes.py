@@ -6,7 +6,6 @@ with one, a scene is learnt from itself.
 
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,19 +17,16 @@ from denoise_batch.kernels import OptionError, TrainingError
 
 from ..files.images import READABLE_SUFFIXES, read_pages
 from ..files.pixels import DecodedImage, prepare
-from ..files.ranges import UNIT, ValueRange
-from ..files.scratch import memory
+from ..files.ranges import UNIT
 from ..streaming.references import find_reference
-from .alignment import Shift, common_area, find_shift
 from .axes import axes_of_pages, parse_axes, scenes_of_pages
-from .brightness import Brightness, find_brightness
 from .pairs import Batch, Generators, Validation
 from .scene_pairs import Scene, ScenePairs
+from .shots import FoundScene, MatchedScene, match_shots, notes_on_shots
 
 _USUAL = (".tif", ".png", ".jpg", ".webp")
 _OF_SYSTEMS = {"__MACOSX", "@eaDir"}  # folders of copies and thumbnails
 _RUN_FILES, _PICTURES_OF_RUNS = {"config.json", "metrics.jsonl"}, {"samples.png", "curves.png"}
-_EVEN_GAIN = 1.05  # below, a difference in brightness is one of black
 _MOST_DRAWS = 32  # of validation tiles, until they show noise
 
 
@@ -87,7 +83,7 @@ def load_paired_folders(first: Path, second: Path, reading: Reading) -> Scenes:
         raise OptionError(f"--pairs {second}: holds the first shots; give other ones")
     named = {}
     for name, path in images_below(first):
-        partner = second if second.is_file() else find_reference(second, name)
+        partner = find_partner(second, name)
         if partner is None:
             raise TrainingError(f"{path}: has no partner of the same name in {second}")
         named[name] = _read(_decoded([path, partner], reading), reading, "SYX")
@@ -106,7 +102,7 @@ def load_bursts(folder: Path, reading: Reading) -> Scenes:
     folders: dict[str, list[Path]] = {}
     for name, path in images_below(folder):
         folders.setdefault(Path(name).parent.as_posix(), []).append(path)
-    named: dict[str, list[_Found]] = {}
+    named: dict[str, list[FoundScene]] = {}
     for name, shots in folders.items():
         rest = _decoded(shots, reading)
         if "T" in parse_axes(reading.axes or "TYX"):
@@ -181,13 +177,23 @@ def _is_without_noise(tiles: Batch) -> Tensor:
     return ~differs.flatten(1).any(1)
 
 
+def find_partner(second: Path, name: str) -> Path | None:
+    """Return the second shot of this name, in a folder or the file itself; None if it has none."""
+    return second if second.is_file() else find_reference(second, name)
+
+
 def images_below(path: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the names and paths of the images in a folder, or of the file itself."""
+    """Yield the names and paths of the images in a folder, or of the file itself.
+
+    Raises:
+        OptionError: there is neither.
+        TrainingError: the folder holds no images.
+    """
     if path.is_file():
         yield path.name, path
         return
     if not path.is_dir():
-        raise OptionError(f"{path}: not a folder of noisy images")
+        raise OptionError(f"{path}: no such file or folder")
     for file in files_below(path, READABLE_SUFFIXES):
         yield file.relative_to(path).as_posix(), file
 
@@ -210,8 +216,9 @@ def files_below(folder: Path, suffixes: Set[str]) -> list[Path]:
         ours = _PICTURES_OF_RUNS if set(files) >= _RUN_FILES else ()
         for file in files:
             path = Path(name, file)
-            if path.suffix.lower() in suffixes and file[0] != "." and file not in ours:
-                found += [path] * path.is_file()
+            is_image = path.suffix.lower() in suffixes and file[0] != "." and file not in ours
+            if is_image and path.is_file():
+                found.append(path)
     if not found:
         readable = ", ".join(kind for kind in _USUAL if kind in suffixes)
         arrays = "; save NumPy's arrays as TIFF" if any(folder.rglob("*.np[yz]")) else ""
@@ -223,24 +230,9 @@ def _decoded(files: Sequence[Path], reading: Reading) -> dict[Path, tuple[Decode
     return {path: tuple(read_pages(path, value_range=reading.value_range)) for path in files}
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A scene as it was found: its shots may lie apart, and differ in brightness.
-
-    Attributes:
-        scene: the shots.
-        ranges: stored samples ↔ [0, 1], of each shot, among all that belong together.
-        own: the same of the first shot, by its file alone.
-    """
-
-    scene: Scene
-    ranges: tuple[ValueRange, ...]
-    own: ValueRange
-
-
 def _read(
     files: Mapping[Path, tuple[DecodedImage, ...]], reading: Reading, usual: str
-) -> list[_Found]:
+) -> list[FoundScene]:
     """Return the scenes of files that belong together.
 
     Args:
@@ -275,7 +267,7 @@ def _read(
         }
         _check_sizes(shots)
         ranges = tuple(page.value_range for page in shots.values())
-        scenes.append(_Found(_scene(list(shots.values())), ranges, own))
+        scenes.append(FoundScene(_scene(list(shots.values())), ranges, own))
     return scenes
 
 
@@ -335,134 +327,33 @@ def _scene(shots: Sequence[DecodedImage]) -> Scene:
     return Scene(samples, scale, unknown if bool(unknown.any()) else None)
 
 
-def _aligned(scene: Scene, name: str) -> tuple[Scene, tuple[Shift, ...]]:
-    """Crop shots that lie apart by whole pixels to what all of them show.
-
-    Returns:
-        The scene, and the shift of each shot; none if they are aligned.
-
-    Raises:
-        TrainingError: parts of a shot moved otherwise than the rest.
-    """
-    first = scene.unit(0)
-    shifts = [Shift(0, 0)]
-    for shot in range(1, len(scene)):
-        shift = find_shift(first, scene.unit(shot))
-        parts, of, pixels = shift.moved
-        if parts:
-            raise TrainingError(
-                f"{name}: {parts} of {of} parts of shot {shot + 1} lie up to {pixels:.0f} px from "
-                "where shot 1 has them, beyond a shift of the whole: something moved, or the "
-                "camera turned; leave this scene out, or align its shots first"
-            )
-        shifts.append(shift)
-    if not any(shifts):
-        return scene, ()
-    areas = common_area(shifts, scene.size)
-    masks = scene.unknown
-    cut = [scene.samples[shot, :, rows, columns] for shot, (rows, columns) in enumerate(areas)]
-    samples = torch.empty(len(scene), *cut[0].shape, dtype=scene.samples.dtype)
-    for target, crop in zip(samples, cut, strict=True):
-        target.copy_(crop)
-    if masks is not None:
-        masks = torch.stack(
-            [masks[shot, :, rows, columns] for shot, (rows, columns) in enumerate(areas)]
-        )
-    return replace(scene, samples=samples, unknown=masks), tuple(shifts)
-
-
-def _refuse_twice(scene: Scene, name: str) -> None:
-    """Refuse a shot that is another one's copy, noise and all; blank ones may be alike."""
-    seen: dict[int, int] = {}
-    for shot, samples in enumerate(scene.samples):
-        key = zlib.crc32(memory(samples.contiguous()))
-        other = seen.setdefault(key, shot)
-        if other == shot or not torch.equal(samples, scene.samples[other]):
-            continue
-        if bool((samples != samples[:, :1, :1]).any()):
-            raise TrainingError(
-                f"{name}: shots {other + 1} and {shot + 1} are the same, noise and all, which "
-                "teaches to keep it; leave one of them out, or take another shot"
-            )
-
-
-def _as_bright(
-    found: _Found, scene: Scene, name: str
-) -> tuple[Scene, tuple[tuple[int, Brightness], ...]]:
-    """Bring aligned shots to the brightness of the first; what differs otherwise is unknown.
-
-    Returns:
-        The scene, and which shots differed, and how.
-
-    Raises:
-        TrainingError: a shot shows nothing of what the first one shows.
-    """
-
-    def light(shot: int) -> Tensor:
-        """In the unit of the shot's range, without its curve."""
-        return found.ranges[shot].share(scene.unit(shot))
-
-    masks = torch.zeros(len(scene), 1, *scene.size, dtype=torch.bool)
-    if scene.unknown is not None:
-        masks |= scene.unknown
-    first, differing = light(0), dict[int, Brightness]()
-    for shot in range(1, len(scene)):
-        brightness = find_brightness(first, light(shot), (masks[0] | masks[shot])[0])
-        if brightness is None:
-            raise TrainingError(
-                f"{name}: shot {shot + 1} shows nothing of what shot 1 shows: it is another scene, "
-                "or too dark; leave it out, or give shots of one scene the same name"
-            )
-        if brightness:
-            differing[shot] = brightness
-    if not differing:
-        return scene, ()
-    shots = []
-    for shot in range(len(scene)):
-        values, brightness = light(shot), differing.get(shot, Brightness())
-        values = (values - brightness.offset) / brightness.gain
-        if brightness.off_line is not None:
-            masks[shot, 0] |= brightness.off_line
-        # As `denoise-batch` sees the first one, whose file may be another than the brightest one's.
-        scale = found.ranges[0]
-        shots.append(found.own.to_unit(values * scale.span + scale.offset))
-    unknown = masks if bool(masks.any()) else None
-    return Scene(torch.stack(shots), UNIT, unknown), tuple(differing.items())
-
-
-def _split(named: Mapping[str, Sequence[_Found]], reading: Reading, folder: Path) -> Scenes:
+def _split(named: Mapping[str, Sequence[FoundScene]], reading: Reading, folder: Path) -> Scenes:
     """Align shots, make them as bright, and hold out files by a hash of their names.
 
     Of a single file the last scenes are held out, of a single scene the end of its longer side.
     """
     smallest = reading.smallest_px
     root = folder.parent if folder.is_file() else folder
+    matched: list[MatchedScene] = []
     large: dict[str, list[Scene]] = {}
-    shifted: list[tuple[str, tuple[Shift, ...]]] = []
-    differing: list[tuple[str, tuple[tuple[int, Brightness], ...]]] = []
-    too_small = count = 0
+    too_small = 0
     for name, scenes in named.items():
         for number, found in enumerate(scenes):
-            place = f"{root / name}" + (f", scene {number + 1}" if len(scenes) > 1 else "")
-            _refuse_twice(found.scene, place)
-            scene, shifts = _aligned(found.scene, place)
-            if shifts:
-                shifted.append((place, shifts))
-            scene, differences = _as_bright(found, scene, place)
-            if differences:
-                differing.append((place, differences))
-            if min(scene.size) < smallest:
-                too_small += 1
-                continue
-            large.setdefault(name, []).append(scene)
-            count += 1
+            if min(found.scene.size) >= smallest:
+                place = f"{root / name}" + (f", scene {number + 1}" if len(scenes) > 1 else "")
+                matched.append(match_shots(found, place))
+                if min(matched[-1].scene.size) >= smallest:
+                    large.setdefault(name, []).append(matched[-1].scene)
+                    continue
+            too_small += 1
+    count = sum(map(len, large.values()))
     if count == 1:
         ((name, [scene]),) = large.items()
-        large = {name: _halves(scene, smallest, reading.share)}
+        large = {name: _divided(scene, smallest, reading.share)}
     if sum(map(len, large.values())) < 2:
         raise TrainingError(
-            f"{folder}: found {count} scenes of at least {smallest} px a side ({too_small} are "
-            "smaller); at least two are required, or one that can be divided"
+            f"{folder}: scenes of at least {smallest} px a side: {count}; smaller: {too_small}; at "
+            "least two are required, or one that can be divided"
         )
     order = sorted(large, key=lambda name: hashlib.sha256(name.encode()).digest())
     if len(order) == 1:
@@ -473,9 +364,7 @@ def _split(named: Mapping[str, Sequence[_Found]], reading: Reading, folder: Path
         held_out = _held_out(len(order), reading.share)
         validation = [scene for name in order[:held_out] for scene in large[name]]
         training = [scene for name in order[held_out:] for scene in large[name]]
-    notes = (_shift_note(shifted, count + too_small),) if shifted else ()
-    if differing:
-        notes = (*notes, _brightness_note(differing, count + too_small))
+    notes = notes_on_shots(matched)
     return Scenes(tuple(training), tuple(validation), too_small, notes)
 
 
@@ -484,7 +373,7 @@ def _held_out(count: int, share: float) -> int:
     return min(max(1, round(share * count)), count - 1)
 
 
-def _halves(scene: Scene, smallest_px: int, share: float) -> list[Scene]:
+def _divided(scene: Scene, smallest_px: int, share: float) -> list[Scene]:
     """Divide a scene across its longer side; one part if it is too small for two."""
     dim = 2 if scene.size[0] >= scene.size[1] else 3
     extent = scene.samples.shape[dim]
@@ -498,33 +387,3 @@ def _halves(scene: Scene, smallest_px: int, share: float) -> list[Scene]:
             replace(scene, samples=scene.samples.narrow(dim, start, length), unknown=unknown)
         )
     return parts
-
-
-def _shift_note(shifted: Sequence[tuple[str, tuple[Shift, ...]]], count: int) -> str:
-    name, shifts = shifted[0]
-    offsets = ", ".join(f"{shift.down:+d} {shift.right:+d}" for shift in shifts[1:])
-    return (
-        f"shots of {len(shifted)} of {count} scenes lay apart; each was cropped to what all of its "
-        f"shots show ({name}: {offsets} px down and right)"
-    )
-
-
-def _brightness_note(
-    differing: Sequence[tuple[str, tuple[tuple[int, Brightness], ...]]], count: int
-) -> str:
-    """Name the shot that differs most, by its gain or else by its black."""
-
-    def strength(item: tuple[str, int, Brightness]) -> tuple[float, float]:
-        gain, black = item[2].gain, abs(item[2].at_black)
-        factor = max(gain, 1 / gain)
-        return (factor, black) if factor > _EVEN_GAIN else (1.0, black)
-
-    name, shot, most = max(
-        ((name, shot, one) for name, of_scene in differing for shot, one in of_scene), key=strength
-    )
-    factor, black = strength((name, shot, most))
-    by = f"{factor:.1f} times" if factor > 1 else f"{100 * black:.0f} % of the contrast"
-    return (
-        f"shots of {len(differing)} of {count} scenes differ in brightness, by up to {by} ({name}: "
-        f"shot {shot + 1}); each was brought to that of its first shot"
-    )

@@ -36,7 +36,7 @@ from ..metrics import psnrs_of_tiles
 from ..models import LevelEstimator, Network, find_weights, load_weights
 from ..progress import Progress, Stop
 from .data import Counts, load_data
-from .data_files import check_range
+from .data_files import compare_range
 from .distributed import ProcessGroup
 from .gradients import Gradients, trained_part
 from .model_card import model_card
@@ -144,7 +144,7 @@ def train(
         folder = RunFolder(options.output, group)
         folder.check(options)
 
-        warnings = check_range(options)
+        warnings = compare_range(options)
         pairs, validation, counts = load_data(options, device)
         counts = replace(counts, notes=(*counts.notes, *warnings))
         chunk = tiles_per_chunk(validation.clean.shape[3])

@@ -203,7 +203,7 @@ def test_dithered_pictures_are_left_alone_and_it_is_said(
     picture(200, 160, 3).convert("1").save(file, compression="group4")
     options = ("-o", tmp_path / "o", "--report", tmp_path / "r.json")
     assert run(tmp_path / "imgs", *options, weights=told) == 0
-    assert "drawn or dithered" in " ".join(capsys.readouterr().out.split())
+    assert "taken for a drawing or dithering" in " ".join(capsys.readouterr().out.split())
     assert report(tmp_path / "r.json")["images"][0]["level_255"] == 0
     with Image.open(file) as before, Image.open(tmp_path / "o" / "fax.tif") as after:
         assert before.tobytes() == after.tobytes()
@@ -216,7 +216,7 @@ def test_why_a_picture_hardly_changed(
     folder: Path, told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, cause in (
-        (("--strength", "0.0001"), "as --strength 0.0001 asks for"),
+        (("--strength", "0.0001"), "and --strength 0.0001"),
         (("--noise-level", "0.0001"), "as its noise level is 0.0"),
     ):
         assert run(folder, "-o", tmp_path / cause, *arguments, weights=told) == 0

@@ -5,7 +5,6 @@ import torch
 from pictures import blobs
 from torch import Tensor
 
-from denoise_batch.kernels import TrainingError
 from denoise_batch.training.noise_kind import CORRELATED, measure_noise, noise_root, noise_roots
 
 
@@ -144,5 +143,4 @@ def test_a_shot_without_noise_takes_that_of_the_others() -> None:
     roots = noise_roots([white, empty, white[:, :9, :9]], [None] * 3)
     assert roots[1] == roots[2]
     torch.testing.assert_close(roots[0], roots[1])
-    with pytest.raises(TrainingError, match="no area of 16×16 px shows noise"):
-        noise_roots([empty], [None])
+    assert not noise_roots([empty], [None]).any()

@@ -316,7 +316,7 @@ def test_bursts_that_lie_apart_are_cropped_to_what_they_share(
     assert main([str(tmp_path / "data"), "--bursts", "-o", str(tmp_path / "run"), *SHORT]) == 0
     told = " ".join(capsys.readouterr().err.split())
     assert "1 of 3 scenes" in told
-    assert "1.tif: +3 -2, -4 +1 px" in told
+    assert "1.tif: shot 3 by -4 px down, +1 px right" in told
     scenes = load_bursts(tmp_path / "data", Reading())
     found = {scene.size: scene for scene in (*scenes.training, *scenes.validation)}
     assert set(found) == {(96, 96), (89, 93)}

@@ -728,7 +728,7 @@ def test_a_run_does_not_go_on_with_other_photographs(
     else:
         shutil.copy(other, victim)
     count = {"removed": 9, "added": 11}.get(change, 10)
-    said = rf"began with \(10 files of .*; now {count} files of .*\); bring them back, or .* --init"
+    said = rf"began \(were 10 files of .*, now {count} files of .*\); restore them, or .* --init"
     with pytest.raises(OptionError, match=said):
         train(replace(options, resume=True))
     assert {path.name: path.read_bytes() for path in options.output.iterdir()} == before
