@@ -157,7 +157,6 @@ class ValueRange:
 
 
 BITS_8 = ValueRange(0.0, 255.0)
-BITS_16 = ValueRange(0.0, 65535.0)
 UNIT = ValueRange(0.0, 1.0)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from denoise_batch.device import Download, Transfer
 from denoise_batch.files.metadata import Metadata, StorageFormat
 from denoise_batch.files.pixels import DecodedImage
-from denoise_batch.files.ranges import BITS_8, BITS_16
+from denoise_batch.files.ranges import BITS_8, ValueRange
 from denoise_batch.kernels import dispatch
 from denoise_batch.models import Network
 from denoise_batch.streaming import denoiser as denoising
@@ -43,7 +43,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
 
 
 def page(dtype: torch.dtype) -> DecodedImage:
-    scale = BITS_8 if dtype == torch.uint8 else BITS_16
+    scale = BITS_8 if dtype == torch.uint8 else ValueRange(0.0, 65535.0)
     samples = torch.zeros(SIDE, SIDE, 3, dtype=dtype)
     return DecodedImage(samples, None, scale, StorageFormat("PNG", "RGB"), Metadata())
 

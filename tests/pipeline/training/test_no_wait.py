@@ -14,7 +14,7 @@ from launches import Operations, record_launches
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from denoise_batch.files.ranges import BITS_8, BITS_16
+from denoise_batch.files.ranges import BITS_8, ValueRange
 from denoise_batch.kernels import SGD, AdamW, ExponentialMovingAverage, Muon, dispatch
 from denoise_batch.models import Network
 from denoise_batch.training import pairs, scene_pairs
@@ -63,7 +63,7 @@ def stored(noise: str | None = None) -> Pairs:
 def scenes(method: str, dtype: torch.dtype = torch.uint8) -> Pairs:
     samples = torch.empty(3, 1, 50, 40, dtype=dtype, device=DEVICE)
     unknown = torch.empty(3, 1, 50, 40, dtype=torch.bool, device=DEVICE)
-    scale = BITS_8 if dtype == torch.uint8 else BITS_16
+    scale = BITS_8 if dtype == torch.uint8 else ValueRange(0.0, 65535.0)
     return ScenePairs([Scene(samples, scale), Scene(samples, scale, unknown)], 16, 8, method)
 
 
