@@ -19,6 +19,8 @@ from .options import parse_noise_level
 from .streaming.denoiser import Forward, Levels
 from .training.noise import parse_noise
 
+MOST_BEYOND = 0.9  # of a page's samples: pictures of another range of values
+
 
 @dataclass(frozen=True)
 class EvalOptions:
@@ -139,6 +141,15 @@ def pictures(folder: Path, value_range: tuple[float, float] | None) -> Iterator[
     for job in jobs:
         pages = read_pages(job.source, value_range=value_range)
         for number, page in enumerate(pages, 1):
+            if page.kept is not None and bool(page.kept.mask.all()):
+                raise ImageError(f"{job.source}: page {number} has no pixel with a value")
+            beyond = 0.0 if page.outliers is None else page.outliers.mask.float().mean()
+            if value_range and beyond > MOST_BEYOND:
+                low, high = value_range
+                raise ImageError(
+                    f"{job.source}: nearly all samples lie beyond {low:g}-{high:g}, the --range "
+                    "that the weights were trained with"
+                )
             yield job.name + (f", page {number}" if len(pages) > 1 else ""), page.to_unit()
 
 

@@ -19,7 +19,7 @@ from denoise_batch.kernels import ImageError, NoImagesError, OptionError
 
 from .evaluate import EvalOptions, Scorer, pictures
 from .files.images import read_image
-from .files.scan import scan
+from .files.scan import Job, scan
 from .metrics import luma, psnr_of_mse
 from .streaming.references import find_reference
 from .training.graphics import KINDS, draw_graphic
@@ -138,6 +138,7 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
         for part in ("noisy", "clean"):
             if not (folder / part).is_dir():
                 raise OptionError(f"--pairs {folder}: needs the folders noisy and clean in it")
+    shots = {folder: _partners(folder) for folder in pairs}
     scorer = Scorer(options)
     found: dict[str, list[_PictureScore]] = {row.name: [] for row in ROWS}
     for name, picture in pictures(options.data, scorer.value_range):
@@ -156,8 +157,8 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
             for row in ROWS:
                 if row.pictures == kind:
                     found[row.name].append(_score(scorer, row.noise, name, picture))
-    for folder in pairs:
-        scores = [_compare(scorer, *pair) for pair in _pairs(folder, scorer.value_range)]
+    for folder, names in shots.items():
+        scores = [_compare(scorer, *pair) for pair in _pairs(names, scorer.value_range)]
         found[f"pairs {folder.name}"] = scores
     return [_summary(name, scores) for name, scores in found.items() if scores]
 
@@ -218,17 +219,25 @@ def _flat_pictures() -> Iterator[tuple[str, Tensor]]:
             yield f"{width}×{height} {colour}", picture
 
 
-def _pairs(
-    folder: Path, value_range: tuple[float, float] | None
-) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
-    """Yield names, noisy and clean pictures, and whether the noisy ones have 8 bits."""
+def _partners(folder: Path) -> list[tuple[Job, Path]]:
+    """Return the noisy shots of a folder, and where the clean ones are."""
     jobs = scan([str(folder / "noisy")], Path("unused-output"))
     if not jobs:
         raise NoImagesError(f"{folder / 'noisy'}: no images")
+    found = []
     for job in jobs:
         partner = find_reference(folder / "clean", job.name)
         if partner is None:
             raise ImageError(f"{job.source}: no clean image of this name in {folder / 'clean'}")
+        found.append((job, partner))
+    return found
+
+
+def _pairs(
+    shots: Sequence[tuple[Job, Path]], value_range: tuple[float, float] | None
+) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
+    """Yield names, noisy and clean pictures, and whether the noisy ones have 8 bits."""
+    for job, partner in shots:
         page = read_image(job.source, value_range)
         own = page.value_range  # of both: noise makes a file's estimated range wider
         is_deep = page.samples.dtype != torch.uint8

@@ -747,6 +747,8 @@ def as_image_error(path: Path, action: str) -> Iterator[None]:
     except ShapeError:
         raise
     except ImageError as error:
+        if str(error).startswith(f"{path}: "):
+            raise
         raise type(error)(f"{path}: {error}") from error.__cause__
     except Exception as error:
         raise ImageError(f"{path}: {_reason(error, action)}") from error

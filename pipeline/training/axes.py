@@ -20,6 +20,7 @@ Axes = list[tuple[str, int]]  # letters of `--axes`, or none, and their numbers,
 _COUNTS = {"T": "frames", "Z": "slices", "C": "channels", "S": "scenes"}
 _UNNAMED = "?"
 _DESCRIPTION = 270  # TIFF tag
+_NOT_SHAPED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of other JSON
 
 
 def parse_axes(text: str) -> str:
@@ -95,14 +96,41 @@ def scenes_of_pages(axes: Axes) -> list[list[int]]:
     return [groups[scene] for scene in sorted(groups)]
 
 
+def refuse_planes(path: Path, pages: Sequence[DecodedImage]) -> None:
+    """Refuse a file that stores frames or slices as colours, as tifffile does with 3 or 4.
+
+    Raises:
+        TrainingError: it does, by its own description.
+    """
+    channels, sizes = pages[0].samples.shape[2], dict[str, int]()
+    text = _description(pages)
+    if re.search(r'\bDimensionOrder="XY[ZCT]{3}"', text):
+        sizes = {one: int(size) for one, size in re.findall(r'\bSize([TZC])="(\d+)"', text)}
+    else:
+        with suppress(*_NOT_SHAPED):
+            shaped = json.loads(text)
+            sizes = dict(zip(shaped["axes"], map(int, shaped["shape"]), strict=True))
+    shots = {one: size for one, size in sizes.items() if one in "TZ" and size > 1}
+    is_coloured = sizes.get("C", 1) > 1 or "S" in sizes
+    if shots and not is_coloured and math.prod(shots.values()) > len(pages) and channels > 1:
+        raise TrainingError(
+            f"{path}: says that its pages are {_spelled(list(shots.items()))}, but stores some of "
+            "them as the colours of a page; write it with tifffile's photometric='minisblack'"
+        )
+
+
+def _description(pages: Sequence[DecodedImage]) -> str:
+    text = next((tag.data for tag in pages[0].metadata.tags if tag.code == _DESCRIPTION), b"")
+    return text.rstrip(b"\0").decode("utf-8", "replace")
+
+
 def _said(pages: Sequence[DecodedImage]) -> Axes:
     """Return what the description of a file says that its pages run along; [] if nothing.
 
     ImageJ's order is TZC; OME says its own, the fastest first; tifffile's is that of an array.
     There may be fewer pages than it says.
     """
-    text = next((tag.data for tag in pages[0].metadata.tags if tag.code == _DESCRIPTION), b"")
-    said, count = text.rstrip(b"\0").decode("utf-8", "replace"), len(pages)
+    said, count = _description(pages), len(pages)
     found: Axes = []
     if said.startswith("ImageJ="):
         sizes = dict(re.findall(r"^(\w+)=(\w+)\s*$", said, re.MULTILINE))
@@ -114,7 +142,7 @@ def _said(pages: Sequence[DecodedImage]) -> Axes:
         sizes = dict(re.findall(r'\bSize([TZC])="(\d+)"', images[0] if images else ""))
         found = [("S", len(images)), *((one, _number(sizes.get(one))) for one in order[1][::-1])]
     else:
-        with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        with suppress(*_NOT_SHAPED):
             shaped = json.loads(said)
             shape = [int(size) for size in shaped["shape"]]
             letters = shaped.get("axes") or _UNNAMED * len(shape)

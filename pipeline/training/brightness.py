@@ -17,7 +17,7 @@ from torch import Tensor
 from ..noise_level import NORMAL_MAD
 
 _CELLS_PX = {1024: 16, 128: 8, 0: 4}  # sides of squares, in scenes from such a side on
-_LEAST_CELLS = 16
+_LEAST_CELLS, _LEAST_OBJECTS = 16, 6
 _STRUCTURE = 0.3  # correlation of neighbours from which squares show more than noise
 _SIGNIFICANT, _UNLIKELY = 5.0, 2.0  # standard errors …
 _STRIPS = 8  # … by leaving out so many, one after the other
@@ -26,6 +26,8 @@ _LEAST = 0.02  # of the contrast: less of a difference does no harm
 # of the same. Between the two lie scenes that changed.
 _UNLIKE, _ALIKE, _MANY_CELLS = 0.5, 0.9, 200
 _ROUNDS, _OFF_LINE = 4, 5.0  # of fitting, and deviations from which on a square does not count
+_NOISE_OF_LIGHT = 0.05  # share of a square's light that its noise may be
+_FAR_OUT = 10.0  # deviations of the ground that no noise has
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def _fit(x: Tensor, y: Tensor, is_seen: Tensor) -> tuple[_Line, Tensor] | None:
             return None
         distance = (y - line.gain * x - line.offset).abs()
         spread = distance[use].median() / NORMAL_MAD
-        use = is_seen & (distance <= _OFF_LINE * spread + 1e-6 * y[is_seen].abs().amax())
+        light = (line.gain * (x - x[use].median())).abs()  # brings noise of its own
+        most = _OFF_LINE * spread + _NOISE_OF_LIGHT * light + 1e-6 * y[is_seen].abs().amax()
+        use = is_seen & (distance <= most)
         fit = line, use
     return fit
 
@@ -123,10 +127,32 @@ def _line(x: Tensor, y: Tensor, use: Tensor) -> _Line | None:
     of_x, of_y, of_both = (_of_neighbours(a, b) / pairs for a, b in ((x, x), (y, y), (y, x)))
     least_x, least_y = (_STRUCTURE * float(values.square().sum()) / count for values in (x, y))
     if of_x <= least_x:
-        return None
+        return _line_of_objects(x, y, use, middle, level)
     gain = of_both / of_x
     correlation = of_both / math.sqrt(of_x * max(of_y, least_y)) if of_both else 0.0
     return _Line(gain, float(level - gain * middle), correlation)
+
+
+def _line_of_objects(
+    x: Tensor, y: Tensor, use: Tensor, middle: Tensor, level: Tensor
+) -> _Line | None:
+    """The line through an even ground and what stands far out of it, such as stars.
+
+    They are smaller than squares, so that their neighbours do not tell them from noise; x and y are
+    0 at the mean and where they are not used.
+    """
+    ground, ground_y = x[use].median(), y[use].median()
+    x, y = (x - ground) * use, (y - ground_y) * use
+    is_object = x.abs() > _FAR_OUT * x[use].abs().median() / NORMAL_MAD
+    if int(is_object.sum()) < _LEAST_OBJECTS:
+        return None
+    x, y = x[is_object], y[is_object]
+    gain = float((x * y).sum() / x.square().sum())
+    correlation = float((x * y).sum() / (x.norm() * y.norm()).clamp_min(1e-30))
+    if correlation < _ALIKE:  # what one shot alone has, as cosmic rays
+        return None
+    offset = float(level + ground_y - gain * (middle + ground))
+    return _Line(gain, offset, correlation)
 
 
 def _errors(x: Tensor, y: Tensor, use: Tensor, line: _Line, ends: tuple[float, float]) -> Tensor:

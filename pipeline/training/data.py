@@ -40,6 +40,7 @@ from .scenes import (
 from .two_tensors import tensor_pairs
 
 GRAPHICS_PX = 256
+LEAST_STEPS = 0.4  # of stored samples that the noise must have; rounding has 0.29
 MEASURED_SCENES = 32  # at most, from everywhere
 CLEAN_SHARE = 0.13  # of the photographs that an estimator is trained on: texture is no noise
 VALIDATION_SEED = 1_000_003  # the same held-out tiles for every training seed
@@ -122,6 +123,12 @@ def choose_method(asked: str, scenes: Scenes, tile_px: int) -> tuple[str, str]:
         if asked in ("auto", "recorrupted"):
             raise TrainingError(f"--self {asked}: {NONE_FOUND}")
         return asked, "warning: no area shows what the noise is like: it may not suit this method"
+    whole = [scene for scene in measured if not scene.samples.is_floating_point()]
+    if whole and noise.sigma < LEAST_STEPS / min(scene.value_range.span for scene in whole):
+        found = "the noise is weaker than the rounding of the samples"
+        if asked == "auto":
+            raise TrainingError(f"--self auto: {found}, so there is nothing to learn from it")
+        return asked, f"warning: {found}, so there is little to learn from it"
     found = (
         f"the noise of neighbouring pixels correlates by {noise.across:.2f} across and "
         f"{noise.down:.2f} down"

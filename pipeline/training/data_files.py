@@ -15,6 +15,7 @@ from .data import split_photographs
 from .options import TrainOptions
 from .scenes import find_partner, images_below
 
+LEAST_FILLED = 0.01  # of the range, from the least to the greatest sample
 MOST_BEYOND = 0.5  # of the samples; a picture's black ground and its highlights are fewer
 
 
@@ -83,6 +84,11 @@ def compare_range(options: TrainOptions) -> tuple[str, ...]:
         if samples.numel():
             least = min(least, samples.min().item())
             most = max(most, samples.max().item())
+    if count and most - least < LEAST_FILLED * (high - low):
+        return (
+            f"warning: {options.data}: all samples lie within {least:g} to {most:g}, a small part "
+            f"of --range {low:g}-{high:g}; give black and white of these files, or leave it out",
+        )
     if count == 0 or beyond <= MOST_BEYOND * count:
         return ()
     share = "all" if beyond == count else f"{100 * beyond / count:.0f} % of the"

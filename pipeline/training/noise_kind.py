@@ -40,6 +40,7 @@ class NoiseKind:
         down: correlation of vertical neighbours, about.
         growth: σ in the brightest flat areas, as a multiple of that in the darkest.
         tail: how heavy the tails are: σ by mean size, as a multiple of normal noise's.
+        sigma: median of the flat areas; 0 if all are clipped.
         is_found: whether any area shows noise; the rest says nothing otherwise.
     """
 
@@ -47,6 +48,7 @@ class NoiseKind:
     down: float
     growth: float
     tail: float
+    sigma: float
     is_found: bool = True
 
     @property
@@ -103,12 +105,13 @@ def measure_noise(
         levels.append(torch.stack([blocks.mean((1, 2)), sigma], 1)[is_whole])
         tails.append(tail)
     across, down = (_correlation(total.item(), count.item()) for total, count in products)
-    tail = torch.cat(tails)
+    tail, sigma = torch.cat(tails), torch.cat(levels)
     return NoiseKind(
         across,
         down,
-        _growth(torch.cat(levels)),
+        _growth(sigma),
         tail.mean().item() if len(tail) else 1.0,
+        sigma[:, 1].median().item() if len(sigma) else 0.0,
         is_found=bool(products.any()),
     )
 

@@ -288,12 +288,19 @@ class RunFolder:
         file of --init would give now.
 
         Raises:
+            OptionError: the run validated twice, but has no checkpoint, or has no best weights.
             TrainingError: it is of a network of other layers, as an earlier release had.
         """
         found = self._group.on_first(
             lambda: load_tensors(self.checkpoint) if self.checkpoint.exists() else None
         )
         if found is None:
+            if self.metrics.exists() and len(self.metrics.read_text().splitlines()) > 1:
+                raise OptionError(
+                    f"--resume: {self.checkpoint} is missing, without which the run cannot go on; "
+                    f"restore it, or start a new run from its weights: --init {self.best} -o a new "
+                    "folder"
+                )
             return
         tensors, header = found
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "average": {}}
@@ -324,6 +331,11 @@ class RunFolder:
         start = header.get("start")  # earlier releases did not validate it
         state.start = ValidationResult(**start) if start else None
         state.best = ValidationResult(**best) if best else None
+        if state.best and self._group.on_first(lambda: not self.best.exists()):
+            raise OptionError(
+                f"--resume: {self.best} is missing; restore it, or start a new run from "
+                f"--init {self.last} -o a new folder"
+            )
         if "mean" in header:  # checkpoints of earlier releases lack these and the learning rate
             state.network.normalize.mean = tuple(header["mean"])
             state.network.normalize.std = tuple(header["std"])

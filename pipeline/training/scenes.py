@@ -19,7 +19,7 @@ from ..files.images import READABLE_SUFFIXES, read_pages
 from ..files.pixels import DecodedImage, prepare
 from ..files.ranges import UNIT
 from ..streaming.references import find_reference
-from .axes import axes_of_pages, parse_axes, scenes_of_pages
+from .axes import axes_of_pages, parse_axes, refuse_planes, scenes_of_pages
 from .pairs import Batch, Generators, Validation
 from .scene_pairs import Scene, ScenePairs
 from .shots import FoundScene, MatchedScene, match_shots, notes_on_shots
@@ -227,7 +227,10 @@ def files_below(folder: Path, suffixes: Set[str]) -> list[Path]:
 
 
 def _decoded(files: Sequence[Path], reading: Reading) -> dict[Path, tuple[DecodedImage, ...]]:
-    return {path: tuple(read_pages(path, value_range=reading.value_range)) for path in files}
+    decoded = {path: tuple(read_pages(path, value_range=reading.value_range)) for path in files}
+    for path, pages in decoded.items():
+        refuse_planes(path, pages)
+    return decoded
 
 
 def _read(

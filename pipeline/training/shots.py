@@ -15,6 +15,7 @@ from .alignment import Shift, common_area, find_shift
 from .brightness import Brightness, find_brightness
 from .scene_pairs import Scene
 
+_MOST_AT_WHITE = 1e-3  # share of the pixels that may have the greatest value without being clipped
 _EVEN_GAIN = 1.05  # below, a difference in brightness is told as a share of the contrast
 
 
@@ -172,14 +173,18 @@ def _match_brightness(
     if scene.unknown is not None:
         masks |= scene.unknown
     first, differing = light(0), dict[int, Brightness]()
+    white = _clipped(first)
     for shot in range(1, len(scene)):
-        brightness = find_brightness(first, light(shot), (masks[0] | masks[shot])[0])
+        other = light(shot)
+        other_white = _clipped(other)
+        hidden = (masks[0] | masks[shot])[0] | white | other_white
+        brightness = find_brightness(first, other, hidden)
+        if shot == 1 and find_brightness(other, first, hidden) is None:
+            raise _of_another_scene(name, 1, 2)
         if brightness is None:
-            raise TrainingError(
-                f"{name}: shot {shot + 1} shows nothing of what shot 1 shows: it is another scene, "
-                "or too dark; leave it out, or give shots of one scene the same name"
-            )
+            raise _of_another_scene(name, shot + 1, 1)
         if brightness.is_different:
+            masks[shot, 0] |= other_white
             differing[shot] = brightness
     if not differing:
         return scene, {}
@@ -194,3 +199,16 @@ def _match_brightness(
         shots.append(found.own.to_unit(values * scale.span + scale.offset))
     unknown = masks if bool(masks.any()) else None
     return Scene(torch.stack(shots), UNIT, unknown), differing
+
+
+def _clipped(light: Tensor) -> Tensor:
+    """(H, W): pixels at a shot's greatest value, if they are more than a few."""
+    at_white = (light >= light.max()).any(0)
+    return at_white & (at_white.float().mean() > _MOST_AT_WHITE)
+
+
+def _of_another_scene(name: str, shot: int, other: int) -> TrainingError:
+    return TrainingError(
+        f"{name}: shot {shot} shows nothing of what shot {other} shows: it is another scene, or "
+        "too dark; leave it out, or give shots of one scene the same name"
+    )

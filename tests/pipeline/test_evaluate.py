@@ -294,3 +294,16 @@ def test_the_bootstrap_s_interval_is_that_of_a_mean() -> None:
 def test_the_verdict_is_a_plain_sentence(change: dict[str, Any], words: str) -> None:
     sure = Comparison("gaussian:25", 24, 0.3, 0.2, 0.45, 0.001, 22, 2)
     assert replace(sure, **change).verdict("first", "second").startswith(words)
+
+
+def test_a_picture_that_says_nothing_is_refused(
+    tmp_path: Path, stack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_range(tmp_path / "far.safetensors", -500, 500)
+    assert main(["tconv", str(tmp_path / "far.safetensors"), str(stack), "-d", "cpu"]) != 0
+    assert "nearly all samples lie beyond -500-500" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "empty").mkdir()
+    nothing = np.full((40, 40), np.nan, np.float32)
+    tifffile.imwrite(tmp_path / "empty" / "a.tif", nothing, photometric="minisblack")
+    assert main(["tconv", str(tmp_path / "empty"), "-d", "cpu"]) != 0
+    assert "has no pixel with a value" in " ".join(capsys.readouterr().err.split())

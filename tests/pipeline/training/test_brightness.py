@@ -70,6 +70,41 @@ def test_few_bright_objects_on_an_even_ground_tell_the_brightness(
     assert brightness.difference == pytest.approx(max(0.5 - black, black), rel=0.1)
 
 
+def stars(seed: int, px: int = 256) -> Tensor:
+    chance = torch.Generator().manual_seed(seed)
+    where, strengths = torch.rand(60, 2, generator=chance), torch.rand(60, generator=chance)
+    at = torch.arange(px)
+    sky = torch.full((px, px), 0.02)
+    for (down, across), strength in zip(px * where, strengths, strict=True):
+        rows, columns = (torch.exp(-((at - middle) ** 2) / 4) for middle in (down, across))
+        sky += strength * rows[:, None] * columns
+    return sky[None]
+
+
+def shot(sky: Tensor, exposure: float, seed: int) -> Tensor:
+    """Photons and read noise, in units of 4000 photons."""
+    chance = torch.Generator().manual_seed(seed)
+    photons = torch.poisson(4000 * exposure * sky, chance)
+    return (photons + 8 * torch.randn(sky.shape, generator=chance)) / 4000
+
+
+def test_stars_tell_the_exposure_though_each_is_smaller_than_a_square() -> None:
+    for seed in range(4):
+        sky = stars(seed)
+        assert found(shot(sky, 1, seed), shot(sky, 1, 50 + seed)) == Brightness()
+        brightness = found(shot(sky, 1, seed), shot(sky, 0.5, 50 + seed))
+        assert brightness
+        assert brightness.gain == pytest.approx(0.5, rel=0.05)
+        assert brightness.off_line is not None
+        assert brightness.off_line.float().mean() < 0.02
+
+
+def test_rays_in_one_shot_are_not_taken_for_another_scene() -> None:
+    first, other = (noisy(torch.full((1, 256, 256), 0.3), 0.02, seed) for seed in (1, 2))
+    first[0, 10::25, 10::25] = 20.0
+    assert found(first, other) == found(other, first) == Brightness()
+
+
 def test_what_is_saturated_lies_off_the_line() -> None:
     clean = blobs(256)
     first, other = noisy(clean, 0.03, 1), noisy(2 * clean, 0.03, 2).clamp_max(1.5)

@@ -419,6 +419,47 @@ def test_copies_are_refused_and_blank_shots_are_not(
     assert "2.tif: shots 2 and 4 are the same" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("shot", [0, 2])
+def test_a_shot_with_the_cap_on_is_refused(tmp_path: Path, shot: int) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        pages = counts(4, number, 160, is_one_scene=True)
+        if number == 1:
+            pages[shot] = BLACK + np.random.default_rng(3).normal(0, 24, (160, 160))
+        tifffile.imwrite(tmp_path / "data" / f"{number}.tif", pages, photometric="minisblack")
+    with pytest.raises(TrainingError, match=f"1.tif: shot {shot + 1} shows nothing of what shot"):
+        load_bursts(tmp_path / "data", Reading())
+
+
+def test_an_overexposed_shot_is_darkened_and_what_it_clipped_is_unknown(tmp_path: Path) -> None:
+    chance, clean = np.random.default_rng(0), blobs(192)[0].numpy()
+    for scene in range(2):
+        (tmp_path / f"{scene}").mkdir()
+        for number, exposure in enumerate((1, 1, 4 if scene else 1)):
+            light = 200 * exposure * clean + chance.normal(0, 6, clean.shape)
+            page = Image.fromarray(light.clip(0, 255).astype(np.uint8))
+            page.save(tmp_path / f"{scene}" / f"{number}.png")
+    scenes = load_bursts(tmp_path, Reading())
+    assert "shots of 1 of 2 scenes differ in brightness" in scenes.notes[0]
+    matched = next(s for s in (*scenes.training, *scenes.validation) if s.unknown is not None)
+    assert matched.unknown is not None
+    known = ~matched.unknown.any(0)[0]
+    assert 0.1 < known.float().mean() < 0.9
+    difference = (matched.unit(2) - matched.unit(0))[:, known]
+    assert difference.mean().abs() < 0.02
+
+
+def test_rounding_is_not_taken_for_noise(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        y, x = np.mgrid[:128, :128] / 30
+        page = (30_000 + 20_000 * np.sin(x + number) * np.cos(y)).astype(np.uint16)
+        tifffile.imwrite(tmp_path / "data" / f"{number}.tif", page, photometric="minisblack")
+    options = {"data": tmp_path / "data", "output": tmp_path / "run", "network": "tconv"}
+    with pytest.raises(TrainingError, match="weaker than the rounding of the samples"):
+        train(TrainOptions(**options, kind="single", self_supervised="auto"))
+
+
 def test_pairs_of_other_scenes_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -467,6 +508,35 @@ def test_a_range_that_holds_few_samples_is_told(
     assert re.search(warning, capsys.readouterr().err)
     assert main([*command, str(tmp_path / "all"), "--range", "0-65535"]) == 0
     assert "beyond" not in capsys.readouterr().err
+
+
+def test_a_range_that_does_not_suit_the_samples_is_named_whatever_fails(
+    stacks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(stacks), "--self", "recorrupted", *SHORT, "-o", str(tmp_path / "run"), "--range"]
+    assert main([*command, "5200-5300"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no area of 16×16 px shows noise" in said
+    assert "lie beyond --range 5200-5300" in said
+    assert main([*command, "0-10000000"]) == 0
+    assert "a small part of --range 0-1e+07" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("frames", [3, 4])
+@pytest.mark.parametrize("scenes", [None, 6])
+@pytest.mark.parametrize("way", ["--bursts", "--self"])
+def test_frames_that_tifffile_stored_as_colours_are_refused(
+    tmp_path: Path, frames: int, scenes: int | None, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = np.stack([counts(frames, seed, is_one_scene=True) for seed in range(scenes or 1)])
+    (tmp_path / "data").mkdir()
+    path, stored = tmp_path / "data" / "1.tif", pages if scenes else pages[0]
+    axes = {"axes": "ZTYX" if scenes else "TYX"}
+    tifffile.imwrite(path, stored, photometric="rgb", planarconfig="separate", metadata=axes)
+    command = [str(tmp_path / "data"), way, *(["auto"] if way == "--self" else [])]
+    assert main([*command, "-o", str(tmp_path / "run"), *SHORT]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{frames} frames, but stores some of them as the colours of a page" in said
 
 
 @pytest.mark.parametrize("start", ["", "tconv"])
