@@ -366,7 +366,7 @@ def train(
     continues from it.
 
     Exit codes: 0 done, 1 diverged or no usable data, 2 usage, 4 device,
-    5 weights of --init, 130 Ctrl-C, 143 SIGTERM.
+    5 weights or checkpoint that cannot be used or written, 130 Ctrl-C, 143 SIGTERM.
     """
     with exit_codes():
         from ..training.distributed import process_group

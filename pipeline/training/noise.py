@@ -458,7 +458,7 @@ WHITE = GaussianNoise(0, 75, 1.5)
 # Weights as tried in plain torch before (issue 19): what a network for any picture should see.
 REAL = MixedNoise(
     (
-        (0.24, WHITE),
+        (0.28, WHITE),
         (0.17, ChainedNoise((WHITE, EightBits()))),
         (0.04, ChainedNoise((WHITE, EightBits(), JpegNoise()))),
         (0.04, PoissonGaussianNoise()),

@@ -50,7 +50,7 @@ STRONG_LEVEL = 10 / 255  # from which noise is seen whatever the picture is
 # with weak noise always: so the network looks for itself, and a level too high does little harm.
 EXACT_SHARE, TOO_HIGH_SHARE = 0.4, 0.2
 LEVEL_SPREAD, TOO_HIGH_SPREAD = 0.3, 0.8  # deviations of its logarithm
-LEVEL_OFFSET, TOO_HIGH_OFFSET = 4 / 255, 12 / 255
+LEVEL_OFFSET, TOO_HIGH_OFFSET = 4 / 255, 16 / 255
 # A run validates at these parts of its length, but takes a tenth of its time for it at most: a tile
 # costs about three times as much in training as in validation.
 VALIDATION_SHARE = 0.02
@@ -145,7 +145,10 @@ def train(
         folder.check(options)
 
         warnings = compare_range(options)
-        pairs, validation, counts = load_data(options, device)
+        try:
+            pairs, validation, counts = load_data(options, device)
+        except TrainingError as error:
+            raise TrainingError("; ".join((str(error), *warnings))) from error
         counts = replace(counts, notes=(*counts.notes, *warnings))
         chunk = tiles_per_chunk(validation.clean.shape[3])
         noisy_psnr, noisy_psnr_mean = psnrs_of_tiles(validation.noisy, validation.clean, chunk)
@@ -313,8 +316,9 @@ def _roughly(level: Tensor, generators: Generators) -> Tensor:
     share = torch.special.ndtr(draw[2])
     is_too_high = share > 1 - TOO_HIGH_SHARE
     spread = torch.where(is_too_high, TOO_HIGH_SPREAD * draw[0].abs(), LEVEL_SPREAD * draw[0])
-    offset = LEVEL_OFFSET + (TOO_HIGH_OFFSET - LEVEL_OFFSET) * is_too_high
-    rough = level * spread.exp() + offset * draw[1].abs()
+    excess = TOO_HIGH_OFFSET * draw[1].square()  # far too high sometimes, as of dithering
+    offset = torch.where(is_too_high, excess, LEVEL_OFFSET * draw[1].abs())
+    rough = level * spread.exp() + offset
     return torch.where(share < EXACT_SHARE * (1 - weakness(level)), level, rough)
 
 

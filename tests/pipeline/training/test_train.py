@@ -577,7 +577,7 @@ def test_the_default_rates_suit_optimiser_and_network(
     ("chosen", "recipe"),
     [
         (["--network", "unet"], ("muon", 64, 0.99, 1e-3)),
-        (["--init", "unet-level-7"], ("muon", 64, 0.99, 1e-3)),
+        (["--init", "unet-level-8"], ("muon", 64, 0.99, 1e-3)),
         (["--network", "unet", "--optimizer", "sgd", "--ema", "0"], ("sgd", 64, 0.0, 0.1)),
         ([], ("sgd", 32, 0.0, 4.0)),
     ],
@@ -1065,6 +1065,26 @@ def test_resume_says_where_it_goes_on(
     said = capsys.readouterr().err
     assert re.search(r"goes on after step 8 \(epoch 2\.00\); best so far: \S+ dB at step \d", said)
     assert "\nstep" not in said
+
+
+@pytest.mark.parametrize(
+    ("lost", "start"), [("checkpoint", "best"), ("best", "last")], ids=["checkpoint", "best"]
+)
+def test_a_run_that_lost_a_file_is_not_begun_anew(
+    photographs: Path, tmp_path: Path, lost: str, start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        str(photographs), "-o", str(tmp_path / "run"), "--noise", "gaussian:25", "--tiles", "32",
+        "--validation-tiles", "4", "--epochs", "1", "--device", "cpu",
+    ]  # fmt: skip
+    assert main(command) == 0
+    (tmp_path / "run" / f"{lost}.safetensors").unlink()
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert main([*command, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert f"{lost}.safetensors is missing" in said
+    assert f"{start}.safetensors" in said
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == kept
 
 
 def test_a_stop_before_anything_is_saved_promises_nothing(
