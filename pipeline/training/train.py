@@ -315,9 +315,10 @@ def _roughly(level: Tensor, generators: Generators) -> Tensor:
     draw = torch.randn(3, len(level), generator=generators.device, device=level.device)
     share = torch.special.ndtr(draw[2])
     is_too_high = share > 1 - TOO_HIGH_SHARE
-    spread = torch.where(is_too_high, TOO_HIGH_SPREAD * draw[0].abs(), LEVEL_SPREAD * draw[0])
-    excess = TOO_HIGH_OFFSET * draw[1].square()  # far too high sometimes, as of dithering
-    offset = torch.where(is_too_high, excess, LEVEL_OFFSET * draw[1].abs())
+    size = draw.abs()
+    spread = torch.where(is_too_high, TOO_HIGH_SPREAD * size[0], LEVEL_SPREAD * draw[0])
+    excess = TOO_HIGH_OFFSET * size[1].square()  # far too high sometimes, as of dithering
+    offset = torch.where(is_too_high, excess, LEVEL_OFFSET * size[1])
     rough = level * spread.exp() + offset
     return torch.where(share < EXACT_SHARE * (1 - weakness(level)), level, rough)
 
