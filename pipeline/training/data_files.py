@@ -66,7 +66,7 @@ def compare_range(options: TrainOptions) -> tuple[str, ...]:
     """Compare --range, if given, with the samples that the files store.
 
     Returns:
-        A warning if most samples lie beyond.
+        A warning if most samples lie beyond, or all in a small part of it.
 
     Raises:
         OptionError: a path is not a folder.
@@ -84,12 +84,15 @@ def compare_range(options: TrainOptions) -> tuple[str, ...]:
         if samples.numel():
             least = min(least, samples.min().item())
             most = max(most, samples.max().item())
-    if count and most - least < LEAST_FILLED * (high - low):
-        return (
-            f"warning: {options.data}: all samples lie within {least:g} to {most:g}, a small part "
-            f"of --range {low:g}-{high:g}; give black and white of these files, or leave it out",
-        )
-    if count == 0 or beyond <= MOST_BEYOND * count:
+    if count == 0:
+        return ()
+    if beyond <= MOST_BEYOND * count:
+        if most - least < LEAST_FILLED * (high - low):
+            return (
+                f"warning: {options.data}: all samples lie within {least:g} to {most:g}, a small "
+                f"part of --range {low:g}-{high:g}; give black and white of these files, or leave "
+                "it out",
+            )
         return ()
     share = "all" if beyond == count else f"{100 * beyond / count:.0f} % of the"
     found = (

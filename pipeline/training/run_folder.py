@@ -281,6 +281,18 @@ class RunFolder:
         }
         save_tensors(self.checkpoint, tensors | {"loss_sum": state.loss_sum}, header)
 
+    def _read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        if self.checkpoint.exists():
+            return load_tensors(self.checkpoint)
+        # A run that dies between its first validation and its first checkpoint begins anew.
+        if self.metrics.exists() and len(self.metrics.read_text().splitlines()) > 1:
+            raise OptionError(
+                f"--resume: {self.checkpoint} is missing, without which the run cannot go on; "
+                f"restore it, or start a new run from its weights: --init {self.best} -o a new "
+                "folder"
+            )
+        return None
+
     def load_checkpoint(self, state: TrainingState) -> None:
         """Restore the last checkpoint, if there is one.
 
@@ -291,16 +303,8 @@ class RunFolder:
             OptionError: the run validated twice, but has no checkpoint, or has no best weights.
             TrainingError: it is of a network of other layers, as an earlier release had.
         """
-        found = self._group.on_first(
-            lambda: load_tensors(self.checkpoint) if self.checkpoint.exists() else None
-        )
+        found = self._group.on_first(self._read_checkpoint)
         if found is None:
-            if self.metrics.exists() and len(self.metrics.read_text().splitlines()) > 1:
-                raise OptionError(
-                    f"--resume: {self.checkpoint} is missing, without which the run cannot go on; "
-                    f"restore it, or start a new run from its weights: --init {self.best} -o a new "
-                    "folder"
-                )
             return
         tensors, header = found
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "average": {}}

@@ -96,9 +96,6 @@ class ScenePairs(Pairs):
         tile_px: side of a tile.
         count: tiles per epoch.
         method: as above.
-
-    Raises:
-        TrainingError: "recorrupted" finds no noise in any scene.
     """
 
     def __init__(

@@ -518,6 +518,8 @@ def test_a_range_that_does_not_suit_the_samples_is_named_whatever_fails(
     said = " ".join(capsys.readouterr().err.split())
     assert "no area of 16×16 px shows noise" in said
     assert "lie beyond --range 5200-5300" in said
+    assert main([*command, "10000000-90000000"]) == 1
+    assert "all samples lie beyond --range 1e+07-9e+07" in " ".join(capsys.readouterr().err.split())
     assert main([*command, "0-10000000"]) == 0
     assert "a small part of --range 0-1e+07" in " ".join(capsys.readouterr().err.split())
 
