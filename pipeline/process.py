@@ -1,7 +1,7 @@
 """How the process waits and frees memory: set before torch is imported, or pictures are streamed.
 
 A library must not change its users' processes much: `denoise_batch` itself only returns large
-blocks, when it begins to stream pictures. Its commands do the rest.
+blocks, when it begins to stream pictures on a processor. Its commands do the rest.
 """
 
 import ctypes
@@ -31,7 +31,8 @@ def return_large_blocks() -> None:
 
     It raises that limit to the largest block freed so far, up to 32 MiB; pages then stay in the
     heaps of the threads that decoded them: 50 mixed photographs with `tconv` took 610 MB, not 468.
-    Keeping them is hardly faster: the network's own memory is pooled.
+    On a processor keeping them is hardly faster, as the network's own memory is pooled; beside a
+    GPU it is, by 26 % for JPEG and 16 % for PNG (throw-away script).
     """
     _set(_MMAP_THRESHOLD, _MIB)
 

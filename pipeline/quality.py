@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .files.pixels import DecodedImage
 from .metrics import psnr_of_mse
-from .noise_level import MAX_PIXELS, NoiseLevel, noise_level, wavelet_sigma, window_slices
+from .noise_level import EXACT, SHOWN, Effort, NoiseLevel, noise_level, wavelet_sigma, window_slices
 
 # Step of the probe, in values of [0, 1]: far below any noise worth removing. At 0.01 the divergence
 # comes out too small.
@@ -225,7 +225,6 @@ MAX_HIDDEN = 0.02  # share of pixels without meaning, whose fill has no noise: 0
 SMOOTH_RATIO = 1.5  # of the network's estimate and the others, from which on noise is not white
 TOO_SMALL = "too small to estimate"
 NOT_WHITE = "the noise is not white, which an estimate needs"
-SHOWN_STRIDE = 4  # if σ is only shown, a sixteenth of the patches is enough
 LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"}  # formats that may be
 _STRIP_ROWS = 256  # a multiple of the probe's blocks; a whole page in float32 is large
 
@@ -284,10 +283,10 @@ def assess(page: DecodedImage, *, probe: bool) -> Noise:
         page: as decoded.
         probe: whether its error is to be estimated.
     """
-    level = _level(page, SHOWN_STRIDE)
+    level = _level(page, SHOWN)
     reason = _obstacle(page, level) if probe else ""
     if probe and not reason:
-        level = _level(page, 1)
+        level = _level(page, EXACT)
     return Noise(level, level.sigma_255, reason)
 
 
@@ -313,7 +312,7 @@ def measure(
     sigmas: tuple[float | None, float | None] = None, None
     if noises:
         left = [
-            wavelet_sigma(_windows(page, after), _step(page)) * 255
+            wavelet_sigma(_windows(page, after, SHOWN), _step(page)) * 255
             for page, after in zip(pages, samples, strict=True)
         ]
         if levels:
@@ -388,17 +387,17 @@ def _estimate(page: DecodedImage, after: Tensor, probe: Probe, level: NoiseLevel
     response = divergence(probe, torch.cat(spreads) if spreads else probe.spreads)
     if response is None or level.white_255 is None:
         return TOO_SMALL
-    seen = min(height * width, MAX_PIXELS)
+    seen = min(height * width, EXACT.pixels)
     sigma = level.white_255 / 255
     mean = residual / after.numel()
     estimate = estimate_mse(mean, response, sigma, channels, seen, probe.strength)
     return estimate or "the estimate contradicts itself: not white noise, or hardly denoised"
 
 
-def _level(page: DecodedImage, stride: int) -> NoiseLevel:
+def _level(page: DecodedImage, effort: Effort) -> NoiseLevel:
     is_lossless = page.storage.format not in LOSSY
-    windows = _windows(page, page.samples)
-    return noise_level(windows, stride, step=_step(page), is_lossless=is_lossless)
+    windows = _windows(page, page.samples, effort)
+    return noise_level(windows, effort.stride, step=_step(page), is_lossless=is_lossless)
 
 
 def _step(page: DecodedImage) -> float:
@@ -410,12 +409,12 @@ def _step(page: DecodedImage) -> float:
     return 1 / page.value_range.span
 
 
-def _windows(page: DecodedImage, samples: Tensor) -> list[Tensor]:
-    """A page's samples in windows spread over it, (C, H, W) in [0, 1]."""
-    return [
-        page.value_range.to_unit(samples[rows, columns]).permute(2, 0, 1).contiguous()
-        for rows, columns in window_slices(*samples.shape[:2])
-    ]
+def _windows(page: DecodedImage, samples: Tensor, effort: Effort) -> Tensor:
+    """A page's samples in windows spread over it, (N, C, H, W) in [0, 1]."""
+    height, width = samples.shape[:2]
+    places = window_slices(height, width, effort.pixels)
+    windows = torch.stack([samples[rows, columns] for rows, columns in places])
+    return page.value_range.to_unit(windows).permute(0, 3, 1, 2).contiguous()
 
 
 def _mean(values: Sequence[float]) -> float:

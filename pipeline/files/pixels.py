@@ -470,10 +470,14 @@ def _differs_across(bits: Tensor) -> Tensor:
 
 def _unequal(first: Tensor, second: Tensor) -> Tensor:
     """(H, W): whether pixels (H, W, C) differ."""
-    result = first[:, :, 0] != second[:, :, 0]
-    for channel in range(1, first.shape[2]):
-        result |= first[:, :, channel] != second[:, :, channel]
-    return result
+    height, width, channels = first.shape
+    unequal = (first != second).flatten()
+    # A pixel's samples are neighbours: a plane at a time, each read takes a cache line for a byte.
+    pixels = max(0, len(unequal) - channels + 1)
+    result = unequal[:pixels]
+    for channel in range(1, channels):
+        result = result | unequal[channel : channel + pixels]
+    return result[::channels].contiguous().view(height, width)
 
 
 def _spread(marks: Tensor, distance: int) -> Tensor:

@@ -126,7 +126,6 @@ class LocalEngine(Engine):
     """
 
     def __init__(self, options: DenoiseOptions, storage: Storage) -> None:
-        return_large_blocks()
         self._options = options
         self._storage = storage
         self._device = resolve_device(options.device)
@@ -201,6 +200,8 @@ class LocalEngine(Engine):
             options.strength,
         )
         is_cpu = self._device.type == "cpu"
+        if is_cpu:  # beside a GPU the host's speed counts, and it has room
+            return_large_blocks()
         with device_failures(self._device, "finished files are kept"):
             yield from stream(
                 jobs,

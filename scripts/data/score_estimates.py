@@ -20,9 +20,10 @@ from torch import Tensor
 from denoise_batch.files.images import read_pages
 from denoise_batch.metrics import mse, psnr_of_mse
 from denoise_batch.models import Network, find_weights, load_weights
-from denoise_batch.noise_level import MAX_PIXELS, NoiseLevel, noise_level, window_slices
+from denoise_batch.noise_level import EXACT, SHOWN, Effort, NoiseLevel, noise_level, window_slices
 from denoise_batch.quality import (
     MAX_CLIPPED,
+    MIN_SIGMA_255,
     WHOLE_PIXELS,
     Estimate,
     block_spreads,
@@ -84,11 +85,10 @@ def _row(
         noisy = clean + sigma / 255 * torch.randn(clean.shape, generator=generator)
         if kind == "8-bit":
             noisy = torch.round(noisy.clamp(0, 1) * 255) / 255
-        level = noise_level(
-            [noisy[:, y, x].contiguous() for y, x in window_slices(*noisy.shape[1:])],
-            step=1 / 255 if kind == "8-bit" else 0.0,
-            is_lossless=True,
-        )
+        step = 1 / 255 if kind == "8-bit" else 0.0
+        level = _level(noisy, step, SHOWN)
+        if level.is_white and level.sigma_255 >= MIN_SIGMA_255:
+            level = _level(noisy, step, EXACT)
         sigma_errors.append(level.sigma_255 / sigma - 1)
         denoised = network(noisy[None]).clone()
         estimate = _estimate(network, noisy, denoised, level)
@@ -103,6 +103,12 @@ def _row(
     rms = (sum(error**2 for error in errors) / len(errors)) ** 0.5
     row += [str(len(errors)), f"{near}/{len(errors)}", f"{sum(errors) / len(errors):+.2f}"]
     return [*row, f"{rms:.2f}", f"{max(errors, key=abs):+.2f}"]
+
+
+def _level(noisy: Tensor, step: float, effort: Effort) -> NoiseLevel:
+    places = window_slices(noisy.shape[1], noisy.shape[2], effort.pixels)
+    windows = torch.stack([noisy[:, rows, columns] for rows, columns in places])
+    return noise_level(windows, effort.stride, step=step, is_lossless=True)
 
 
 def _estimate(
@@ -122,7 +128,7 @@ def _estimate(
     if mean_response is None:
         return None
     residual = mse(denoised[0], noisy)
-    seen = min(noisy.shape[1] * noisy.shape[2], MAX_PIXELS)
+    seen = min(noisy.shape[1] * noisy.shape[2], EXACT.pixels)
     return estimate_mse(residual, mean_response, level.white_255 / 255, len(noisy), seen)
 
 

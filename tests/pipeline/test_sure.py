@@ -113,7 +113,7 @@ def test_the_shipped_network_is_estimated_within_a_decibel(name: str, sigma: int
     denoised = network(noisy[None]).clone()
     (probe,) = probe_images(network, noisy[None], denoised)
     answer = divergence(probe, probe.spreads)
-    white = noise_level([noisy]).white_255
+    white = noise_level(noisy[None]).white_255
     assert answer is not None
     assert white is not None
     pixels = noisy.shape[1] * noisy.shape[2]
