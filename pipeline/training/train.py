@@ -144,15 +144,9 @@ def train(
         folder = RunFolder(options.output, group)
         folder.check(options)
 
-        warnings = compare_range(options)
-        try:
-            pairs, validation, counts = load_data(options, device)
-        except TrainingError as error:
-            raise TrainingError("; ".join((str(error), *warnings))) from error
-        counts = replace(counts, notes=(*counts.notes, *warnings))
-        chunk = tiles_per_chunk(validation.clean.shape[3])
-        noisy_psnr, noisy_psnr_mean = psnrs_of_tiles(validation.noisy, validation.clean, chunk)
-        group.check_same("data and noisy dB are", (counts, round(noisy_psnr, 2)))
+        data = _load_data(options, device)
+        pairs, validation = data.pairs, data.validation
+        group.check_same("data and noisy dB are", (data.counts, round(data.noisy_psnr, 2)))
 
         generators = Generators(device)
         network, earlier = _new_network(options, pairs, generators)
@@ -170,9 +164,9 @@ def train(
             folder.load_checkpoint(state)
         progress.on_start(
             TrainStart(
-                counts=counts,
+                counts=data.counts,
                 tiles=len(pairs),
-                noisy_psnr=noisy_psnr,
+                noisy_psnr=data.noisy_psnr,
                 step=state.step,
                 epoch=schedule.epoch(state.step),
                 steps=None if options.minutes is not None else schedule.steps(state),
@@ -181,8 +175,7 @@ def train(
         )
         batches = _batches(len(pairs), options, state.step)
         saved_at = time.monotonic()
-        loss = "estimator" if options.estimator else options.loss
-        curves = Curves(folder.curves, noisy_psnr, loss)
+        validator = _Validator(options, data, schedule, folder, group, earlier, command)
 
         try:
             network.train()
@@ -190,30 +183,7 @@ def train(
                 if stop:
                     raise KeyboardInterrupt
                 if schedule.is_due(state):
-                    training_loss = _finish_steps(state, options, group)
-                    with state.updating(), average.applied():
-                        level = None if options.estimator else group.local_rows(validation.level)
-                        local = denoise_tiles(network, group.local_rows(validation.noisy), level)
-                        denoised = group.all_gather(local, len(validation.noisy))
-                        psnrs = psnrs_of_tiles(denoised, validation.clean, chunk)
-                        _check_finite(psnrs[0], "validation PSNR", state, options)
-                        result = _result(state, schedule, training_loss, *psnrs)
-                        noisy_psnrs = noisy_psnr, noisy_psnr_mean
-                        training = _describe(options, pairs, validation, result, noisy_psnrs)
-                        if group.is_first:
-                            whole = {**earlier, "estimator": training}
-                            folder.save_weights(
-                                network, result, whole if options.estimator else training
-                            )
-                    if group.is_first:
-                        rows = folder.record(result)
-                        curves.add(rows)
-                        card = model_card(options, network, counts, training, rows, command)
-                        folder.save_card(card)
-                        if result.is_best or result.number == 1:
-                            draw_samples(
-                                folder.samples, validation.clean, validation.noisy, denoised
-                            )
+                    result = validator.validate(state)
                     state.finish_validation(result)
                     folder.save_checkpoint(state)
                     saved_at = time.monotonic()
@@ -232,12 +202,104 @@ def train(
                 folder.save_checkpoint(state)
             raise
         finally:
-            curves.draw()
+            validator.curves.draw()
     assert state.best is not None  # the end of a run is validated
-    gain = state.best.validation_psnr - noisy_psnr
+    gain = state.best.validation_psnr - data.noisy_psnr
     if options.ranks_by_mean:
-        gain = state.best.validation_psnr_mean - noisy_psnr_mean
-    return Outcome(state.start, state.best, noisy_psnr, noisy_psnr_mean, gain, folder.best)
+        gain = state.best.validation_psnr_mean - data.noisy_psnr_mean
+    noisy_psnrs = data.noisy_psnr, data.noisy_psnr_mean
+    return Outcome(state.start, state.best, *noisy_psnrs, gain, folder.best)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a run trains on, and validates with.
+
+    Attributes:
+        pairs: the training tiles.
+        validation: the validation tiles.
+        counts: size of the data.
+        chunk: validation tiles whose errors are computed at once.
+        noisy_psnr: dB of the noisy validation tiles, of one MSE over all of them.
+        noisy_psnr_mean: the same, averaged over tiles.
+    """
+
+    pairs: Pairs
+    validation: Validation
+    counts: Counts
+    chunk: int
+    noisy_psnr: float
+    noisy_psnr_mean: float
+
+
+def _load_data(options: TrainOptions, device: torch.device) -> _Data:
+    warnings = compare_range(options)
+    try:
+        pairs, validation, counts = load_data(options, device)
+    except TrainingError as error:
+        raise TrainingError("; ".join((str(error), *warnings))) from error
+    counts = replace(counts, notes=(*counts.notes, *warnings))
+    chunk = tiles_per_chunk(validation.clean.shape[3])
+    psnrs = psnrs_of_tiles(validation.noisy, validation.clean, chunk)
+    return _Data(pairs, validation, counts, chunk, *psnrs)
+
+
+class _Validator:
+    """Validates a run's network, and keeps in its folder what that gave.
+
+    Attributes:
+        curves: of the validations so far.
+    """
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        data: _Data,
+        schedule: "Schedule",
+        folder: RunFolder,
+        group: ProcessGroup,
+        earlier: dict[str, Any],
+        command: str,
+    ) -> None:
+        self._options = options
+        self._data = data
+        self._schedule = schedule
+        self._folder = folder
+        self._group = group
+        self._earlier = earlier  # how the weights of --init were trained
+        self._command = command
+        loss = "estimator" if options.estimator else options.loss
+        self.curves = Curves(folder.curves, data.noisy_psnr, loss)
+
+    def validate(self, state: TrainingState) -> ValidationResult:
+        """Validate the averaged weights, and write them if they are the best, table and pictures.
+
+        Raises:
+            TrainingError: the loss or the PSNR is not finite.
+        """
+        options, group, data = self._options, self._group, self._data
+        clean, noisy = data.validation.clean, data.validation.noisy
+        training_loss = _finish_steps(state, options, group)
+        with state.updating(), state.average.applied():
+            level = None if options.estimator else group.local_rows(data.validation.level)
+            local = denoise_tiles(state.network, group.local_rows(noisy), level)
+            denoised = group.all_gather(local, len(noisy))
+            psnrs = psnrs_of_tiles(denoised, clean, data.chunk)
+            _check_finite(psnrs[0], "validation PSNR", state, options)
+            result = _result(state, self._schedule, training_loss, *psnrs)
+            training = _describe(options, data, result)
+            if group.is_first:
+                whole = {**self._earlier, "estimator": training}
+                told = whole if options.estimator else training
+                self._folder.save_weights(state.network, result, told)
+        if group.is_first:
+            rows = self._folder.record(result)
+            self.curves.add(rows)
+            card = model_card(options, state.network, data.counts, training, rows, self._command)
+            self._folder.save_card(card)
+            if result.is_best or result.number == 1:
+                draw_samples(self._folder.samples, clean, noisy, denoised)
+        return result
 
 
 @contextmanager
@@ -580,14 +642,9 @@ def _result(
     )
 
 
-def _describe(
-    options: TrainOptions,
-    pairs: Pairs,
-    validation: Validation,
-    result: ValidationResult,
-    noisy_psnrs: tuple[float, float],
-) -> dict[str, object]:
+def _describe(options: TrainOptions, data: _Data, result: ValidationResult) -> dict[str, object]:
     """Return what a weights file says about its training."""
+    pairs = data.pairs
     # Only a two-tensor file brings tiles of its own number and size.
     tile_px = pairs.tile_px if isinstance(pairs, StoredPairs) else options.tile_px
     method = pairs.method if isinstance(pairs, ScenePairs) else "shots"
@@ -603,9 +660,9 @@ def _describe(
         "epoch": round(result.epoch, 3),
         "validation_psnr": round(result.validation_psnr, 3),
         "validation_psnr_mean": round(result.validation_psnr_mean, 3),
-        "noisy_psnr": round(noisy_psnrs[0], 3),
-        "noisy_psnr_mean": round(noisy_psnrs[1], 3),
-        "validation_tiles": len(validation.noisy),
+        "noisy_psnr": round(data.noisy_psnr, 3),
+        "noisy_psnr_mean": round(data.noisy_psnr_mean, 3),
+        "validation_tiles": len(data.validation.noisy),
         "tiles": len(pairs),
         "tile_px": tile_px,
     }
