@@ -1,6 +1,7 @@
-"""What every test relies on: fixed seeds, reproducible hypothesis examples, one thread."""
+"""What every test relies on: fixed seeds, reproducible examples, one thread, Ctrl-C's signal."""
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch
 # One thread: on a busy machine a second one waits in OpenMP barriers (25 small training steps took
 # 8.8 s with two and 0.06 s with one, on 2 shared cores).
 torch.set_num_threads(1)
+
+# A shell that runs the tests in the background lets them ignore it, as do the commands then.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _TorchRandom:
