@@ -313,11 +313,11 @@ def _note_on_narrow_pages(
 def _prepared(page: DecodedImage, mask: Tensor) -> DecodedImage:
     samples, seen, kept, outliers = page.samples, page.samples, None, None
     beyond, gaps = page.value_range.is_beyond(samples), None
-    if bool(mask.any()) or (beyond is not None and bool(beyond.any())):
+    if _is_any(mask) or (beyond is not None and _is_any(beyond)):
         beyond = torch.zeros_like(mask) if beyond is None else beyond & ~mask
         gaps = mask | beyond
         kept, outliers = (
-            KeptPixels(where, _pixels(samples, where)) if bool(where.any()) else None
+            KeptPixels(where, _pixels(samples, where)) if _is_any(where) else None
             for where in (mask, beyond)
         )
         seen = _pixels(samples, ~gaps)[:, None]
@@ -327,6 +327,11 @@ def _prepared(page: DecodedImage, mask: Tensor) -> DecodedImage:
     if gaps is not None:
         samples = _filled(samples, gaps, page.value_range)
     return replace(page, samples=samples, kept=kept, outliers=outliers)
+
+
+def _is_any(mask: Tensor) -> bool:
+    """Whether a pixel of (H, W) is marked: torch's `any` takes 30 times as long where none is."""
+    return bool(mask.view(torch.uint8).amax())
 
 
 def _is_gray(samples: Tensor, most_off: int) -> bool:

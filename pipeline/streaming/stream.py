@@ -256,6 +256,7 @@ def weights_for(options: DenoiseOptions) -> tuple[Path, Weights]:
 
 
 _MEASURED_PX = 512  # a side
+_MOMENT_S = 0.1
 MOST_IMAGES = 64  # in an automatic batch
 _BATCHES_IN_FLIGHT = 3  # on a device that computes while the host goes on
 _MOST_FILES = 256  # in flight, however small: a run that is told to stop finishes them
@@ -388,6 +389,7 @@ class _Stream:
         self._on_device: deque[tuple[Download, list[_Page]]] = deque()
         self._is_stopping = False
         self._jobs_lock = threading.Lock()
+        self._free: tuple[float, int | None] = -math.inf, None  # when, and what was said then
 
     def results(self, jobs: Sequence[Job], threads: int) -> Iterator[Result]:
         self._jobs = iter(jobs)
@@ -611,7 +613,7 @@ class _Stream:
             nonlocal held, waited, scratch
             wanted = max(self.budget.limit // _MOST_FILES, footprint.sample_bytes * _COPIES)
             coding, need = self._needs(footprint, job)
-            free = free_host_bytes()
+            free = self._free_bytes()
             left = available_host_bytes() if free is None else free
             is_on_disk = is_large(footprint, coding, need, left)
             if is_on_disk:
@@ -653,6 +655,17 @@ class _Stream:
             return True
         self._inbox.put(_Decoded(file))
         return True
+
+    def _free_bytes(self) -> int | None:
+        """Memory that was free a moment ago; asking for every file would take a millisecond each.
+
+        A file that needs much of it waits until it is alone, and is judged by what is free then.
+        """
+        asked, free = self._free
+        if time.monotonic() - asked > _MOMENT_S:
+            free = free_host_bytes()
+            self._free = time.monotonic(), free
+        return free
 
     def _end_if_stopped(self) -> None:
         if self._is_stopping or self.stop:
