@@ -81,13 +81,20 @@ def load_paired_folders(first: Path, second: Path, reading: Reading) -> Scenes:
         raise OptionError(f"--pairs {second}: not a folder")
     if first.resolve() == second.resolve():
         raise OptionError(f"--pairs {second}: holds the first shots; give other ones")
-    named = {}
+    named, partners = {}, set()
     for name, path in images_below(first):
         partner = find_partner(second, name)
         if partner is None:
             raise TrainingError(f"{path}: has no partner of the same name in {second}")
+        partners.add(partner)
         named[name] = _read(_decoded([path, partner], reading), reading, "SYX")
-    return _split(named, reading, first)
+    scenes = _split(named, reading, first)
+    lonely = [path for _, path in images_below(second) if path not in partners]
+    if not lonely:
+        return scenes
+    has = f"{len(lonely)} images have" if len(lonely) > 1 else "1 image has"
+    note = f"{second}: {has} no first shot, such as {lonely[0].name}; left out"
+    return replace(scenes, notes=(*scenes.notes, note))
 
 
 def load_bursts(folder: Path, reading: Reading) -> Scenes:

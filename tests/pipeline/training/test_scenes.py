@@ -287,6 +287,14 @@ def test_pixels_without_meaning_are_no_targets() -> None:
     assert seen == {0, 3 * 5 * 32}
 
 
+def test_second_shots_without_a_first_are_named(shots: Path) -> None:
+    first, second = shots / "first", shots / "second"
+    assert load_paired_folders(first, second, Reading()).notes == ()
+    picture(40, 48).save(second / "late.png")
+    (note,) = load_paired_folders(first, second, Reading()).notes
+    assert note == f"{second}: 1 image has no first shot, such as late.png; left out"
+
+
 def test_bad_folders_are_named(shots: Path, bursts: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="not a folder"):
         load_paired_folders(shots / "first", shots / "none", Reading())
