@@ -143,7 +143,7 @@ def denoise(
         typer.Option(
             "--weights",
             "-w",
-            help="A safetensors file, or unet-level-8 (default; any picture), unet-gaussian-4 "
+            help="A safetensors file, or unet-level-9 (default; any picture), unet-gaussian-4 "
             "(white noise), unet-camera-2 (cameras), tconv or upsample (the course paper's).",
             rich_help_panel=NETWORK,
         ),

@@ -454,18 +454,19 @@ class ChainedNoise(NoiseModel):
 
 OCTAVES = 0.7, 1.4, 2.8, 5.6  # standard deviations of Gaussian blurs, in pixels
 SUBSAMPLINGS = (2, 2, 2, 2, 2, 2, 1, 0)  # as Pillow numbers 4:2:0, 4:2:2 and 4:4:4
-WHITE = GaussianNoise(0, 75, 1.5)
+WHITE = GaussianNoise(0, 75, 1.3)
+SIGNAL_DEPENDENT = PoissonGaussianNoise((2e-4, 6e-2))
 # Weights as tried in plain torch before (issue 19): what a network for any picture should see.
 REAL = MixedNoise(
     (
-        (0.28, WHITE),
-        (0.17, ChainedNoise((WHITE, EightBits()))),
-        (0.04, ChainedNoise((WHITE, EightBits(), JpegNoise()))),
-        (0.04, PoissonGaussianNoise()),
-        (0.04, ChainedNoise((PoissonGaussianNoise(), EightBits()))),
-        (0.24, ChainedNoise((RawNoise(), MixedNoise(((0.7, JpegNoise()),))))),
-        (0.08, CameraNoise()),
-        (0.08, ChainedNoise((CorrelatedNoise(), EightBits(), MixedNoise(((0.4, JpegNoise()),))))),
+        (0.32, WHITE),
+        (0.19, ChainedNoise((WHITE, EightBits()))),
+        (0.03, ChainedNoise((WHITE, EightBits(), JpegNoise()))),
+        (0.05, SIGNAL_DEPENDENT),
+        (0.05, ChainedNoise((SIGNAL_DEPENDENT, EightBits()))),
+        (0.20, ChainedNoise((RawNoise(), MixedNoise(((0.7, JpegNoise()),))))),
+        (0.07, CameraNoise()),
+        (0.07, ChainedNoise((CorrelatedNoise(), EightBits(), MixedNoise(((0.4, JpegNoise()),))))),
     )
 )
 NAMED: dict[str, NoiseModel] = {

@@ -289,9 +289,12 @@ class _Validator:
             result = _result(state, self._schedule, training_loss, *psnrs)
             training = _describe(options, data, result)
             if group.is_first:
-                whole = {**self._earlier, "estimator": training}
-                told = whole if options.estimator else training
-                self._folder.save_weights(state.network, result, told)
+                if options.estimator:
+                    said = {**self._earlier, "estimator": training}
+                else:  # the other part stays as it is
+                    kept = {"estimator"} & self._earlier.keys()
+                    said = training | {key: self._earlier[key] for key in kept}
+                self._folder.save_weights(state.network, result, said)
         if group.is_first:
             rows = self._folder.record(result)
             self.curves.add(rows)

@@ -112,6 +112,10 @@ def test_the_estimator_learns_alone(options: TrainOptions, restorer: Path, tmp_p
     assert made.network.normalize.mean == before.network.normalize.mean
     assert (made.training["noise"], made.training["seed"]) == ("real", 5)
     assert made.training["estimator"]["noise"] == "gaussian:0-55"
+    again = replace(options, init=str(outcome.weights), estimator=False, output=tmp_path / "again")
+    train(replace(again, epochs=1))
+    kept = load_weights(tmp_path / "again" / "last.safetensors")
+    assert kept.training["estimator"] == made.training["estimator"]
     # It tells weak noise from strong.
     flat = torch.full((2, 3, 64, 64), 0.5)
     noise = torch.tensor([4.0, 45.0]).view(2, 1, 1, 1) / 255 * torch.randn(2, 3, 64, 64)
