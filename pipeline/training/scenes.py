@@ -86,15 +86,21 @@ def load_paired_folders(first: Path, second: Path, reading: Reading) -> Scenes:
         partner = find_partner(second, name)
         if partner is None:
             raise TrainingError(f"{path}: has no partner of the same name in {second}")
-        partners.add(partner)
+        partners.add(_identity(partner))
         named[name] = _read(_decoded([path, partner], reading), reading, "SYX")
     scenes = _split(named, reading, first)
-    lonely = [path for _, path in images_below(second) if path not in partners]
+    lonely = [path for _, path in images_below(second) if _identity(path) not in partners]
     if not lonely:
         return scenes
     has = f"{len(lonely)} images have" if len(lonely) > 1 else "1 image has"
     note = f"{second}: {has} no first shot, such as {lonely[0].name}; left out"
     return replace(scenes, notes=(*scenes.notes, note))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for all names of a file, as those that differ in case on some systems."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def load_bursts(folder: Path, reading: Reading) -> Scenes:

@@ -291,9 +291,9 @@ class _Validator:
             if group.is_first:
                 if options.estimator:
                     said = {**self._earlier, "estimator": training}
-                else:  # the other part stays as it is
-                    kept = {"estimator"} & self._earlier.keys()
-                    said = training | {key: self._earlier[key] for key in kept}
+                else:  # an estimator stays as it was
+                    kept = {key: self._earlier[key] for key in self._earlier if key == "estimator"}
+                    said = {**training, **kept}
                 self._folder.save_weights(state.network, result, said)
         if group.is_first:
             rows = self._folder.record(result)

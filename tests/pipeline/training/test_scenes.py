@@ -290,6 +290,9 @@ def test_pixels_without_meaning_are_no_targets() -> None:
 def test_second_shots_without_a_first_are_named(shots: Path) -> None:
     first, second = shots / "first", shots / "second"
     assert load_paired_folders(first, second, Reading()).notes == ()
+    partner = next((second / "x").iterdir())
+    (second / "x" / f"alias{partner.suffix}").symlink_to(partner)  # as another case on some systems
+    assert load_paired_folders(first, second, Reading()).notes == ()
     picture(40, 48).save(second / "late.png")
     (note,) = load_paired_folders(first, second, Reading()).notes
     assert note == f"{second}: 1 image has no first shot, such as late.png; left out"
