@@ -41,7 +41,11 @@ class Stop:
 
     Attributes:
         signal: the signal that asked for it.
+        is_at_once: whether it shall not even finish what is in flight, but for files that are being
+            written.
     """
+
+    is_at_once = False
 
     def __init__(self) -> None:
         self.signal: int | None = None

@@ -71,6 +71,8 @@ class WorkersEngine(Engine):
         with closing(dispatch.run(list(absolute), lambda: bool(stop))) as results:
             for result in results:
                 yield replace(result, job=absolute[result.job])
+                if stop.is_at_once:
+                    return
 
     def warm_up(self, jobs: Sequence[Job]) -> None:
         """Start all workers now, to time what follows without their start."""

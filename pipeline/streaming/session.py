@@ -213,8 +213,6 @@ class Session:
                 with closing(self.engine.run(todo, manifests, progress, ending)) as finished:
                     for result in finished:
                         record(self.storage.finish(result))
-                        if ending.gave_up:
-                            break  # the files in flight would fail too, each after many tries
                 # Others replace those that failed, which would block a limit for ever.
                 failed = sum(results[job].status == "failed" for job in todo if job in results)
                 todo, rest = rest[:failed], rest[failed:]
@@ -327,6 +325,11 @@ class _Ending(Stop):
                 f"the output or a store failed {self._faults} times in a row, last: "
                 f"{result.reason}; finished files are kept: run again when it works"
             )
+
+    @property
+    def is_at_once(self) -> bool:  # type: ignore[override]
+        """After it gave up: what is in flight would fail too, each after many tries."""
+        return bool(self.gave_up)
 
     @property
     def signal(self) -> int | None:  # type: ignore[override]

@@ -285,7 +285,7 @@ def stream(
 ) -> Iterator[Result]:
     """Denoise every job's file and yield its result; a failing one never stops the rest.
 
-    Close the generator to end early: files that are being written are finished.
+    Close the generator to end early: files that are being written are finished, but not told.
 
     Args:
         jobs: what to do; the order of results may differ.
@@ -295,7 +295,8 @@ def stream(
         batch_size: maximum pages per batch; None chooses by size and memory.
         batch_pixels: maximum pixels of an automatic batch.
         progress: receives how far each image is.
-        stop: once set, what is in flight is finished and no other file is begun.
+        stop: once set, what is in flight is finished and no other file is begun; at once, what is
+            being written.
         threads: number of reader threads, and of writer threads; None chooses by the cores.
         fetch: called with each source before it is read.
         measure: estimate every input's noise, and skip the network's second pass where its error
@@ -402,7 +403,7 @@ class _Stream:
             threads, thread_name_prefix="writer", initializer=_use_single_torch_thread
         )
         try:
-            while self._readers or self._in_flight:
+            while (self._readers or self._in_flight) and not self.stop.is_at_once:
                 self._receive()
                 if self.stop and not self._is_stopping:
                     self._give_up_waiting()
@@ -410,9 +411,12 @@ class _Stream:
                 if not takes_turns or not len(self._batches) or self._backlog_is_full(threads):
                     self._submit(writers)
                     yield from self._drain()
-                    while takes_turns and self._writing:
+                    while takes_turns and self._writing and not self.stop.is_at_once:
                         self._handle(self._inbox.get())
                         yield from self._drain()
+                yield from self._drain()
+            if self.stop.is_at_once:
+                self._end_at_once(writers)
                 yield from self._drain()
         finally:
             self._stop_reading()
@@ -584,6 +588,17 @@ class _Stream:
         self._stop_reading()
         for file in {page.file for page in self._batches.clear()}:
             self._finish(file, None)
+
+    def _end_at_once(self, writers: ThreadPoolExecutor) -> None:
+        """Finish only what is being written; what fails there too is left, as if not begun."""
+        self._stop_reading()
+        writers.shutdown(cancel_futures=True)
+        while not self._inbox.empty():
+            match self._inbox.get():
+                case _Written(file, result) if result.status == "done":
+                    self._finish(file, result)
+                case BaseException() as error:
+                    raise error
 
     def _stop_reading(self) -> None:
         self._is_stopping = True

@@ -1,6 +1,7 @@
 """One bad item fails alone, with its name; a faulty output ends the run, or is waited for."""
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -183,9 +184,7 @@ def test_a_run_gives_up_after_ten_faults_of_the_output_in_a_row(
     number = getattr(errno, name)
     with monkeypatch.context() as full:
         fill(full, number, lambda calls: calls > 3)
-        # Of several writers one that is done may be told after ten others have failed.
-        one = ["--workers", "1", "--log", "json"]
-        code = main([str(many), "-w", str(weights), "-d", "cpu", "-b", "1", *one])
+        code = main([str(many), "-w", str(weights), "-d", "cpu", "-b", "1", "--log", "json"])
     said = capsys.readouterr()
     events = [json.loads(line) for line in said.out.splitlines()]
     assert code == events[-1]["exit_code"] == 7
@@ -196,6 +195,36 @@ def test_a_run_gives_up_after_ten_faults_of_the_output_in_a_row(
     assert os.strerror(number) in said.err
     assert run(capsys, weights, many)[0] == 0
     assert len(list(many.with_name("imgs-denoised").glob("*.png"))) == 40
+
+
+def test_a_run_that_gives_up_tells_what_its_writers_finish(
+    many: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first output is flushed a moment after ten others have failed."""
+    original, calls, have_failed = os.fsync, itertools.count(), threading.Event()
+
+    def fsync(descriptor: int) -> None:
+        call = next(calls)
+        if call == 0:
+            assert have_failed.wait(60)
+            time.sleep(0.2)
+            original(descriptor)
+            return
+        if call == 10:
+            have_failed.set()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", fsync)
+        some = ["-b", "1", "--workers", "3", "--log", "json"]
+        assert main([str(many), "-w", str(weights), "-d", "cpu", *some]) == 7
+    end = json.loads(capsys.readouterr().out.splitlines()[-1])
+    written = list(many.with_name("imgs-denoised").glob("*.png"))
+    assert end["done"] == len(written) == 1
+    assert end["left"] == 39 - end["failed"]
 
 
 NETWORKS = ["ETIMEDOUT", "EHOSTDOWN", "ENETRESET", "ECONNREFUSED", "ECONNABORTED", "ENOTCONN"]
