@@ -1,13 +1,15 @@
 """Optimisers with the arguments and arithmetic of torch (course paper, II-F); clipping, averaging.
 
-A step moves all parameters together: a few launches on a GPU.
+A step moves all parameters together: a few launches on a GPU. What a step needs beside tensors (its
+learning rate, corrections that depend on its number) are its numbers: host floats, or for a CUDA
+graph, which would replay those of its recording, 0-d tensors.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from torch import Tensor
 from .dispatch import ops_for
 from .errors import OptionError, ShapeError
 from .weight_cache import renew
+
+Number = float | Tensor
 
 
 class Optimizer(ABC):
@@ -45,13 +49,23 @@ class Optimizer(ABC):
         for parameter in self.parameters:
             parameter.grad = None
 
-    def step(self) -> None:
-        """Move every parameter that has a gradient, in place."""
+    def step(self, numbers: Sequence[Number] | None = None) -> None:
+        """Move every parameter that has a gradient, in place.
+
+        Args:
+            numbers: what `count_step` returned, as 0-d tensors on the parameters' device; by
+                default the step is counted here.
+        """
         moving = [(i, p, p.grad) for i, p in enumerate(self.parameters) if p.grad is not None]
         if moving:
             indices, parameters, grads = map(list, zip(*moving, strict=True))
-            self._move(indices, parameters, grads)
+            numbers = self._count_step(indices) if numbers is None else numbers
+            self._move(indices, parameters, grads, numbers)
             renew(parameters)
+
+    def count_step(self) -> list[float]:
+        """Count a step that moves every parameter, and return its numbers."""
+        return self._count_step(list(range(len(self.parameters))))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state kept between steps, by name; the tensors themselves."""
@@ -71,8 +85,18 @@ class Optimizer(ABC):
                     value = torch.empty_like(parameter, dtype=state[name].dtype)
                     self._state[name] = value.copy_(state[name])
 
+    def _count_step(self, indices: list[int]) -> list[float]:
+        """Count a step of the parameters at `indices`, and return its numbers."""
+        return [self.lr]
+
     @abstractmethod
-    def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
+    def _move(
+        self,
+        indices: list[int],
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        numbers: Sequence[Number],
+    ) -> None:
         """Move the parameters at `indices` by one step, all together."""
 
     def _states(self, name: str, indices: list[int]) -> list[Tensor]:
@@ -115,11 +139,18 @@ class SGD(Optimizer):
         self.momentum = momentum
         self.nesterov = nesterov
 
-    def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
+    def _move(
+        self,
+        indices: list[int],
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        numbers: Sequence[Number],
+    ) -> None:
+        (lr,) = numbers
         velocities = self._states("velocity", indices) if self.momentum else []
         ops_for(parameters[0].device).sgd_step(
             *(parameters, grads, velocities),
-            *(self.lr, self.momentum, self.nesterov, self.weight_decay),
+            *(lr, self.momentum, self.nesterov, self.weight_decay),
         )
 
 
@@ -157,25 +188,43 @@ class Adam(Optimizer):
         self.betas = betas
         self.eps = eps
 
-    def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
+    def _count_step(self, indices: list[int]) -> list[float]:
+        """Return 1 − lr·weight_decay, and √(1 − β₂ᵗ) and −lr/(1 − β₁ᵗ) of the parameters.
+
+        The last two are one number each for all parameters, unless some have rested before.
+        """
         for index in indices:
             if f"steps.{index}" not in self._state:
                 self._state[f"steps.{index}"] = torch.zeros((), dtype=torch.int64)  # on the host
-        means, squares = self._states("mean", indices), self._states("square", indices)
         steps = [int(self._state[f"steps.{index}"].add_(1)) for index in indices]
+        steps = steps[:1] if len(set(steps)) == 1 else steps
+        beta1, beta2 = self.betas
+        roots = [math.sqrt(1 - beta2**step) for step in steps]
+        rates = [-self.lr / (1 - beta1**step) for step in steps]
+        return [1 - self.lr * self.weight_decay, *roots, *rates]
+
+    def _move(
+        self,
+        indices: list[int],
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        numbers: Sequence[Number],
+    ) -> None:
+        shrink, *corrections = numbers
+        half = len(corrections) // 2
+        means, squares = self._states("mean", indices), self._states("square", indices)
         beta1, beta2 = self.betas
         if self._is_decoupled:
-            torch._foreach_mul_(parameters, 1 - self.lr * self.weight_decay)
+            _scale_(parameters, [shrink])
         elif self.weight_decay:
             grads = list(torch._foreach_add(grads, parameters, alpha=self.weight_decay))
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
         roots = torch._foreach_sqrt(squares)
-        torch._foreach_div_(roots, [math.sqrt(1 - beta2**step) for step in steps])
+        _scale_(roots, corrections[:half], is_inverse=True)
         torch._foreach_add_(roots, self.eps)
-        rates = [-self.lr / (1 - beta1**step) for step in steps]
-        torch._foreach_addcdiv_(parameters, means, roots, rates)
+        _add_(parameters, list(torch._foreach_div(means, roots)), corrections[half:])
 
 
 class AdamW(Adam):
@@ -219,11 +268,24 @@ class ExponentialMovingAverage:
         self.averages = [parameter.clone() for parameter in self.parameters]
         self.steps = 0
 
-    def update(self) -> None:
-        """Add the current parameters to the averages."""
+    def update(self, weight: Number | None = None) -> None:
+        """Add the current parameters to the averages.
+
+        Args:
+            weight: what `count_step` returned, as a 0-d tensor; by default the step is counted
+                here.
+        """
+        weight = self.count_step() if weight is None else weight
+        if isinstance(weight, Tensor):
+            steps = torch._foreach_sub(self.parameters, self.averages)
+            _add_(self.averages, list(steps), [weight])
+        else:
+            torch._foreach_lerp_(self.averages, self.parameters, weight)
+
+    def count_step(self) -> float:
+        """Count a step, and return the weight of its parameters, 1 − decay."""
         self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
+        return 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -280,6 +342,21 @@ def _distinct(parameters: Iterable[Tensor]) -> list[Tensor]:
     return list({id(parameter): parameter for parameter in parameters}.values())
 
 
+def _scale_(tensors: Sequence[Tensor], by: Sequence[Number], *, is_inverse: bool = False) -> None:
+    """Multiply tensors in place, or divide, by a number each or one for all."""
+    operation: Any = torch._foreach_div_ if is_inverse else torch._foreach_mul_
+    operation(tensors, by[0] if len(by) == 1 else list(by))
+
+
+def _add_(tensors: list[Tensor], steps: list[Tensor], rates: Sequence[Number]) -> None:
+    """x += rate·step in place, with a rate each or one for all; may overwrite the steps."""
+    if len(rates) == 1 and not isinstance(rates[0], Tensor):
+        torch._foreach_add_(tensors, steps, alpha=rates[0])
+        return
+    _scale_(steps, rates)
+    torch._foreach_add_(tensors, steps)
+
+
 def _check_range(name: str, value: float) -> None:
     if not value >= 0:
         raise OptionError(f"{name}={value}: must be at least 0")
@@ -326,27 +403,44 @@ class Muon(AdamW):
         self.nesterov = nesterov
         self.ns_steps = ns_steps
 
-    def _move(self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]) -> None:
+    def _count_step(self, indices: list[int]) -> list[float]:
+        """Return AdamW's numbers for biases, and −lr."""
+        vectors = [index for index in indices if self.parameters[index].ndim < 2]
+        return [*super()._count_step(vectors), -self.lr]
+
+    def _move(
+        self,
+        indices: list[int],
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        numbers: Sequence[Number],
+    ) -> None:
         moving = list(zip(indices, parameters, grads, strict=True))
         if vectors := [entry for entry in moving if entry[1].ndim < 2]:
-            super()._move(*map(list, zip(*vectors, strict=True)))
+            indices, parameters, grads = map(list, zip(*vectors, strict=True))
+            super()._move(indices, parameters, grads, numbers[:-1])
         if matrices := [entry for entry in moving if entry[1].ndim >= 2]:
-            self._move_matrices(*map(list, zip(*matrices, strict=True)))
+            indices, parameters, grads = map(list, zip(*matrices, strict=True))
+            self._move_matrices(indices, parameters, grads, numbers)
 
     def _move_matrices(
-        self, indices: list[int], parameters: list[Tensor], grads: list[Tensor]
+        self,
+        indices: list[int],
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        numbers: Sequence[Number],
     ) -> None:
+        shrink, *_, rate = numbers
         means = self._states("momentum", indices)
         torch._foreach_lerp_(means, grads, 1 - self.momentum)
         updates = torch._foreach_lerp(grads, means, self.momentum) if self.nesterov else means
-        # An update of about 0.2·√max(R, C) for each value, as AdamW's are.
         flat = [_as_matrix(u, p) for u, p in zip(updates, parameters, strict=True)]
         updates = ops_for(parameters[0].device).orthogonalize(flat, self.ns_steps)
-        rates = [-self.lr * 0.2 * max(update.shape) ** 0.5 for update in updates]
-        torch._foreach_mul_(updates, rates)
-        torch._foreach_mul_(parameters, 1 - self.lr * self.weight_decay)
+        # An update of about 0.2·√max(R, C) for each value, as AdamW's are.
+        torch._foreach_mul_(updates, [0.2 * max(update.shape) ** 0.5 for update in updates])
+        _scale_(parameters, [shrink])
         steps = [_as_weight(u, p) for u, p in zip(updates, parameters, strict=True)]
-        torch._foreach_add_(parameters, steps)
+        _add_(parameters, steps, [rate])
 
 
 def _as_matrix(update: Tensor, like: Tensor) -> Tensor:

@@ -247,7 +247,7 @@ def sgd_step(
     parameters: list[Tensor],
     grads: list[Tensor],
     velocities: list[Tensor],
-    lr: float,
+    lr: float | Tensor,
     momentum: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
@@ -258,7 +258,7 @@ def sgd_step(
         parameters: to move.
         grads: their gradients.
         velocities: changed in place; empty without momentum.
-        lr: learning rate.
+        lr: learning rate; a 0-d tensor where a CUDA graph replays the step at another.
         momentum: v = momentum·v + g.
         nesterov: move along g + momentum·v.
         weight_decay: g = grad + weight_decay·p.
@@ -271,7 +271,10 @@ def sgd_step(
         torch._foreach_add_(velocities, steps)
         along = torch._foreach_add(steps, velocities, alpha=momentum) if nesterov else velocities
         steps = list(along)
-    torch._foreach_sub_(parameters, steps, alpha=lr)
+    if isinstance(lr, Tensor):
+        torch._foreach_sub_(parameters, torch._foreach_mul(steps, lr))
+    else:
+        torch._foreach_sub_(parameters, steps, alpha=lr)
     return parameters
 
 

@@ -238,7 +238,7 @@ class NativeOps:
         parameters: list[Tensor],
         grads: list[Tensor],
         velocities: list[Tensor],
-        lr: float,
+        lr: float | Tensor,
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -251,7 +251,7 @@ class NativeOps:
         self._library.denoise_sgd(
             *(len(parameters), _pointers(parameters), _pointers(grads)),
             *(_pointers(velocities) if velocities else None, sizes),
-            *(lr, momentum, int(nesterov), weight_decay),
+            *(float(lr), momentum, int(nesterov), weight_decay),
         )
         forget(parameters)
         return parameters

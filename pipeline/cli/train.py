@@ -325,7 +325,7 @@ def train(
         bool,
         typer.Option(
             "--cuda-graphs",
-            help="On CUDA, record the launches of a step's forward and backward and replay them.",
+            help="On CUDA, record the launches of a step and replay them.",
             rich_help_panel=RUN,
         ),
     ] = False,

@@ -82,7 +82,7 @@ class TrainOptions:
         seed: seed of tiles, noise, order and initial weights.
         deterministic: use only algorithms that give the same bits every time.
         device: auto, cpu, cuda, cuda:N or mps.
-        cuda_graphs: on CUDA, record the launches of a step's forward and backward and replay them.
+        cuda_graphs: on CUDA, record the launches of a step and replay them.
         checkpoint_minutes: interval between checkpoints, besides the one after every validation.
         resume: continue from the run folder's checkpoint, if it has one.
     """

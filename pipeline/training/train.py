@@ -26,7 +26,6 @@ from denoise_batch.kernels import (
     Muon,
     OptionError,
     TrainingError,
-    clip_grad_norm_,
 )
 from denoise_batch.kernels.errors import first_line, is_out_of_memory
 from denoise_batch.kernels.optim import Optimizer
@@ -38,12 +37,12 @@ from ..progress import Progress, Stop
 from .data import Counts, load_data
 from .data_files import compare_range
 from .distributed import ProcessGroup
-from .gradients import Gradients, trained_part
 from .model_card import model_card
 from .options import TrainOptions
 from .pairs import Generators, Pairs, StoredPairs, Validation, mean_and_std, tiles_per_chunk
 from .run_folder import Curves, RunFolder, TrainingState, ValidationResult, draw_samples
 from .scene_pairs import ScenePairs
+from .update import Update, trained_part
 
 STRONG_LEVEL = 10 / 255  # from which noise is seen whatever the picture is
 # Most tiles are told a level that is a little wrong, as an estimate is, or much too high, and those
@@ -157,7 +156,7 @@ def train(
         average = ExponentialMovingAverage(parameters, options.ema)
         loss_sum = torch.zeros((), device=device)
         state = TrainingState(network, _new_optimizer(options, parameters), average, loss_sum)
-        gradients = Gradients(network, options, pairs.known_share, group)
+        update = Update(state, options, pairs.known_share, group)
         schedule = Schedule(options, len(pairs), len(validation.noisy))
         folder.start(options)
         if options.resume:
@@ -192,7 +191,7 @@ def train(
                 if schedule.is_over(state):
                     break
                 lr = schedule.learning_rate(state)
-                training_step(state, pairs, next(batches), lr, options, generators, gradients)
+                training_step(state, pairs, next(batches), lr, options, generators, update)
                 progress.on_step("", state.step, schedule.steps(state))
                 if time.monotonic() - saved_at > 60 * options.checkpoint_minutes:
                     folder.save_checkpoint(state)
@@ -332,7 +331,7 @@ def training_step(
     lr: float,
     options: TrainOptions,
     generators: Generators,
-    gradients: Gradients,
+    update: Update,
 ) -> None:
     """Train on one batch; the host never waits for the device, except for camera noise (JPEG).
 
@@ -341,12 +340,12 @@ def training_step(
         pairs: the training tiles.
         indices: the tiles of the global batch, int64 (n,), on the host.
         lr: learning rate of this step.
-        options: seed, augmentation and gradient clipping.
+        options: seed and augmentation.
         generators: seeded here for this step.
-        gradients: of the network, with the processes that share the batch.
+        update: of this state, with the processes that share the batch.
     """
     started = time.perf_counter()
-    network, group = state.network, gradients.group
+    network, group = state.network, update.group
 
     def denoise(images: Tensor) -> Tensor:
         output = network.eval()(group.local_rows(images))
@@ -358,14 +357,9 @@ def training_step(
     if options.augment:
         noisy, target = _random_symmetry(noisy, target, generators)
     told = _roughly(level, generators) if network.spec.takes_level else level
-    loss = gradients(noisy, target, level, told)
-    if options.clip_norm:
-        clip_grad_norm_(state.optimizer.parameters, options.clip_norm)
     state.optimizer.lr = lr
     with state.updating():
-        state.optimizer.step()
-        state.average.update()
-        state.loss_sum += loss
+        update(noisy, target, level, told)
         state.step += 1
         state.seconds += group.broadcast_time(time.perf_counter() - started)
 

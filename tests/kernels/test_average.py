@@ -12,13 +12,14 @@ def parameters() -> list[Tensor]:
     return [torch.randn(s, generator=generator, dtype=torch.float64) for s in ((3, 4), (5,), (1,))]
 
 
-def test_the_average_follows_its_definition() -> None:
+@pytest.mark.parametrize("is_tensor", [False, True])
+def test_the_average_follows_its_definition(is_tensor: bool) -> None:
     values = [torch.zeros(2)]
     average = ExponentialMovingAverage(values, decay=0.5)
     expected = torch.zeros(2)
     for step in range(1, 30):
         values[0].fill_(step)
-        average.update()
+        average.update(torch.tensor(average.count_step()) if is_tensor else None)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     torch.testing.assert_close(average.averages[0], expected)

@@ -202,3 +202,19 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened() -> None:
 def test_an_option_out_of_range_is_refused_by_value(options: dict[str, Any], named: str) -> None:
     with pytest.raises(OptionError, match=named):
         Muon([torch.zeros(2, 2)], **options)
+
+
+def test_numbers_in_tensors_do_what_floats_do() -> None:
+    """As a CUDA graph takes them, which would replay those of its recording."""
+    floats = [torch.randn(4, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)]
+    tensors = [parameter.clone() for parameter in floats]
+    one, other = Muon(floats, 0.1), Muon(tensors, 0.1)
+    for step in range(5):
+        one.lr = other.lr = 0.1 / (1 + step)
+        for ours, theirs in zip(floats, tensors, strict=True):
+            ours.grad = torch.randn_like(ours)
+            theirs.grad = ours.grad.clone()
+        one.step()
+        other.step(torch.tensor(other.count_step(), dtype=torch.float64).unbind())
+    for ours, theirs in zip(floats, tensors, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)

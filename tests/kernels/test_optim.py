@@ -98,6 +98,21 @@ def test_a_changing_learning_rate_matches_torch(
 
 
 @each_optimizer
+def test_numbers_in_tensors_match_torch_too(
+    kind: type, oracle_kind: type, options: dict[str, Any]
+) -> None:
+    """As a CUDA graph takes them, which would replay those of its recording."""
+    ours, oracles = twins(torch.float64)
+    optimizer, oracle = kind(ours, 0.1, **options), oracle_kind(oracles, 0.1, **options)
+    for step in range(STEPS):
+        optimizer.lr = oracle.param_groups[0]["lr"] = 0.1 / (1 + step)
+        give_gradients(ours, oracles)
+        optimizer.step(torch.tensor(optimizer.count_step(), dtype=torch.float64).unbind())
+        oracle.step()
+    assert_same(ours, oracles)
+
+
+@each_optimizer
 def test_a_parameter_without_gradient_rests_as_in_torch(
     kind: type, oracle_kind: type, options: dict[str, Any]
 ) -> None:

@@ -838,12 +838,12 @@ def test_a_signal_lets_the_step_in_hand_finish(
     assert main([*command, "-o", str(tmp_path / "whole")]) == 0
     step, steps = Adam.step, 0
 
-    def step_and_signal(self: Adam) -> None:
+    def step_and_signal(self: Adam, *numbers: Any) -> None:
         nonlocal steps
         steps += 1
         if steps == 3:
             signal.raise_signal(number)
-        step(self)
+        step(self, *numbers)
 
     monkeypatch.setattr(Adam, "step", step_and_signal)
     assert main([*command, "-o", str(options.output)]) == code
@@ -869,10 +869,10 @@ def test_a_second_signal_names_the_checkpoint_that_stays(
     ]  # fmt: skip
     step, steps = Adam.step, 0
 
-    def step_and_signals(self: Adam) -> None:
+    def step_and_signals(self: Adam, *numbers: Any) -> None:
         nonlocal steps
         steps += 1
-        step(self)
+        step(self, *numbers)
         if steps == 7:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
