@@ -332,8 +332,9 @@ class Network(Block):
 
         A level beyond `LARGEST_LEVEL` is taken for it.
         """
+        told = None if level is None else level.clamp(0, LARGEST_LEVEL)
         for block in self._told:
-            block.level = None if level is None else level.clamp(0, LARGEST_LEVEL)
+            block.level = told
 
     def estimate_level(self, padded: Tensor) -> Tensor | None:
         """Return the levels to tell of padded images, (N,); None if the layers take none.

@@ -121,14 +121,14 @@ class _PictureScore:
 
 
 def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore]:
-    """Score every row; files of 8 bits are compared as such, other outputs unrounded.
+    """Score every row; outputs of rows named "8-bit" and of 8-bit files of pairs are rounded.
 
     Args:
         options: weights, folder of clean photographs, device; its noises are not used.
         pairs: folders with `noisy/` and `clean/`, the same names in both.
 
     Raises:
-        OptionError: a folder of pairs lacks one of the two.
+        OptionError: a folder of pairs lacks one of the two, or two have one name, as rows do.
         NoImagesError: a folder holds no images.
         ImageError: an image cannot be read, is too small, or differs in size from its partner.
         DeviceError: the device is not available.
@@ -138,7 +138,11 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
         for part in ("noisy", "clean"):
             if not (folder / part).is_dir():
                 raise OptionError(f"--pairs {folder}: needs the folders noisy and clean in it")
-    shots = {folder: _partners(folder) for folder in pairs}
+    names = [folder.resolve().name for folder in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise OptionError(f"--pairs: two folders are named {name}, as their rows would be")
+    shots = {f"pairs {name}": _partners(folder) for name, folder in zip(names, pairs, strict=True)}
     scorer = Scorer(options)
     found: dict[str, list[_PictureScore]] = {row.name: [] for row in ROWS}
     for name, picture in pictures(options.data, scorer.value_range):
@@ -157,9 +161,9 @@ def run_suite(options: EvalOptions, pairs: Sequence[Path] = ()) -> list[RowScore
             for row in ROWS:
                 if row.pictures == kind:
                     found[row.name].append(_score(scorer, row.noise, name, picture))
-    for folder, names in shots.items():
-        scores = [_compare(scorer, *pair) for pair in _pairs(names, scorer.value_range)]
-        found[f"pairs {folder.name}"] = scores
+    for row_name, jobs in shots.items():
+        scores = [_compare(scorer, *pair) for pair in _pairs(jobs, scorer.value_range)]
+        found[row_name] = scores
     return [_summary(name, scores) for name, scores in found.items() if scores]
 
 

@@ -147,9 +147,10 @@ def evaluate(
     trained with, if any: the difference of each image's PSNR, their mean with a
     95 % interval (bootstrap), and Wilcoxon's signed-rank test.
 
-    Noise is not clipped, unless its model does so (camera, raw, 8bit), and outputs
-    are not rounded, except 8-bit pictures of --suite. Each image's noise depends
-    only on the seed, the image's name and the noise model.
+    Noise is not clipped, unless its model does so (8bit, raw, camera, jpeg, real),
+    and outputs are not rounded, except in rows of --suite named 8-bit and of 8-bit
+    files of --pairs. Each image's noise depends only on the seed, the image's name
+    and the noise model.
 
     Exit codes: 0 done, 1 an image cannot be read or a floor is missed, 2 usage,
     3 no images, 4 device, 5 weights.

@@ -28,7 +28,7 @@ from ..device import Download, Mark, Transfer
 from ..files.pixels import DecodedImage
 from ..files.ranges import BEYOND, BITS_8, ValueRange
 from ..files.scratch import Scratch
-from ..models import LevelEstimator, Network
+from ..models import LARGEST_LEVEL, LevelEstimator, Network
 from ..quality import MIN_PIXELS, WHOLE_PIXELS, Probe, probe_images, probe_tiles, tile_slices
 from .guard import limit_residual
 from .tiling import Grid, Span, automatic_grid, fixed_grid, span_around
@@ -230,7 +230,7 @@ class Forward:
         average = self._average if self.tta else self.network.forward_padded
         values = average(padded, *level)
         if level:
-            values = limit_residual(padded, values, level[0])
+            values = limit_residual(padded, values, level[0].clamp(0, LARGEST_LEVEL))
         return values if self.strength == 1 else padded.lerp(values, self.strength)
 
     def _average(self, padded: Tensor, *level: Tensor) -> Tensor:

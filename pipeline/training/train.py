@@ -651,7 +651,7 @@ def _describe(options: TrainOptions, data: _Data, result: ValidationResult) -> d
         **({} if method == "shots" else {"self": method}),
         "noise": options.noise if options.kind == "clean" else options.kind,
         "targets": options.targets,
-        "loss": "expectile" if options.estimator else options.loss,
+        "loss": "mse of √level" if options.estimator else options.loss,
         "seed": options.seed,
         "step": result.step,
         "epoch": round(result.epoch, 3),

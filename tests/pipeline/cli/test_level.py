@@ -173,11 +173,13 @@ def test_a_level_beyond_the_training_s_is_said(
         out = tmp_path / given
         options = ("-o", out, "--noise-level", given, "--report", tmp_path / f"{given}.json")
         assert run(folder, *options, weights=told) == 0
-        outputs.append((out / "a.png").read_bytes())
+        with Image.open(out / "a.png") as image:
+            outputs.append(image.tobytes())
         said = capsys.readouterr().out
         assert ("noise level 120 is beyond the 75" in said) == (given == "120")
         assert said.count("beyond") == 2 * (given == "120")
     assert report(tmp_path / "120.json")["images"][0]["level_255"] == 75
+    assert outputs[0] == outputs[1]
 
 
 def test_the_page_that_is_beyond_is_named(

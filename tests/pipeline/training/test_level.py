@@ -112,6 +112,7 @@ def test_the_estimator_learns_alone(options: TrainOptions, restorer: Path, tmp_p
     assert made.network.normalize.mean == before.network.normalize.mean
     assert (made.training["noise"], made.training["seed"]) == ("real", 5)
     assert made.training["estimator"]["noise"] == "gaussian:0-55"
+    assert made.training["estimator"]["loss"] == "mse of √level"
     again = replace(options, init=str(outcome.weights), estimator=False, output=tmp_path / "again")
     train(replace(again, epochs=1))
     kept = load_weights(tmp_path / "again" / "last.safetensors")
