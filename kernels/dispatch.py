@@ -231,6 +231,9 @@ def ops_for(device: torch.device) -> Ops:
         OptionError: DENOISE_BATCH_KERNELS is none of the choices.
         DeviceError: it asks for kernels that there are not for this device.
     """
+    if device.type == "cuda" and device.index is None:  # one table, whose faults all may read
+        index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+        return ops_for(torch.device("cuda", index))
     choice, gemm = chosen_kernels(), portable(device)
     if choice in ("reference", "gemm"):
         forced = REFERENCE if choice == "reference" else gemm

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from denoise_batch.kernels import ImageError, OptionError
 
+from .device import device_failures
 from .files.atomic import atomic_write
 from .files.images import read_pages
 from .files.metadata import upright
@@ -108,7 +109,7 @@ def write_preview(
     Raises:
         OptionError: they cannot be written or are somebody else's, or an option does not fit.
         NoImagesError: the inputs hold no image.
-        DeviceError: the device does not exist.
+        DeviceError: the device does not exist, or failed.
         WeightsError: the weights cannot be used.
     """
     if not 1 <= count <= MOST:
@@ -193,7 +194,8 @@ def _previews(
                 raise ImageError(job.fault)
             storage.fetch(job.source)
             page = read_pages(job.source, on_disk_if_large(), options.value_range)[0]
-            image = _preview(job.name, page, ways)
+            with device_failures(ways[0].denoiser.device):
+                image = _preview(job.name, page, ways)
             shown += 1
         except ImageError as error:
             failed = storage.finish(Result(job, "failed", str(error)))  # in the user's names

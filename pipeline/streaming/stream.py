@@ -160,7 +160,11 @@ class LocalEngine(Engine):
         return ops_for(self._device).in_words
 
     def megapixels_per_second(self) -> float | None:
-        """Denoise noise, twice: the first pass is slower."""
+        """Denoise noise, twice: the first pass is slower.
+
+        Raises:
+            DeviceError: the device failed.
+        """
         if self._options.strength == 0:
             return None
         shape = _MEASURED_PX, _MEASURED_PX, 3
@@ -169,13 +173,14 @@ class LocalEngine(Engine):
         stored = StorageFormat("PNG", "RGB")
         page = DecodedImage(samples, None, BITS_8, stored, Metadata())
         seconds = 0.0
-        for _ in range(2):
-            started = time.perf_counter()
-            for output in self.denoiser.denoise([page], probe=False):
-                if isinstance(output, ImageError):
-                    return None
-                output.wait()
-            seconds = time.perf_counter() - started
+        with device_failures(self._device):
+            for _ in range(2):
+                started = time.perf_counter()
+                for output in self.denoiser.denoise([page], probe=False):
+                    if isinstance(output, ImageError):
+                        return None
+                    output.wait()
+                seconds = time.perf_counter() - started
         return _MEASURED_PX**2 / 1e6 / seconds
 
     def run(

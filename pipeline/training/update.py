@@ -81,6 +81,8 @@ class Update:
             return
         optimizer, average = self._state.optimizer, self._state.average
         numbers = torch.tensor([average.count_step(), *optimizer.count_step()])
+        # Tiles that were turned lie otherwise in memory, and would need a recording of their own.
+        rows = [values.contiguous() for values in rows]
         self._captured(*rows, upload(numbers, noisy.device))
         forget(optimizer.parameters)  # torch does not see what a replay changes
 

@@ -484,7 +484,8 @@ def test_a_device_with_kernels_uses_them(
     is_gemm = torch.equal(output, conv2d_forward(*args, GEOMETRY))
     assert is_gemm == (choice == "auto")  # which checks; "triton" does not
     assert ops.has_fused_kernels
-    assert ops_for(torch.device("cuda", 0)) is ops
+    assert ops_for(torch.device("cuda", 0)) is ops_for(torch.device("cuda")) is ops
+    assert ("conv2d_forward" in ops_for(torch.device("cuda")).in_words) == (choice == "auto")
     assert ops_for(CPU).implementation in ("native", "gemm")
 
 

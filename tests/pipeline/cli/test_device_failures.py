@@ -142,6 +142,38 @@ def test_a_device_that_fails_at_work_is_one_line_and_code_4(
         assert "kept" in line
 
 
+@pytest.mark.parametrize("command", [["--dry-run"], ["--preview", "1"]], ids=lambda each: each[0])
+def test_it_is_so_before_the_work_too(
+    command: list[str],
+    photographs: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError(DURING[0])
+
+    monkeypatch.setattr(Network, "forward_padded", fails)
+    monkeypatch.chdir(tmp_path)
+    given = [str(photographs), "--weights", str(weights), "--device", "cpu", *command]
+    assert batch.main(given) == 4
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("error: --device cpu: it failed")]
+
+
+def test_the_doctor_says_that_kernels_find_no_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(device: torch.device) -> Any:
+        raise FULL
+
+    monkeypatch.setattr("denoise_batch.doctor.ops_for", fails)
+    doctor.main(["--device", "cpu"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Computing on cpu: nothing (--device cpu: out of memory" in said
+
+
 def test_a_bug_is_no_failure_of_the_device(
     photographs: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,18 @@ def test_the_last_batch_of_an_epoch_may_be_smaller() -> None:
     assert_same_state(replayed, trained(12, counts=counts))
 
 
+def test_turned_tiles_need_no_recording_of_their_own() -> None:
+    recordings, state = Recordings(), new_state("sgd")
+    recordings.state = state
+    update = Update(state, OPTIONS, 1.0, ProcessGroup(), recordings)
+    for step in range(6):
+        noisy, clean, *levels = batch(step)
+        if step % 2:
+            noisy, clean = noisy.mT, clean.mT
+        update(noisy, clean, *levels)
+    assert recordings.replays == 5
+
+
 def test_after_a_replay_the_network_computes_with_its_new_weights() -> None:
     """What was cast from older ones is dropped: torch does not see what a graph changed."""
     recordings = Recordings()
