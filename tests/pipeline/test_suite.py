@@ -125,6 +125,8 @@ def test_wrong_use_is_said(photos: Path, shots: Path, capsys: pytest.CaptureFixt
     assert error("--pairs", shots).startswith("2 error: --pairs")
     assert error("--suite", "--noise", "camera").startswith("2 error: --suite")
     assert "noisy and clean" in error("--suite", "--pairs", photos)
+    both = ("--pairs", shots, "--pairs", shots / ".." / shots.name)
+    assert f"two folders are named {shots.name}" in error("--suite", *both)
     (shots / "clean" / "off.png").unlink()
     assert "off.png: no clean image" in error("--suite", "--pairs", shots)
     picture(20, 20, 3).save(shots / "clean" / "off.png")

@@ -51,6 +51,23 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("two_devices")
+@pytest.mark.parametrize("level", ["1.3x", "20"])
+def test_workers_tell_the_default_network_the_same_levels(
+    folder: Path, tmp_path: Path, level: str
+) -> None:
+    found = []
+    for device in ("cpu", "cuda:all"):
+        out, report = tmp_path / device, tmp_path / f"{device}.json"
+        given = ["--device", device, "-o", str(out), "--report", str(report)]
+        assert main([str(folder), "--noise-level", level, *given]) == 1
+        images = json.loads(report.read_text())["images"]
+        levels = {image["name"]: image.get("level_255") for image in images}
+        assert levels["set0/0.png"] > 0
+        found.append((outputs(out), levels))
+    assert found[0] == found[1]
+
+
+@pytest.mark.usefixtures("two_devices")
 def test_two_workers_write_what_one_process_writes(
     folder: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 Ray itself is too large for every checkout; `test_ray_cluster.py` has the real one, as `slow`.
 """
 
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -121,6 +122,25 @@ def folder(tmp_path: Path) -> Path:
 
 def outputs(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_a_cluster_tells_the_default_network_the_same_levels(
+    cluster: Callable[..., FakeRay],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster()
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for name, where in (("one", ["--device", "cpu"]), ("two", ["--engine", "ray"])):
+        given = ["-o", name, "--report", f"{name}.json", *where]
+        assert main(["imgs", "--noise-level", "1.3x", *given]) == 1
+        images = json.loads(Path(f"{name}.json").read_text())["images"]
+        levels = {image["name"]: image.get("level_255") for image in images}
+        assert levels["0.png"] > 0
+        found.append((outputs(tmp_path / name), levels))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("is_lost", [False, True], ids=["all-well", "one-lost"])

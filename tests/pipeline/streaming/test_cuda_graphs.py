@@ -23,7 +23,7 @@ def test_launches_are_replayed_on_cuda_if_asked_for(
 ) -> None:
     monkeypatch.setattr(denoiser, "Transfer", lambda device: Transfer(torch.device("cpu")))
     made = BatchDenoiser(
-        Network("tconv"), torch.device(device), memory=1 << 20, cuda_graphs=is_wanted
+        Network("unet-level"), torch.device(device), memory=1 << 20, cuda_graphs=is_wanted
     )
     assert isinstance(made._forward._run, Captured) == is_captured
 
