@@ -33,7 +33,7 @@ class EvalOptions:
         seed: of the noise.
         is_gray: score luminance instead of colour.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: "fp32", or on a GPU "bf16".
+        precision: "fp32", or on a GPU "bf16" or "fp16".
         tta: average over the eight rotated and flipped versions of every image.
         noise_level: that the network is told, as `--noise-level` of denoise-batch spells it.
         value_range: black and white of samples above 8 bits; None: as the weights say, or as
@@ -52,8 +52,8 @@ class EvalOptions:
     value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise OptionError(f"--precision {self.precision!r}: choose fp32, bf16")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise OptionError(f"--precision {self.precision!r}: choose fp32, bf16, fp16")
         parse_noise_level(self.noise_level)
         for noise in self.noises:
             parse_noise(noise)

@@ -112,7 +112,8 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "docs/samples/noisy/a.png",
         "docs/samples/clean/a.png",
     ]
-    names += [f"{folder}/a.png" for folder in ("imgs", "noisy", "clean", "photos")]
+    folders = ("imgs", "noisy", "clean", "photos", "shots/noisy", "shots/clean")
+    names += [f"{folder}/a.png" for folder in folders]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         image.save(tmp_path / name)

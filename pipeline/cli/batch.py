@@ -160,7 +160,7 @@ def denoise(
     noise_level: Annotated[
         str,
         typer.Option(
-            metavar="LEVEL",
+            metavar="auto|SIGMA|1.3x",
             help="Noise that the network is told to remove: auto (estimated, with a reserve), σ in "
             "1/255 of the file's range (10), or a factor of what auto tells it (1.3x).",
             rich_help_panel=NETWORK,

@@ -106,7 +106,7 @@ def evaluate(
         ),
     ] = "auto",
     precision: Annotated[
-        str, typer.Option(help="fp32, or bf16 (on a GPU).", rich_help_panel=NETWORK)
+        str, typer.Option(help="fp32; on a GPU bf16 or fp16.", rich_help_panel=NETWORK)
     ] = "fp32",
     tta: Annotated[
         bool,

@@ -21,13 +21,14 @@ OPTIMISATION, RUN = "Optimisation", "Run"
 OWN_SHOTS = ("pairs", "bursts", "single")  # kinds of data that hold real noise
 EXAMPLES = """[bold]Examples[/]
 
-[cyan]denoise-train photos -o runs/photos --network unet --noise gaussian:0-55[/]
+[cyan]denoise-train photos -o runs/photos --network unet --targets clean \\
+    --noise gaussian:0-55 --optimizer muon --tile-px 64[/]
   photographs with white noise of σ up to 55/255
 
 [cyan]denoise-train shots/first --pairs shots/second -o runs/shots --network unet[/]
   your own noisy shots, two per scene under the same names
 
-[cyan]denoise-train photos -o runs/photos --network unet --noise gaussian:0-55 --resume[/]
+[cyan]denoise-train shots/first --pairs shots/second -o runs/shots --network unet --resume[/]
   continue a run that was stopped
 """
 
@@ -136,9 +137,9 @@ def train(
         typer.Option(
             metavar="MODEL",
             help="Noise added to clean photographs: real (a mixture, for any picture) or one of "
-            "its parts (white, poisson-gaussian, correlated, raw, jpeg, 8bit), gaussian:25 or "
-            "gaussian:0-55 (σ in 1/255), poisson:30, bernoulli:0.5, subpixel:8 or camera; join "
-            "several with +.",
+            "its parts (white, poisson-gaussian, correlated, raw, camera, jpeg, 8bit), gaussian:25 "
+            "or gaussian:0-55 (σ in 1/255), poisson:30, bernoulli:0.5 or subpixel:8; join several "
+            "with +.",
             rich_help_panel=NOISE,
         ),
     ] = "subpixel:8",
@@ -350,8 +351,8 @@ def train(
 
     The run folder receives best.safetensors (for denoise-batch --weights),
     last.safetensors, model-card.md (what they are), a checkpoint, config.json,
-    metrics.jsonl (a line for every validation), samples.png (clean, noisy,
-    output) and, with the extra "plots", curves.png.
+    metrics.jsonl (a line for every validation), samples.png (clean or
+    second shot, noisy, output) and, with the extra "plots", curves.png.
 
     A run validates after ten seconds of training, then at every 2 % of its
     length or as often as takes a tenth of its time, and at its end. It validates

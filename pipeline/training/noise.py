@@ -482,7 +482,7 @@ NAMED: dict[str, NoiseModel] = {
 }
 
 SPELLINGS = (
-    "real (a mixture of what follows, for any picture), white (σ 0 to 75, mostly weak), "
+    "real (a mixture for any picture), white (σ 0 to 75, mostly weak), "
     "gaussian:25 or gaussian:0-55 (σ in units of 1/255), poisson:30 or poisson:10-60 (photons at "
     "white), poisson-gaussian, correlated or correlated:25 (coarse, σ), raw or raw:0.5 (a camera's "
     "path from raw to 8 bits; strength), camera or camera:0.5 (a simpler one), jpeg or jpeg:60-90 "
