@@ -73,9 +73,6 @@ def check_call(
         if is_out_of_memory(cause):
             raise
         raise UncheckableError(name) from cause
-    dtype = _precision(small)
-    tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
-    label = f"{name} {str(dtype).removeprefix('torch.')}"
     try:
         error = _error(list(_tensors(kernel(*small))), expected)
     except NotCoveredError:
@@ -83,12 +80,32 @@ def check_call(
     except Exception as failure:  # whatever a compiler or a driver raises is the kernel's failure
         if is_out_of_memory(failure):
             raise
-        reason = f"{type(failure).__name__}: {first_line(failure)}"
-        return KernelCheck(label, implementation, "failed", None, tolerance, reason)
+        return failed_check(name, implementation, small, in_words(failure))
+    label, tolerance = _label(name, small)
     if error <= tolerance:
         return KernelCheck(label, implementation, "ok", error, tolerance)
     reason = f"wrong results: error {error:.2g}, allowed {tolerance:.2g}"
     return KernelCheck(label, implementation, "failed", error, tolerance, reason)
+
+
+def failed_check(
+    name: str, implementation: str, args: Sequence[Any], reason: str
+) -> KernelCheck:
+    """The row of an op that gave no result for a call."""
+    label, tolerance = _label(name, args)
+    return KernelCheck(label, implementation, "failed", None, tolerance, reason)
+
+
+def in_words(failure: BaseException) -> str:
+    """An exception's type and first line."""
+    return f"{type(failure).__name__}: {first_line(failure)}"
+
+
+def _label(name: str, args: Sequence[Any]) -> tuple[str, float]:
+    """(Op and precision, the largest error allowed)."""
+    dtype = _precision(args)
+    tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.float32])
+    return f"{name} {str(dtype).removeprefix('torch.')}", tolerance
 
 
 def kind_in_words(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

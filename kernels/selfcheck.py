@@ -1,17 +1,28 @@
 """The self-check of denoise-doctor: every op of a device, on the shipped networks' layers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from .cuda.tiles import ROWS, trial
 from .dispatch import GEMM, GEMM_ON_GPU, NATIVE_OPS, REFERENCE, load_kernels, load_native
-from .errors import UnavailableError
-from .kernel_check import TOLERANCES, KernelCheck, Op, check_call, example_inputs
+from .errors import NotCoveredError, UnavailableError, UncheckableError
+from .kernel_check import (
+    TOLERANCES,
+    KernelCheck,
+    Op,
+    Status,
+    check_call,
+    example_inputs,
+    failed_check,
+    in_words,
+)
 
 Call = tuple[Any, ...]
+Example = tuple[str, torch.dtype, list[Call]]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRITON_OPS = (
@@ -30,14 +41,19 @@ TRITON_OPS = (
 
 
 def self_check(device: torch.device | str) -> list[KernelCheck]:
-    """Check every op that has a faster implementation on `device`, in the device's precisions."""
+    """Check every op that has a faster implementation on `device`, in the device's precisions.
+
+    Whatever one op does to a device, all the others have a row: after an illegal access every later
+    call on it raises.
+    """
     device = torch.device(device)
     dtypes = (torch.float32,) if device.type == "cpu" else DTYPES
-    checks = _check_triton(device) if device.type == "cuda" else []
+    examples = list(example_inputs(device, dtypes))  # made while the device still works
+    checks = _check_triton(device, examples) if device.type == "cuda" else []
     if device.type == "cpu":
-        checks += _check_native(device)
+        checks += _check_native(examples)
     portable = GEMM if device.type == "cpu" else GEMM_ON_GPU
-    for name, _, calls in example_inputs(device, dtypes):
+    for name, _, calls in examples:
         gemm, reference = getattr(portable, name), getattr(REFERENCE, name)
         if gemm is not reference:
             checks.append(_worst(name, "gemm", gemm, reference, calls))
@@ -49,7 +65,7 @@ def severity(check: KernelCheck) -> tuple[bool, float]:
     return check.status != "ok", math.inf if check.error is None else check.error
 
 
-def _check_native(device: torch.device) -> list[KernelCheck]:
+def _check_native(examples: Sequence[Example]) -> list[KernelCheck]:
     try:
         native = load_native()
     except UnavailableError as error:
@@ -57,36 +73,61 @@ def _check_native(device: torch.device) -> list[KernelCheck]:
         return [KernelCheck("native", "native", "unavailable", None, tolerance, str(error))]
     return [
         _worst(name, "native", getattr(native, name), getattr(REFERENCE, name), calls)
-        for name, _, calls in example_inputs(device, [torch.float32])
+        for name, _, calls in examples
         if name in NATIVE_OPS
     ]
 
 
-def _check_triton(device: torch.device) -> list[KernelCheck]:
+def _check_triton(device: torch.device, examples: Sequence[Example]) -> list[KernelCheck]:
+    status: Status = "unavailable"
     reason = ""
     kernels: Mapping[str, Op] = {}
     try:
         kernels = load_kernels(device)
     except UnavailableError as error:
         reason = str(error)
+    except Exception as error:  # a full device's
+        status, reason = "failed", in_words(error)
     checks = []
-    for name, dtype, calls in example_inputs(device, DTYPES):
-        tried: list[KernelCheck] = []
+    for name, dtype, calls in examples:
         if name in kernels:
-            for rows in ROWS:  # the worse of both tiles
-                with torch.cuda.device(device), trial(rows):
-                    tried.append(_worst(name, "triton", kernels[name], getattr(GEMM, name), calls))
-            checks.append(max(tried, key=severity))
+            kernel, gemm = kernels[name], getattr(GEMM, name)
+            tried = [_worst(name, "triton", kernel, gemm, calls, device, rows) for rows in ROWS]
+            checks.append(max(tried, key=severity))  # the worse of both tiles
         elif name in TRITON_OPS:
             label = f"{name} {str(dtype).removeprefix('torch.')}"
             tolerance = TOLERANCES[dtype]
-            checks.append(KernelCheck(label, "triton", "unavailable", None, tolerance, reason))
+            checks.append(KernelCheck(label, "triton", status, None, tolerance, reason))
     return checks
 
 
 def _worst(
-    name: str, implementation: str, kernel: Op, expected_op: Op, calls: Sequence[Call]
+    name: str,
+    implementation: str,
+    kernel: Op,
+    expected_op: Op,
+    calls: Sequence[Call],
+    device: torch.device | None = None,
+    rows: int = 0,
 ) -> KernelCheck:
-    """The worst of several calls."""
-    checks = [check_call(name, implementation, kernel, expected_op, call, {}) for call in calls]
+    """The worst of several calls, on a CUDA device with tiles of `rows`."""
+    checks = []
+    for call in calls:
+        try:
+            with nullcontext() if device is None else _tile_on(device, rows):
+                checks.append(check_call(name, implementation, kernel, expected_op, call, {}))
+            continue
+        except NotCoveredError as declined:
+            reason = f"declined: {declined}"
+        except UncheckableError as error:
+            reason = f"cannot be checked: {in_words(error.__cause__ or error)}"
+        except Exception as error:  # out of memory; an earlier kernel's failure
+            reason = in_words(error)
+        checks.append(failed_check(name, implementation, call, reason))
     return max(checks, key=severity)
+
+
+@contextmanager
+def _tile_on(device: torch.device, rows: int) -> Iterator[None]:
+    with torch.cuda.device(device), trial(rows):
+        yield

@@ -15,7 +15,7 @@ from PIL import features
 
 from denoise_batch.kernels import DenoiseBatchError
 from denoise_batch.kernels.dispatch import ops_for
-from denoise_batch.kernels.kernel_check import KernelCheck
+from denoise_batch.kernels.kernel_check import KernelCheck, in_words
 from denoise_batch.kernels.selfcheck import self_check
 
 from .device import available_host_bytes, describe_device, device_failures
@@ -70,6 +70,8 @@ def computing(device: torch.device) -> str:
             return ops_for(device).in_words
     except DenoiseBatchError as error:
         return f"nothing ({error})"
+    except Exception as error:  # a full or broken device's; what is known is printed all the same
+        return f"nothing ({in_words(error)})"
 
 
 def is_healthy(checks: Sequence[Check], kernels: Sequence[KernelCheck]) -> bool:

@@ -75,6 +75,17 @@ def test_an_exception_of_a_driver_is_a_finding(monkeypatch: pytest.MonkeyPatch) 
     assert (check.state, check.detail) == ("problem", "RuntimeError: CUDA error: no kernel image")
 
 
+def test_what_computes_is_told_where_the_device_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels' table is not lost over it."""
+
+    def broken(device: torch.device) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.\nmore")
+
+    monkeypatch.setattr(doctor, "ops_for", broken)
+    words = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 MiB."
+    assert doctor.computing(CPU) == f"nothing ({words})"
+
+
 def test_a_failing_kernel_is_unhealthy_and_a_missing_one_is_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
