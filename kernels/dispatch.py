@@ -65,6 +65,11 @@ NATIVE_OPS = (
     "orthogonalize",
 )
 GEMM_IN_WORDS = "torch matrix products"
+COMPILING = (
+    "Triton compiles the kernels, which takes a while: once for a model of GPU, if its cache is "
+    "kept (TRITON_CACHE_DIR)"
+)
+COMPILED_IN_WORDS = "compiled in"
 _WORDS = {
     "native": "native kernels",
     "triton": "Triton kernels",
@@ -207,17 +212,14 @@ class Compilations:
         if cache_hit:
             return
         if not self.count:
-            logger.warning(
-                "Triton compiles the kernels, which takes a while: once for a model of GPU, if "
-                "its cache is kept (TRITON_CACHE_DIR)"
-            )
+            logger.warning(COMPILING)
         self.count += 1
         self.seconds += times.total / 1e6
 
     @property
     def in_words(self) -> str:
         """How many, and how long it took; "" if none."""
-        return f"{self.count} compiled in {self.seconds:.0f} s" if self.count else ""
+        return f"{self.count} {COMPILED_IN_WORDS} {self.seconds:.0f} s" if self.count else ""
 
 
 COMPILATIONS = Compilations()

@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from denoise_batch.kernels import DenoiseBatchError, NoImagesError
-from denoise_batch.kernels.dispatch import GEMM_IN_WORDS
+from denoise_batch.kernels.dispatch import COMPILED_IN_WORDS, GEMM_IN_WORDS
 
 from ..files.kinds import count_suffixes, passed_over_line
 from ..options import DenoiseOptions
@@ -100,11 +100,17 @@ def print_summary(summary: Summary, console: Console) -> None:
     for line in (
         passed_over_line(summary.passed_over),
         _stage_line(summary),
-        f"computed by {summary.kernels}" if GEMM_IN_WORDS in summary.kernels else "",
+        _kernels_line(summary),
         totals_line(summary),
     ):
         if line:
             _print_line(console, line)
+
+
+def _kernels_line(summary: Summary) -> str:
+    """What computed, where that explains the time: no kernels, or kernels that were compiled."""
+    is_worth_it = any(words in summary.kernels for words in (GEMM_IN_WORDS, COMPILED_IN_WORDS))
+    return f"computed by {summary.kernels}" if is_worth_it else ""
 
 
 def totals_line(summary: Summary) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from denoise_batch.kernels import SGD, MSELoss
-from denoise_batch.kernels.dispatch import ops_for
+from denoise_batch.kernels.dispatch import COMPILING, ops_for
 from denoise_batch.kernels.selfcheck import self_check
 from denoise_batch.models import ARCHITECTURES, Network
 
@@ -31,7 +31,8 @@ def test_networks_give_the_cpu_s_results(
         output = network.to("cuda").set_compute_dtype(dtype)(image.cuda()).cpu()
     allowed = 1e-4 if dtype is None else 5e-2
     torch.testing.assert_close(output, expected, rtol=0, atol=allowed)
-    assert not caplog.records
+    said = [record.getMessage() for record in caplog.records]
+    assert not [line for line in said if line != COMPILING]  # with a cold cache
     assert not ops_for(network.parameters()[0].device).disabled
 
 

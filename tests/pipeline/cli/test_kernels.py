@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,3 +231,27 @@ def test_what_a_run_switches_off_stands_at_its_end(
     assert json.loads(report.read_text())["device"]["kernels"] == events[-1]["kernels"]
     assert main(arguments) == 0
     assert f"computed by {off}" in capsys.readouterr().out
+
+
+def test_a_terminal_is_told_how_long_kernels_took_to_compile(
+    imgs: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compilations = dispatch.Compilations()
+    monkeypatch.setattr(dispatch, "COMPILATIONS", compilations)
+    monkeypatch.setattr(dispatch, "may_have_kernels", lambda device: True)
+    monkeypatch.setattr(dispatch, "load_kernels", lambda device: {"conv2d_fused": compiling})
+    seconds = [3.4]
+
+    def compiling(*arguments: Any, **options: Any) -> Any:
+        if seconds:  # at the first call
+            compilations(times=SimpleNamespace(total=seconds.pop() * 1e6), cache_hit=False)
+        return conv2d_fused(*arguments, **options)
+
+    arguments = [str(imgs), "-w", str(weights), "-d", "cpu", "--overwrite"]
+    assert main(arguments) == 0
+    words = "computed by Triton kernels (1 compiled in 3 s)"
+    assert words in capsys.readouterr().out.splitlines()
+    ops_for.cache_clear()
+    monkeypatch.setattr(dispatch, "COMPILATIONS", dispatch.Compilations())
+    assert main(arguments) == 0
+    assert "computed by" not in capsys.readouterr().out
