@@ -88,9 +88,7 @@ def check_call(
     return KernelCheck(label, implementation, "failed", error, tolerance, reason)
 
 
-def failed_check(
-    name: str, implementation: str, args: Sequence[Any], reason: str
-) -> KernelCheck:
+def failed_check(name: str, implementation: str, args: Sequence[Any], reason: str) -> KernelCheck:
     """The row of an op that gave no result for a call."""
     label, tolerance = _label(name, args)
     return KernelCheck(label, implementation, "failed", None, tolerance, reason)

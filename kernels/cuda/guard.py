@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..errors import NotCoveredError
 from ..guard import BLOCK_PX
+from .samples import BLOCK, MOST_BLOCKS, check_extent
 
 BLOCKS = 32  # of a program, for their power and factors
-BLOCK = 1024  # elements of a row of pixels
 SIDE = tl.constexpr(BLOCK_PX)
 
 
@@ -120,8 +120,9 @@ def limit_residual(input: Tensor, output: Tensor, level: Tensor, most: float) ->
     count, channels, height, width = input.shape
     if output.shape != input.shape or height % BLOCK_PX or width % BLOCK_PX:
         raise NotCoveredError(f"images {height}x{width}, or of different shapes")
-    if max(input[0].numel() + BLOCK, count * height) >= torch.iinfo(torch.int32).max:
-        raise NotCoveredError(f"shape {tuple(input.shape)}: more than int32 counts")
+    check_extent(count, height, width, channels)
+    if width > MOST_BLOCKS * BLOCKS * BLOCK_PX:
+        raise NotCoveredError(f"{width} columns: more than a launch has")
     before, after = (image.permute(0, 2, 3, 1).contiguous() for image in (input, output))
     rows, columns = height // BLOCK_PX, width // BLOCK_PX
     power, factor = (input.new_empty((count * rows, columns)) for _ in range(2))

@@ -10,6 +10,7 @@ from ..geometry import IntPair
 
 DTYPES = (torch.uint8, torch.uint16, torch.int16, torch.float16, torch.float32)
 BLOCK = 1024  # elements of a row
+MOST_BLOCKS = 65535  # that CUDA launches beside each other along an axis but the first
 # Added to a float32 and taken off again, it rounds to the nearest integer, ties to even.
 ROUNDING = tl.constexpr(12582912.0)
 MOST_CHANGE = tl.constexpr(131072.0)  # of an integer of 16 bits; rounding is exact up to 2²²
@@ -115,7 +116,7 @@ def unit_padded(
     """Triton implementation of `samples.unit_padded`."""
     count, height, width, channels = _check(samples)
     output = samples.new_empty((count, *size, channels), dtype=torch.float32)
-    _check_extent(output)
+    check_extent(*output.shape)
     unit_padded_kernel[(count * size[0], triton.cdiv(size[1] * channels, BLOCK))](
         samples,
         output,
@@ -151,7 +152,7 @@ def stored_samples(
     if values.dtype != torch.float32:
         raise NotCoveredError(f"values in {values.dtype}")
     values = values.permute(0, 2, 3, 1).contiguous()
-    _check_extent(values)
+    check_extent(*values.shape)
     output = torch.empty_like(samples, memory_format=torch.contiguous_format)
     blocks = triton.cdiv(width * channels, BLOCK)
     flags = samples.new_empty((count, height * blocks), dtype=torch.int32)
@@ -187,17 +188,24 @@ def _check(samples: Tensor) -> tuple[int, int, int, int]:
 
     Raises:
         NotCoveredError: a type of other arithmetic than float32's, images that are not contiguous,
-            or so large that int32 does not count their elements.
+            or too large ones.
     """
     if samples.dtype not in DTYPES or not samples.numel() or not samples[0].is_contiguous():
         raise NotCoveredError(f"{samples.dtype}, shape {tuple(samples.shape)}")
-    _check_extent(samples)
+    check_extent(*samples.shape)
     count, height, width, channels = samples.shape
     return count, height, width, channels
 
 
-def _check_extent(images: Tensor) -> None:
-    rows = len(images) * images.shape[1]
-    most = max(images[0].numel() + BLOCK, rows)
+def check_extent(count: int, height: int, width: int, channels: int) -> None:
+    """Raise unless int32 counts rows and an image's elements, and a launch has a row's blocks.
+
+    Raises:
+        NotCoveredError: it does not.
+    """
+    # What reflects a row adds two periods, of two heights each.
+    most = max(height * width * channels + BLOCK, count * height, 4 * height)
     if most >= torch.iinfo(torch.int32).max:
         raise NotCoveredError(f"{most} elements of an image, or rows: more than int32 counts")
+    if width * channels > MOST_BLOCKS * BLOCK:
+        raise NotCoveredError(f"{width * channels} elements of a row: more than a launch has")

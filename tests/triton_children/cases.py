@@ -347,6 +347,59 @@ NETWORKS = (
     "unet-bfloat16",
     "unet-level-float32",
 )
+LIMIT = 2**31 - 1
+
+
+def _of_pages(op: str, shape: tuple[int, ...], padded: Pair | None = None) -> Callable[[], Any]:
+    """Arguments of a call on files' samples or on images, (N, H, W, C), without memory."""
+
+    def make() -> tuple[Any, ...]:
+        meta = torch.device("meta")
+        if op == "limit_residual":
+            image = torch.empty(shape, device=meta).permute(0, 3, 1, 2)
+            return image, image, torch.empty(shape[0], device=meta), 2.0
+        samples = torch.empty(shape, dtype=torch.uint16, device=meta)
+        size = padded or (shape[1], shape[2])
+        if op == "unit_padded":
+            return samples, 0.0, 1.0, 0.5, size, 0
+        values = torch.empty(shape[0], *size, shape[3], device=meta).permute(0, 3, 1, 2)
+        return values, samples, 0.0, 1.0, 0.5, (0, 255), True, 0
+
+    return make
+
+
+# (op, arguments of the largest call that it takes, of the least that it declines).
+DECLINED: dict[str, tuple[str, Callable[[], Any], Callable[[], Any]]] = {
+    f"declined-{name.replace('_', '-').replace(' ', '-')}": (
+        name.partition(" ")[0],
+        *(_of_pages(name.partition(" ")[0], *shapes) for shapes in calls),
+    )
+    for name, calls in {
+        "unit_padded elements": (
+            ((1, 64, 33554415, 1), (64, 33554415)),
+            ((1, 64, 33554416, 1), (8, 8)),
+        ),
+        "unit_padded padded elements": (
+            ((1, 8, 8, 1), (64, 33554415)),
+            ((1, 8, 8, 1), (64, 33554416)),
+        ),
+        "unit_padded rows": (((LIMIT - 1, 1, 1, 1),), ((LIMIT, 1, 1, 1),)),
+        "unit_padded padded rows": (((2**20, 1, 1, 1), (2047, 1)), ((2**20, 1, 1, 1), (2048, 1))),
+        "unit_padded height": (((1, 2**29 - 1, 1, 1),), ((1, 2**29, 1, 1), (8, 8))),
+        "unit_padded width": (((1, 1, 65535 * 1024, 1),), ((1, 1, 65535 * 1024 + 1, 1), (8, 8))),
+        "stored_samples elements": (
+            ((1, 64, 33554415, 1),),
+            ((1, 64, 33554416, 1), (8, 8)),
+        ),
+        "stored_samples padded elements": (
+            ((1, 8, 8, 1), (64, 33554415)),
+            ((1, 8, 8, 1), (64, 33554416)),
+        ),
+        "limit_residual elements": (((1, 256, 8388600, 1),), ((1, 256, 8388608, 1),)),
+        "limit_residual rows": (((2**28 - 1, 8, 8, 1),), ((2**28, 8, 8, 1),)),
+        "limit_residual width": (((1, 8, 65535 * 256, 1),), ((1, 8, 65535 * 256 + 8, 1),)),
+    }.items()
+}
 # Addresses near 2³¹; see `offsets`.
 OFFSETS = (
     "offsets-conv-many-images",
@@ -363,4 +416,13 @@ OFFSETS = (
     "offsets-relu-many-rows",
     "offsets-relu-many-channels",
     "offsets-loss",
+    "offsets-unit-many-images",
+    "offsets-unit-large-image",
+    "offsets-stored-many-images",
+    "offsets-stored-large-image",
+    "offsets-stored-many-padded-images",
+    "offsets-stored-many-flags",
+    "offsets-limit-many-images",
+    "offsets-limit-large-image",
+    *DECLINED,
 )

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from triton.runtime import interpreter
-from triton_children.cases import OFFSETS
+from triton_children.cases import DECLINED, OFFSETS
 
 from denoise_batch.kernels.geometry import ConvGeometry
+from denoise_batch.kernels.guard import BLOCK_PX
 
 META = torch.device("meta")
 _SPACING = 1 << 44  # bytes between two tensors
@@ -302,6 +303,137 @@ def _loss(numel: int) -> Callable[[Mapping[str, Callable[..., Any]]], Tables]:
     return run
 
 
+def _mirrored(position: int, size: int) -> int:
+    """Where a position outside of [0, size) is reflected to."""
+    inside = position % max(2 * size - 2, 1)
+    return min(inside, 2 * size - 2 - inside) if size > 1 else 0
+
+
+def _unit(
+    shape: tuple[int, int, int, int], size: tuple[int, int], margin: int
+) -> Callable[..., Tables]:
+    """unit_padded of samples (N, H, W, C)."""
+    out = (shape[0], *size, shape[3])
+
+    def tables(record: Record) -> dict[str, set[int]]:
+        image, row = divmod(record.program[0], size[0])
+        y = _mirrored(row - margin, shape[1])
+        loads, stores = set(), set()
+        for k in _block(record.program[1], record.blocks["BLOCK"], size[1] * shape[3]):
+            column, channel = divmod(k, shape[3])
+            x = _mirrored(column - margin, shape[2])
+            loads.add(_offset(shape, image, y, x, channel))
+            stores.add(_offset(out, image, row, column, channel))
+        return {"samples_ptr": loads, "y_ptr": stores}
+
+    def run(kernels: Mapping[str, Callable[..., Any]]) -> Tables:
+        samples = torch.empty(shape, dtype=torch.uint8, device=META)
+        kernels["unit_padded"](samples, 0.0, 255.0, 0.5, size, margin)
+        return {"unit_padded_kernel": tables}
+
+    return run
+
+
+def _stored(
+    shape: tuple[int, int, int, int], size: tuple[int, int], margin: int
+) -> Callable[..., Tables]:
+    """stored_samples of values (N, *size, C) in the place of samples (N, H, W, C)."""
+    padded = (shape[0], *size, shape[3])
+
+    def tables(record: Record) -> dict[str, set[int]]:
+        (line, block, _), (image, row) = record.program, divmod(record.program[0], shape[1])
+        loads, stores = set(), set()
+        for k in _block(block, record.blocks["BLOCK"], shape[2] * shape[3]):
+            column, channel = divmod(k, shape[3])
+            loads.add(_offset(padded, image, row + margin, column + margin, channel))
+            stores.add(_offset(shape, image, row, column, channel))
+        blocks = -(-shape[2] * shape[3] // record.blocks["BLOCK"])
+        of = {"values_ptr": loads, "samples_ptr": stores, "y_ptr": stores}
+        return {**of, "flags_ptr": {line * blocks + block}}
+
+    def run(kernels: Mapping[str, Callable[..., Any]]) -> Tables:
+        samples = torch.empty(shape, dtype=torch.uint16, device=META)
+        values = torch.empty(padded, device=META).permute(0, 3, 1, 2)
+        kernels["stored_samples"](values, samples, 0.0, 1.0, 0.5, (0, 65535), True, margin)
+        return {"stored_samples_kernel": tables}
+
+    return run
+
+
+def _limit(shape: tuple[int, int, int, int]) -> Callable[..., Tables]:
+    """limit_residual of images (N, H, W, C): all its three launches."""
+    count, height, width, channels = shape
+    rows, columns = height // BLOCK_PX, width // BLOCK_PX
+
+    def power(record: Record) -> dict[str, set[int]]:
+        band = record.program[0]
+        blocks = _block(record.program[1], record.blocks["BLOCKS"], columns)
+        across = range(blocks[0] * BLOCK_PX * channels, (blocks[-1] + 1) * BLOCK_PX * channels)
+        lines = range(band * BLOCK_PX, (band + 1) * BLOCK_PX)
+        loads = {line * width * channels + k for line in lines for k in across}
+        stores = {band * columns + block for block in blocks}
+        return {"input_ptr": loads, "output_ptr": loads, "power_ptr": stores}
+
+    def factor(record: Record) -> dict[str, set[int]]:
+        image, row = divmod(record.program[0], rows)
+        blocks = _block(record.program[1], record.blocks["BLOCKS"], columns)
+        loads = {
+            (image * rows + row + down) * columns + block + across
+            for block in blocks
+            for down, across in product((-1, 0, 1), repeat=2)
+            if 0 <= row + down < rows and 0 <= block + across < columns
+        }
+        stores = {record.program[0] * columns + block for block in blocks}
+        return {"power_ptr": loads, "level_ptr": {image}, "factor_ptr": stores}
+
+    def limit(record: Record) -> dict[str, set[int]]:
+        image, row = divmod(record.program[0], height)
+        touched, factors = set(), set()
+        for k in _block(record.program[1], record.blocks["BLOCK"], width * channels):
+            column = k // channels
+            touched.add(_offset(shape, image, row, column, k % channels))
+            factors |= {
+                (image * rows + y) * columns + x
+                for y in _beside(row, rows)
+                for x in _beside(column, columns)
+            }
+        images = dict.fromkeys(("input_ptr", "output_ptr", "y_ptr"), touched)
+        return {**images, "factor_ptr": factors}
+
+    def run(kernels: Mapping[str, Callable[..., Any]]) -> Tables:
+        image = torch.empty(shape, device=META).permute(0, 3, 1, 2)
+        kernels["limit_residual"](image, image, torch.empty(count, device=META), 2.0)
+        return {
+            "residual_power_kernel": power,
+            "residual_factor_kernel": factor,
+            "limit_residual_kernel": limit,
+        }
+
+    return run
+
+
+def _beside(position: int, extent: int) -> set[int]:
+    """A pixel's block, and the nearest other one."""
+    block, offset = divmod(position, BLOCK_PX)
+    other = block + 1 if offset >= BLOCK_PX // 2 else block - 1
+    return {block, min(max(other, 0), extent - 1)}
+
+
+def _declined(name: str) -> Callable[..., Tables]:
+    op, _, beyond = DECLINED[name]
+
+    def run(kernels: Mapping[str, Callable[..., Any]]) -> Tables:
+        try:
+            kernels[op](*beyond())
+        except Exception as error:
+            if type(error).__name__ == "NotCoveredError":  # a mutant has a class of its own
+                return {}
+            raise
+        raise AssertionError("it was not declined")
+
+    return run
+
+
 SQUARE, HALVED = ConvGeometry(padding=(1, 1)), ConvGeometry(stride=(2, 2))
 # 2³¹ − 4096 positions in images of 64×64: the most that is not declined, but for one image.
 MANY = (2**31 - 4096) // 4096
@@ -321,5 +453,16 @@ _CASES = {
     "offsets-relu-many-rows": _relu_backward((MANY, 64, 64, 16)),
     "offsets-relu-many-channels": _relu_backward((64, 8, 8, WIDE)),
     "offsets-loss": _loss(2**31 + 5000),
+    "offsets-unit-many-images": _unit((2**20, 32, 32, 3), (61, 48), 9),
+    "offsets-unit-large-image": _unit((2, 26720, 26720, 3), (26752, 26752), 16),
+    "offsets-stored-many-images": _stored((2**20, 32, 40, 3), (48, 48), 5),
+    "offsets-stored-large-image": _stored((2, 26720, 26720, 3), (26752, 26752), 16),
+    # More than 2³¹ values, of fewer samples.
+    "offsets-stored-many-padded-images": _stored((2**21, 16, 8, 1), (48, 48), 30),
+    "offsets-stored-many-flags": _stored((2**20, 1025, 1025, 1), (1025, 1025), 0),
+    # More than 2³¹ blocks.
+    "offsets-limit-many-images": _limit((2**26, 16, 256, 3)),
+    "offsets-limit-large-image": _limit((2, 26752, 26752, 3)),
+    **{name: _declined(name) for name in DECLINED},
 }
 assert tuple(_CASES) == OFFSETS

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from launches import Operations
+from triton_children.cases import DECLINED, LIMIT
 
 from denoise_batch.kernels import SGD, AdamW, Muon, dispatch, weight_cache
 from denoise_batch.kernels.cuda import packed_weights as packing
@@ -176,7 +177,6 @@ def test_a_trial_has_the_tile_of_large_images_and_sums_in_parts(launches: list[A
     assert launches[0].options["BLOCK_M"] == 64
 
 
-LIMIT = 2**31 - 1
 BEYOND = [  # (input, channels of the output): the most that is taken, and the least that is not
     ((1, 16, 1, 2**27 - 1), (1, 16, 1, 2**27), 1),  # elements of an input image
     ((1, 1, 1, 2**27 - 1), (1, 1, 1, 2**27), 16),  # elements of an output image
@@ -197,6 +197,21 @@ def test_what_int32_does_not_count_is_declined(
             declined = pytest.raises(NotCoveredError, match="more than int32 counts")
             with declined if shape is beyond else contextlib.nullcontext():
                 ops[f"{name}_forward"](image, weight, None, one)
+
+
+@pytest.mark.parametrize("name", list(DECLINED))
+def test_pages_that_int32_or_a_launch_does_not_count_are_declined(
+    name: str, launches: list[Any]
+) -> None:
+    op, most, beyond = DECLINED[name]
+    kernel = dispatch.launchers()[op]
+    kernel(*most())
+    assert launches
+    for launch in launches:
+        assert launch.grid[0] <= LIMIT
+        assert launch.grid[1] <= 65535
+    with pytest.raises(NotCoveredError, match="more than"):
+        kernel(*beyond())
 
 
 def test_without_triton_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
