@@ -4,12 +4,16 @@ import json
 import re
 import shlex
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 INSTRUCTIONS = {
     "FROM", "RUN", "COPY", "ENV", "VOLUME", "USER", "WORKDIR", "ENTRYPOINT", "CMD",
 }  # fmt: skip
+
+# What PyPI's wheels of torch are built for.
+CUDA_OF_TORCH = {"2.11": "13.0", "2.12": "13.0", "2.13": "13.0"}
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -42,6 +46,16 @@ def test_it_begins_with_a_cuda_runtime_and_has_what_triton_compiles_with() -> No
         assert f" {package} " in packages + " "
 
 
+def test_its_cuda_is_that_of_the_torch_that_it_installs() -> None:
+    """Else it starts on drivers that torch refuses."""
+    pins = (ROOT / "constraints.txt").read_text()
+    (torch,) = re.findall(r"^torch==(\d+\.\d+)", pins, re.MULTILINE)
+    (base,) = (image.partition(":")[2] for image in arguments("FROM"))
+    assert base.startswith(f"{CUDA_OF_TORCH[torch]}.")
+    page = (ROOT / "docs/gpu.md").read_text()
+    assert f"CUDA {CUDA_OF_TORCH[torch]}" in page
+
+
 def test_sources_extras_and_commands_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for copied in arguments("COPY"):
@@ -59,13 +73,26 @@ def test_sources_extras_and_commands_exist() -> None:
     )
 
 
-def test_nobody_is_root_and_the_cache_is_a_volume_of_its_user() -> None:
+def test_nobody_is_root_and_any_user_may_write_where_it_must() -> None:
     names = [name for name, _ in instructions()]
     (user,) = arguments("USER")
-    assert user != "root"
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
     assert names.index("USER") < names.index("ENTRYPOINT")
     assert "RUN" not in names[names.index("USER") :]
     (volume,) = arguments("VOLUME")
+    (folder,) = arguments("WORKDIR")
     environment = dict(part.split("=", 1) for part in shlex.split(arguments("ENV")[0]))
     assert environment["TRITON_CACHE_DIR"].startswith(f"{volume}/")
-    assert any(f"--owner {user}" in run and f" {volume}" in run for run in arguments("RUN"))
+    (made,) = (shlex.split(run) for run in arguments("RUN") if run.startswith("install "))
+    assert made[:4] == ["install", "--directory", "--mode", "1777"]
+    assert {volume, folder, environment["HOME"], environment["TRITON_CACHE_DIR"]} <= set(made[4:])
+
+
+def test_the_page_runs_it_as_the_owner_of_the_images() -> None:
+    """A user of the image's own could not write into a folder of the host."""
+    page = (ROOT / "docs/gpu.md").read_text()
+    (command,) = re.findall(r"^docker run (?:.*\\\n)*.*$", page, re.MULTILINE)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[words.index("--user") + 1] == "$(id -u):$(id -g)"
+    mounts = [mount.partition(":")[2] for flag, mount in pairwise(words) if flag == "-v"]
+    assert mounts == [*arguments("WORKDIR"), *arguments("VOLUME")]
