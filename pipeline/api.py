@@ -52,7 +52,7 @@ def denoise(
             Arrays and tensors are uint8, uint16 (of the range that the weights were trained with,
             or all 16 bits), or float in [0, 1].
         weights: a safetensors file, a shipped name, or None for the default.
-        device: auto (the first available of CUDA, MPS, CPU), cpu, cuda, cuda:N or mps.
+        device: auto (the first available of CUDA, XPU, MPS, CPU), cpu, cuda, cuda:N, mps or xpu.
         strength: blend; 0 returns the input, 1 the network's output.
         noise_level: that the network is told: σ in units of 1/255 of the image's range, "auto"
             (estimated, with a reserve), or a factor of what auto tells it ("1.3x").
@@ -291,7 +291,7 @@ def denoise_folder(
         src: folder, file, glob pattern or URL, or several of them.
         out: output folder or URL; None puts the outputs beside the input, in `SRC-denoised`.
         weights: a safetensors file, a shipped name, or None for the default.
-        device: auto, cpu, cuda, cuda:N, cuda:all or mps.
+        device: auto, cpu, cuda, cuda:N, cuda:all, mps or xpu.
         reference: folder of clean images with the same names: adds PSNR to the results.
         format: preserve, png, jpeg, webp, tiff, bmp, ppm, avif, jp2, heic or jxl.
         quality: of JPEG, WebP and AVIF, 1 to 100.

@@ -39,6 +39,7 @@ _MOST_IN_FLIGHT_ON_CPU = 1024 * MIB
 _IN_FLIGHT_PER_CORE = 64 * MIB  # more would only be read sooner than it is needed
 _MOST_IN_FLIGHT = 4096 * MIB
 _LEAST = 128 * MIB
+APPLE_GPU = "Apple GPU"  # torch does not tell its model
 _CACHE = ("inactive_file", "active_file")
 
 
@@ -103,7 +104,7 @@ def device_failures(device: torch.device | str, kept: str = "") -> Iterator[None
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, torch.cuda.DeferredCudaCallError) as error:
         if not (problem := _device_problem(error)):
             raise
         reason = f"--device {device}: {problem[0]} ({first_line(error)})"
@@ -112,6 +113,9 @@ def device_failures(device: torch.device | str, kept: str = "") -> Iterator[None
 
 def _device_problem(error: BaseException) -> tuple[str, str] | None:
     """(What a device's error means, how to mend it); None for an error of another kind."""
+    is_deferred = isinstance(error, torch.cuda.DeferredCudaCallError)  # no RuntimeError
+    if is_deferred and error.__cause__ is not None:
+        error = error.__cause__
     text = str(error)
     if is_out_of_memory(error):
         mend = "end what else uses it, ask for less at once, or choose another --device"
@@ -123,7 +127,7 @@ def _device_problem(error: BaseException) -> tuple[str, str] | None:
     if re.search(r"busy or unavailable|device\(s\) are busy|exclusive", text):
         return "another process holds it", "wait for it, or choose another --device"
     is_runtime_s = isinstance(error, getattr(torch, "AcceleratorError", ()))  # since torch 2.8
-    if is_runtime_s or _DRIVER.search(text):
+    if is_deferred or is_runtime_s or _DRIVER.search(text):
         return "it failed", "look at it with nvidia-smi, or use --device cpu"
     return None
 
@@ -166,14 +170,15 @@ def torch_dtype(precision: str) -> torch.dtype | None:
 
 
 def describe_device(name: str) -> str:
-    """Describe a device: the GPU's model, or the processor and torch's number of threads.
+    """Describe a device: the GPU's model, or the processor's and torch's number of threads.
 
     Equal devices in a list ("cuda:0, cuda:1") are counted: "2 × NVIDIA H100". The name of anything
     that is not a device of this machine, such as a cluster, is returned unchanged.
     """
     try:
         counts = Counter(_words(torch.device(one)) for one in name.split(", "))
-    except (AssertionError, RuntimeError):  # from torch: not a device, or a missing GPU
+    # From torch: not a device, or a missing GPU, or one that fails.
+    except (AssertionError, RuntimeError, torch.cuda.DeferredCudaCallError):
         return name
     return ", ".join(f"{n} × {words}" if n > 1 else words for words, n in counts.items())
 
@@ -181,6 +186,10 @@ def describe_device(name: str) -> str:
 def _words(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "xpu":
+        return torch.xpu.get_device_name(device)
+    if device.type == "mps":
+        return APPLE_GPU
     threads = torch.get_num_threads()
     return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
 

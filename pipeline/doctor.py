@@ -18,7 +18,7 @@ from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.kernel_check import KernelCheck, in_words
 from denoise_batch.kernels.selfcheck import self_check
 
-from .device import available_host_bytes, describe_device, device_failures
+from .device import APPLE_GPU, available_host_bytes, describe_device, device_failures
 from .metrics import psnr
 from .models import find_weights, load_weights, shipped_file, shipped_manifest, shipped_names
 
@@ -167,8 +167,14 @@ def _devices(chosen: torch.device) -> Iterator[Check]:
             else "this PyTorch was built without CUDA; install a CUDA build to use an NVIDIA GPU"
         )
         yield Check("devices", "cuda", "note", reason)
+    for index in range(torch.xpu.device_count() if torch.xpu.is_available() else 0):
+        device = f"xpu:{index}"
+        memory = torch.xpu.get_device_properties(index).total_memory / 1e9
+        yield Check(
+            "devices", device, "ok", f"{describe_device(device)}, {memory:.1f} GB, untested"
+        )
     if torch.backends.mps.is_available():
-        yield Check("devices", "mps", "ok", "Apple GPU")
+        yield Check("devices", "mps", "ok", APPLE_GPU)
     yield Check("devices", "chosen", "ok", f"{chosen} (--device)")
 
 

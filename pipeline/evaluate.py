@@ -32,7 +32,7 @@ class EvalOptions:
         noises: noise models, each as `--noise` spells it.
         seed: of the noise.
         is_gray: score luminance instead of colour.
-        device: auto, cpu, cuda, cuda:N or mps.
+        device: auto, cpu, cuda, cuda:N, mps or xpu.
         precision: "fp32", or on a GPU "bf16" or "fp16".
         tta: average over the eight rotated and flipped versions of every image.
         noise_level: that the network is told, as `--noise-level` of denoise-batch spells it.

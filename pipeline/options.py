@@ -39,7 +39,7 @@ class DenoiseOptions:
         inputs: folders, files and glob patterns.
         output: output folder; None puts the outputs beside the input.
         weights: a file, a shipped name, or None for the default.
-        device: auto, cpu, cuda, cuda:N or mps.
+        device: auto, cpu, cuda, cuda:N, mps or xpu.
         reference: folder of clean images with the same names.
         batch_size: images per batch; None chooses by their size.
         recursive: search sub-folders too.

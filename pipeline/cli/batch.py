@@ -189,8 +189,8 @@ def denoise(
         typer.Option(
             "--device",
             "-d",
-            help="auto (the first available of CUDA, MPS, CPU), cpu, cuda, cuda:N, cuda:all or "
-            "mps.",
+            help="auto (the first available of CUDA, XPU, MPS, CPU), cpu, cuda, cuda:N, cuda:all, "
+            "mps or xpu.",
             rich_help_panel=PERFORMANCE,
         ),
     ] = "auto",

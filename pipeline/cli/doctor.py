@@ -38,7 +38,8 @@ _SIGNS = {
 @app.command(cls=PlainCommand, epilog=EXAMPLES)
 def doctor(
     device: Annotated[
-        str, typer.Option("--device", "-d", help="Device to test: auto, cpu, cuda, cuda:N or mps.")
+        str,
+        typer.Option("--device", "-d", help="Device to test: auto, cpu, cuda, cuda:N, mps or xpu."),
     ] = "auto",
     kernels: Annotated[
         bool, typer.Option(help="Compare every kernel with the reference implementation.")

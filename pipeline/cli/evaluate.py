@@ -102,7 +102,7 @@ def evaluate(
     device: Annotated[
         str,
         typer.Option(
-            "--device", "-d", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=NETWORK
+            "--device", "-d", help="auto, cpu, cuda, cuda:N, mps or xpu.", rich_help_panel=NETWORK
         ),
     ] = "auto",
     precision: Annotated[

@@ -320,7 +320,9 @@ def train(
     ] = False,
     device: Annotated[
         str,
-        typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUN),
+        typer.Option(
+            "--device", "-d", help="auto, cpu, cuda, cuda:N, mps or xpu.", rich_help_panel=RUN
+        ),
     ] = "auto",
     cuda_graphs: Annotated[
         bool,
@@ -502,8 +504,9 @@ def _run(options: "TrainOptions", group: "ProcessGroup", command: str) -> "Outco
     stop = Stop()
     try:
         with training_bar(options) as progress:
+            device = group.device(options.device)  # all processes agree on it
             if group.is_first:
-                progress.show_device(group.device(options.device))
+                progress.show_device(device)
             if group.size > 1:  # the others would wait for the gradients of one that stops
                 return train(options, progress, group, command=command)
             with stopping(stop):

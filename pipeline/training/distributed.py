@@ -9,6 +9,7 @@ prints.
 A process that torchrun did not start forms a group of one, which uses nothing of torch.distributed.
 """
 
+import logging
 import os
 import secrets
 import time
@@ -22,13 +23,22 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from denoise_batch.kernels import Block, DenoiseBatchError, OptionError, StateError, TrainingError
+from denoise_batch.kernels import (
+    Block,
+    DenoiseBatchError,
+    DeviceError,
+    OptionError,
+    StateError,
+    TrainingError,
+)
 
 from ..device import resolve_device
 
 if TYPE_CHECKING:
     from torch.distributed import Work
     from torch.distributed.distributed_c10d import Store
+
+logger = logging.getLogger("denoise_batch.device")
 
 TIMEOUT = timedelta(minutes=30)  # a process may still be importing, or its machine booting
 BUCKET_BYTES = 2**20
@@ -130,19 +140,36 @@ class TorchProcessGroup(ProcessGroup):
         self._reducer: GradientReducer | None = None
 
     def device(self, name: str) -> torch.device:
-        """Map `auto` and `cuda` to the GPU with this process's local rank."""
-        if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        """Map `auto` and `cuda` to the GPU with this process's local rank.
+
+        Every process must call this: `auto` is the CPU in all of them if a GPU of one fails.
+        """
+        if name == "auto":
+            name = "cuda" if self._all_have_gpus() else "cpu"
+        if name == "cuda":
             device = resolve_device(f"cuda:{self._local_rank}")
             torch.cuda.set_device(device)
             return device
-        if name == "auto":
-            return torch.device("cpu")
         device = resolve_device(name)
         if device.type == "mps" or (device.type == "cuda" and self._local_size > 1):
             raise OptionError(
                 f"--device {name}: is one device; several processes need --device cuda or cpu"
             )
         return device
+
+    def _all_have_gpus(self) -> bool:
+        """Whether every process has a GPU that computes, or too few GPUs, which is a mistake."""
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        is_usable = count > 0
+        if self._local_rank < count:
+            try:
+                resolve_device(f"cuda:{self._local_rank}")
+            except DeviceError as error:
+                logger.warning("%s; --device auto takes the CPU in every process", error)
+                is_usable = False
+        usable = torch.tensor(int(is_usable))
+        torch.distributed.all_reduce(usable, torch.distributed.ReduceOp.MIN)
+        return bool(usable)
 
     def on_first(self, action: Callable[[], Value]) -> Value:
         """Run `action` on the first process and broadcast its result or error."""

@@ -81,7 +81,7 @@ class TrainOptions:
         shuffle: use a new order in each epoch; otherwise sequential, as in the course paper.
         seed: seed of tiles, noise, order and initial weights.
         deterministic: use only algorithms that give the same bits every time.
-        device: auto, cpu, cuda, cuda:N or mps.
+        device: auto, cpu, cuda, cuda:N, mps or xpu.
         cuda_graphs: on CUDA, record the launches of a step and replay them.
         checkpoint_minutes: interval between checkpoints, besides the one after every validation.
         resume: continue from the run folder's checkpoint, if it has one.

@@ -1,5 +1,7 @@
 """An asked-for device is there, or the run ends with a clear error."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -49,6 +51,48 @@ def test_an_intel_gpu_is_taken_if_torch_has_one(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "ones", lambda size, device, ones=torch.ones: ones(size))
     assert resolve_device("xpu") == resolve_device("auto") == torch.device("xpu")
     assert precision_on("auto", torch.device("xpu")) == "fp32"
+
+
+def test_a_driver_that_fails_when_cuda_starts_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Torch raises its own DeferredCudaCallError then, which is no RuntimeError."""
+
+    def ones(size: int, device: torch.device) -> torch.Tensor:
+        try:
+            raise RuntimeError("device >= 0 && device < num_gpus INTERNAL ASSERT FAILED")
+        except RuntimeError as error:
+            message = f"CUDA call failed lazily at initialization with error: {error}"
+            raise torch.cuda.DeferredCudaCallError(f"{message}\n\nCUDA call was …") from error
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "ones", ones)
+    with pytest.raises(DeviceError, match=r"it failed .*lazily.*nvidia-smi") as caught:
+        resolve_device("cuda")
+    assert "\n" not in str(caught.value)
+    assert resolve_device("auto") == torch.device("cpu")
+    assert "takes the next one" in caplog.text
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: ones(1, device))
+    assert describe_device("cuda") == "cuda"
+
+
+def test_other_gpus_are_described_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.xpu, "get_device_name", lambda device: "Arc A770")
+    assert describe_device("xpu:0, xpu:1") == "2 × Arc A770"
+    assert describe_device("mps") == "Apple GPU"
+
+
+@pytest.mark.parametrize("module", ["batch", "train", "evaluate", "doctor"])
+def test_every_command_s_help_names_the_devices_that_are_accepted(
+    module: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    command = importlib.import_module(f"denoise_batch.cli.{module}")
+    assert command.main(["--help"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "--device  " in line)
+    for name in ("auto", "cpu", "cuda:N", "mps", "xpu"):
+        assert name in line
 
 
 def test_a_device_is_described_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

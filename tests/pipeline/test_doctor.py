@@ -3,6 +3,7 @@
 import json
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,6 +121,16 @@ def test_missing_extras_are_a_note_with_the_command(
 
 
 @pytest.mark.usefixtures("no_kernels")
+def test_intel_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.xpu, "get_device_name", lambda device: "Arc A770")
+    of = SimpleNamespace(total_memory=16e9)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda index: of)
+    found = {check.name: check.detail for check in doctor._devices(CPU)}
+    assert found["xpu:0"] == found["xpu:1"] == "Arc A770, 16.0 GB, untested"
+
+
 def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "available_host_bytes", lambda: 400_000_000)
     (check,) = (check for check in doctor.examine(CPU) if check.name == "memory")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from denoise_batch.cli.train import main
-from denoise_batch.kernels import OptionError
+from denoise_batch.kernels import DeviceError, OptionError
 from denoise_batch.models import load_tensors
 from denoise_batch.training.distributed import ProcessGroup, TorchProcessGroup
 from denoise_batch.training.options import TrainOptions
@@ -153,6 +153,7 @@ def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch, "ones", lambda size, device, ones=torch.ones: ones(size))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda usable, op: None)
     group = TorchProcessGroup(5, 8, 1, 4)
     assert group.device("auto") == group.device("cuda") == torch.device("cuda:1")
     assert taken == [torch.device("cuda:1")] * 2
@@ -164,7 +165,45 @@ def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.Monkey
 
 def test_processes_without_gpus_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda usable, op: None)
     assert TorchProcessGroup(1, 2, 1, 2).device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("is_mine", [False, True])
+def test_where_a_gpu_of_one_process_fails_auto_takes_the_cpu_in_all(
+    is_mine: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a single process does; with `cuda` it is an error."""
+
+    def ones(size: int, device: torch.device, ones: Any = torch.ones) -> torch.Tensor:
+        if is_mine and device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ones(size)  # type: ignore[no-any-return]
+
+    def least(usable: torch.Tensor, op: object) -> None:
+        assert bool(usable) == (not is_mine)
+        usable.zero_()  # another process's
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch, "ones", ones)
+    monkeypatch.setattr(torch.distributed, "all_reduce", least)
+    group = TorchProcessGroup(0, 2, 0, 2)
+    assert group.device("auto") == torch.device("cpu")
+    said = [record.getMessage() for record in caplog.records]
+    assert ["auto takes the CPU in every process" in line for line in said] == [True] * is_mine
+    if is_mine:
+        with pytest.raises(DeviceError, match="out of memory"):
+            group.device("cuda")
+
+
+def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda usable, op: None)
+    with pytest.raises(DeviceError, match="2 CUDA devices"):
+        TorchProcessGroup(2, 3, 2, 3).device("auto")
 
 
 def test_half_an_environment_is_a_clear_error(
