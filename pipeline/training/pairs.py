@@ -293,6 +293,8 @@ def _frame(tiles: Sequence[Tensor], share: float, generator: torch.Generator) ->
     """
     count, channels, *size = tiles[0].shape
     draws = torch.rand(count, 8 + channels, generator=generator).tolist()
+    is_outside = torch.zeros(count, 1, *size, dtype=torch.bool)
+    colours = torch.zeros(count, channels, 1, 1, dtype=tiles[0].dtype)
     for row, (chance, round_, kind, shade, tall, top, wide, left, *colour) in enumerate(draws):
         if chance >= share:
             continue
@@ -300,16 +302,16 @@ def _frame(tiles: Sequence[Tensor], share: float, generator: torch.Generator) ->
             _off_middle(extent, 1 - (1 - LEAST_INSIDE) * max(0.0, 1.5 * cut - 0.5), start)
             for extent, cut, start in zip(size, (tall, wide), (top, left), strict=True)
         )
-        is_outside = (
+        is_outside[row] = (
             down[:, None].square() + across.square() > 1
             if round_ < ROUND_SHARE
             else (down.abs() > 1)[:, None] | (across.abs() > 1)
         )
         values = [round(shade)] * channels if kind < BLACK_OR_WHITE_SHARE else colour
-        for tile in tiles:
-            target = tile[row]
-            paint = target.new_tensor(values).view(-1, 1, 1)
-            target.copy_(torch.where(is_outside.to(target.device), paint, target))
+        colours[row] = torch.tensor(values).view(-1, 1, 1)
+    mask, paint = (upload(host, tiles[0].device) for host in (is_outside, colours))
+    for tile in tiles:
+        tile.copy_(torch.where(mask, paint, tile))
 
 
 def _off_middle(extent: int, length: float, start: float) -> Tensor:
