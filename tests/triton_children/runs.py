@@ -5,15 +5,18 @@ CHIPS = (80, 86, 89, 90, 100)
 # Every layer of every shipped network at real sizes, where tensor cores differ most from Ampere's.
 _NETWORKS = [
     f"90/{network}-inference-bfloat16-{size}"
-    for network in ("tconv", "upsample", "unet")
+    for network in ("tconv", "upsample", "unet", "unet-level")
     for size in ("1x64x64", "16x64x64", "1x1024x1024", "1x4096x4096", "16x4096x4096")
 ]
-_TRAINING = ["90/unet-training-bfloat16-16x96x96", "90/tconv-training-bfloat16-64x32x32"]
-_TOLD = [
-    "90/unet-level-inference-bfloat16-1x1024x1024",
-    "80/unet-level-inference-float32-1x512x768",
+_TRAINING = [
+    f"90/{network}-training-bfloat16-{size}"
+    for network, size in (("unet", "16x96x96"), ("unet-level", "16x96x96"), ("tconv", "64x32x32"))
 ]
-_SINGLE = ["80/unet-inference-float32-1x512x768", "80/tconv-training-float32-64x32x32"]
+_SINGLE = [
+    "80/unet-inference-float32-1x512x768",
+    "80/unet-level-inference-float32-1x512x768",
+    "80/tconv-training-float32-64x32x32",
+]
 
 RUNS = [
     *(f"{chip}/kernels" for chip in CHIPS),
@@ -21,6 +24,5 @@ RUNS = [
     "90/limits",
     *_NETWORKS,
     *_TRAINING,
-    *_TOLD,
     *_SINGLE,
 ]

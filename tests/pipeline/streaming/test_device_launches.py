@@ -1,6 +1,8 @@
 """What a GPU would launch, and move, around a network's convolutions: on meta tensors."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,3 +84,73 @@ def test_little_is_launched_and_moved_around_the_convolutions(
     count, moved = around(launches, operations)
     assert count <= MOST[name][0]
     assert moved <= MOST[name][1] + (9 if dtype == torch.uint16 else 0)
+
+
+@dataclass
+class Needs:
+    """What convolutions need; bytes are of half precision.
+
+    Attributes:
+        multiply_adds: as defined.
+        maps: bytes of feature maps read and written once a launch; images are not among them.
+        fetched: bytes that programs load: the input anew for every tap and tile of columns, the
+            weights for every tile of positions. L2 holds most of them.
+    """
+
+    multiply_adds: int = 0
+    maps: int = 0
+    fetched: int = 0
+
+    def add(self, launch: Launch) -> None:
+        options, (x, weight) = launch.options, launch.arguments[:2]
+        if launch.kernel == "conv_forward_kernel":
+            residual, y, positions = launch.arguments[3], *launch.arguments[7:9]
+        else:
+            residual, y = launch.arguments[3:5]
+            stride = options["STRIDE_H"] * options["STRIDE_W"]
+            positions = y.numel() // y.shape[-1] // stride
+        images = [x, y, *[residual] * options["HAS_RESIDUAL"]]
+        depth, columns = options["KH"] * options["KW"] * options["CI"], options["CO"]
+        self.multiply_adds += positions * depth * columns
+        self.maps += sum(each.numel() * each.itemsize for each in images if each.shape[-1] > 4)
+        taps = positions * x.itemsize * launch.grid[1]
+        columns = min(columns, launch.grid[1] * options["BLOCK_N"])
+        self.fetched += depth * (taps + launch.grid[0] * columns * weight.itemsize)
+
+
+# By NVIDIA's data sheets and white papers: 10¹² operations a second of tensor cores (dense,
+# bfloat16, T4: float16, with float32 sums), 10⁹ bytes of memory a second. A T4 runs no kernels of
+# ours.
+GPUS = {"H100": (989, 3350), "A100": (312, 2039), "RTX 4090": (165, 1008), "T4": (65, None)}
+A100_L2 = 5120 * 1.41e9  # bytes a clock, clocks a second
+LAUNCH_S = 5e-6
+
+
+def test_the_page_s_bounds_are_this_arithmetic(launches: list[Launch]) -> None:
+    side, beside = 4096, MOST["unet-level"]
+    with META:
+        network = Network("unet-level").eval().to(META).set_compute_dtype(torch.bfloat16)
+    with torch.inference_mode():
+        network(torch.empty(1, 3, side, side, device=META))
+    needs, convolutions = Needs(), [x for x in launches if x.kernel.startswith("conv_")]
+    for launch in convolutions:
+        needs.add(launch)
+    adds, maps, fetched = (n / side**2 for n in (needs.multiply_adds, needs.maps, needs.fetched))
+    times = [round(2 * adds / each, -1) for each, _ in GPUS.values()]
+    moved = [round((maps + beside[1]) / each * 1e3, -1) for _, each in GPUS.values() if each]
+    count = len(convolutions) + beside[0]
+    page = (Path(__file__).parents[3] / "docs/gpu.md").read_text()
+    for cells in (
+        ["bound by", *GPUS],
+        [f"tensor cores: {adds / 1e3:.0f} thousand multiply-adds", *(f"{t:.0f}" for t in times)],
+        [
+            f"memory: {maps:.0f} B of feature maps, {beside[1]} B beside",
+            *(f"{t:.0f}" for t in moved),
+        ],
+        [f"L2: {fetched / 1e3:.1f} kB", "?", f"{round(fetched / A100_L2 * 1e12, -1):.0f}"],
+        [
+            f"the host, an image: {count} launches",
+            *3 * [f"{round(count * LAUNCH_S * 1e6, -1):.0f}"],
+        ],
+    ):
+        assert "| " + " | ".join(cells) in page
