@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -154,12 +154,7 @@ def _devices(chosen: torch.device) -> Iterator[Check]:
     )
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            detail = (
-                f"{properties.name}, {properties.total_memory / 1e9:.1f} GB, "
-                f"compute capability {properties.major}.{properties.minor}"
-            )
-            yield Check("devices", f"cuda:{index}", "ok", detail)
+            yield _gpu(f"cuda:{index}", _cuda_words)
     else:
         reason = (
             "PyTorch finds no usable NVIDIA GPU"
@@ -168,14 +163,30 @@ def _devices(chosen: torch.device) -> Iterator[Check]:
         )
         yield Check("devices", "cuda", "note", reason)
     for index in range(torch.xpu.device_count() if torch.xpu.is_available() else 0):
-        device = f"xpu:{index}"
-        memory = torch.xpu.get_device_properties(index).total_memory / 1e9
-        yield Check(
-            "devices", device, "ok", f"{describe_device(device)}, {memory:.1f} GB, untested"
-        )
+        yield _gpu(f"xpu:{index}", _xpu_words)
     if torch.backends.mps.is_available():
         yield Check("devices", "mps", "ok", APPLE_GPU)
     yield Check("devices", "chosen", "ok", f"{chosen} (--device)")
+
+
+def _gpu(name: str, words: Callable[[str], str]) -> Check:
+    try:
+        return Check("devices", name, "ok", words(name))
+    except Exception as error:  # a driver that fails at the first question
+        return Check("devices", name, "problem", in_words(error))
+
+
+def _cuda_words(name: str) -> str:
+    properties = torch.cuda.get_device_properties(name)
+    return (
+        f"{properties.name}, {properties.total_memory / 1e9:.1f} GB, "
+        f"compute capability {properties.major}.{properties.minor}"
+    )
+
+
+def _xpu_words(name: str) -> str:
+    memory = torch.xpu.get_device_properties(name).total_memory / 1e9
+    return f"{torch.xpu.get_device_name(name)}, {memory:.1f} GB, untested"
 
 
 def _extras() -> Iterator[Check]:

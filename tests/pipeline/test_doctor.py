@@ -131,6 +131,20 @@ def test_intel_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["xpu:0"] == found["xpu:1"] == "Arc A770, 16.0 GB, untested"
 
 
+def test_a_gpu_that_fails_at_the_first_question_is_a_finding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(name: str) -> object:
+        raise torch.cuda.DeferredCudaCallError("CUDA call failed lazily\n\nat …")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", broken)
+    (check,) = (check for check in doctor._devices(CPU) if check.name == "cuda:0")
+    assert check.state == "problem"
+    assert check.detail == "DeferredCudaCallError: CUDA call failed lazily"
+
+
 def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "available_host_bytes", lambda: 400_000_000)
     (check,) = (check for check in doctor.examine(CPU) if check.name == "memory")
