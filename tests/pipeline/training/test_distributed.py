@@ -26,11 +26,11 @@ MODULE = "denoise_batch.training"
 
 
 def environment() -> dict[str, str]:
-    """Without what an outer torchrun may have set; one thread a process."""
+    """Without what an outer torchrun may have set, and without GPUs; one thread a process."""
     ours = {
         name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")
     }
-    return {**ours, "OMP_NUM_THREADS": "1"}
+    return {**ours, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def torchrun(processes: int, arguments: Sequence[str | Path], *options: str) -> list[str]:
@@ -68,7 +68,8 @@ def test_two_processes_reach_the_weights_of_one_with_the_joint_batch(
 ) -> None:
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     assert main([*recipe(photographs), "-o", str(whole)]) == 0
-    said = run(torchrun(2, [*recipe(photographs), "-o", shared]))
+    automatic = [*recipe(photographs), "--device", "auto"]  # which all processes agree on
+    said = run(torchrun(2, [*automatic, "-o", shared]))
     for name in ("last.safetensors", "best.safetensors", "checkpoint.safetensors"):
         assert largest_difference(whole / name, shared / name) < 1e-6
     rows = [
