@@ -1,8 +1,9 @@
 """The self-check of denoise-doctor: every op of a device, on the shipped networks' layers."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ def self_check(device: torch.device | str) -> list[KernelCheck]:
     Whatever one op does to a device, all the others have a row: after an illegal access every later
     call on it raises.
     """
+    return [check() for check in planned_checks(device)]
+
+
+def planned_checks(device: torch.device | str) -> list[Callable[[], KernelCheck]]:
+    """The checks of `self_check`, to be called in any order; on CUDA most calls compile kernels."""
     device = torch.device(device)
     dtypes = (torch.float32,) if device.type == "cpu" else DTYPES
     examples = list(example_inputs(device, dtypes))  # made while the device still works
@@ -56,7 +62,7 @@ def self_check(device: torch.device | str) -> list[KernelCheck]:
     for name, _, calls in examples:
         gemm, reference = getattr(portable, name), getattr(REFERENCE, name)
         if gemm is not reference:
-            checks.append(_worst(name, "gemm", gemm, reference, calls))
+            checks.append(partial(_worst, name, "gemm", gemm, reference, calls))
     return checks
 
 
@@ -65,20 +71,23 @@ def severity(check: KernelCheck) -> tuple[bool, float]:
     return check.status != "ok", math.inf if check.error is None else check.error
 
 
-def _check_native(examples: Sequence[Example]) -> list[KernelCheck]:
+def _check_native(examples: Sequence[Example]) -> list[Callable[[], KernelCheck]]:
     try:
         native = load_native()
     except UnavailableError as error:
         tolerance = TOLERANCES[torch.float32]
-        return [KernelCheck("native", "native", "unavailable", None, tolerance, str(error))]
+        missing = KernelCheck("native", "native", "unavailable", None, tolerance, str(error))
+        return [lambda: missing]
     return [
-        _worst(name, "native", getattr(native, name), getattr(REFERENCE, name), calls)
+        partial(_worst, name, "native", getattr(native, name), getattr(REFERENCE, name), calls)
         for name, _, calls in examples
         if name in NATIVE_OPS
     ]
 
 
-def _check_triton(device: torch.device, examples: Sequence[Example]) -> list[KernelCheck]:
+def _check_triton(
+    device: torch.device, examples: Sequence[Example]
+) -> list[Callable[[], KernelCheck]]:
     status: Status = "unavailable"
     reason = ""
     kernels: Mapping[str, Op] = {}
@@ -88,17 +97,22 @@ def _check_triton(device: torch.device, examples: Sequence[Example]) -> list[Ker
         reason = str(error)
     except Exception as error:  # a full device's
         status, reason = "failed", in_words(error)
-    checks = []
+    checks: list[Callable[[], KernelCheck]] = []
     for name, dtype, calls in examples:
         if name in kernels:
-            kernel, gemm = kernels[name], getattr(GEMM, name)
-            tried = [_worst(name, "triton", kernel, gemm, calls, device, rows) for rows in ROWS]
-            checks.append(max(tried, key=severity))  # the worse of both tiles
+            checks.append(partial(_worse_tile, device, name, kernels[name], calls))
         elif name in TRITON_OPS:
             label = f"{name} {str(dtype).removeprefix('torch.')}"
             tolerance = TOLERANCES[dtype]
-            checks.append(KernelCheck(label, "triton", status, None, tolerance, reason))
+            checks.append(partial(KernelCheck, label, "triton", status, None, tolerance, reason))
     return checks
+
+
+def _worse_tile(device: torch.device, name: str, kernel: Op, calls: Sequence[Call]) -> KernelCheck:
+    """The worse of both tiles."""
+    gemm = getattr(GEMM, name)
+    tried = [_worst(name, "triton", kernel, gemm, calls, device, rows) for rows in ROWS]
+    return max(tried, key=severity)
 
 
 def _worst(

@@ -28,6 +28,7 @@ from measure import measure
 from registry import PROVIDERS, Case, cases, quick, select
 from report import Run, document, print_report
 from rich.console import Console
+from timing import use_device
 
 from denoise_batch.device import cores
 
@@ -73,6 +74,7 @@ def _run(chosen: Sequence[Case], options: argparse.Namespace) -> int:
         "rounds": options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS),
         "threads": options.threads,
     }
+    use_device(options.device)
     dtypes = sorted({case.dtype for case in chosen})
     peaks = measure_peaks(options.device, dtypes, is_quick=options.quick, **conditions)
     run = Run(options.device, is_quick=options.quick, peaks=peaks, **conditions)

@@ -67,6 +67,12 @@ def summary(samples: Sequence[float]) -> Timing:
     return Timing(statistics.median(ordered), p20, p80, len(ordered))
 
 
+def use_device(device: torch.device) -> None:
+    """Make a GPU the current one, whose events, memory and statistics torch means by default."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def turn(runner: Runner, device: torch.device, calls: int) -> list[float]:
     """Make an untimed call, then `calls` timed ones; return their seconds."""
     call = _cuda_call if device.type == "cuda" else _host_call

@@ -23,7 +23,7 @@ from problem import Runner, UnavailableError, pose
 from providers import PREPARE
 from registry import REFERENCE, Case
 from safetensors.torch import save_file
-from timing import turn
+from timing import turn, use_device
 from torch import Tensor
 
 from denoise_batch.process import tune_process
@@ -138,6 +138,7 @@ def serve(
     if _is_command(case, provider):
         tune_process()
     try:
+        use_device(device)
         runner, first = _start(case, provider, device, results)
         pipe.send(first)
         gc.collect()
