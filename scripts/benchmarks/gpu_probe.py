@@ -187,7 +187,8 @@ def memory(options: argparse.Namespace) -> None:
         net = _network(options, precision=None)
         pages = [_page(edge, seed) for seed in range(count)]
         denoiser = BatchDenoiser(net, device, memory=1 << 60)
-        _samples(denoiser, pages)  # compiles
+        if device.type == "cuda":
+            _samples(denoiser, pages)  # compiles
         expected, peak = _peak_of(denoiser, pages)
         before = denoiser.most_pixels
         with _limited(denoiser, peak // 2, edge * edge * count // 2):

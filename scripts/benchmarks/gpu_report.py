@@ -223,8 +223,8 @@ class Report:
         """Add lines; any thread may."""
         with self._lock:
             self._body += lines
-            print("\n".join(lines), flush=True)
             self._write()
+            print("\n".join(lines), flush=True)
 
     def table(self, *head: str) -> None:
         """Begin a table."""
@@ -303,7 +303,10 @@ class Report:
         states = [f"- {name}: {state}" for name, state in self._states.items()]
         lines = [*self._head, "", *states, *self._body]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # Whoever ends this process in the midst of it leaves the file that there was.
+        beside = self._path.with_name(self._path.name + ".tmp")
+        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        beside.replace(self._path)
 
 
 def _cell(value: Any) -> str:
