@@ -17,7 +17,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
-    *sorted((ROOT / "docs").rglob("*.md")),
+    # What scripts/gpu-check writes is a record, no page.
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "gpu-results"),
     ROOT / "weights" / "README.md",
 ]
 SOURCES = [

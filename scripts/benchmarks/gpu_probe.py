@@ -337,11 +337,12 @@ def _limited(denoiser: BatchDenoiser, most_bytes: int, most_pixels: int) -> Iter
         torch.cuda.empty_cache()
         most_bytes += torch.cuda.memory_reserved(device)
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most_bytes / total), device)
+        # Of the current device, which is this one: "cuda" alone it would not take.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most_bytes / total))
         try:
             yield
         finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
+            torch.cuda.set_per_process_memory_fraction(1.0)
         return
     forward = denoiser._forward  # private: only a GPU's own allocator could refuse otherwise
     launch = forward._run

@@ -396,6 +396,40 @@ def test_what_is_timed_is_the_gpu_that_was_named(
     assert [error.reason for error in sent] == ["that is all"]
 
 
+def test_a_call_that_waits_for_the_gpu_is_an_error_in_its_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def wait() -> None:
+        if modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    timed = sibling("gpu_probe")._timed
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        timed(wait, torch.device("cuda"))
+    assert modes == ["default", "error", "default"]
+    host_s, all_s = timed(lambda: None, torch.device("cuda"))
+    assert host_s > 0
+    assert all_s > 0
+
+
+def test_memory_is_short_for_the_drill_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    fractions: list[float] = []
+    properties = types.SimpleNamespace(total_memory=1000)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
+    denoiser = types.SimpleNamespace(device=torch.device("cuda"))
+    limited = sibling("gpu_probe")._limited
+    with pytest.raises(KeyError), limited(denoiser, 300, 0):
+        raise KeyError
+    assert fractions == [0.4, 1.0]
+
+
 @pytest.fixture
 def report() -> ModuleType:
     return sibling("report")
