@@ -6,6 +6,7 @@ A CUDA error, which is for good, so costs one part of the report and not the res
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from gpu_report import DOUBTFUL, is_doubt
 from measure import relative_error
 from problem import pose
 from providers import PREPARE
@@ -64,13 +66,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     use_device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
+    logging.basicConfig(format="%(message)s")
+    options.row = Rows(options.device)
+    logging.getLogger().addHandler(options.row)
     PROBES[options.probe](options)
     return 0
 
 
-def row(*cells: Any, wrong: str = "") -> None:
-    """Print a row."""
-    print(json.dumps({"cells": cells, "wrong": wrong}), flush=True)
+class Rows(logging.Handler):
+    """Prints rows, and marks those in which something slower computes than was to.
+
+    Args:
+        device: that computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(logging.WARNING)
+        self._device = device
+        self._is_doubtful = False  # since the last row
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hear a warning, which goes to standard error too."""
+        self._is_doubtful |= is_doubt(record.getMessage())
+
+    def __call__(self, name: str, *cells: Any, wrong: str = "") -> None:
+        """Print a row."""
+        # Kernels that are off stay so, graphs are of one row.
+        is_doubtful = self._is_doubtful or is_doubt(ops_for(self._device).in_words)
+        self._is_doubtful = False
+        named = f"{name} {DOUBTFUL}" if is_doubtful else name
+        print(json.dumps({"cells": [named, *cells], "wrong": wrong}), flush=True)
 
 
 def kernels(options: argparse.Namespace) -> None:
@@ -83,14 +108,14 @@ def kernels(options: argparse.Namespace) -> None:
         error = None if check.error is None else f"{check.error:.1e}"
         allowed = f"{check.tolerance:.0e}"
         wrong = f"{check.name} by {check.implementation}: {status}" * is_wrong
-        row(check.name, check.implementation, status, error, allowed, wrong=wrong)
+        options.row(check.name, check.implementation, status, error, allowed, wrong=wrong)
 
 
 def network(options: argparse.Namespace) -> None:
     """A synthetic image through the default network."""
     check = self_test(options.device)
     words = computing(options.device)
-    row(words, check.state, check.detail, wrong=check.detail * (check.state == "problem"))
+    options.row(words, check.state, check.detail, wrong=check.detail * (check.state == "problem"))
 
 
 def forward(options: argparse.Namespace) -> None:
@@ -113,7 +138,7 @@ def forward(options: argparse.Namespace) -> None:
                 else:
                     wrong = f"{name}: {first_line(error)}"
             speed = side * side / 1e6 / device_s if device_s else None
-            row(name, _ms(device_s), _ms(host_s), speed, wrong=wrong)
+            options.row(name, _ms(device_s), _ms(host_s), speed, wrong=wrong)
             del run
 
 
@@ -135,7 +160,7 @@ def tiles(options: argparse.Namespace) -> None:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                row(name, what, None, f"{allowed:.0e}", "too large for the memory")
+                options.row(name, what, None, f"{allowed:.0e}", "too large for the memory")
                 difference = None
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -144,7 +169,7 @@ def tiles(options: argparse.Namespace) -> None:
             is_wrong = not difference <= allowed
             wrong = f"{name}: {difference:.2g} from {what}, allowed {allowed:.0e}" * is_wrong
             state = "WRONG" if is_wrong else "ok"
-            row(name, what, f"{difference:.1e}", f"{allowed:.0e}", state, wrong=wrong)
+            options.row(name, what, f"{difference:.1e}", f"{allowed:.0e}", state, wrong=wrong)
 
 
 def layers(options: argparse.Namespace) -> None:
@@ -170,7 +195,7 @@ def layers(options: argparse.Namespace) -> None:
             medians = {n: timing.median for n, timing in alternate(turns, rounds=4).items()}
             moved = _moved_bytes(case, results["ours"]) if mode == "infer" else None
             is_wrong = not error <= case.tolerance
-            row(
+            options.row(
                 case.name,
                 *(_ms(medians[name]) for name in ("ours", "eager")),
                 medians["ours"] / medians["eager"],
@@ -202,7 +227,7 @@ def memory(options: argparse.Namespace) -> None:
         if not did_learn:
             wrong = f"{name}: nothing ran out of memory, so nothing was tried"
         least = f"{denoiser.most_pixels / 1e6:.2g} MP at once" if did_learn else ""
-        row(f"{name} of {edge}²", f"{peak / 2**20:.0f} MiB", least, difference, wrong=wrong)
+        options.row(f"{name} of {edge}²", f"{peak / 2**20:.0f} MiB", least, difference, wrong=wrong)
 
 
 PROBES: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -179,6 +179,7 @@ class Report:
         self._part = ""
         self._notes: list[str] = []
         self._failures: list[str] = []
+        self._is_late = self._is_doubtful = False
         self._processes: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
 
@@ -195,6 +196,7 @@ class Report:
     def begin(self, name: str, title: str) -> None:
         """Begin a part."""
         self._part, self._notes, self._failures = name, [], []
+        self._is_late = self._is_doubtful = False
         self._states[name] = "began, and did not end"
         self.say("", f"## {title}", "")
 
@@ -205,8 +207,10 @@ class Report:
         more = [f"… and {left_out} more lines"] if left_out else []
         if lines := [*wrong, *notes, *more]:
             self.say("", *(f"- {line}" for line in lines))
-        state = "WRONG" if self._part in self.wrong else "ok"
-        self._states[self._part] = f"{state}, {seconds:.0f} s"
+        state = "incomplete" if self._is_late else "ok"
+        state = "WRONG" if self._part in self.wrong else state
+        mark = f" {DOUBTFUL}" * self._is_doubtful
+        self._states[self._part] = f"{state}{mark}, {seconds:.0f} s"
         self._write()
 
     def end_processes(self) -> None:
@@ -232,6 +236,7 @@ class Report:
 
     def row(self, *cells: Any) -> None:
         """Add a row to the table; a float is shown with three digits, None is empty."""
+        self._is_doubtful |= str(cells[0]).endswith(DOUBTFUL)
         self.say(f"| {' | '.join(map(_cell, cells))} |")
 
     def note(self, *notes: str) -> None:
@@ -281,6 +286,7 @@ class Report:
             environment=environment,
             processes=self._processes,
         )
+        self._is_late |= ended.is_late
         is_failed = ended.code != 0 or ended.is_late
         if is_failed and not may_fail:
             if ended.is_late:

@@ -1,6 +1,8 @@
 """scripts/gpu-check: rehearsed on the CPU, and as it would be on a GPU, with fakes."""
 
 import importlib
+import json
+import logging
 import os
 import shutil
 import signal
@@ -232,7 +234,9 @@ def test_what_was_found_until_then_stays_and_a_failure_says_why(new_report: NewR
         report.child("broken", python(failing), most_s=60)
     text = report._path.read_text()
     assert text.endswith("| what | how much |\n|--|--|\n| a row |\n")
-    assert "- part: began, and did not end" in text
+    assert states(text) == {"part": "began"}
+    report.end(5.0)
+    assert states(report._path.read_text()) == {"part": "incomplete"}
 
 
 def test_no_process_takes_longer_than_what_is_left(new_report: NewReport) -> None:
@@ -299,6 +303,7 @@ def test_pixels_that_differ_are_wrong_and_other_kernels_show(
     sibling("gpu_parts").pixels(report)
     report.end(1.0)
     text = report._path.read_text()
+    assert states(text) == {"pixels": "WRONG ⚠"}
     assert "| fp32 ⚠ | torch matrix products" in text
     assert "| fp32 --cuda-graphs ⚠ |" in text
     assert f"| fp32 --tile 96 | {TRITON} | 2.5 | 3.5 | 3 | 33.33% | 43.4 |" in text
@@ -414,6 +419,24 @@ def test_a_call_that_waits_for_the_gpu_is_an_error_in_its_row(
     host_s, all_s = timed(lambda: None, torch.device("cuda"))
     assert host_s > 0
     assert all_s > 0
+
+
+def test_a_probe_marks_the_rows_in_which_something_slower_computes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = sibling("gpu_probe")
+    words = [TRITON]
+    monkeypatch.setattr(probe, "ops_for", lambda device: types.SimpleNamespace(in_words=words[-1]))
+    rows = probe.Rows(torch.device("cuda"))
+    logger = logging.Logger("denoise_batch.kernels")
+    logger.addHandler(rows)
+    logger.warning("CUDA graphs are disabled (%s); launches go on one by one", "no reason")
+    rows("64² graphs", 1.0)
+    rows("128²", 1.0)
+    words.append("Triton kernels, and torch matrix products for conv2d_fused (wrong results)")
+    rows("256²", 1.0)
+    names = [json.loads(line)["cells"][0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["64² graphs ⚠", "128²", "256² ⚠"]
 
 
 def test_memory_is_short_for_the_drill_alone(monkeypatch: pytest.MonkeyPatch) -> None:
