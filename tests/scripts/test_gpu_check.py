@@ -203,6 +203,7 @@ def test_parts_keep_their_order_fail_alone_and_are_left_out_when_time_is_short(
     assert "**WRONG**: RuntimeError: CUDA error: an illegal memory access" in text
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux for processes")
 def test_a_process_ends_with_its_time_and_with_what_it_started(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys, time\n"
@@ -437,6 +438,38 @@ def test_a_probe_marks_the_rows_in_which_something_slower_computes(
     rows("256²", 1.0)
     names = [json.loads(line)["cells"][0] for line in capsys.readouterr().out.splitlines()]
     assert names == ["64² graphs ⚠", "128²", "256² ⚠"]
+
+
+def test_the_gpu_and_how_busy_it_is_come_from_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_report: NewReport
+) -> None:
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "nvidia-smi"
+    said = tmp_path / "said"
+    command.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        f'    "-i 2 "*) printf "0\\n80\\n[N/A]\\n90\\n"; : > {said}; exec sleep 60 ;;\n'
+        '    *) echo "NVIDIA H200, 580.159.03" ;;\n'
+        "esac\n"
+    )
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    names = {"name": "NVIDIA H200", "major": 9, "minor": 0}
+    sizes = {"multi_processor_count": 132, "total_memory": 139 << 30}
+    properties = types.SimpleNamespace(**names, **sizes)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    report = new_report("cuda:2")
+    sibling("gpu_parts").environment(report)
+    text = report._path.read_text()
+    assert "- NVIDIA H200, compute capability 9.0, 132 SMs, 139 GiB" in text
+    assert "power.limit): NVIDIA H200, 580.159.03" in text
+    with sibling("gpu_runs").utilisation(report) as busy:
+        deadline = time.monotonic() + 30
+        while not said.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert busy == [80, 90]
 
 
 def test_memory_is_short_for_the_drill_alone(monkeypatch: pytest.MonkeyPatch) -> None:
