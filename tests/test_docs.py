@@ -17,8 +17,12 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
-    # What scripts/gpu-check writes is a record, no page.
-    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "gpu-results"),
+    *sorted(
+        page
+        for page in (ROOT / "docs").rglob("*.md")
+        # What scripts/gpu-check writes there is a record, no page.
+        if page.parent.name != "gpu-results" or page.name == "README.md"
+    ),
     ROOT / "weights" / "README.md",
 ]
 SOURCES = [
