@@ -117,7 +117,7 @@ def test_triton_s_ops_have_their_rows_too(is_full: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     device = torch.device("cuda", 0)
     examples = list(example_inputs(torch.device("cpu"), [torch.float32]))
-    checks = selfcheck._check_triton(device, examples)
+    checks = [check() for check in selfcheck._check_triton(device, examples)]
     assert len(checks) == len(selfcheck.TRITON_OPS)
     assert {check.status for check in checks} == {"failed"}
     reason = "OutOfMemoryError: CUDA out of memory" if is_full else "declined: no"
