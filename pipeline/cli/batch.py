@@ -144,7 +144,7 @@ def denoise(
             "--weights",
             "-w",
             help="A safetensors file, or unet-level-9 (default; any picture), unet-gaussian-4 "
-            "(white noise), unet-camera-2 (cameras), tconv or upsample (the course paper's).",
+            "(white noise), tconv or upsample (the course paper's).",
             rich_help_panel=NETWORK,
         ),
     ] = None,

@@ -15,6 +15,7 @@ from denoise_batch.files.images import read_image
 from denoise_batch.kernels import WeightsError
 from denoise_batch.models import (
     LevelEstimator,
+    find_weights,
     load_weights,
     shipped_file,
     shipped_manifest,
@@ -44,6 +45,12 @@ def test_no_file_lies_about_unlisted() -> None:
 
 def test_the_default_is_a_shipped_name() -> None:
     assert shipped_names()[0] == shipped_manifest()["default"]
+
+
+@pytest.mark.parametrize("name", ["unet-gaussian-4", "unet-camera-2", "unet-level-4"])
+def test_every_released_name_goes_on_working(name: str) -> None:
+    found = find_weights(name)
+    assert found.stem == name if name in shipped_names() else found == find_weights(None)
 
 
 def test_help_names_what_is_shipped_and_the_default() -> None:
