@@ -18,7 +18,7 @@ from denoise_batch.kernels.dispatch import ops_for
 from denoise_batch.kernels.kernel_check import KernelCheck, in_words
 from denoise_batch.kernels.selfcheck import self_check
 
-from .device import APPLE_GPU, available_host_bytes, describe_device, device_failures
+from .device import APPLE_GPU, available_host_bytes, describe_device
 from .metrics import psnr
 from .models import find_weights, load_weights, shipped_file, shipped_manifest, shipped_names
 
@@ -66,8 +66,7 @@ def kernel_checks(device: torch.device) -> list[KernelCheck]:
 def computing(device: torch.device) -> str:
     """Say in one line which kernels compute on the device, and why no faster ones do."""
     try:
-        with device_failures(device):
-            return ops_for(device).in_words
+        return ops_for(device).in_words
     except DenoiseBatchError as error:
         return f"nothing ({error})"
     except Exception as error:  # a full or broken device's; what is known is printed all the same

@@ -162,18 +162,6 @@ def test_it_is_so_before_the_work_too(
     assert [line for line in lines if line.startswith("error: --device cpu: it failed")]
 
 
-def test_the_doctor_says_that_kernels_find_no_memory(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fails(device: torch.device) -> Any:
-        raise FULL
-
-    monkeypatch.setattr("denoise_batch.doctor.ops_for", fails)
-    doctor.main(["--device", "cpu"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "Computing on cpu: nothing (--device cpu: out of memory" in said
-
-
 def test_a_bug_is_no_failure_of_the_device(
     photographs: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
