@@ -107,7 +107,7 @@ class DecodedImage:
             samples = samples.clone()
             _set_pixels(samples, is_flat, _pixels(self.samples, is_flat))
         if self.storage.mode.startswith("RGB") and samples.shape[2] == 1:
-            samples = samples.expand(-1, -1, 3).contiguous()
+            samples = torch.cat([samples] * 3, 2)  # expand and copy take four times as long
         return _put_back(_put_back(samples, self.outliers), self.kept)
 
 
