@@ -586,7 +586,10 @@ class _Stream:
 
     def _drain(self) -> Iterator[Result]:
         while self._results:
-            yield self._results.popleft()
+            result = self._results.popleft()
+            # At the end what fails too is left, as if not begun.
+            if result.status == "done" or not self.stop.is_at_once:
+                yield result
 
     def _give_up_waiting(self) -> None:
         """Begin nothing new: give up what waits for the network, write what it has finished."""
@@ -595,15 +598,13 @@ class _Stream:
             self._finish(file, None)
 
     def _end_at_once(self, writers: ThreadPoolExecutor) -> None:
-        """Finish only what is being written; what fails there too is left, as if not begun."""
+        """Finish only what is being written."""
         self._stop_reading()
         writers.shutdown(cancel_futures=True)
         while not self._inbox.empty():
-            match self._inbox.get():
-                case _Written(file, result) if result.status == "done":
-                    self._finish(file, result)
-                case BaseException() as error:
-                    raise error
+            message = self._inbox.get()
+            if isinstance(message, _Written | BaseException):
+                self._handle(message)
 
     def _stop_reading(self) -> None:
         self._is_stopping = True
