@@ -225,14 +225,15 @@ class LocalEngine(Engine):
 
 
 def with_stored_range(options: DenoiseOptions) -> DenoiseOptions:
-    """Return the options with the range of values of their weights, unless they give another.
+    """Return the options with the file and range of their weights, unless they give a range.
 
     Raises:
         WeightsError: the weights cannot be used.
     """
     if options.value_range is not None:
         return options
-    return replace(options, value_range=load_weights(find_weights(options.weights)).value_range)
+    file = find_weights(options.weights)
+    return replace(options, weights=str(file), value_range=load_weights(file).value_range)
 
 
 def weights_for(options: DenoiseOptions) -> tuple[Path, Weights]:

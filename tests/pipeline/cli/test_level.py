@@ -298,6 +298,12 @@ def test_the_learned_level_is_the_noise_where_that_is_not_white(tmp_path: Path) 
     assert told["coarse.png"]["sigma_in_255"] < 7.5
 
 
+def test_a_retired_name_is_said_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert run(folder, weights="unet-level-4") == 0
+    assert caplog.text.count("weights unet-level-4 are retired") == 1
+
+
 def test_a_retired_name_means_the_default(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
