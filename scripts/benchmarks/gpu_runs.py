@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from gpu_report import DOUBTFUL, Ended, Report, is_doubt
 
 from denoise_batch.files.images import read_pages
+from denoise_batch.metrics import psnr_of_mse
 
 HERE = Path(__file__).parent
 CLEAN = HERE.parents[1] / "docs" / "samples" / "clean"
@@ -92,7 +92,10 @@ def denoise(
 
 
 def compare(expected: Path, found: Path) -> tuple[int, float, float]:
-    """Largest difference of the pictures of two folders, share of samples that differ, PSNR."""
+    """Largest difference of the pictures of two folders, share of samples that differ, PSNR.
+
+    The PSNR of equal pictures is ∞.
+    """
     most, differing, squares, count = 0, 0, 0.0, 0
     for path in sorted(expected.glob("*.png")):
         (left,), (right,) = read_pages(path), read_pages(found / path.name)
@@ -101,8 +104,7 @@ def compare(expected: Path, found: Path) -> tuple[int, float, float]:
         differing += int((difference > 0).sum())
         squares += float(difference.double().square().sum())
         count += difference.numel()
-    psnr = float(10 * torch.tensor(255.0**2 * count / max(squares, 1e-9)).log10())
-    return most, differing / count, psnr
+    return most, differing / count, psnr_of_mse(squares / (255**2 * count))
 
 
 @contextmanager
