@@ -5,7 +5,9 @@ pillow-heif gives more than 8 bits, Pillow's plug-in for JPEG XL does not: its h
 
 import io
 import struct
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -25,6 +27,9 @@ from .sniff import boxes
 FORMATS = {"HEIF", "JXL"}
 MODES = {"HEIF": "L RGB RGBA I;16 RGB;16 RGBA;16", "JXL": "L LA RGB RGBA I;16 F"}
 
+# Two threads that encoded HEIF at once ended the process (a segmentation fault in libheif). Its
+# encoder has threads of its own.
+_ENCODING = threading.Lock()
 _SRGB = {(1, 13), (1, 2), (2, 2)}  # primaries and transfer: sRGB, or not said
 _GAIN_MAP = "gainmap"  # in what Apple and Samsung call it
 _SRGB_NAMES = (b"sRGB", b"RGB_D65_SRG", b"Gra_D65", "sRGB".encode("utf-16-be"))
@@ -79,7 +84,8 @@ def write(
         is_deep = mode in {"I;16", "F"}
         options["lossless"] = is_deep or page.storage.is_lossless or quality == 100
     given = {name: value for name, value in options.items() if value is not None}
-    image.save(file, format_name, **given)
+    with _ENCODING if format_name == "HEIF" else nullcontext():
+        image.save(file, format_name, **given)
     return metadata
 
 
@@ -154,7 +160,8 @@ def _write_deep_heif(
     options["bit_depth"] = 12 if (page.declared.bits or 10) > 10 else 10
     given = {name: value for name, value in options.items() if value is not None}
     data = bytes(memory(whole))
-    pillow_heif.encode(mode.replace("I;", "L;"), (width, height), data, file, **given)
+    with _ENCODING:
+        pillow_heif.encode(mode.replace("I;", "L;"), (width, height), data, file, **given)
     return metadata
 
 

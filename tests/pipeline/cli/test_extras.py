@@ -5,6 +5,7 @@ import math
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,30 @@ def test_a_heic_file_keeps_format_metadata_and_way_up(heif: Any, tmp_path: Path)
         with Image.open(SAMPLES / "jpeg.heic") as source:
             assert image.info["icc_profile"] == source.info["icc_profile"]
     assert heif.open_heif(out / "jpeg.heic").info["chroma"] == 420
+
+
+def test_one_thread_at_a_time_encodes_heif(
+    heif: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libheif's encoder ended a process in which two did."""
+    for index in range(6):
+        picture(40 + index, 24, index).save(tmp_path / f"{index}.png")
+    save, active, most = Image.Image.save, [], []
+
+    def watched(image: Image.Image, *arguments: Any, **options: Any) -> None:
+        is_heif = "HEIF" in arguments
+        if is_heif:
+            active.append(image)
+            most.append(len(active))
+            time.sleep(0.05)
+        save(image, *arguments, **options)
+        if is_heif:
+            active.pop()
+
+    monkeypatch.setattr(Image.Image, "save", watched)
+    arguments = ["--format", "heic", "--strength", "0", "--workers", "4"]
+    assert run(tmp_path, "-o", tmp_path / "out", *arguments) == 0
+    assert most == [1] * 6
 
 
 def test_ten_bits_stay_ten(heif: Any, tmp_path: Path) -> None:
