@@ -143,7 +143,7 @@ def denoise(
         typer.Option(
             "--weights",
             "-w",
-            help="A safetensors file, or unet-level-9 (default; any picture), unet-gaussian-4 "
+            help="A safetensors file, or unet-level-10 (default; any picture), unet-gaussian-4 "
             "(white noise), tconv or upsample (the course paper's).",
             rich_help_panel=NETWORK,
         ),

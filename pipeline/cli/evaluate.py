@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 SCORING, NETWORK, OUTPUT = "Scoring", "Network", "Output"
 EXAMPLES = """[bold]Examples[/]
 
-[cyan]denoise-eval unet-level-9 photos[/]
+[cyan]denoise-eval unet-level-10 photos[/]
   white noise of σ = 25/255
 
 [cyan]denoise-eval runs/photos/best.safetensors photos --noise poisson:30 --noise camera --gray[/]
   two noise models, scored on luminance
 
-[cyan]denoise-eval unet-level-9 runs/photos/best.safetensors photos[/]
+[cyan]denoise-eval unet-level-10 runs/photos/best.safetensors photos[/]
   which of two weights is better, and how surely
 
 [cyan]denoise-eval tconv photos --noise subpixel:8 --json[/]

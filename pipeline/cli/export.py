@@ -12,7 +12,7 @@ app = new_app()
 
 EXAMPLES = """[bold]Examples[/]
 
-[cyan]denoise-export unet-level-9 unet.onnx[/]  shipped weights
+[cyan]denoise-export unet-level-10 unet.onnx[/]  shipped weights
 
 [cyan]denoise-export runs/photos/best.safetensors mine.onnx[/]  your own
 """

@@ -398,7 +398,7 @@ def test_gray_stored_as_rgb_stays_gray(suffix: str, bits: int, imgs: Path) -> No
     assert psnr(read[..., 0], 0, 2**bits - 1) > 25
 
 
-@pytest.mark.parametrize("weights", ["unet-level-9", "unet-gaussian-4", "tconv"])
+@pytest.mark.parametrize("weights", ["unet-level-10", "unet-gaussian-4", "tconv"])
 def test_flat_colours_come_back_within_one_level(weights: str, imgs: Path) -> None:
     colours = [
         (0, 0, 0),

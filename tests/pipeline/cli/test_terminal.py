@@ -29,7 +29,7 @@ from denoise_batch.progress import Progress
 from denoise_batch.streaming import session
 from denoise_batch.streaming.result import Plan, Result, Summary
 
-PLAN = Plan((), (), (), "cpu", "fp32", "weights/unet-level-9.safetensors", "native kernels")
+PLAN = Plan((), (), (), "cpu", "fp32", "weights/unet-level-10.safetensors", "native kernels")
 
 
 class Steps(Progress[Plan, Result]):
@@ -123,7 +123,7 @@ def test_bars_show_device_weights_image_speed_and_time_left(columns: int) -> Non
     name = "holidays/" + 20 * "very/" + "large-image.tif"
     bars.on_start(start_of(job(name), job("b.png")))
     bars.live.stop()
-    assert terminal.lines()[0].startswith("unet-level-9, fp32 on cpu")
+    assert terminal.lines()[0].startswith("unet-level-10, fp32 on cpu")
     assert terminal.lines()[1] == "reading"
     terminal.now = 10.0
     bars.on_step(name, 12_000_000, 24_000_000)

@@ -577,7 +577,7 @@ def test_the_default_rates_suit_optimiser_and_network(
     ("chosen", "recipe"),
     [
         (["--network", "unet"], ("muon", 64, 0.99, 1e-3)),
-        (["--init", "unet-level-9"], ("muon", 64, 0.99, 1e-3)),
+        (["--init", "unet-level-10"], ("muon", 64, 0.99, 1e-3)),
         (["--network", "unet", "--optimizer", "sgd", "--ema", "0"], ("sgd", 64, 0.0, 0.1)),
         ([], ("sgd", 32, 0.0, 4.0)),
     ],
